@@ -1,0 +1,35 @@
+"""What a run tells the shell: one-line errors and exit codes.
+
+A user's mistake is an `InputError`: one line, exit code 2, no traceback unless `--traceback` is given.
+Anything else that is raised is a bug, and shows where it happened.
+"""
+
+import sys
+from collections.abc import Callable
+
+EXIT_DONE = 0
+EXIT_BAD_INPUT = 2
+EXIT_DIVERGED = 3
+EXIT_STOPPED = 75
+"""EX_TEMPFAIL of sysexits.h: a signal ended the run, its state is saved, `--resume` goes on."""
+
+
+class InputError(ValueError):
+    """Something the user chose cannot work. The message is one line: field or file, values, way out."""
+
+
+def run_verb(main: Callable[[list[str]], int]) -> None:
+    """Runs a command line tool, `main(arguments) -> exit code`, and ends the process with its code."""
+    args = sys.argv[1:]
+    show_traceback = "--traceback" in args
+    try:
+        code = main([arg for arg in args if arg != "--traceback"])
+    except InputError as error:
+        if show_traceback:
+            raise
+        print(f"error: {error}", file=sys.stderr)
+        code = EXIT_BAD_INPUT
+    except BrokenPipeError:
+        sys.stderr.close()
+        code = EXIT_DONE
+    sys.exit(code)
