@@ -1,0 +1,32 @@
+# make train: environment, embedded text, a small model, a sample.  make test: environment, lint, tests.
+PYTHON ?= python3
+VENV := .venv
+RUN := $(VENV)/bin/python
+
+.PHONY: train test lint clean
+
+train: $(VENV)/.installed
+	$(RUN) -m jaxgpt.prepare pydocs
+	$(RUN) -m jaxgpt.train --config configs/quickstart.py $(if $(wildcard runs/quickstart/checkpoints),--resume)
+	$(RUN) -m jaxgpt.sample --run runs/quickstart --prompt "Return a " --max-tokens 400
+
+test: $(VENV)/.installed-dev lint
+	$(RUN) -m pytest
+
+lint: $(VENV)/.installed-dev
+	$(RUN) -m ruff check .
+	$(RUN) -m ruff format --check .
+	$(RUN) -m pyright
+
+$(VENV)/.installed: pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "jaxgpt needs Python 3.11 or newer: make PYTHON=python3.12 train")'
+	test -x $(RUN) || $(PYTHON) -m venv $(VENV)
+	$(RUN) -m pip install --quiet --editable .
+	touch $@
+
+$(VENV)/.installed-dev: $(VENV)/.installed
+	$(RUN) -m pip install --quiet --editable '.[dev]'
+	touch $@
+
+clean:
+	rm -rf $(VENV) build *.egg-info

@@ -1,0 +1,29 @@
+"""Fine-tunes GPT-2 XL on Shakespeare: nanoGPT's finetune_shakespeare, 20 steps of 32,768 tokens.
+
+Machine: one GPU that holds 1.56B parameters with AdamW; --train.init_from=gpt2 with
+--model.n_layer=12 --model.n_head=12 --model.n_embd=768 for a small one.
+Data: python -m jaxgpt.prepare shakespeare
+Run: python -m jaxgpt.train --config configs/finetune_shakespeare.py
+"""
+
+from jaxgpt.config import (
+    CheckpointConfig,
+    Config,
+    DataConfig,
+    EvalConfig,
+    GPT2Config,
+    LogConfig,
+    OptimConfig,
+    ScheduleConfig,
+    TrainConfig,
+)
+
+config = Config(
+    data=DataConfig(dir="data/shakespeare"),
+    model=GPT2Config(vocab_size=50257, seq_len=1024, n_layer=48, n_head=25, n_embd=1600, bias=True, gelu="tanh"),
+    train=TrainConfig(steps=20, batch_tokens=32 * 1024, micro_batch_size=1, init_from="gpt2-xl", remat="block"),
+    optim=OptimConfig(lr=3e-5, schedule=ScheduleConfig(kind="constant")),
+    eval=EvalConfig(every=5, tokens=40 * 1024),
+    log=LogConfig(every=1),
+    checkpoint=CheckpointConfig(every=0),
+)

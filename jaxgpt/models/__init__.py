@@ -1,0 +1,45 @@
+"""Model families, and the step from an NNX module to what the rest computes with: path -> array.
+
+NNX defines modules and names. Everything after `init_params` sees a flat dict such as
+{"h.0.attn.c_attn.weight": array}, which sharding, optimizers, checkpoints and weight files are keyed by.
+"""
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from jaxgpt.config import GPT2Config
+from jaxgpt.models.gpt2 import GPT2
+
+FAMILIES = {"gpt2": GPT2}
+
+
+def build(config: GPT2Config, vocab_size: int, *, dtype, seed) -> nnx.Module:
+    """A model with fresh weights; seed is an integer, traced or not."""
+    return FAMILIES[config.family](config, vocab_size, dtype=dtype, rngs=nnx.Rngs(params=jax.random.key(seed)))
+
+
+def init_params(config: GPT2Config, vocab_size: int, *, dtype=jnp.float32, seed=0) -> dict[str, jax.Array]:
+    """Fresh weights by path. Each is the same on any number of devices."""
+    _, state = nnx.split(build(config, vocab_size, dtype=dtype, seed=seed), nnx.Param)
+    return {".".join(map(str, path)): leaf.get_value() for path, leaf in nnx.to_flat_state(state)}
+
+
+def param_shapes(config: GPT2Config, vocab_size: int, dtype=jnp.float32) -> dict[str, jax.ShapeDtypeStruct]:
+    """What `init_params` would return, without computing anything."""
+    return jax.eval_shape(lambda: init_params(config, vocab_size, dtype=dtype))
+
+
+class Model:
+    """A family's module as pure functions of a flat parameter dict."""
+
+    def __init__(self, config: GPT2Config, vocab_size: int):
+        self.config, self.vocab_size = config, vocab_size
+        self._module = nnx.eval_shape(lambda: build(config, vocab_size, dtype=jnp.float32, seed=0))
+        self._graphdef, state = nnx.split(self._module, nnx.Param)
+        self._flat = nnx.to_flat_state(state)
+
+    def bind(self, params: dict[str, jax.Array]) -> nnx.Module:
+        """The module with these parameters in it: call it, or its `decode`, `logits` and `head_weight`."""
+        leaves = [(path, leaf.replace(params[".".join(map(str, path))])) for path, leaf in self._flat]
+        return nnx.merge(self._graphdef, nnx.from_flat_state(leaves))

@@ -1,0 +1,162 @@
+"""GPT-2 as nanoGPT trains it, top to bottom: embeddings, blocks of attention and MLP, final norm, tied head.
+
+Paths and shapes of parameters are nanoGPT's without the leading `transformer.` (`h.0.attn.c_attn.weight`), with
+linear weights stored [in, out], as OpenAI's are.
+
+References: Radford et al. 2019; https://github.com/karpathy/nanoGPT model.py.
+"""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from jaxgpt.attention import attention
+from jaxgpt.config import GPT2Config
+from jaxgpt.layers import Embedding, LayerNorm, Linear, dropout, gelu
+from jaxgpt.sharding import shard_batch
+
+INIT_STD = 0.02
+
+
+class CausalSelfAttention(nnx.Module):
+    """One projection for q, k and v, causal attention, one projection back."""
+
+    def __init__(self, config: GPT2Config, *, dtype, rngs):
+        n_embd = config.n_embd
+        self.config = config
+        self.c_attn = Linear(n_embd, 3 * n_embd, bias=config.bias, std=INIT_STD, dtype=dtype, rngs=rngs)
+        std = INIT_STD * (2 * config.n_layer) ** -0.5
+        self.c_proj = Linear(n_embd, n_embd, bias=config.bias, std=std, dtype=dtype, rngs=rngs)
+
+    def __call__(self, x_BTD, cache=None, offset=0, *, implementation="xla", dropout_key=None):
+        """Returns the output and, when a cache (k, v) is given, the cache with this call's keys and values."""
+        config = self.config
+        n_rows, n_queries, n_embd = x_BTD.shape
+        heads = (n_rows, n_queries, config.n_head, config.head_dim)
+        q_BTNH, k_BTNH, v_BTNH = (part.reshape(heads) for part in jnp.split(self.c_attn(x_BTD), 3, axis=-1))
+        if cache is not None:
+            cache = tuple(
+                jax.lax.dynamic_update_slice_in_dim(old, new, offset, axis=1)
+                for old, new in zip(cache, (k_BTNH, v_BTNH), strict=True)
+            )
+        k_BSNH, v_BSNH = cache or (k_BTNH, v_BTNH)
+        attn_key, resid_key = split_key(dropout_key)
+        y_BTNH = attention(
+            q_BTNH, k_BSNH, v_BSNH,
+            implementation=implementation, offset=offset, dropout_rate=config.dropout, dropout_key=attn_key,
+        )  # fmt: skip
+        y_BTD = self.c_proj(y_BTNH.reshape(n_rows, n_queries, n_embd))
+        return dropout(y_BTD, config.dropout, resid_key), cache
+
+
+class MLP(nnx.Module):
+    """Four times as wide, GELU, and back."""
+
+    def __init__(self, config: GPT2Config, *, dtype, rngs):
+        n_embd = config.n_embd
+        self.config = config
+        self.c_fc = Linear(n_embd, 4 * n_embd, bias=config.bias, std=INIT_STD, dtype=dtype, rngs=rngs)
+        std = INIT_STD * (2 * config.n_layer) ** -0.5
+        self.c_proj = Linear(4 * n_embd, n_embd, bias=config.bias, std=std, dtype=dtype, rngs=rngs)
+
+    def __call__(self, x_BTD, *, dropout_key=None):
+        h_BTF = gelu(self.c_fc(x_BTD), self.config.gelu)
+        return dropout(self.c_proj(h_BTF), self.config.dropout, dropout_key)
+
+
+class Block(nnx.Module):
+    """x + attention(norm(x)), then x + mlp(norm(x))."""
+
+    def __init__(self, config: GPT2Config, *, dtype, rngs):
+        self.ln_1 = LayerNorm(config.n_embd, bias=config.bias, dtype=dtype)
+        self.attn = CausalSelfAttention(config, dtype=dtype, rngs=rngs)
+        self.ln_2 = LayerNorm(config.n_embd, bias=config.bias, dtype=dtype)
+        self.mlp = MLP(config, dtype=dtype, rngs=rngs)
+
+    def __call__(self, x_BTD, cache=None, offset=0, *, implementation="xla", dropout_key=None):
+        attn_key, mlp_key = split_key(dropout_key)
+        y_BTD, cache = self.attn(self.ln_1(x_BTD), cache, offset, implementation=implementation, dropout_key=attn_key)
+        x_BTD = x_BTD + y_BTD
+        x_BTD = x_BTD + self.mlp(self.ln_2(x_BTD), dropout_key=mlp_key)
+        return shard_batch(x_BTD), cache
+
+
+class GPT2(nnx.Module):
+    """The model from token ids to last hidden states; `loss.cross_entropy` and `logits` apply the tied head."""
+
+    def __init__(self, config: GPT2Config, vocab_size: int, *, dtype, rngs):
+        self.config = config
+        self.wte = Embedding(vocab_size, config.n_embd, std=INIT_STD, dtype=dtype, rngs=rngs)
+        self.wpe = Embedding(config.seq_len, config.n_embd, std=INIT_STD, dtype=dtype, rngs=rngs)
+        self.h = nnx.List([Block(config, dtype=dtype, rngs=rngs) for _ in range(config.n_layer)])
+        self.ln_f = LayerNorm(config.n_embd, bias=config.bias, dtype=dtype)
+
+    def __call__(self, tokens_BT, *, dtype, implementation="xla", remat="none", dropout_key=None):
+        """Hidden states after the last norm, [B, T, D] in `dtype`.
+
+        Args:
+          tokens_BT: ids in [0, vocab_size), T at most seq_len.
+          dtype: of the computation.
+          implementation: of attention.
+          remat: none, dots or block; what the backward pass finds instead of recomputing.
+          dropout_key: None turns dropout off.
+        """
+        x_BTD = self.embed(tokens_BT, 0, dtype, fold(dropout_key, self.config.n_layer))
+        for i, block in enumerate(self.h):
+            run = functools.partial(block, implementation=implementation, dropout_key=fold(dropout_key, i))
+            x_BTD = rematerialise(lambda x, run=run: run(x)[0], remat)(x_BTD)
+        return self.ln_f(x_BTD)
+
+    def embed(self, tokens_BT, offset, dtype, dropout_key=None):
+        """Token plus position embedding, for positions offset .. offset + T."""
+        positions_T = offset + jnp.arange(tokens_BT.shape[1])
+        x_BTD = (self.wte(tokens_BT) + self.wpe(positions_T)).astype(dtype)
+        return shard_batch(dropout(x_BTD, self.config.dropout, dropout_key))
+
+    def head_weight(self):
+        """The output head, [V, D]: the token embedding itself."""
+        return self.wte.weight[...]
+
+    def logits(self, x_BTD):
+        """Scores over the vocabulary, float32 or wider."""
+        wide = jnp.promote_types(x_BTD.dtype, jnp.float32)
+        weight_VD = self.head_weight().astype(x_BTD.dtype)
+        return jnp.einsum("BTD,VD->BTV", x_BTD, weight_VD, preferred_element_type=wide)
+
+    def init_cache(self, n_rows: int, n_positions: int, dtype):
+        """Empty keys and values for `decode`, one pair per layer."""
+        shape = (n_rows, n_positions, self.config.n_head, self.config.head_dim)
+        return [(jnp.zeros(shape, dtype), jnp.zeros(shape, dtype)) for _ in self.h]
+
+    def decode(self, tokens_BT, cache, offset, *, dtype):
+        """Hidden states of new tokens at positions offset .. offset + T, given the cache of all before.
+
+        The caller keeps offset + T within the cache: XLA would shift a write that runs over its end.
+
+        Returns:
+          [B, T, D] hidden states and the cache with the new keys and values.
+        """
+        x_BTD = self.embed(tokens_BT, offset, dtype)
+        new_cache = []
+        for block, layer_cache in zip(self.h, cache, strict=True):
+            x_BTD, layer_cache = block(x_BTD, layer_cache, offset)
+            new_cache.append(layer_cache)
+        return self.ln_f(x_BTD), new_cache
+
+
+def fold(key, i):
+    return None if key is None else jax.random.fold_in(key, i)
+
+
+def split_key(key):
+    return (None, None) if key is None else jax.random.split(key)
+
+
+def rematerialise(function, policy):
+    """Wraps a block so that its backward pass recomputes what `policy` does not keep."""
+    if policy == "none":
+        return function
+    keep = {"dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable, "block": None}[policy]
+    return jax.checkpoint(function, policy=keep)

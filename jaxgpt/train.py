@@ -1,0 +1,364 @@
+"""Trains a GPT: python -m jaxgpt.train --config configs/quickstart.py [--section.field=value ...] [--resume]
+
+The run directory gets config.py, metrics.jsonl, checkpoints/ and loss.png. Exit codes: 0 done, 2 bad input,
+3 diverged, 75 stopped by a signal with its state saved: the same command with --resume goes on, bit for bit.
+"""
+
+import math
+import os
+import signal
+import time
+from contextlib import ExitStack
+from pathlib import Path
+
+import jax
+import numpy as np
+
+from jaxgpt import config as config_lib
+from jaxgpt import schedule
+from jaxgpt.checkpoint import CheckpointError, Checkpoints, RunLock
+from jaxgpt.command_line import parse_args
+from jaxgpt.config import Config, count_microbatches
+from jaxgpt.data.batches import Batches, eval_rows, prefetch
+from jaxgpt.data.shards import Dataset, check_ids, open_dataset
+from jaxgpt.engine import Engine
+from jaxgpt.errors import EXIT_DIVERGED, EXIT_DONE, EXIT_STOPPED, InputError, run_verb
+from jaxgpt.flops import count_params, flops_per_token
+from jaxgpt.log import MetricsFile, Progress, Sinks, console, draw_losses, print_facts, read_metrics
+from jaxgpt.meter import Diverged, Meter
+from jaxgpt.optim import param_groups
+from jaxgpt.sharding import batch_sharding, count_batch_devices, make_mesh, put_rows, start_hosts
+from jaxgpt.step import Step, TrainState, make_step
+from jaxgpt.tokenizer import Tokenizer, tokenizer_from_json
+from jaxgpt.validation import evaluate_split
+from jaxgpt.weights import adapt, load_pretrained
+
+FULL_CHECK_TOKENS = 100_000_000
+"""Splits up to this size have all their ids checked at the start; larger ones batch by batch."""
+FLAGS = {"resume": "go on from the newest checkpoint in run.dir that verifies"}
+
+
+def main(args: list[str]) -> int:
+    # config
+    config, flags = parse_args(args, FLAGS, __doc__ or "")
+    run_dir = Path(config.run.dir)
+
+    # data
+    data = open_dataset(config.data.dir)
+    tokenizer = tokenizer_from_json(data.tokenizer_json) if data.tokenizer_json else None
+    vocab_size = choose_vocab_size(config, data)
+    source = {
+        split.name: Batches(split, config.model.seq_len, config.run.seed, config.data.sampling, vocab_size)
+        for split in (data.train, data.val)
+    }
+    val_starts = eval_rows(data.val, config.model.seq_len, config.eval.tokens)
+    token_bytes = tokenizer.token_bytes() if tokenizer else None
+
+    # devices
+    start_hosts(config.hosts, config.mesh.platform)
+    jax.config.update("jax_enable_x64", config.train.dtype == "float64")
+    mesh = make_mesh(config.mesh)
+    console.quiet = jax.process_index() != 0
+    n_devices = count_batch_devices(mesh)
+    n_rows = config.train.micro_batch_size * n_devices
+    n_micro = {tokens: count_microbatches(config, tokens, n_devices) for tokens in config.stage_batch_tokens()}
+
+    # model and state
+    step = make_step(config, vocab_size, mesh)
+    about = {
+        "config": config_lib.to_dict(config),
+        "vocab_size": vocab_size,
+        "data_sha256": data.digest,
+        "tokenizer": data.tokenizer_json,
+    }
+    with ExitStack() as stack:
+        stack.enter_context(jax.set_mesh(mesh))
+        stack.enter_context(open_run_dir(run_dir, resume=flags["resume"]))
+        saved = stack.enter_context(
+            Checkpoints(run_dir / "checkpoints", keep=config.checkpoint.keep, keep_best=config.checkpoint.keep_best)
+        )
+
+        # resume
+        if flags["resume"]:
+            first_step, state = resume(saved, step, about)
+        else:
+            first_step, state = 0, step.init_state(initial_params(config, step, vocab_size))
+        print_header(config, data, step, n_micro, first_step)
+        train_step = {tokens: compile_step(step, count, n_rows) for tokens, count in n_micro.items()}
+
+        # loop
+        n_steps = config.train.steps
+        stop = StopSignal(config.log.every)
+        files = open_logs(config, run_dir, first_step)
+        feed = prefetch(make_feed(config, source["train"], mesh, n_rows, first_step))
+        progress = stack.enter_context(Progress(n_steps, first_step))
+        kind = mesh.devices.flat[0].device_kind
+        meter = Meter(config, vocab_size, kind, mesh.size, progress, files, console.print)
+        engine = Engine(step.model, {}, dtype=config.train.dtype)
+        exit_code = EXIT_DONE
+        try:
+            for n_done in range(first_step + 1, n_steps + 1):
+                tokens = schedule.batch_tokens_at(config, n_done - 1)
+                hyper = step.hyper(schedule.hyper_at(config, n_done - 1))
+                state, metrics = train_step[tokens](state, next(feed), hyper)
+                meter.push(n_done, metrics)
+
+                is_stopped, is_last = stop.is_agreed(n_done), n_done == n_steps
+                wants_eval = is_last or is_due(n_done, config.eval.every)
+                wants_sample = is_due(n_done, config.sample.every)
+                wants_save = is_last or is_stopped or is_due(n_done, config.checkpoint.every)
+                if not (wants_eval or wants_sample or wants_save):
+                    continue
+                meter.settle()
+                val_loss = None
+                if wants_eval:
+                    result = evaluate_split(
+                        step, state.params, source["val"], val_starts, n_rows=n_rows, token_bytes=token_bytes
+                    )
+                    val_loss = result.loss
+                    meter.add(
+                        val_loss=val_loss, val_perplexity=result.perplexity, val_bits_per_byte=result.bits_per_byte
+                    )
+                if wants_sample and tokenizer:
+                    print_sample(config, engine, state.params, tokenizer)
+                if wants_save:
+                    save(saved, n_done, state, about, val_loss, must=is_last or is_stopped)
+                meter.resume()
+                if is_stopped and not is_last:
+                    exit_code = EXIT_STOPPED
+                    break
+        except Diverged as error:
+            console.print(f"[red]stopped: {error}")
+            exit_code = EXIT_DIVERGED
+        finally:
+            feed.close()
+            for file in files:
+                file.close()
+    return close_run(run_dir, exit_code)
+
+
+def is_due(n_done: int, every: int) -> bool:
+    return every > 0 and n_done % every == 0
+
+
+def choose_vocab_size(config: Config, data: Dataset) -> int:
+    """Rows of the embedding: the config's, or the tokenizer's. Checks the ids of splits of moderate size."""
+    vocab_size = config.model.vocab_size or data.vocab_size
+    if not vocab_size:
+        raise InputError(
+            f"model.vocab_size=0 takes the tokenizer's, but {data.directory} names none; "
+            "set --model.vocab_size=50304 for GPT-2 tokens"
+        )
+    if data.vocab_size and vocab_size < data.vocab_size:
+        raise InputError(
+            f"model.vocab_size={vocab_size} is below the {data.vocab_size} ids of {data.directory}'s tokenizer; "
+            f"set --model.vocab_size={data.vocab_size} or more"
+        )
+    for split in (data.train, data.val):
+        if split.n_tokens <= FULL_CHECK_TOKENS:
+            check_ids(split, vocab_size)
+    return vocab_size
+
+
+def initial_params(config: Config, step: Step, vocab_size: int) -> dict[str, jax.Array]:
+    """Fresh weights, or those of `train.init_from`, on the mesh."""
+    if not config.train.init_from:
+        return step.init_params(config.run.seed)
+    params = adapt(*load_pretrained(config.train.init_from), config.model, vocab_size)
+    return {
+        path: jax.device_put(params[path].astype(shape.dtype), shape.sharding)
+        for path, shape in step.state_shapes.params.items()
+    }
+
+
+def resume(saved: Checkpoints, step: Step, about: dict) -> tuple[int, TrainState]:
+    """Step and state of the newest checkpoint that verifies, after comparing what it was made of with now.
+
+    Raises:
+      InputError: no checkpoint; or the architecture, the data or the tokenizer is another one.
+    """
+    n_done = saved.latest()
+    if n_done is None:
+        raise InputError(f"{saved.directory} has no checkpoint to resume from; start without --resume")
+    then, now = saved.about(n_done), about
+    old, new = (config_lib.flatten(values["config"]) for values in (then, now))
+    changed = {name: (old.get(name), value) for name, value in new.items() if old.get(name) != value}
+    listed = {name: f"{name} {was!r} -> {is_now!r}" for name, (was, is_now) in changed.items()}
+    architecture = [text for name, text in listed.items() if name.startswith("model.") and name != "model.dropout"]
+    if then["vocab_size"] != now["vocab_size"]:
+        architecture.append(f"vocabulary {then['vocab_size']} -> {now['vocab_size']}")
+    if architecture:
+        raise InputError(f"checkpoint {n_done} in {saved.directory} is another model: {'; '.join(architecture)}")
+    for name, what in (("data_sha256", "data"), ("tokenizer", "tokenizer")):
+        if then[name] != now[name]:
+            raise InputError(
+                f"the {what} in data.dir={now['config']['data']['dir']} changed since checkpoint {n_done} of "
+                f"{saved.directory}; bring the old {what} back, or start a new run with train.init_from"
+            )
+    n_done, state, _ = saved.restore(step.state_shapes, step=n_done)
+    console.print(f"resuming from step {n_done}" + (f"; changed: {'; '.join(listed.values())}" if listed else ""))
+    return n_done, state
+
+
+def open_run_dir(run_dir: Path, *, resume: bool) -> RunLock | ExitStack:
+    """Makes the directory and locks it. An existing run is only entered to resume it.
+
+    Raises:
+      InputError: it holds a run already, another process works in it, or it cannot be made.
+    """
+    try:
+        run_dir.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InputError(f"run.dir={run_dir} cannot be made: {error.strerror}; choose another") from error
+    if jax.process_index() != 0:
+        return ExitStack()
+    lock = RunLock(run_dir)
+    has_run = any(path.name.isdigit() for path in (run_dir / "checkpoints").glob("*"))
+    if has_run and not resume:
+        lock.release()
+        raise InputError(
+            f"run.dir={run_dir} holds a run already; --resume goes on with it, or choose another --run.dir"
+        )
+    return lock
+
+
+def open_logs(config: Config, run_dir: Path, first_step: int) -> list:
+    """metrics.jsonl and the sinks, in process 0; config.py beside them."""
+    if jax.process_index() != 0:
+        return []
+    (run_dir / "config.py").write_text(config_lib.to_source(config), encoding="utf-8")
+    log = config.log
+    sinks = Sinks(run_dir, config_lib.to_dict(config), tensorboard=log.tensorboard, wandb_project=log.wandb_project)
+    return [MetricsFile(run_dir / "metrics.jsonl", first_step), sinks]
+
+
+def compile_step(step: Step, n_micro: int, n_rows: int):
+    """The training step for one batch size, compiled before step 0 so that training never stalls."""
+    batch = jax.ShapeDtypeStruct((n_micro, n_rows, step.model.config.seq_len + 1), np.int32)
+    hyper = {
+        name: jax.ShapeDtypeStruct(v.shape, v.dtype) for name, v in step.hyper({"lr_scale": 0, "momentum": 0}).items()
+    }
+    begin = time.perf_counter()
+    compiled = step.train.lower(step.state_shapes, batch, hyper).compile()
+    console.print(f"compiled the step ({n_micro} x {n_rows} rows) in {time.perf_counter() - begin:.1f} s")
+    return compiled
+
+
+def make_feed(config: Config, batches: Batches, mesh, n_rows: int, first_step: int):
+    """Batches [M, B, T + 1] on the device, from `first_step` to the end; a process reads only its own rows."""
+    sharding = batch_sharding(mesh, 1)
+    seq_len = config.model.seq_len
+    for step in range(first_step, config.train.steps):
+        n_all = schedule.batch_tokens_at(config, step) // seq_len
+        n_before = schedule.tokens_before(config, step) // seq_len
+        n_micro = n_all // n_rows
+
+        def read(lo, hi, step=step, n_before=n_before, n_all=n_all, n_micro=n_micro):
+            parts = [batches.rows(step, n_before, n_all, m * n_rows + lo, m * n_rows + hi) for m in range(n_micro)]
+            return np.stack(parts)
+
+        yield put_rows(read, (n_micro, n_rows, seq_len + 1), sharding, axis=1)
+
+
+def save(
+    saved: Checkpoints, n_done: int, state: TrainState, about: dict, val_loss: float | None, *, must: bool
+) -> None:
+    """Saves in the background. A failure ends the run only when this is the run's last chance."""
+    try:
+        saved.save(n_done, state, about, val_loss=val_loss)
+    except CheckpointError as error:
+        if must:
+            raise
+        console.print(f"[red]checkpoint {n_done} is not saved: {error}")
+
+
+def print_sample(config: Config, engine: Engine, params, tokenizer: Tokenizer) -> None:
+    settings = config.sample
+    engine.params = params
+    ids = [
+        column[0]
+        for column in engine.generate(
+            tokenizer.encode(settings.prompt), max_tokens=settings.max_tokens, temperature=settings.temperature,
+            top_k=min(settings.top_k, tokenizer.vocab_size), top_p=1.0, seed=config.run.seed,
+        )
+    ]  # fmt: skip
+    console.print(f"[dim]{settings.prompt}[/dim]{tokenizer.decode(ids)}", markup=False)
+
+
+class StopSignal:
+    """SIGTERM or Ctrl-C: the first finishes the step and saves, the second leaves at once.
+
+    Several processes must stop at one step: every `every` steps they ask each other.
+    """
+
+    def __init__(self, every: int):
+        self._every, self._is_set = every, False
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, self._receive)
+
+    def _receive(self, number, _frame):
+        if self._is_set:
+            os._exit(128 + number)
+        self._is_set = True
+        console.print(f"{signal.Signals(number).name}: finishing this step and saving; once more leaves at once")
+
+    def is_agreed(self, n_done: int) -> bool:
+        if jax.process_count() == 1:
+            return self._is_set
+        if n_done % self._every:
+            return False
+        from jax.experimental.multihost_utils import process_allgather
+
+        return bool(process_allgather(np.array(self._is_set)).any())
+
+
+def print_header(config: Config, data: Dataset, step: Step, n_micro: dict[int, int], first_step: int) -> None:
+    """What is about to run, in the user's terms."""
+    train, mesh = config.train, step.mesh
+    vocab_size = step.model.vocab_size
+    n_params = count_params(config.model, vocab_size)
+    groups = param_groups(config.optim, {p: s.shape for p, s in step.state_shapes.params.items()})
+    sizes = {path: math.prod(shape.shape) for path, shape in step.state_shapes.params.items()}
+    counted: dict[str, list[int]] = {}
+    for path, group in groups.items():
+        counted.setdefault(f"{group.algorithm} lr {group.lr:g} decay {group.weight_decay:g}", []).append(sizes[path])
+    tokens = schedule.tokens_before(config, config.train.steps)
+    axes = " x ".join(f"{name} {size}" for name, size in mesh.shape.items() if size > 1) or "one device"
+    print_facts(
+        config.run.dir,
+        {
+            "model": f"{config.model.family}, {n_params.total:,} parameters ({n_params.total - n_params.wpe:,} without "
+            f"positions), {config.model.n_layer} layers x {config.model.n_embd}, "
+            f"context {config.model.seq_len}, vocabulary {vocab_size}",
+            "data": f"{data.directory}: {data.train.n_tokens:,} train, {data.val.n_tokens:,} val tokens",
+            "batch": " then ".join(
+                f"{total:,} tokens = {count} x {train.micro_batch_size} rows x {config.model.seq_len} x "
+                f"{count_batch_devices(mesh)} device(s)"
+                for total, count in n_micro.items()
+            ),
+            "steps": f"{config.train.steps:,}, {tokens:,} tokens = {tokens / data.train.n_tokens:.2f} epochs"
+            + (f"; from step {first_step}" if first_step else ""),
+            "optimizer": "; ".join(f"{name}: {len(n)} tensors, {sum(n):,}" for name, n in counted.items()),
+            "compute": f"{train.dtype}, {mesh.size} x {mesh.devices.flat[0].device_kind} ({axes}), "
+            f"attention {step.attention[0]} ({step.attention[1]}), "
+            f"{flops_per_token(config.model, vocab_size) / 1e6:,.1f} MFLOPs per token",
+        },
+    )
+
+
+def close_run(run_dir: Path, exit_code: int) -> int:
+    """Draws the curve and says what to do next."""
+    if jax.process_index() != 0:
+        return exit_code
+    records = read_metrics(run_dir / "metrics.jsonl")
+    if records:
+        draw_losses(records, run_dir / "loss.png")
+    if exit_code == EXIT_STOPPED:
+        console.print("stopped with its state saved; the same command with --resume goes on")
+    elif exit_code == EXIT_DONE:
+        console.print(f"done: {run_dir}/loss.png; next: python -m jaxgpt.sample --run {run_dir}")
+    return exit_code
+
+
+if __name__ == "__main__":
+    run_verb(main)

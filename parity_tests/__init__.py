@@ -1,0 +1,1 @@
+"""Tests: each says that two routes to one thing agree, or that a property holds, and can be seen to fail."""

@@ -1,0 +1,61 @@
+"""Schedules against their closed forms, nanoGPT's formula and the tokens they add up to."""
+
+import math
+
+import pytest
+
+from jaxgpt.config import Config, GPT2Config, MuonConfig, OptimConfig, ScheduleConfig, StageConfig, TrainConfig
+from jaxgpt.schedule import batch_tokens_at, hyper_at, lr_scale_at, momentum_at, tokens_before
+
+
+def make(steps=100, stages=(), **schedule):
+    return Config(
+        model=GPT2Config(seq_len=8),
+        train=TrainConfig(steps=steps, batch_tokens=64, micro_batch_size=8, stages=stages),
+        optim=OptimConfig(schedule=ScheduleConfig(**schedule)),
+    )
+
+
+def test_cosine_is_nanogpts():
+    config = make(warmup_steps=10, decay_steps=80, min_lr_frac=0.1)
+    peak, low = 6e-4, 6e-5
+    for it in range(100):
+        if it < 10:
+            expected = peak * (it + 1) / 11
+        elif it > 80:
+            expected = low
+        else:
+            expected = low + 0.5 * (1 + math.cos(math.pi * (it - 10) / 70)) * (peak - low)
+        assert lr_scale_at(config, it) * peak == pytest.approx(expected, rel=1e-12)
+
+
+def test_trapezoid_is_flat_then_straight():
+    config = make(kind="trapezoid", warmdown_frac=0.2, min_lr_frac=0.0)
+    assert [lr_scale_at(config, step) for step in (0, 79)] == [1.0, 1.0]
+    assert lr_scale_at(config, 90) == pytest.approx(0.5)
+    assert lr_scale_at(config, 99) == pytest.approx(1 / 20)
+
+
+def test_constant_and_stage_scale():
+    config = make(kind="constant", stages=(StageConfig(from_step=50, lr_scale=0.25),))
+    assert lr_scale_at(config, 49) == 1.0
+    assert lr_scale_at(config, 50) == 0.25
+
+
+def test_tokens_before_adds_up_over_stages():
+    config = make(stages=(StageConfig(from_step=10, batch_tokens=128), StageConfig(from_step=20, batch_tokens=256)))
+    for step in range(40):
+        assert tokens_before(config, step) == sum(batch_tokens_at(config, s) for s in range(step))
+
+
+def test_tokens_do_not_wrap():
+    config = make(steps=2**40)
+    assert tokens_before(config, 2**40) == 64 * 2**40
+
+
+def test_momentum_rises_then_stays():
+    config = Config(optim=OptimConfig(muon=MuonConfig(momentum_warmup_steps=300)))
+    assert momentum_at(config, 0) == 0.85
+    assert momentum_at(config, 150) == pytest.approx(0.9)
+    assert momentum_at(config, 300) == momentum_at(config, 10_000) == 0.95
+    assert set(hyper_at(config, 0)) == {"lr_scale", "momentum"}
