@@ -16,7 +16,7 @@ import numpy as np
 
 from jaxgpt import config as config_lib
 from jaxgpt import schedule
-from jaxgpt.checkpoint import CheckpointError, Checkpoints, RunLock
+from jaxgpt.checkpoint import CheckpointError, Checkpoints, lock_run
 from jaxgpt.command_line import parse_args
 from jaxgpt.config import Config, count_microbatches
 from jaxgpt.data.batches import Batches, eval_rows, prefetch
@@ -53,6 +53,7 @@ def main(args: list[str]) -> int:
     }
     val_starts = eval_rows(data.val, config.model.seq_len, config.eval.tokens)
     token_bytes = tokenizer.token_bytes() if tokenizer else None
+    prompt = tokenizer.encode(config.sample.prompt) if tokenizer and config.sample.every else []
 
     # devices
     start_hosts(config.hosts, config.mesh.platform)
@@ -73,7 +74,10 @@ def main(args: list[str]) -> int:
     }
     with ExitStack() as stack:
         stack.enter_context(jax.set_mesh(mesh))
-        stack.enter_context(open_run_dir(run_dir, resume=flags["resume"]))
+        if jax.process_index() == 0:
+            stack.enter_context(lock_run(run_dir))
+        if not flags["resume"]:
+            refuse_old_run(run_dir)
         saved = stack.enter_context(
             Checkpoints(run_dir / "checkpoints", keep=config.checkpoint.keep, keep_best=config.checkpoint.keep_best)
         )
@@ -88,13 +92,13 @@ def main(args: list[str]) -> int:
 
         # loop
         n_steps = config.train.steps
-        stop = StopSignal(config.log.every)
+        stop = stack.enter_context(StopSignal(config.log.every))
         files = open_logs(config, run_dir, first_step)
         feed = prefetch(make_feed(config, source["train"], mesh, n_rows, first_step))
         progress = stack.enter_context(Progress(n_steps, first_step))
         kind = mesh.devices.flat[0].device_kind
         meter = Meter(config, vocab_size, kind, mesh.size, progress, files, console.print)
-        engine = Engine(step.model, {}, dtype=config.train.dtype)
+        engine = Engine(step.model, {}, dtype=config.train.dtype, n_valid=data.vocab_size)
         exit_code = EXIT_DONE
         try:
             for n_done in range(first_step + 1, n_steps + 1):
@@ -120,7 +124,7 @@ def main(args: list[str]) -> int:
                         val_loss=val_loss, val_perplexity=result.perplexity, val_bits_per_byte=result.bits_per_byte
                     )
                 if wants_sample and tokenizer:
-                    print_sample(config, engine, state.params, tokenizer)
+                    print_sample(config, engine, state.params, tokenizer, prompt)
                 if wants_save:
                     save(saved, n_done, state, about, val_loss, must=is_last or is_stopped)
                 meter.resume()
@@ -200,26 +204,12 @@ def resume(saved: Checkpoints, step: Step, about: dict) -> tuple[int, TrainState
     return n_done, state
 
 
-def open_run_dir(run_dir: Path, *, resume: bool) -> RunLock | ExitStack:
-    """Makes the directory and locks it. An existing run is only entered to resume it.
-
-    Raises:
-      InputError: it holds a run already, another process works in it, or it cannot be made.
-    """
-    try:
-        run_dir.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise InputError(f"run.dir={run_dir} cannot be made: {error.strerror}; choose another") from error
-    if jax.process_index() != 0:
-        return ExitStack()
-    lock = RunLock(run_dir)
-    has_run = any(path.name.isdigit() for path in (run_dir / "checkpoints").glob("*"))
-    if has_run and not resume:
-        lock.release()
+def refuse_old_run(run_dir: Path) -> None:
+    """An existing run is only entered to resume it."""
+    if any(path.name.isdigit() for path in (run_dir / "checkpoints").glob("*")):
         raise InputError(
             f"run.dir={run_dir} holds a run already; --resume goes on with it, or choose another --run.dir"
         )
-    return lock
 
 
 def open_logs(config: Config, run_dir: Path, first_step: int) -> list:
@@ -272,13 +262,13 @@ def save(
         console.print(f"[red]checkpoint {n_done} is not saved: {error}")
 
 
-def print_sample(config: Config, engine: Engine, params, tokenizer: Tokenizer) -> None:
+def print_sample(config: Config, engine: Engine, params, tokenizer: Tokenizer, prompt: list[int]) -> None:
     settings = config.sample
     engine.params = params
     ids = [
         column[0]
         for column in engine.generate(
-            tokenizer.encode(settings.prompt), max_tokens=settings.max_tokens, temperature=settings.temperature,
+            prompt, max_tokens=settings.max_tokens, temperature=settings.temperature,
             top_k=min(settings.top_k, tokenizer.vocab_size), top_p=1.0, seed=config.run.seed,
         )
     ]  # fmt: skip
@@ -293,8 +283,14 @@ class StopSignal:
 
     def __init__(self, every: int):
         self._every, self._is_set = every, False
-        for number in (signal.SIGTERM, signal.SIGINT):
-            signal.signal(number, self._receive)
+
+    def __enter__(self):
+        self._before = {n: signal.signal(n, self._receive) for n in (signal.SIGTERM, signal.SIGINT)}
+        return self
+
+    def __exit__(self, *_):
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
 
     def _receive(self, number, _frame):
         if self._is_set:
@@ -337,7 +333,8 @@ def print_header(config: Config, data: Dataset, step: Step, n_micro: dict[int, i
                 for total, count in n_micro.items()
             ),
             "steps": f"{config.train.steps:,}, {tokens:,} tokens = {tokens / data.train.n_tokens:.2f} epochs"
-            + (f"; from step {first_step}" if first_step else ""),
+            + (f"; from step {first_step}" if first_step else "")
+            + ("; the warm-up is longer than the run" if config.optim.schedule.warmup_steps > train.steps else ""),
             "optimizer": "; ".join(f"{name}: {len(n)} tensors, {sum(n):,}" for name, n in counted.items()),
             "compute": f"{train.dtype}, {mesh.size} x {mesh.devices.flat[0].device_kind} ({axes}), "
             f"attention {step.attention[0]} ({step.attention[1]}), "

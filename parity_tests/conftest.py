@@ -1,7 +1,12 @@
-"""Eight simulated devices for every test, and no accelerator unless the `gpu` tests are asked for."""
+"""Eight simulated devices for every test, and no accelerator unless JAX_PLATFORMS names one.
+
+Compiling is most of the suite's time. LLVM's optimisation is off: it changes speed, not what is computed.
+"""
 
 import os
 
-os.environ.setdefault("XLA_FLAGS", "--xla_force_host_platform_device_count=8")
+FAST_COMPILE = "--xla_backend_optimization_level=0"
+
+os.environ.setdefault("XLA_FLAGS", f"--xla_force_host_platform_device_count=8 {FAST_COMPILE}")
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")

@@ -1,0 +1,342 @@
+"""The training command: exact resume after kills, other device counts, several processes, and every refusal."""
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from jaxgpt import train
+from jaxgpt.errors import EXIT_DIVERGED, EXIT_STOPPED, InputError
+from jaxgpt.prepare import main as prepare
+from parity_tests import tolerances
+from parity_tests.conftest import FAST_COMPILE
+
+REPO = Path(__file__).parents[1]
+CONFIG = """
+from jaxgpt.config import *
+config = Config(
+    data=DataConfig(dir={data!r}),
+    model=GPT2Config(seq_len=16, n_layer=2, n_head=2, n_embd=16, dropout={dropout}),
+    train=TrainConfig(steps=40, batch_tokens=128, micro_batch_size=8, dtype="float32"),
+    optim=OptimConfig(lr=1e-2, algorithm="muon", schedule=ScheduleConfig(warmup_steps=3)),
+    eval=EvalConfig(every=20, tokens=400),
+    log=LogConfig(every=1),
+    checkpoint=CheckpointConfig(every=5),
+    mesh=MeshConfig(data=1),
+)
+"""
+TEXT = "".join(f"{i} green bottles, hanging on the wall; {i * 7 % 13} fell.\n" for i in range(400))
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    return write_text(tmp_path_factory.mktemp("data"), TEXT)
+
+
+@pytest.fixture(scope="module")
+def config(data):
+    path = data.parent / "config.py"
+    path.write_text(CONFIG.format(data=str(data), dropout=0.1))
+    return path
+
+
+def write_text(directory, text):
+    """A prepared character-level directory."""
+    (directory / "text.txt").write_text(text)
+    arguments = ["bottles", "--input", str(directory / "text.txt"), "--out", str(directory / "bottles")]
+    assert prepare([*arguments, "--tokenizer", "char"]) == 0
+    return directory / "bottles"
+
+
+def command(config, run_dir, *more):
+    return [sys.executable, "-m", "jaxgpt.train", f"--config={config}", f"--run.dir={run_dir}", *more]
+
+
+def environment(n_devices=1):
+    flags = f"--xla_force_host_platform_device_count={n_devices} {FAST_COMPILE}"
+    return os.environ | {"XLA_FLAGS": flags, "JAX_PLATFORMS": "cpu", "COLUMNS": "200"}
+
+
+def run(config, run_dir, *more, n_devices=1, expect=0):
+    done = subprocess.run(
+        command(config, run_dir, *more),
+        env=environment(n_devices),
+        capture_output=True,
+        text=True,
+        cwd=REPO,
+        check=False,
+    )
+    assert done.returncode == expect, done.stdout + done.stderr
+    return done
+
+
+def records(run_dir):
+    return [json.loads(line) for line in (run_dir / "metrics.jsonl").read_text().splitlines()]
+
+
+def losses(run_dir):
+    return {r["step"]: (r["train_loss"], r.get("val_loss")) for r in records(run_dir)}
+
+
+@pytest.fixture(scope="module")
+def straight(config, tmp_path_factory):
+    """The uninterrupted run."""
+    run_dir = tmp_path_factory.mktemp("straight")
+    run(config, run_dir)
+    return losses(run_dir)
+
+
+def wait_for_step(process, run_dir, step):
+    """Until metrics.jsonl has the step; the process must not end before."""
+    path = run_dir / "metrics.jsonl"
+    for _ in range(6000):
+        if path.exists() and f'"step": {step},' in path.read_text():
+            return
+        assert process.poll() is None, process.communicate()
+        time.sleep(0.005)
+    raise AssertionError(f"step {step} did not come")
+
+
+def test_killed_three_times_and_resumed_is_exact_to_the_bit(config, straight, tmp_path):
+    more = []
+    for step in sorted(np.random.default_rng().choice(np.arange(6, 38), 3, replace=False).tolist()):
+        process = subprocess.Popen(
+            command(config, tmp_path, *more),
+            env=environment(),
+            cwd=REPO,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+        )
+        wait_for_step(process, tmp_path, step)
+        process.send_signal(signal.SIGKILL)
+        process.communicate()
+        has_checkpoint = any((tmp_path / "checkpoints").glob("*/manifest.json"))
+        more = ["--resume"] if has_checkpoint else []
+    run(config, tmp_path, *more)
+    assert losses(tmp_path) == straight
+    assert len(straight) == 40
+
+
+def test_sigterm_saves_and_resume_is_exact(config, straight, tmp_path):
+    process = subprocess.Popen(
+        command(config, tmp_path),
+        env=environment(),
+        cwd=REPO,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+    wait_for_step(process, tmp_path, 7)
+    process.send_signal(signal.SIGTERM)
+    shown, _ = process.communicate(timeout=60)
+    assert process.returncode == EXIT_STOPPED, shown
+    assert "SIGTERM: finishing this step and saving; once more leaves at once" in shown
+    assert "the same command with --resume goes on" in shown
+    last = records(tmp_path)[-1]["step"]
+    assert (tmp_path / "checkpoints" / str(last) / "manifest.json").exists() and 7 <= last < 40
+    assert f"resuming from step {last}" in run(config, tmp_path, "--resume")[0]
+    assert losses(tmp_path) == straight
+
+
+def test_eight_then_four_then_one_device(config, straight, tmp_path):
+    """float32, other orders of sums: within the tolerance. Rows per device change so that the batch stays."""
+    same = ["--optim.schedule.decay_steps=40"]
+    run(config, tmp_path, *same, "--train.micro_batch_size=1", "--train.steps=14", "--mesh.data=2", "--mesh.fsdp=4",
+        n_devices=8)  # fmt: skip
+    run(config, tmp_path, *same, "--train.micro_batch_size=2", "--train.steps=27", "--mesh.data=4", "--resume",
+        n_devices=4)  # fmt: skip
+    shown = run(config, tmp_path, *same, "--resume")[0]
+    assert "resuming from step 27; changed: train.steps 27 -> 40; train.micro_batch_size 2 -> 8" in shown
+    ours = losses(tmp_path)
+    difference = max(abs(ours[step][0] - straight[step][0]) for step in straight)
+    assert difference < tolerances.FP32_LOSS
+
+
+def test_two_processes_equal_one(config, tmp_path):
+    """jax.distributed over gloo: train, checkpoint, stop, resume; losses as one process with as many devices."""
+    split = ["--mesh.data=1", "--mesh.fsdp=2", "--train.micro_batch_size=4", "--optim.schedule.decay_steps=20"]
+    run(config, tmp_path / "one", *split, "--train.steps=20", n_devices=2)
+    for steps, more in ((10, []), (20, ["--resume"])):
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            address = f"127.0.0.1:{free.getsockname()[1]}"
+        settings = [*split, f"--train.steps={steps}", f"--hosts.coordinator={address}", "--hosts.count=2", *more]
+        processes = [
+            start(config, tmp_path / "two", *settings, f"--hosts.index={i}")
+            for i in range(2)
+        ]  # fmt: skip
+        shown = [process.communicate(timeout=120)[0] for process in processes]
+        assert [process.returncode for process in processes] == [0, 0], shown
+    one, two = losses(tmp_path / "one"), losses(tmp_path / "two")
+    assert set(one) <= set(two)
+    assert max(abs(one[step][0] - two[step][0]) for step in one) < tolerances.FP32_LOSS
+    assert abs(one[20][1] - two[20][1]) < tolerances.FP32_LOSS
+
+
+def main(config, run_dir, *more):
+    return train.main([f"--config={config}", f"--run.dir={run_dir}", *more])
+
+
+@pytest.fixture(scope="module")
+def finished(config, tmp_path_factory):
+    run_dir = tmp_path_factory.mktemp("finished")
+    assert main(config, run_dir, "--train.steps=10") == 0
+    return run_dir
+
+
+def test_run_directory_holds_what_it_promises(finished):
+    assert {p.name for p in finished.iterdir()} >= {"config.py", "metrics.jsonl", "checkpoints", "loss.png"}
+    assert {"step", "train_loss", "lr", "tokens", "tokens_per_s"} <= set(records(finished)[0])
+    last = records(finished)[-1]
+    assert last["step"] == 10 and last["tokens"] == 1280
+    assert last["val_perplexity"] == pytest.approx(np.exp(last["val_loss"]))
+    assert last["val_bits_per_byte"] == pytest.approx(last["val_loss"] / np.log(2))  # characters are bytes here
+
+
+def test_written_config_trains_the_same_run(finished, tmp_path):
+    assert main(finished / "config.py", tmp_path) == 0
+    assert losses(tmp_path) == losses(finished)
+
+
+def test_divergence_ends_the_run_and_saves_nothing_broken(config, tmp_path):
+    assert main(config, tmp_path, "--optim.lr=1e38", "--optim.algorithm=adamw", "--train.max_skips=3") == EXIT_DIVERGED
+    last = records(tmp_path)[-1]
+    assert last["n_skipped"] == 3
+    assert not any((tmp_path / "checkpoints").glob("[0-9]*"))
+
+
+def refusal(config, run_dir, *more):
+    before = {path: path.stat().st_mtime_ns for path in Path(run_dir).rglob("*") if path.is_file()}
+    with pytest.raises(InputError) as caught:
+        main(config, run_dir, *more)
+    message = str(caught.value)
+    assert "\n" not in message
+    after = {path: path.stat().st_mtime_ns for path in before if path.name != "lock"}
+    assert all(before[path] == stamp for path, stamp in after.items()), "a refusal touched the run"
+    return message
+
+
+def test_a_run_is_not_overwritten(config, finished):
+    assert f"run.dir={finished} holds a run already; --resume goes on with it" in refusal(config, finished)
+
+
+def test_resume_without_a_run(config, tmp_path):
+    assert "has no checkpoint to resume from; start without --resume" in refusal(config, tmp_path, "--resume")
+
+
+def test_resume_of_another_architecture_names_each_field(config, finished):
+    message = refusal(config, finished, "--resume", "--model.n_layer=3", "--model.bias=true")
+    assert "checkpoint 10 in" in message and "is another model" in message
+    assert "model.n_layer 2 -> 3" in message and "model.bias False -> True" in message
+
+
+def test_resume_with_another_optimizer(config, finished):
+    message = refusal(config, finished, "--resume", "--optim.algorithm=adamw", "--train.steps=12")
+    assert "does not fit" in message and "use the model and optimizer settings it was written with" in message
+
+
+def test_resume_on_other_data(config, finished, tmp_path):
+    message = refusal(config, finished, "--resume", f"--data.dir={write_text(tmp_path, TEXT[::-1])}")
+    assert "the data in data.dir=" in message and "changed since checkpoint 10" in message
+
+
+def test_locked_run_directory(config, tmp_path):
+    script = f"""
+import time
+from jaxgpt.checkpoint import lock_run
+with lock_run({str(tmp_path)!r}):
+    print("held", flush=True)
+    time.sleep(60)
+"""
+    holder = subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE, text=True, cwd=REPO)
+    try:
+        assert holder.stdout.readline() == "held\n"
+        assert f"is in use by process {holder.pid} on host" in refusal(config, tmp_path)
+    finally:
+        holder.kill()
+        holder.communicate()
+
+
+def test_corrupted_checkpoint_is_named_and_nothing_is_lost(config, tmp_path):
+    assert main(config, tmp_path, "--train.steps=5") == 0
+    payload = max((tmp_path / "checkpoints" / "5").rglob("*"), key=lambda p: p.stat().st_size if p.is_file() else 0)
+    content = bytearray(payload.read_bytes())
+    content[len(content) // 2] ^= 1
+    payload.write_bytes(content)
+    message = refusal(config, tmp_path, "--resume")
+    assert "5 is not a checkpoint" in message and payload.name in message
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        (["--data.dir=nowhere"], "nowhere"),
+        (["--model.vocab_size=5"], "model.vocab_size=5 is below the"),
+        (["--model.seq_len=100000", "--train.batch_tokens=800000"], "model.seq_len=100000 needs 100001"),
+        (
+            ["--mesh.data=64", "--train.batch_tokens=8192"],
+            "mesh.data=64 x mesh.fsdp=1 x mesh.tensor=1 = 64 devices, but there are 8",
+        ),
+        (["--mesh.platform=tpu"], "mesh.platform=tpu is not here"),
+        (["--train.attention=cudnn"], "train.attention=cudnn cannot run: the platform is cpu"),
+        (["--hosts.count=2"], "hosts.count=2 needs hosts.coordinator=HOST:PORT of process 0"),
+        (["--train.init_from=/nowhere/ckpt.pt"], "/nowhere/ckpt.pt"),
+        (
+            ["--mesh.data=2", "--mesh.tensor=4", "--train.micro_batch_size=4"],
+            "mesh.tensor=4 does not divide wte.weight's axis",
+        ),
+        (["--sample.every=5", "--sample.prompt=Ω"], "Ω"),
+        (["--run.dir=/dev/null/x"], "/dev/null/x"),
+    ],
+)
+def test_bad_input_is_one_line(config, tmp_path, settings, message):
+    if settings[0].startswith("--run.dir"):
+        with pytest.raises(InputError) as caught:
+            train.main([f"--config={config}", *settings])
+        assert message in str(caught.value)
+    else:
+        assert message in refusal(config, tmp_path, *settings)
+
+
+def test_id_above_the_vocabulary_names_shard_offset_and_id(config, tmp_path):
+    tokens = np.arange(5000) % 60
+    tokens[1234] = 99
+    (tmp_path / "bin").mkdir()
+    tokens.astype(np.uint16).tofile(tmp_path / "bin" / "train.bin")
+    (np.arange(500) % 60).astype(np.uint16).tofile(tmp_path / "bin" / "val.bin")
+    message = refusal(config, tmp_path / "run", f"--data.dir={tmp_path / 'bin'}", "--model.vocab_size=64")
+    assert "train.bin" in message and "1234" in message and "99" in message and "64" in message
+
+
+def test_nanogpt_files_need_a_vocabulary(config, tmp_path):
+    for name in ("train", "val"):
+        (np.arange(500 + len(name)) % 60).astype(np.uint16).tofile(tmp_path / f"{name}.bin")
+    message = refusal(config, tmp_path / "run", f"--data.dir={tmp_path}")
+    assert "model.vocab_size=0 takes the tokenizer's" in message and "--model.vocab_size=50304" in message
+
+
+def test_command_prints_one_line_and_exits_2(config, tmp_path):
+    shown, errors = run(config, tmp_path, "--model.n_layers=3", expect=2)
+    assert errors == "error: no config field model.n_layers; did you mean model.n_layer?\n"
+    assert shown == ""
+
+
+def test_samples_while_training(config, tmp_path, capsys):
+    assert (
+        main(config, tmp_path, "--train.steps=4", "--sample.every=2", "--sample.max_tokens=5", "--sample.prompt=wall")
+        == 0
+    )
+    assert capsys.readouterr().out.count("wall") >= 2
+
+
+def test_tensorboard_gets_the_same_numbers(config, tmp_path):
+    pytest.importorskip("tensorboardX")
+    assert main(config, tmp_path, "--train.steps=3", "--log.tensorboard=true") == 0
+    assert any((tmp_path / "tensorboard").glob("events*"))
