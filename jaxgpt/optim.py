@@ -18,7 +18,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from jaxgpt.config import OptimConfig
+from jaxgpt.config import GroupConfig, OptimConfig
 from jaxgpt.errors import InputError
 from jaxgpt.sharding import shard_stack
 
@@ -54,10 +54,9 @@ def param_groups(config: OptimConfig, shapes: dict[str, tuple[int, ...]]) -> dic
     settings, unused = {}, {group.match for group in config.groups}
     for path, shape in shapes.items():
         is_matrix = len(shape) >= 2
-        group = next((g for g in config.groups if re.search(g.match, path)), None)
-        overrides = {k: v for k, v in asdict(group).items() if v is not None and k != "match"} if group else {}
-        if group:
-            unused.discard(group.match)
+        group = next((g for g in config.groups if re.search(g.match, path)), GroupConfig(match=""))
+        overrides = {k: v for k, v in asdict(group).items() if v is not None and k != "match"}
+        unused.discard(group.match)
         use_muon = config.algorithm == "muon" and is_matrix and path.startswith("h.")
         algorithm = overrides.pop("algorithm", "muon" if use_muon else "adamw")
         if algorithm == "muon" and len(shape) != 2:
@@ -105,7 +104,7 @@ def optimizer(config: OptimConfig, groups: dict[str, ParamSettings]) -> optax.Gr
             jnp.zeros((), jnp.int32), mu=adamw, nu=jax.tree.map(jnp.copy, adamw), momentum=zeros.get("muon", {})
         )
 
-    def update(grads, state, params, *, hyper):
+    def update(grads, state, params=None, *, hyper, **_):
         count = state.count + 1
         updates, mu, nu, momentum = {}, {}, {}, {}
         for path in by_algorithm["adamw"]:
@@ -128,7 +127,7 @@ def optimizer(config: OptimConfig, groups: dict[str, ParamSettings]) -> optax.Gr
             )
         return updates, OptimState(count, mu, nu, momentum)
 
-    return optax.GradientTransformationExtraArgs(init, update)
+    return optax.GradientTransformationExtraArgs(init, update)  # pyright: ignore[reportArgumentType]
 
 
 def global_norm(grads: dict[str, jax.Array]) -> jax.Array:

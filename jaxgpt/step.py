@@ -9,6 +9,7 @@ GradScaler (halve on overflow, double after 2000 good steps; arXiv:1710.03740).
 """
 
 import functools
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -59,10 +60,10 @@ class Step:
       attention: the implementation that runs, and why.
     """
 
-    train: object
-    evaluate: object
-    init_params: object
-    init_state: object
+    train: Callable
+    evaluate: Callable
+    init_params: Callable
+    init_state: Callable
     model: Model
     mesh: Mesh
     state_shapes: TrainState

@@ -52,7 +52,7 @@ def main(args: list[str]) -> int:
         for split in (data.train, data.val)
     }
     val_starts = eval_rows(data.val, config.model.seq_len, config.eval.tokens)
-    token_bytes = tokenizer.token_bytes() if tokenizer else None
+    token_bytes = count_token_bytes(tokenizer)
     prompt = tokenizer.encode(config.sample.prompt) if tokenizer and config.sample.every else []
 
     # devices
@@ -162,6 +162,15 @@ def choose_vocab_size(config: Config, data: Dataset) -> int:
         if split.n_tokens <= FULL_CHECK_TOKENS:
             check_ids(split, vocab_size)
     return vocab_size
+
+
+def count_token_bytes(tokenizer: Tokenizer | None) -> np.ndarray | None:
+    """Bytes of each id, for bits per byte; None, and a word, where the vocabulary cannot be had."""
+    try:
+        return tokenizer.token_bytes() if tokenizer else None
+    except InputError as error:
+        console.print(f"bits per byte are left out: {error}")
+        return None
 
 
 def initial_params(config: Config, step: Step, vocab_size: int) -> dict[str, jax.Array]:

@@ -35,8 +35,8 @@ def evaluate_split(
       token_bytes: UTF-8 bytes of each id, [V]; 0 for special tokens, which then count no bytes.
     """
     sharding = batch_sharding(step.mesh)
-    total_nats, n_tokens, n_bytes = 0.0, 0, 0
-    pending = None
+    n_bytes = 0
+    results = []
     for begin in range(0, len(starts), n_rows):
         chosen = starts[begin : begin + n_rows]
         padded = np.concatenate([chosen, np.repeat(chosen[-1:], n_rows - len(chosen))])
@@ -46,10 +46,8 @@ def evaluate_split(
             n_bytes += int(token_bytes[rows[: len(chosen), 1:]].sum(dtype=np.int64))
         batch = put_rows(lambda lo, hi, rows=rows: rows[lo:hi], rows.shape, sharding)
         weights = put_rows(lambda lo, hi, mask=mask: mask[lo:hi], mask.shape, sharding)
-        result = step.evaluate(params, batch, weights)
-        if pending:
-            total_nats, n_tokens = total_nats + float(pending[0]), n_tokens + int(pending[1])
-        pending = result
-    total_nats, n_tokens = total_nats + float(pending[0]), n_tokens + int(pending[1])
+        results.append(step.evaluate(params, batch, weights))
+    total_nats = sum(float(loss_nats) for loss_nats, _ in results)
+    n_tokens = sum(int(count) for _, count in results)
     bits_per_byte = total_nats / math.log(2) / n_bytes if n_bytes else None
     return Evaluation(total_nats / n_tokens, n_tokens, bits_per_byte)

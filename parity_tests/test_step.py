@@ -190,7 +190,7 @@ def test_sharding_errors_name_the_path():
     mesh = make_mesh(MeshConfig(data=1, tensor=8))
     with pytest.raises(InputError, match=r"mesh.tensor=8 does not divide wte.weight's axis of 65; choose a divisor"):
         shard_params({"wte.weight": (65, 32)}, "gpt2", mesh)
-    with pytest.raises(KeyError, match="no sharding rule matches the parameter h.0.gate"):
+    with pytest.raises(KeyError, match=r"no sharding rule matches the parameter h\.0\.gate"):
         shard_params({"h.0.gate": (65, 32)}, "gpt2", mesh)
     with pytest.raises(KeyError, match="sharding rules that match no parameter"):
         shard_params({"wte.weight": (64, 32)}, "gpt2", mesh)

@@ -64,17 +64,22 @@ def environment(n_devices=1):
     return os.environ | {"XLA_FLAGS": flags, "JAX_PLATFORMS": "cpu", "COLUMNS": "200"}
 
 
-def run(config, run_dir, *more, n_devices=1, expect=0):
-    done = subprocess.run(
+def start(config, run_dir, *more, n_devices=1, stderr=subprocess.STDOUT):
+    return subprocess.Popen(
         command(config, run_dir, *more),
         env=environment(n_devices),
-        capture_output=True,
-        text=True,
         cwd=REPO,
-        check=False,
+        stdout=subprocess.PIPE,
+        stderr=stderr,
+        text=True,
     )
-    assert done.returncode == expect, done.stdout + done.stderr
-    return done
+
+
+def run(config, run_dir, *more, n_devices=1, expect=0):
+    process = start(config, run_dir, *more, n_devices=n_devices, stderr=subprocess.PIPE)
+    shown, errors = process.communicate(timeout=300)
+    assert process.returncode == expect, shown + errors
+    return shown, errors
 
 
 def records(run_dir):
@@ -107,13 +112,7 @@ def wait_for_step(process, run_dir, step):
 def test_killed_three_times_and_resumed_is_exact_to_the_bit(config, straight, tmp_path):
     more = []
     for step in sorted(np.random.default_rng().choice(np.arange(6, 38), 3, replace=False).tolist()):
-        process = subprocess.Popen(
-            command(config, tmp_path, *more),
-            env=environment(),
-            cwd=REPO,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-        )
+        process = start(config, tmp_path, *more)
         wait_for_step(process, tmp_path, step)
         process.send_signal(signal.SIGKILL)
         process.communicate()
@@ -125,14 +124,7 @@ def test_killed_three_times_and_resumed_is_exact_to_the_bit(config, straight, tm
 
 
 def test_sigterm_saves_and_resume_is_exact(config, straight, tmp_path):
-    process = subprocess.Popen(
-        command(config, tmp_path),
-        env=environment(),
-        cwd=REPO,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-    )
+    process = start(config, tmp_path)
     wait_for_step(process, tmp_path, 7)
     process.send_signal(signal.SIGTERM)
     shown, _ = process.communicate(timeout=60)

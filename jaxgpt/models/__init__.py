@@ -39,7 +39,7 @@ class Model:
         self._graphdef, state = nnx.split(self._module, nnx.Param)
         self._flat = nnx.to_flat_state(state)
 
-    def bind(self, params: dict[str, jax.Array]) -> nnx.Module:
+    def bind(self, params: dict[str, jax.Array]) -> GPT2:
         """The module with these parameters in it: call it, or its `decode`, `logits` and `head_weight`."""
         leaves = [(path, leaf.replace(params[".".join(map(str, path))])) for path, leaf in self._flat]
         return nnx.merge(self._graphdef, nnx.from_flat_state(leaves))

@@ -1,0 +1,567 @@
+"""Checkpoints that are whole or not there: orbax writes the arrays, a manifest vouches for them.
+
+A save goes to `<step>.saving`. When orbax has committed it, a thread hashes every file, adds `manifest.json`
+(what the run was, every leaf's dtype and shape, every file's SHA-256), flushes all to the disk and renames
+the directory to `<step>`. The rename is the commit: a kill at any instant leaves the step whole or a
+`.saving` that the next run removes. On the way back nothing is believed: the newest step whose files match
+their digests counts, each newer one is named with its reason, and dtypes and shapes must be the ones asked
+for, where orbax would cast or load a flipped bit without a word.
+
+    <directory>/<step>/            orbax's files, readable with orbax alone, and manifest.json
+    <directory>/<step>.saving*     a save under way, or one that was killed
+    <directory>/<step>.deleting    an old checkpoint on its way out
+    <directory>/<step>.rejected    set aside because a run went on from an older step; never deleted here
+
+It sits on orbax's AsyncCheckpointer, not its CheckpointManager: the latter's list of steps takes an empty
+directory for the latest one, keeps failed saves, and answers False to a step it does not like. All processes
+of a run must see one file system with atomic renames; object stores are left out.
+"""
+
+import contextlib
+import datetime
+import fcntl
+import functools
+import hashlib
+import importlib.metadata
+import json
+import logging
+import math
+import os
+import re
+import shutil
+import socket
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any, Self
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.experimental import multihost_utils
+
+from jaxgpt.errors import InputError
+
+MANIFEST = "manifest.json"
+FORMAT = 1
+"""Version of the manifest; raised when an older reader would misread a newer one."""
+FREE_DISK_FACTOR = 1.2
+"""Free disk that a save asks for, in sizes of the state: the arrays, their index, and some air."""
+_LEFTOVER = re.compile(r"\d+\.(saving|deleting)(\.orbax-checkpoint-tmp.*)?")
+_HASH_THREADS = 4
+
+
+class CheckpointError(RuntimeError):
+    """A checkpoint could not be saved. The message is one line; older checkpoints are as they were."""
+
+
+class _Damaged(Exception):
+    """Why a directory is not a checkpoint, as a clause: "it has no manifest.json"."""
+
+
+def _one_line(error: BaseException) -> str:
+    """orbax's messages run to 10 kB of nested causes; the first words name the file and the system's error."""
+    return " ".join(str(error).split())[:400] or type(error).__name__
+
+
+def _print_warning(message: str) -> None:
+    print(f"warning: {message}", file=sys.stderr, flush=True)
+
+
+@contextlib.contextmanager
+def lock_run(run_dir: str | Path) -> Iterator[None]:
+    """Holds a run directory for this process; in a run of several, process 0 holds it for all.
+
+    The lock is the kernel's (flock on `<run_dir>/lock`), so a killed process leaves none behind. A child
+    that was forked, not spawned, inherits it.
+
+    Raises:
+      InputError: another process holds it (names its id and host), or the directory cannot be locked.
+    """
+    if jax.process_index() != 0:
+        yield
+        return
+    path = Path(run_dir) / "lock"
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        file = path.open("a+")
+    except OSError as error:
+        raise InputError(f"{run_dir} cannot be written: {error}; choose another --run.dir") from error
+    with file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            file.seek(0)
+            owner = file.read().strip() or "another process"
+            way_out = "wait for it or choose another --run.dir"
+            raise InputError(f"{run_dir} is in use by {owner}; {way_out}") from None
+        except OSError as error:
+            way_out = "choose another --run.dir"
+            raise InputError(f"{run_dir} is on a file system without locks: {error}; {way_out}") from error
+        file.truncate(0)
+        file.write(f"process {os.getpid()} on host {socket.gethostname()}\n")
+        file.flush()
+        try:
+            yield
+        finally:
+            file.truncate(0)
+
+
+def _by_path(tree: Any) -> dict[str, Any]:
+    """Leaves by names such as params.h.0.attn.c_q."""
+    leaves = jax.tree_util.tree_leaves_with_path(tree)
+    named = {jax.tree_util.keystr(path, simple=True, separator="."): leaf for path, leaf in leaves}
+    assert len(named) == len(leaves), "two leaves share a path"
+    return named
+
+
+def _describe(tree: Any) -> dict[str, list]:
+    """Path -> [dtype, shape] of every leaf, as JSON holds it."""
+    return {path: [str(leaf.dtype), list(leaf.shape)] for path, leaf in _by_path(tree).items()}
+
+
+def _list_misfits(saved: dict[str, list], wanted: dict[str, list], is_part: bool) -> list[str]:
+    """One clause for each leaf in which what was saved is not what is wanted."""
+    misfits = []
+    for path, (dtype, shape) in wanted.items():
+        if path not in saved:
+            misfits.append(f"{path} is missing in it")
+            continue
+        saved_dtype, saved_shape = saved[path]
+        if saved_shape != shape:
+            misfits.append(f"{path} has shape {tuple(saved_shape)}, not {tuple(shape)}")
+        if saved_dtype != dtype:
+            misfits.append(f"{path} has dtype {saved_dtype}, not {dtype}")
+    if not is_part:
+        misfits += [f"{path} is extra in it" for path in saved if path not in wanted]
+    return misfits
+
+
+@jax.jit
+def _first_non_finite(leaves: list[jax.Array]) -> jax.Array:
+    """Index of the first leaf with a NaN or an infinity; their count where there is none."""
+    marks = [jnp.where(jnp.isfinite(leaf).all(), len(leaves), i) for i, leaf in enumerate(leaves)]
+    return jnp.min(jnp.stack(marks))
+
+
+def _name_non_finite(state: Any) -> str:
+    """The path of the first leaf with a NaN or an infinity, found in one reduction on the device; or empty."""
+    floats = {path: leaf for path, leaf in _by_path(state).items() if jnp.issubdtype(leaf.dtype, jnp.inexact)}
+    first = int(_first_non_finite(list(floats.values()))) if floats else 0
+    return list(floats)[first] if first < len(floats) else ""
+
+
+def _hash_file(path: Path, *, is_new: bool = False) -> str:
+    """SHA-256 of a file in hex. A new one is flushed to the disk first; orbax flushes only some of its own."""
+    with path.open("rb") as file:
+        if is_new:
+            os.fsync(file.fileno())
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _fsync_directory(path: Path) -> None:
+    fd = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)
+
+
+def _seal(manifest: dict) -> str:
+    """SHA-256 over everything in a manifest but the seal."""
+    body = {key: value for key, value in manifest.items() if key != "seal"}
+    return hashlib.sha256(json.dumps(body, sort_keys=True).encode()).hexdigest()
+
+
+def _write_manifest(path: Path, manifest: dict) -> None:
+    """Completes a manifest with the files under `path`, and puts it and them on the disk for good."""
+    names = sorted(str(file.relative_to(path)) for file in path.rglob("*") if file.is_file())
+    with ThreadPoolExecutor(_HASH_THREADS) as pool:
+        digests = list(pool.map(lambda name: _hash_file(path / name, is_new=True), names))
+    manifest["files"] = {
+        name: {"bytes": (path / name).stat().st_size, "sha256": digest}
+        for name, digest in zip(names, digests, strict=True)
+    }
+    manifest["seal"] = _seal(manifest)
+    with (path / MANIFEST).open("w") as file:
+        json.dump(manifest, file, indent=1)
+        file.flush()
+        os.fsync(file.fileno())
+    for directory, _, _ in os.walk(path, topdown=False):
+        _fsync_directory(Path(directory))
+
+
+def _read_manifest(path: Path) -> dict:
+    """The manifest of one step directory. Raises _Damaged where it is not there or not as written."""
+    try:
+        manifest = json.loads((path / MANIFEST).read_bytes())
+    except FileNotFoundError:
+        raise _Damaged(f"it has no {MANIFEST}") from None
+    except OSError as error:
+        raise _Damaged(f"its {MANIFEST} cannot be read: {error}") from error
+    except (ValueError, RecursionError):
+        raise _Damaged(f"its {MANIFEST} is not JSON") from None
+    if not isinstance(manifest, dict) or "format" not in manifest:
+        raise _Damaged(f"its {MANIFEST} is not one of ours")
+    if manifest["format"] != FORMAT:
+        raise _Damaged(f"its format is {manifest['format']}, this version reads {FORMAT}")
+    if manifest.get("seal") != _seal(manifest):
+        raise _Damaged(f"its {MANIFEST} was changed after it was written")
+    if str(manifest["step"]) != path.name:
+        raise _Damaged(f"it holds step {manifest['step']}")
+    return manifest
+
+
+def _verify(path: Path, *, has_digests: bool) -> dict:
+    """The manifest of one step, its files checked against it: sizes always, contents if `has_digests`."""
+    manifest = _read_manifest(path)
+    for name, file in manifest["files"].items():
+        if ".." in Path(name).parts or Path(name).is_absolute():
+            raise _Damaged(f"its {MANIFEST} names the file {name} outside of it")
+        if not (path / name).is_file():
+            raise _Damaged(f"its file {name} is missing")
+        size = (path / name).stat().st_size
+        if size != file["bytes"]:
+            raise _Damaged(f"its file {name} holds {size} bytes, not {file['bytes']}")
+    if has_digests:
+        with ThreadPoolExecutor(_HASH_THREADS) as pool:
+            try:
+                digests = list(pool.map(lambda name: _hash_file(path / name), manifest["files"]))
+            except OSError as error:
+                raise _Damaged(f"it cannot be read: {error}") from error
+        for (name, file), digest in zip(manifest["files"].items(), digests, strict=True):
+            if digest != file["sha256"]:
+                raise _Damaged(f"its file {name} was changed after it was written")
+    return manifest
+
+
+def _gather(text: str) -> list[str]:
+    """The texts of all processes, in their order. All must call it; it runs on the devices."""
+    if jax.process_count() == 1:
+        return [text]
+    data = np.frombuffer(text.encode(), np.uint8)
+    n_bytes = int(np.max(multihost_utils.process_allgather(np.int32(data.size))))
+    if n_bytes == 0:
+        return [""] * jax.process_count()
+    rows = multihost_utils.process_allgather(np.pad(data, (0, n_bytes - data.size)))
+    return [bytes(row).rstrip(b"\0").decode() for row in np.asarray(rows)]
+
+
+def _find_first(text: str) -> str:
+    """The first text that is not empty among those of all processes: one for all, so that all act alike."""
+    return next((text for text in _gather(text) if text), "")
+
+
+class Checkpoints:
+    """The checkpoints of one run. A context manager: leaving it waits for the save under way.
+
+    Whoever writes holds the run (`lock_run`). In a run of several processes each makes one, and `save`,
+    `latest`, `restore`, `wait` and `close` are called by all of them together; process 0 alone decides,
+    writes manifests, deletes and warns.
+
+    Args:
+      directory: where the steps lie. Made if it is not there.
+      keep: newest checkpoints that are kept.
+      keep_best: keep the one with the lowest val_loss too.
+      read_only: change nothing on the disk; for sampling and evaluation, beside a running training.
+      warn: is told, in one line each, what was skipped or set aside; stderr by default.
+
+    Raises:
+      InputError: the directory cannot be made.
+    """
+
+    def __init__(
+        self,
+        directory: str | Path,
+        *,
+        keep: int = 2,
+        keep_best: bool = True,
+        read_only: bool = False,
+        warn: Callable[[str], None] = _print_warning,
+    ):
+        assert keep >= 1, f"keep={keep}: the newest is never deleted"
+        self.directory = Path(directory)
+        self.keep, self.keep_best, self.read_only, self.warn = keep, keep_best, read_only, warn
+        self._thread: threading.Thread | None = None
+        self._failure = ""
+        if read_only or jax.process_index() != 0:
+            return
+        try:
+            self.directory.mkdir(parents=True, exist_ok=True)
+            for path in self.directory.iterdir():
+                if _LEFTOVER.fullmatch(path.name) and path.is_dir():
+                    shutil.rmtree(path)
+        except OSError as error:
+            raise InputError(f"{directory} cannot be written: {error}; choose another --run.dir") from error
+
+    @functools.cached_property
+    def _orbax(self):
+        # Here, because listing checkpoints needs no orbax, and its import takes half a second.
+        import orbax.checkpoint as ocp
+
+        # Each failure that is raised here in one line is logged by orbax in pages of tracebacks.
+        logging.getLogger("absl").setLevel(logging.CRITICAL)
+        # Directories made in the background leave threads behind when that fails, which hold the process at
+        # its end for ten minutes.
+        options = ocp.options.AsyncOptions(create_directories_asynchronously=False)
+        return ocp.AsyncCheckpointer(ocp.PyTreeCheckpointHandler(), async_options=options)
+
+    def _path(self, step: int, suffix: str = "") -> Path:
+        return self.directory / f"{step}{suffix}"
+
+    def _steps(self) -> list[int]:
+        """Steps that have a directory, whatever is in it, newest first."""
+        if not self.directory.is_dir():
+            return []
+        names = [path.name for path in self.directory.iterdir() if path.is_dir()]
+        return sorted((int(name) for name in names if re.fullmatch(r"0|[1-9]\d*", name)), reverse=True)
+
+    def save(self, step: int, state: Any, about: dict, *, val_loss: float | None = None) -> None:
+        """Starts to save a state; returns when it is copied from the device and may be donated.
+
+        Waits for the save before it. What goes wrong later is told by `raise_if_failed`, the next `save`,
+        or `close`. An error that tells of the save before comes when this one is under way: it costs no more.
+
+        Args:
+          step: 0 or more, and above every step that has a directory.
+          state: tree of jax.Arrays, of any sharding.
+          about: what the run must know to go on, as JSON: config, digests of data and tokenizer, versions.
+          val_loss: in nats per token, for keep_best.
+
+        Raises:
+          CheckpointError: the save before it failed; or this step is not saved, because it is not above the
+            latest, a value is not finite, the disk has too little room, or orbax refused. Older ones stay.
+        """
+        assert step >= 0, step
+        assert not self.read_only, "opened with read_only=True"
+        assert all(isinstance(leaf, jax.Array) for leaf in jax.tree.leaves(state)), "leaves must be jax.Arrays"
+        manifest = {
+            "format": FORMAT,
+            "step": step,
+            "time": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+            "versions": {name: importlib.metadata.version(name) for name in ("jax", "orbax-checkpoint")},
+            "val_loss": val_loss if val_loss is not None and math.isfinite(val_loss) else None,
+            "about": json.loads(json.dumps(about, allow_nan=False)),
+            "state": _describe(state),
+        }
+        earlier = self._join()
+        refusal = ""
+        if path := _name_non_finite(state):
+            refusal = f"{path} is not finite"
+        elif jax.process_index() == 0:
+            refusal = self._find_obstacle(step, sum(leaf.nbytes for leaf in jax.tree.leaves(state)))
+        if refusal := _find_first(refusal):
+            raise CheckpointError(f"{earlier and earlier + '; '}checkpoint {step} is not saved: {refusal}")
+        import orbax.checkpoint as ocp
+
+        try:
+            self._orbax.save(self._path(step, ".saving").absolute(), args=ocp.args.PyTreeSave(state))
+        except (OSError, ValueError, RuntimeError) as error:
+            self._remove_staging(step)
+            failure = f"checkpoint {step} is not saved: {_one_line(error)}"
+            raise CheckpointError(f"{earlier and earlier + '; '}{failure}") from error
+        self._thread = threading.Thread(target=self._commit, args=(step, manifest), name=f"checkpoint {step}")
+        self._thread.start()
+        if earlier:
+            raise CheckpointError(earlier)
+
+    def _find_obstacle(self, step: int, state_bytes: int) -> str:
+        """Why the directory cannot take this step, as a clause; or empty."""
+        latest = max(self._steps(), default=-1)
+        if step <= latest:
+            return f"{self._path(latest)} is there already, and steps only rise"
+        free_bytes = shutil.disk_usage(self.directory).free
+        if free_bytes < FREE_DISK_FACTOR * state_bytes:
+            sizes = f"{free_bytes / 1e9:.3f} GB free, a save of {state_bytes / 1e9:.3f} GB"
+            return f"{self.directory} has {sizes} asks for {FREE_DISK_FACTOR} times its size"
+        return ""
+
+    def _commit(self, step: int, manifest: dict) -> None:
+        """In its own thread: waits for orbax, writes the manifest, makes the step count, deletes old ones."""
+        try:
+            self._orbax.wait_until_finished()
+            if jax.process_index() != 0:
+                return
+            _write_manifest(self._path(step, ".saving"), manifest)
+            os.rename(self._path(step, ".saving"), self._path(step))
+            _fsync_directory(self.directory)
+        except Exception as error:  # whatever it is, the training thread must hear of it
+            self._failure = f"checkpoint {step} is not saved: {_one_line(error)}"
+            self._remove_staging(step)
+        else:
+            try:
+                self._delete_old()
+            except OSError as error:
+                self._failure = f"checkpoint {step} is saved, but an older one is not deleted: {error}"
+        if self._failure and not threading.main_thread().is_alive():
+            self.warn(f"{self._failure}; the process ended without close()")
+
+    def _remove_staging(self, step: int) -> None:
+        with contextlib.suppress(Exception):  # told already; what counts is that orbax has let go of the files
+            self._orbax.wait_until_finished()
+        if jax.process_index() == 0:
+            for path in self.directory.glob(f"{step}.saving*"):
+                shutil.rmtree(path, ignore_errors=True)
+
+    def _delete_old(self) -> None:
+        """Deletes what is neither among the newest `keep` nor the best. Runs only after a newer one counts."""
+        val_losses = {}
+        for step in self._steps():
+            with contextlib.suppress(_Damaged):
+                val_losses[step] = _read_manifest(self._path(step))["val_loss"]
+        kept = set(list(val_losses)[: self.keep])
+        judged = [(loss, step) for step, loss in val_losses.items() if loss is not None]
+        if self.keep_best and judged:
+            kept.add(min(judged)[1])
+        for step in val_losses.keys() - kept:
+            # Under another name first: a kill half-way must not leave half a checkpoint.
+            os.rename(self._path(step), self._path(step, ".deleting"))
+            shutil.rmtree(self._path(step, ".deleting"))
+
+    def _join(self) -> str:
+        """Waits for the save under way. What failed in it, in whichever process; or empty."""
+        if self._thread is not None:
+            self._thread.join()
+            self._thread = None
+        return "" if self.read_only else _find_first(self._take_failure())
+
+    def _take_failure(self) -> str:
+        failure, self._failure = self._failure, ""
+        return failure
+
+    def raise_if_failed(self) -> None:
+        """Raises the CheckpointError of a background save, once. Cheap, and local to this process."""
+        if self._failure:
+            raise CheckpointError(self._take_failure())
+
+    def wait(self) -> None:
+        """Returns when the save under way is a checkpoint; raises CheckpointError where it failed."""
+        if failure := self._join():
+            raise CheckpointError(failure)
+
+    def close(self) -> None:
+        """Waits for the save under way, and raises CheckpointError where one failed."""
+        try:
+            self.wait()
+        finally:
+            if "_orbax" in self.__dict__:
+                self._orbax.close()
+                del self.__dict__["_orbax"]
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind, error, traceback) -> None:
+        if kind is None:
+            self.close()
+        elif self._thread is not None:
+            # Another error is on its way, perhaps in this process alone: no word to the others, who may be
+            # elsewhere, and that error stays the one that is raised.
+            self._thread.join()
+            if self._failure:
+                self.warn(self._take_failure())
+
+    def latest(self, *, verify: bool = True) -> int | None:
+        """The newest step that is a checkpoint; None where the directory holds no step at all.
+
+        Each newer one that is not is named in a warning.
+
+        Args:
+          verify: False checks names, sizes and the manifest, but reads no digests.
+
+        Raises:
+          InputError: there are steps, but none is a checkpoint; names each with its reason.
+        """
+        return self._choose(None, verify)
+
+    def _choose(self, step: int | None, verify: bool) -> int | None:
+        """The step to read: decided by process 0, so that no two processes read different ones."""
+        self.wait()
+        answer: dict = {}
+        if jax.process_index() == 0:
+            faults = []
+            for candidate in self._steps() if step is None else [step]:
+                try:
+                    _verify(self._path(candidate), has_digests=verify)
+                except _Damaged as damage:
+                    faults.append(f"{self._path(candidate)} is not a checkpoint: {damage}")
+                else:
+                    answer = {"step": candidate}
+                    break
+            if faults and not answer:
+                answer = {"error": f"{'; '.join(faults)}; nothing was changed there"}
+            elif faults:
+                for fault in faults:
+                    self.warn(fault)
+        answer = json.loads(_gather(json.dumps(answer))[0])
+        if "error" in answer:
+            raise InputError(answer["error"])
+        return answer.get("step")
+
+    def about(self, step: int) -> dict:
+        """What `save` was told about the run. Raises InputError where the manifest cannot be read."""
+        return self._manifest(step)["about"]
+
+    def _manifest(self, step: int) -> dict:
+        try:
+            return _read_manifest(self._path(step))
+        except _Damaged as damage:
+            raise InputError(f"{self._path(step)} is not a checkpoint: {damage}") from damage
+
+    def restore(
+        self, abstract_state: Any, *, step: int | None = None, verify: bool = True, is_part: bool = False
+    ) -> tuple[int, Any, dict]:
+        """Reads a checkpoint onto the devices, whatever devices it was written from, bit for bit.
+
+        Unless read-only, the run goes on from here: steps above it are renamed to `<step>.rejected`, each
+        with a warning, because they are damaged or no longer its future.
+
+        Args:
+          abstract_state: tree of ShapeDtypeStructs with shardings; the arrays come out exactly so.
+          step: None takes the latest that is a checkpoint.
+          verify: False reads no digests.
+          is_part: abstract_state may lack leaves that were saved: {"params": ...} needs no optimizer state.
+
+        Returns:
+          The step, the state in buffers of its own that may be donated, and what `save` was told about it.
+
+        Raises:
+          InputError: nothing to restore, or it is damaged, or paths, shapes or dtypes are not those asked for.
+        """
+        for path, leaf in _by_path(abstract_state).items():
+            assert leaf.sharding is not None, f"{path} has no sharding"
+        chosen = self._choose(step, verify)
+        if chosen is None:
+            raise InputError(f"{self.directory} holds no checkpoint to go on from; start without --resume")
+        manifest = self._manifest(chosen)
+        misfits = _list_misfits(manifest["state"], _describe(abstract_state), is_part)
+        if misfits:
+            more = f"; and {len(misfits) - 5} more" if len(misfits) > 5 else ""
+            way_out = "use the model and optimizer settings it was written with"
+            raise InputError(f"{self._path(chosen)} does not fit: {'; '.join(misfits[:5])}{more}; {way_out}")
+        import orbax.checkpoint as ocp
+
+        request = ocp.args.PyTreeRestore(
+            item=abstract_state,
+            restore_args=ocp.checkpoint_utils.construct_restore_args(abstract_state),
+            partial_restore=is_part,
+        )
+        try:
+            state = self._orbax.restore(self._path(chosen).absolute(), args=request)
+        except (OSError, ValueError) as error:
+            raise InputError(f"{self._path(chosen)} cannot be read: {_one_line(error)}") from error
+        if not self.read_only and jax.process_index() == 0:
+            for newer in [other for other in self._steps() if other > chosen]:
+                self._set_aside(newer, chosen)
+        return chosen, state, manifest["about"]
+
+    def _set_aside(self, step: int, chosen: int) -> None:
+        n_before = sum(1 for _ in self.directory.glob(f"{step}.rejected*"))
+        aside = self._path(step, f".rejected{n_before or ''}")
+        try:
+            os.rename(self._path(step), aside)
+        except OSError as error:
+            raise InputError(f"{self._path(step)} cannot be renamed: {error}; move it away") from error
+        self.warn(f"{self._path(step)} is set aside as {aside.name}: the run goes on from step {chosen}")

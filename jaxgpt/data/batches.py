@@ -1,0 +1,165 @@
+"""Rows of tokens, as a function of the step.
+
+A batch depends on the data, the seed and the step, and on nothing else: not on what was read before, nor on how
+many hosts share it or which of its rows one of them reads. So a resumed run reads on where it stopped, and another
+number of devices, or another framework, reads the same tokens.
+
+A row has seq_len + 1 tokens: inputs are all but the last, targets all but the first.
+"""
+
+import queue
+import threading
+from collections.abc import Generator, Iterable
+from typing import Literal, TypeVar
+
+import numpy as np
+
+from jaxgpt.data.shards import Split, raise_bad_id
+from jaxgpt.errors import InputError
+
+T = TypeVar("T")
+
+
+class Batches:
+    """Cuts one split into rows."""
+
+    def __init__(
+        self,
+        split: Split,
+        seq_len: int,
+        seed: int,
+        sampling: Literal["random", "sequential"],
+        vocab_size: int | None = None,
+    ):
+        """
+        Args:
+          split: where the tokens are.
+          seq_len: tokens of context per row; a row reads one more.
+          seed: in [0, 2**64); decides the random rows, together with the step.
+          sampling: random: rows start anywhere. sequential: row r of the run starts at token r * seq_len, and after
+            the last whole row the first follows again.
+          vocab_size: ids at or above it are refused; None accepts all.
+
+        Raises:
+          InputError: the split is shorter than one row.
+        """
+        assert sampling in ("random", "sequential"), sampling
+        _require_a_row(split, seq_len)
+        self.split, self.seq_len, self._seed, self._sampling = split, seq_len, seed, sampling
+        self._id_limit = vocab_size or 1 << 31
+
+    def rows(self, step: int, first_row: int, n_rows: int, lo: int, hi: int) -> np.ndarray:
+        """Rows lo..hi of the `n_rows` that a step takes, int32 [hi - lo, seq_len + 1].
+
+        Args:
+          step: index of the optimizer step, from 0.
+          first_row: rows of all earlier steps together (read where sampling is sequential).
+          n_rows: rows of this step, over all devices and microbatches.
+          lo, hi: which of them to read, 0 <= lo <= hi <= n_rows.
+
+        Raises:
+          InputError: an id outside the vocabulary, or a file that cannot be read.
+        """
+        assert 0 <= lo <= hi <= n_rows, (lo, hi, n_rows)
+        n_tokens = self.split.n_tokens
+        if self._sampling == "random":
+            # Raw bits of a counter-based generator: numpy keeps these stable, its distributions it may change.
+            # Modulo favours early positions by less than n_tokens / 2**64.
+            key = np.array([self._seed, step], np.uint64)
+            bits = np.random.Philox(key=key).random_raw(n_rows)[lo:hi]
+            starts = (bits % np.uint64(n_tokens - self.seq_len)).astype(np.int64)
+        else:
+            rows_per_epoch = (n_tokens - 1) // self.seq_len
+            starts = [(first_row + row) % rows_per_epoch * self.seq_len for row in range(lo, hi)]
+        return self.at(starts)
+
+    def at(self, starts: Iterable[int]) -> np.ndarray:
+        """The rows that begin at these positions of the split, int32 [n, seq_len + 1]. Raises as `rows` does."""
+        starts = [int(start) for start in starts]
+        width = self.seq_len + 1
+        rows = np.empty((len(starts), width), np.uint32)
+        for row, start in zip(rows, starts, strict=True):
+            row[:] = self.split.read(start, width)
+        if rows.size and int(rows.max()) >= self._id_limit:
+            row, column = np.argwhere(rows >= self._id_limit)[0]
+            raise_bad_id(self.split, starts[row] + int(column), self._id_limit)
+        return rows.view(np.int32)
+
+
+def _require_a_row(split: Split, seq_len: int) -> None:
+    if split.n_tokens < seq_len + 1:
+        fits = f"choose model.seq_len <= {split.n_tokens - 1} or more text" if split.n_tokens > 1 else "give more text"
+        raise InputError(
+            f"{split.directory} {split.name} has {split.n_tokens} tokens, model.seq_len={seq_len} needs {seq_len + 1}; "
+            f"{fits}"
+        )
+
+
+def eval_rows(split: Split, seq_len: int, n_tokens: int) -> np.ndarray:
+    """Where the rows of an evaluation start, int64 [n]: apart from each other, the same ones each time.
+
+    Args:
+      n_tokens: targets to evaluate, cut to whole rows (one at least), spread evenly over the split. 0, or more than
+        there are: every whole row.
+
+    Raises:
+      InputError: the split is shorter than one row.
+    """
+    _require_a_row(split, seq_len)
+    n_there = (split.n_tokens - 1) // seq_len
+    n_wanted = max(1, n_tokens // seq_len) if n_tokens else n_there
+    n = min(n_wanted, n_there)
+    return np.arange(n, dtype=np.int64) * n_there // n * seq_len
+
+
+class _Failure:
+    def __init__(self, error: BaseException):
+        self.error = error
+
+
+_END = object()
+
+
+def prefetch(items: Iterable[T], depth: int = 2) -> Generator[T, None, None]:
+    """Yields what `items` yields, computed ahead in a thread: up to `depth` items wait, one more is in the making.
+
+    An exception in `items` is raised here, in its turn. Closing this generator (`close()`, or dropping it) stops the
+    thread after the item in the making and closes `items`.
+    """
+    assert depth >= 1, depth
+    ready: queue.Queue = queue.Queue(depth)
+    is_closed = threading.Event()
+    source = iter(items)
+
+    def put(item: object) -> bool:
+        while not is_closed.is_set():
+            try:
+                ready.put(item, timeout=0.1)
+                return True
+            except queue.Full:
+                continue
+        return False
+
+    def work() -> None:
+        try:
+            for item in source:
+                if not put(item):
+                    return
+            put(_END)
+        except BaseException as error:
+            put(_Failure(error))
+        finally:
+            close = getattr(source, "close", None)
+            if close:
+                close()
+
+    thread = threading.Thread(target=work, name="prefetch", daemon=True)
+    thread.start()
+    try:
+        while (item := ready.get()) is not _END:
+            if isinstance(item, _Failure):
+                raise item.error
+            yield item
+    finally:
+        is_closed.set()
+        thread.join()

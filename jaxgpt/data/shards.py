@@ -1,0 +1,497 @@
+"""Tokens in files: our shards, and the formats of nanoGPT and llm.c, read behind one shape.
+
+A shard is a header of 256 little-endian int32 (magic, version, the count's low and high 32 bits, bytes per token)
+and then the tokens, little-endian; a manifest beside the shards names them. Directories without a manifest are
+judged by names and headers: nanoGPT's train.bin and val.bin are bare uint16; llm.c's and modded-nanogpt's
+*_train_000001.bin have a header like ours with a magic of their own.
+
+Nothing here is trusted: counts are held against file sizes before anything is allocated, and nothing is
+unpickled (nanoGPT's meta.pkl is never opened). Every complaint is an `InputError` of one line.
+"""
+
+import functools
+import hashlib
+import os
+import re
+from bisect import bisect_right
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from itertools import accumulate
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import numpy as np
+
+from jaxgpt.data.manifest import MANIFEST, Entry, read_manifest
+from jaxgpt.errors import InputError
+from jaxgpt.tokenizer import GPT2Tokenizer
+
+HEADER_BYTES = 1024
+MAGIC = int.from_bytes(b"JGPT", "little")
+LLMC_MAGIC = 20240520
+VERSION = 1
+DTYPES = {2: np.dtype("<u2"), 4: np.dtype("<u4")}
+BLOCK_BYTES = 8 << 20
+CORPUS_NAMES = ("pydocs", "shakespeare_char", "shakespeare", "openwebtext", "fineweb10B")
+"""What `jaxgpt.prepare` makes without --input; here for the sake of messages, in `corpora` for the rest."""
+
+
+class _OpenFile:
+    """A file descriptor that is closed with the last reference to it."""
+
+    def __init__(self, path: Path):
+        self.fd = os.open(path, os.O_RDONLY)
+
+    def __del__(self):
+        if hasattr(self, "fd"):
+            os.close(self.fd)
+
+
+@dataclass(frozen=True)
+class ShardFile:
+    """One file of tokens, as its header or its size describes it."""
+
+    path: Path
+    n_tokens: int
+    dtype: np.dtype
+    start_byte: int
+    """Where the tokens begin."""
+    size_bytes: int
+    format: str
+    """jaxgpt, llmc or nanogpt."""
+    sha256: str = ""
+    """From the manifest; empty in foreign directories."""
+
+
+@dataclass(frozen=True)
+class Split:
+    """The tokens of one split, as if its files were one."""
+
+    name: str
+    directory: Path
+    files: tuple[ShardFile, ...]
+
+    @functools.cached_property
+    def ends(self) -> tuple[int, ...]:
+        """Position after the last token of each file."""
+        return tuple(accumulate(file.n_tokens for file in self.files))
+
+    @property
+    def n_tokens(self) -> int:
+        return self.ends[-1]
+
+    @property
+    def dtype(self) -> np.dtype:
+        return self.files[0].dtype
+
+    @functools.cached_property
+    def _open(self) -> Callable[[Path], _OpenFile]:
+        return functools.lru_cache(maxsize=128)(_OpenFile)  # below the usual limit of 1024 open files
+
+    def read(self, start: int, n: int) -> np.ndarray:
+        """`n` tokens from position `start` on, in the split's dtype, read-only. Threads may share a split.
+
+        Plain reads, not a memory map: a file that shrinks or a disk that fails is then an error and no SIGBUS.
+
+        Raises:
+          InputError: the file cannot be read, or has become shorter.
+        """
+        if start < 0 or n < 0 or start + n > self.n_tokens:
+            raise IndexError(f"tokens [{start}, {start + n}) of a split of {self.n_tokens}")
+        parts = []
+        index = bisect_right(self.ends, start)
+        while n > 0:
+            file = self.files[index]
+            offset = start - (self.ends[index] - file.n_tokens)
+            count = min(n, file.n_tokens - offset)
+            parts.append(self._read_file(file, offset, count))
+            start, n, index = start + count, n - count, index + 1
+        return parts[0] if len(parts) == 1 else np.concatenate([np.empty(0, self.dtype), *parts])
+
+    def _read_file(self, file: ShardFile, offset: int, count: int) -> np.ndarray:
+        at, left = file.start_byte + offset * file.dtype.itemsize, count * file.dtype.itemsize
+        data = b""
+        while left:  # one read gives 2 GiB at most
+            try:
+                block = os.pread(self._open(file.path).fd, left, at)
+            except OSError as error:
+                message = f"{file.path} cannot be read at byte {at}: {error.strerror}; check the disk"
+                raise InputError(message) from error
+            if not block:
+                raise InputError(
+                    f"shard {file.path} ends at byte {at}, {left} bytes early; it was cut short after the run opened "
+                    "it: restore it, or prepare it again"
+                )
+            data, at, left = data + block if data else block, at + len(block), left - len(block)
+        return np.frombuffer(data, file.dtype)
+
+    def locate(self, position: int) -> tuple[str, int]:
+        """The name of the file that holds a position, and the token's offset in it."""
+        index = bisect_right(self.ends, position)
+        return self.files[index].path.name, position - (self.ends[index] - self.files[index].n_tokens)
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """A directory of tokens, checked and open."""
+
+    directory: Path
+    train: Split
+    val: Split
+    vocab_size: int | None
+    """None where the format does not tell."""
+    tokenizer_json: dict[str, Any] | None
+    """See `tokenizer_from_json`. GPT-2's is assumed for llm.c files; None where the format does not tell."""
+    digest: str
+    """SHA-256 (hex) that changes with the content. Without a manifest: of names, sizes and both ends of each file."""
+
+
+def pick_dtype(vocab_size: int) -> np.dtype:
+    """The narrowest dtype for ids in [0, vocab_size)."""
+    return DTYPES[2] if vocab_size <= 1 << 16 else DTYPES[4]
+
+
+# Writing
+
+
+def _header(n_tokens: int, dtype: np.dtype) -> bytes:
+    words = np.zeros(HEADER_BYTES // 4, "<u4")
+    words[:5] = MAGIC, VERSION, n_tokens & 0xFFFFFFFF, n_tokens >> 32, dtype.itemsize
+    return words.tobytes()
+
+
+def _seal(file: BinaryIO, path: Path) -> dict[str, Any]:
+    """Puts a complete temporary file in its place, and says what the manifest says of it."""
+    file.flush()
+    os.fsync(file.fileno())
+    size = file.tell()
+    file.close()
+    os.replace(file.name, path)
+    return {"name": path.name, "sha256": sha256_of(path), "size_bytes": size}
+
+
+def write_shard(path: Path, tokens: np.ndarray) -> dict[str, Any]:
+    """Writes uint16 or uint32 tokens [n] as one shard; the name appears when the file is complete.
+
+    Returns:
+      The shard's entry in a manifest: name, n_tokens, sha256, size_bytes.
+    """
+    assert path.suffix == ".bin", path
+    writer = ShardWriter(path.parent, path.stem, tokens.dtype, max(len(tokens), 1), numbered=False)
+    try:
+        writer.write(tokens)
+        return writer.close()[0]
+    finally:
+        writer.abandon()
+
+
+class ShardWriter:
+    """Writes one split as a stream: <split>_000000.bin and on, a new file every `shard_tokens`."""
+
+    def __init__(self, directory: Path, split: str, dtype: np.dtype, shard_tokens: int, *, numbered: bool = True):
+        assert np.dtype(dtype).itemsize in DTYPES and np.dtype(dtype).kind == "u", dtype
+        assert shard_tokens >= 1, shard_tokens
+        self._directory, self._split, self._numbered = Path(directory), split, numbered
+        self._dtype, self._shard_tokens = np.dtype(dtype).newbyteorder("<"), shard_tokens
+        self._entries: list[dict[str, Any]] = []
+        self._file: BinaryIO | None = None
+        self._n_in_file = 0
+        self.n_tokens = 0
+
+    def write(self, tokens: np.ndarray) -> None:
+        """Appends ids, which the dtype must hold."""
+        assert not len(tokens) or int(tokens.max()) <= np.iinfo(self._dtype).max, "ids do not fit the dtype"
+        while len(tokens):
+            file = self._file or self._begin()
+            part = tokens[: self._shard_tokens - self._n_in_file]
+            file.write(part.astype(self._dtype, copy=False).tobytes())
+            self._n_in_file += len(part)
+            self.n_tokens += len(part)
+            tokens = tokens[len(part) :]
+            if self._n_in_file == self._shard_tokens:
+                self._finish()
+
+    def close(self) -> list[dict[str, Any]]:
+        """Completes the last file and returns the manifest's entries."""
+        if self._file or not self._entries:
+            self._file = self._file or self._begin()
+            self._finish()
+        return self._entries
+
+    def abandon(self) -> None:
+        """Removes the file that is not complete, if there is one."""
+        if self._file:
+            self._file.close()
+            Path(self._file.name).unlink(missing_ok=True)
+            self._file = None
+
+    def _path(self) -> Path:
+        number = f"_{len(self._entries):06d}" if self._numbered else ""
+        return self._directory / f"{self._split}{number}.bin"
+
+    def _begin(self) -> BinaryIO:
+        self._file = open(f"{self._path()}.tmp", "wb")  # noqa: SIM115 - closed by _seal or abandon
+        self._file.write(bytes(HEADER_BYTES))
+        self._n_in_file = 0
+        return self._file
+
+    def _finish(self) -> None:
+        file, path = self._file, self._path()
+        assert file is not None
+        file.seek(0)
+        file.write(_header(self._n_in_file, self._dtype))
+        file.seek(0, os.SEEK_END)
+        self._entries.append({"n_tokens": self._n_in_file, **_seal(file, path)})
+        self._file = None
+
+
+# Opening
+
+
+def inspect_shard(path: Path, *, wants: str = "") -> ShardFile:
+    """Reads a file's header and holds it against the file's size.
+
+    Args:
+      path: the file.
+      wants: jaxgpt or llmc, where only that format will do; empty accepts either, and bare uint16 if the name is
+        nanoGPT's.
+
+    Raises:
+      InputError: names the file, what it says, what it holds and a way out.
+    """
+    try:
+        with open(path, "rb") as file:
+            head = file.read(HEADER_BYTES)
+            size = os.fstat(file.fileno()).st_size
+    except FileNotFoundError:
+        raise InputError(f"shard {path} is missing; restore it, or prepare the data again") from None
+    except OSError as error:
+        raise InputError(f"shard {path} cannot be read: {error.strerror}; check its permissions") from error
+    if size == 0:
+        raise InputError(f"shard {path} has 0 bytes; restore it, or prepare the data again")
+    magic = int.from_bytes(head[:4], "little")
+    is_bare = not wants and magic not in (MAGIC, LLMC_MAGIC) and path.name in ("train.bin", "val.bin")
+    if size % 2:
+        raise InputError(f"shard {path} has {size} bytes, an odd number; tokens have 2 or 4: it was cut short")
+    if is_bare:
+        _refuse_wide_ids(path, head)
+        return ShardFile(path, size // 2, DTYPES[2], 0, size, "nanogpt")
+    if len(head) < HEADER_BYTES:
+        raise InputError(f"shard {path} has {size} bytes, a header alone has {HEADER_BYTES}; the file was cut short")
+    known = {MAGIC: "jaxgpt", LLMC_MAGIC: "llmc"}
+    if known.get(magic) not in ([wants] if wants else known.values()):
+        found = f"a file of format {known[magic]}" if magic in known else "no token shard, or bytes in another order"
+        wanted = " or ".join(str(number) for number, name in known.items() if not wants or name == wants)
+        raise InputError(f"shard {path} has magic {magic}, not {wanted}: {found}; restore it, or prepare again")
+    words = np.frombuffer(head, "<i4").astype(int).tolist()
+    if words[1] != VERSION:
+        raise InputError(f"shard {path} has version {words[1]}, this code reads {VERSION}; prepare the data again")
+    if magic == LLMC_MAGIC:
+        n_tokens, dtype = words[2], DTYPES[2]
+    else:
+        n_tokens, dtype = (words[2] & 0xFFFFFFFF) + (words[3] << 32), DTYPES.get(words[4])
+    if dtype is None:
+        raise InputError(f"shard {path} has dtype code {words[4]}, this code reads 2 and 4; prepare the data again")
+    n_in_file, odd = divmod(size - HEADER_BYTES, dtype.itemsize)
+    if n_tokens < 0:
+        raise InputError(f"shard {path}: header says {n_tokens} tokens; it is damaged, prepare the data again")
+    if n_tokens > n_in_file:
+        raise InputError(f"shard {path}: header says {n_tokens} tokens, file holds {n_in_file}; the file was cut short")
+    if n_tokens < n_in_file or odd:
+        extra = size - HEADER_BYTES - n_tokens * dtype.itemsize
+        raise InputError(
+            f"shard {path}: header says {n_tokens} tokens, file holds {n_in_file} ({extra} bytes more); "
+            "something was appended, or the header is damaged: prepare the data again"
+        )
+    return ShardFile(path, n_tokens, dtype, HEADER_BYTES, size, known[magic])
+
+
+def _refuse_wide_ids(path: Path, head: bytes) -> None:
+    """A bare file has no dtype; uint32 ids below 65536 show as uint16 of which every second is 0."""
+    ids = np.frombuffer(head[: len(head) // 2 * 2], "<u2")
+    if len(ids) >= 64 and not ids[1::2].any() and ids[::2].any():
+        raise InputError(f"shard {path} looks like uint32 ids (every second uint16 is 0); save it as uint16")
+
+
+def open_dataset(directory: str | Path) -> Dataset:
+    """Opens a directory of tokens and checks headers, sizes, names and counts; reads no tokens.
+
+    Raises:
+      InputError: what is wrong, in which file, and a way out.
+    """
+    directory = Path(directory)
+    try:
+        if not directory.is_dir():
+            raise InputError(f"data.dir={directory} does not exist; run {_prepare_command(directory)}")
+        data = _open_prepared(directory) if (directory / MANIFEST).exists() else _open_foreign(directory)
+    except OSError as error:
+        message = f"data.dir={directory} cannot be read: {error.strerror}; check its permissions"
+        raise InputError(message) from error
+    for split in (data.train, data.val):
+        if split.n_tokens == 0:
+            raise InputError(f"{directory} {split.name} has no tokens; give more text, or a larger --val-fraction")
+    if data.train.dtype != data.val.dtype:
+        raise InputError(f"{directory}: train is {data.train.dtype}, val {data.val.dtype}; prepare both alike")
+    return data
+
+
+def _prepare_command(directory: Path) -> str:
+    name = directory.name or "NAME"
+    out = "" if directory == Path("data", name) else f" --out {directory}"
+    return f"`python -m jaxgpt.prepare {name}{'' if name in CORPUS_NAMES else ' --input FILE'}{out}`"
+
+
+def _open_prepared(directory: Path) -> Dataset:
+    manifest = read_manifest(directory)
+    splits = {}
+    for name, entries in manifest.splits.items():
+        splits[name] = Split(name, directory, tuple(_open_entry(directory, entry) for entry in entries))
+        for file in splits[name].files:
+            if file.dtype.name != manifest.dtype:
+                raise InputError(
+                    f"shard {file.path} holds {file.dtype.name}, {manifest.path} says {manifest.dtype}; prepare again"
+                )
+    train, val = splits["train"], splits["val"]
+    sources = {file.sha256: file.path.name for file in train.files}
+    _refuse_overlap(directory, [(sources.get(file.sha256), file.path.name) for file in val.files])
+    return Dataset(directory, train, val, manifest.vocab_size, manifest.tokenizer_json, manifest.digest)
+
+
+def _open_entry(directory: Path, entry: Entry) -> ShardFile:
+    file = inspect_shard(directory / entry.name, wants=entry.format)
+    for field in ("size_bytes", "n_tokens"):
+        found, wanted = getattr(file, field), getattr(entry, field)
+        if found != wanted:
+            raise InputError(
+                f"shard {file.path} has {field}={found}, {MANIFEST} says {wanted}; "
+                "it changed since it was prepared: restore it, or prepare again"
+            )
+    return replace(file, sha256=entry.sha256)
+
+
+_FOREIGN = re.compile(r"(?:(?P<set>.+)_)?(?P<split>train|val)(?:_(?P<number>\d+))?\.bin")
+
+
+def _open_foreign(directory: Path) -> Dataset:
+    found: dict[str, list[tuple[int, Path]]] = {"train": [], "val": []}
+    names = sorted(path.name for path in directory.iterdir() if path.is_file())
+    matches = [match for match in map(_FOREIGN.fullmatch, names) if match]
+    sets = sorted({match["set"] or "" for match in matches})
+    if len(sets) > 1:
+        raise InputError(f"{directory} holds several data sets ({', '.join(map(repr, sets))}); give each a directory")
+    for match in matches:
+        found[match["split"]].append((int(match["number"] or -1), directory / match[0]))
+    for name, numbered in found.items():
+        if not numbered:
+            there = ", ".join(names[:5]) or "nothing"
+            raise InputError(
+                f"{directory} has no {name} shards ({there} there); run {_prepare_command(directory)}, or bring "
+                f"{MANIFEST}, train.bin and val.bin, or *_train_000001.bin and *_val_000000.bin"
+            )
+        _refuse_gaps(directory, sorted(numbered))
+    splits = {
+        name: Split(name, directory, tuple(inspect_shard(path) for _, path in sorted(numbered)))
+        for name, numbered in found.items()
+    }
+    files = splits["train"].files + splits["val"].files
+    if any(file.format == "jaxgpt" for file in files):
+        raise InputError(f"{directory} has shards but no {MANIFEST}; copy it too, or run {_prepare_command(directory)}")
+    prints = {file.path: _fingerprint(file.path, file.size_bytes) for file in files}
+    sources = {prints[file.path]: file.path.name for file in splits["train"].files}
+    _refuse_overlap(directory, [(sources.get(prints[file.path]), file.path.name) for file in splits["val"].files])
+    digest = hashlib.sha256(repr([(path.name, prints[path]) for path in prints]).encode("utf-8")).hexdigest()
+    is_gpt2 = all(file.format == "llmc" for file in files)
+    tokenizer = GPT2Tokenizer() if is_gpt2 else None
+    vocab_size = tokenizer.vocab_size if tokenizer else None
+    return Dataset(
+        directory, splits["train"], splits["val"], vocab_size, tokenizer.to_json() if tokenizer else None, digest
+    )
+
+
+def _refuse_gaps(directory: Path, numbered: list[tuple[int, Path]]) -> None:
+    numbers = [number for number, _ in numbered]
+    first = 0 if numbers[0] == 0 else 1
+    wanted = range(first, first + len(numbers))
+    if numbers == [-1] or numbers == list(wanted):
+        return
+    missing = next((number for number in wanted if number not in numbers), None)
+    if missing is None or -1 in numbers or len(set(numbers)) < len(numbers):
+        listed = ", ".join(path.name for _, path in numbered[:5])
+        raise InputError(f"{directory}: {listed} do not number one sequence; keep one file per number")
+    last = numbered[-1][1].name
+    name = re.sub(r"\d+(?=\.bin$)", lambda match: f"{missing:0{len(match[0])}d}", last)
+    raise InputError(f"{directory}: {name} is missing, {last} is there; fetch it, or renumber the others")
+
+
+def _fingerprint(path: Path, size: int) -> tuple[int, str]:
+    with open(path, "rb") as file:
+        digest = hashlib.sha256(file.read(1 << 16))
+        file.seek(max(0, size - (1 << 16)))
+        digest.update(file.read(1 << 16))
+    return size, digest.hexdigest()
+
+
+def _refuse_overlap(directory: Path, pairs: list[tuple[str | None, str]]) -> None:
+    for train, val in pairs:
+        if train:
+            raise InputError(
+                f"{directory}: val's {val} has the same content as train's {train}; a val loss on it means nothing"
+            )
+
+
+# Checking what is inside
+
+
+def split_blocks(split: Split) -> Iterator[tuple[int, np.ndarray]]:
+    size = BLOCK_BYTES // split.dtype.itemsize
+    for start in range(0, split.n_tokens, size):
+        yield start, split.read(start, min(size, split.n_tokens - start))
+
+
+def check_ids(split: Split, vocab_size: int) -> None:
+    """Reads a whole split and holds every id against the vocabulary.
+
+    Raises:
+      InputError: the first id that is not in [0, vocab_size).
+    """
+    if vocab_size > np.iinfo(split.dtype).max:
+        return
+    for start, tokens in split_blocks(split):
+        if int(tokens.max()) >= vocab_size:
+            raise_bad_id(split, start + int(np.argmax(tokens >= vocab_size)), vocab_size)
+
+
+def raise_bad_id(split: Split, position: int, vocab_size: int) -> None:
+    """Raises the InputError for the id at this position of the split."""
+    name, offset = split.locate(position)
+    raise InputError(
+        f"shard {split.directory / name}: token {offset} is id {split.read(position, 1)[0]}, "
+        f"outside the vocabulary of {vocab_size}; choose the model.vocab_size and tokenizer of this data"
+    )
+
+
+def sha256_of(path: Path, progress: Callable[[int], None] = lambda n_bytes: None) -> str:
+    """SHA-256 (hex) of a file. `progress` is told the bytes of each block."""
+    digest = hashlib.sha256()
+    with open(path, "rb") as file:
+        while block := file.read(BLOCK_BYTES):
+            digest.update(block)
+            progress(len(block))
+    return digest.hexdigest()
+
+
+def verify(data: Dataset, progress: Callable[[int], None] = lambda n_bytes: None) -> None:
+    """Reads every file and holds its SHA-256 against the manifest. `progress` is told the bytes of each block.
+
+    Raises:
+      InputError: the first file that differs; or a foreign directory, which has nothing to compare with.
+    """
+    for file in data.train.files + data.val.files:
+        if not file.sha256:
+            raise InputError(f"{data.directory} has no {MANIFEST} to verify against; prepare writes one")
+        found = sha256_of(file.path, progress)
+        if found != file.sha256:
+            raise InputError(
+                f"shard {file.path} has SHA-256 {found[:16]}..., {MANIFEST} says {file.sha256[:16]}...; "
+                "it changed since it was prepared: restore it, or prepare again"
+            )

@@ -1,0 +1,131 @@
+"""Evaluates a trained model on held-out text: loss in nats per token, perplexity, bits per byte.
+
+The rows are the same each time: whole contexts, apart from each other, spread evenly over the split. For a run the
+settings are its own, so the loss on val agrees with the one that training logged.
+
+  python -m jaxgpt.evaluate --run runs/quickstart
+  python -m jaxgpt.evaluate --run runs/owt --split both --tokens 0
+  python -m jaxgpt.evaluate --model gpt2 --data data/openwebtext --json
+"""
+
+import argparse
+import dataclasses
+import json
+import sys
+from typing import Any
+
+import jax
+from rich.console import Console
+from rich.table import Table
+
+from jaxgpt.config import Config, EvalConfig, MeshConfig, TrainConfig
+from jaxgpt.data.batches import Batches, eval_rows
+from jaxgpt.data.shards import Split, open_dataset
+from jaxgpt.errors import EXIT_DONE, InputError, run_verb
+from jaxgpt.sharding import count_batch_devices
+from jaxgpt.step import Step, make_step
+from jaxgpt.trained import Trained, open_source, source_parser, with_tokenizer_of
+from jaxgpt.validation import Evaluation, evaluate_split
+
+DEFAULT_TOKENS = 1_000_000
+DEFAULT_ROWS = 8
+
+
+def main(args: list[str]) -> int:
+    settings = parse_args(args)
+    trained = open_source(settings, n_devices=0)
+    directory = settings.data or (trained.config.data.dir if trained.config else "")
+    if not directory:
+        raise InputError(f"--data is missing: {trained.origin} names no data; give a directory that prepare wrote")
+    data = open_dataset(directory)
+    trained = with_tokenizer_of(trained, data)
+    config = evaluation_config(trained, settings)
+    step = make_step(config, trained.model.vocab_size, trained.mesh)
+    splits = [split for split in (data.train, data.val) if settings.split in (split.name, "both")]
+    results = {split.name: evaluate(trained, step, split, config) for split in splits}
+    facts = {"model": trained.origin, "data": str(data.directory), "dtype": config.train.dtype}
+    if settings.json:
+        print(json.dumps(facts | {"splits": {split: as_dict(result) for split, result in results.items()}}))
+    else:
+        print_table(facts, results)
+    return EXIT_DONE
+
+
+def parse_args(args: list[str]) -> argparse.Namespace:
+    parser = source_parser("jaxgpt.evaluate", __doc__ or "")
+    parser.add_argument("--data", metavar="DIR", help="data directory (default: the run's)")
+    parser.add_argument("--split", choices=("train", "val", "both"), default="val", help="default: val")
+    parser.add_argument(
+        "--tokens", type=int, metavar="N",
+        help=f"tokens to evaluate; 0: all (default: the run's eval.tokens, else {DEFAULT_TOKENS:,})",
+    )  # fmt: skip
+    parser.add_argument(
+        "--micro-batch-size", type=int, metavar="N",
+        help=f"rows per device at one time (default: the run's, else {DEFAULT_ROWS})",
+    )  # fmt: skip
+    parser.add_argument(
+        "--dtype", choices=("bfloat16", "float16", "float32"),
+        help="of the computation (default: the run's, else bfloat16, float32 on a CPU)",
+    )  # fmt: skip
+    parser.add_argument("--json", action="store_true", help="print one JSON object")
+    settings = parser.parse_args(args)
+    if settings.tokens is not None and settings.tokens < 0:
+        raise InputError(f"--tokens={settings.tokens} is negative; 0 takes the whole split")
+    if settings.micro_batch_size is not None and settings.micro_batch_size < 1:
+        raise InputError(f"--micro-batch-size={settings.micro_batch_size} is below 1; choose a positive number")
+    return settings
+
+
+def evaluation_config(trained: Trained, settings: argparse.Namespace) -> Config:
+    """What `make_step` takes: the run's way to compute, without dropout, on this machine's devices."""
+    run = trained.config or Config(
+        train=TrainConfig(micro_batch_size=DEFAULT_ROWS), eval=EvalConfig(tokens=DEFAULT_TOKENS)
+    )
+    model = dataclasses.replace(trained.model.config, dropout=0.0)
+    rows = settings.micro_batch_size or run.train.micro_batch_size
+    n_devices = count_batch_devices(trained.mesh)
+    train = TrainConfig(
+        batch_tokens=rows * model.seq_len * n_devices,
+        micro_batch_size=rows,
+        dtype=settings.dtype or trained.dtype,
+        matmul_precision=run.train.matmul_precision,
+        attention="xla" if run.train.attention == "xla" else "auto",
+        loss_chunk_tokens=run.train.loss_chunk_tokens,
+    )
+    n_tokens = run.eval.tokens if settings.tokens is None else settings.tokens
+    return Config(model=model, train=train, mesh=MeshConfig(data=n_devices), eval=EvalConfig(tokens=n_tokens))
+
+
+def evaluate(trained: Trained, step: Step, split: Split, config: Config) -> Evaluation:
+    """The loss on one split."""
+    tokenizer, seq_len = trained.tokenizer, config.model.seq_len
+    n_ids = tokenizer.vocab_size if tokenizer else trained.model.vocab_size
+    batches = Batches(split, seq_len, seed=0, sampling="sequential", vocab_size=n_ids)
+    with jax.set_mesh(trained.mesh):
+        return evaluate_split(
+            step,
+            trained.params,
+            batches,
+            eval_rows(split, seq_len, config.eval.tokens),
+            n_rows=config.train.micro_batch_size * count_batch_devices(trained.mesh),
+            token_bytes=tokenizer.token_bytes() if tokenizer else None,
+        )
+
+
+def as_dict(result: Evaluation) -> dict[str, Any]:
+    return dataclasses.asdict(result) | {"perplexity": result.perplexity}
+
+
+def print_table(facts: dict[str, str], results: dict[str, Evaluation]) -> None:
+    """To stdout, with a line about what was evaluated above it."""
+    console = Console(highlight=False, file=sys.stdout)
+    console.print(", ".join(f"{name} {value}" for name, value in facts.items()), soft_wrap=True, markup=False)
+    table = Table("split", "loss (nats/token)", "perplexity", "bits per byte", "tokens")
+    for split, result in results.items():
+        bits = "" if result.bits_per_byte is None else f"{result.bits_per_byte:.4f}"
+        table.add_row(split, f"{result.loss:.4f}", f"{result.perplexity:.2f}", bits, f"{result.n_tokens:,}")
+    console.print(table)
+
+
+if __name__ == "__main__":
+    run_verb(main)

@@ -1,0 +1,651 @@
+"""What is prepared is the text that was given, whole, in two splits; what cannot be is one line that says why."""
+
+import hashlib
+import json
+import os
+import subprocess
+import sys
+import threading
+import types
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from jaxgpt import prepare
+from jaxgpt.data import corpora, encode
+from jaxgpt.data.corpora import SHAKESPEARE_BYTES, SHAKESPEARE_SHA256, download, is_val
+from jaxgpt.data.shards import LLMC_MAGIC, open_dataset, sha256_of, verify
+from jaxgpt.errors import InputError
+from jaxgpt.tokenizer import tokenizer_from_json
+
+TEST_DATA = Path(os.environ.get("JAXGPT_TEST_DATA", Path(__file__).parents[2] / "shared" / "data"))
+DOCUMENTS = [f"Document {i}, which says: {'tick ' * (i % 7)}{chr(960 + i)}.\n" * (1 + i % 3) for i in range(40)]
+
+
+@pytest.fixture(autouse=True)
+def here(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("COLUMNS", "200")
+
+
+@pytest.fixture
+def gpt2_vocabulary(monkeypatch):
+    cache = TEST_DATA / "tiktoken_cache"
+    if not cache.is_dir():
+        pytest.skip(f"no GPT-2 vocabulary in {cache}; JAXGPT_TEST_DATA names the directory that holds it")
+    monkeypatch.setenv("TIKTOKEN_CACHE_DIR", str(cache))
+
+
+@pytest.fixture
+def shakespeare() -> Path:
+    path = TEST_DATA / "tinyshakespeare.txt"
+    if not path.is_file():
+        pytest.skip(f"no {path}; JAXGPT_TEST_DATA names the directory that holds it")
+    return path
+
+
+def run(*args) -> int:
+    return prepare.main([str(arg) for arg in args])
+
+
+def refused(*args) -> str:
+    with pytest.raises(InputError) as error:
+        run(*args)
+    assert "\n" not in str(error.value)
+    return str(error.value)
+
+
+def texts(directory) -> dict[str, str]:
+    """The text of each split, decoded from the shards, after the checks that training makes."""
+    data = open_dataset(directory)
+    verify(data)
+    tokenizer = tokenizer_from_json(data.tokenizer_json)
+    return {s.name: tokenizer.decode(s.read(0, s.n_tokens)) for s in (data.train, data.val)}
+
+
+def manifest(directory) -> dict:
+    return json.loads(Path(directory, "manifest.json").read_text())
+
+
+def write_jsonl(path, documents=DOCUMENTS, field="text"):
+    Path(path).write_text("".join(json.dumps({"id": 1, field: text}) + "\n" for text in documents))
+
+
+def leftovers(directory=".") -> list[str]:
+    return sorted(str(p) for p in Path(directory).rglob("*") if p.suffix in (".tmp", ".part") or p.name == "lock")
+
+
+# Exact counts
+
+
+def test_shakespeare_char(shakespeare, capsys):
+    assert run("shakespeare_char", "--input", shakespeare) == 0
+    data = open_dataset("data/shakespeare_char")
+    assert (data.train.n_tokens, data.val.n_tokens, data.vocab_size) == (1_003_854, 111_540, 65)
+    got, text = texts("data/shakespeare_char"), shakespeare.read_text()
+    assert got["train"] + got["val"] == text and len(got["train"]) == int(len(text) * 0.9)
+    assert (shakespeare.stat().st_size, sha256_of(shakespeare)) == (SHAKESPEARE_BYTES, SHAKESPEARE_SHA256)
+    out = capsys.readouterr().out
+    assert "1,003,854" in out and "111,540" in out and "note:" not in out
+    assert "next: python -m jaxgpt.train --config" in out and "--data.dir=data/shakespeare_char" in out
+
+
+def test_shakespeare_bpe(shakespeare, gpt2_vocabulary):
+    assert run("shakespeare", "--input", shakespeare, "--out", "s") == 0
+    data = open_dataset("s")
+    assert (data.train.n_tokens, data.val.n_tokens, data.vocab_size) == (301_966, 36_059, 50257)
+    assert "".join(texts("s").values()) == shakespeare.read_text()
+    splits = manifest("s")["splits"]
+    assert splits["train"]["n_bytes"] + splits["val"]["n_bytes"] == SHAKESPEARE_BYTES
+
+
+def test_another_shakespeare_is_noted(capsys):
+    Path("mine.txt").write_text("To be, or not to be.\n" * 20)
+    assert run("shakespeare_char", "--input", "mine.txt") == 0
+    assert f"note: --input has 420 bytes, shakespeare_char has {SHAKESPEARE_BYTES}" in capsys.readouterr().out
+
+
+def test_pydocs(tmp_path):
+    assert run("pydocs") == 0
+    data, got = open_dataset("data/pydocs"), texts("data/pydocs")
+    assert data.vocab_size == 96
+    assert 1_500_000 < data.train.n_tokens + data.val.n_tokens < 5_000_000
+    assert 0.05 < data.val.n_tokens / data.train.n_tokens < 0.2
+    for said in ("json.dumps\n\n", 'The "if" statement', "Traceback"):
+        assert said in got["train"] + got["val"]
+    assert leftovers() == [] and sorted(os.listdir("data/pydocs")) == [
+        "manifest.json",
+        "train_000000.bin",
+        "val_000000.bin",
+    ]
+
+
+def test_pydocs_reads_sources_without_running_them(monkeypatch):
+    Path("lib/test").mkdir(parents=True)
+    Path("lib/test/x.py").write_text('"""' + "Not documentation but a test. " * 9 + '"""')
+    Path("lib/broken.py").write_text("def (")
+    Path("lib/unicode.py").write_text(
+        '"""' + "Sm\u00f8rrebr\u00f8d is not in the alphabet. " * 9 + '"""', encoding="utf-8"
+    )
+    Path("lib/a.py").write_text(
+        '"""The module a, which would stop the test if it ran."""\nraise SystemExit\n'
+        'class B:\n    def c(self):\n        """The method c, with\n\ta tab \u2014 and \u201cquotes\u201d."""\n'
+        '    def d(self):\n        """The module a, which would stop the test if it ran."""\n',
+        encoding="utf-8",
+    )
+    monkeypatch.setattr(corpora.sysconfig, "get_path", lambda name: "lib")
+    assert run("pydocs") == 0
+    got = texts("data/pydocs")
+    assert sorted((got["train"], got["val"])) == [
+        "a\n\nThe module a, which would stop the test if it ran.\n\n",
+        'a.B.c\n\nThe method c, with\na tab -- and "quotes".\n\n',
+    ]
+
+
+# Any text
+
+
+@pytest.mark.parametrize("kind", ["char", "byte", "gpt2"])
+def test_one_text_is_split_by_position(kind, request):
+    if kind == "gpt2":
+        request.getfixturevalue("gpt2_vocabulary")
+    text = "".join(DOCUMENTS) + "<|endoftext|>"
+    Path("book.txt").write_text("\ufeff" + text, encoding="utf-8")
+    assert run("book", "--input", "book.txt", "--tokenizer", kind, "--val-fraction", "0.25") == 0
+    got = texts("data/book")
+    assert got["train"] + got["val"] == text and len(got["train"]) == int(len(text) * 0.75)
+    splits = manifest("data/book")["splits"]
+    assert [splits[s]["n_bytes"] for s in got] == [len(got[s].encode()) for s in got]
+    assert [splits[s]["n_documents"] for s in got] == [1, 1]
+
+
+@pytest.mark.parametrize("kind", ["jsonl", "parquet", "files", "directory", "glob", "mixed"])
+@pytest.mark.parametrize("tokenizer", ["char", "gpt2"])
+def test_documents_stay_whole(kind, tokenizer, request):
+    if tokenizer == "gpt2":
+        request.getfixturevalue("gpt2_vocabulary")
+    documents = list(DOCUMENTS)
+    if kind == "jsonl":
+        write_jsonl("x.jsonl", ["", *DOCUMENTS])
+        inputs = ["x.jsonl"]
+    elif kind in ("parquet", "mixed"):
+        write_parquet("x.parquet", ["", None, *DOCUMENTS])
+        write_jsonl("y.jsonl", ["one more", "and another"])
+        inputs = ["x.parquet"] if kind == "parquet" else ["x.parquet", "y.jsonl"]
+        documents += [] if kind == "parquet" else ["one more", "and another"]
+    else:
+        Path("docs/sub").mkdir(parents=True)
+        for i, text in enumerate(DOCUMENTS):
+            Path(f"docs/{'sub/' * (i % 2)}{i:02d}.txt").write_text(text, encoding="utf-8")
+        Path("docs/image.png").write_bytes(b"\xff\xd8")
+        documents = DOCUMENTS[::2] + DOCUMENTS[1::2]
+        inputs = {
+            "files": sorted(Path("docs").glob("*.txt")) + sorted(Path("docs/sub").glob("*")),
+            "directory": ["docs"],
+        }
+        inputs = inputs.get(kind, ["docs/*.txt", "docs/sub/*.txt", "docs/00.txt"])
+    assert run("x", "--input", *inputs, "--tokenizer", tokenizer, "--val-fraction", "0.2") == 0
+    got, splits = texts("data/x"), manifest("data/x")["splits"]
+    for name in got:
+        own = [text for i, text in enumerate(documents) if is_val(i, 0.2) == (name == "val")]
+        ends = ["<|endoftext|>" if tokenizer == "gpt2" else "\n" if t.endswith("\n") else "\n\n" for t in own]
+        assert got[name] == "".join(text + end for text, end in zip(own, ends, strict=True))
+        assert splits[name]["n_documents"] == len(own) > 0
+        assert splits[name]["n_bytes"] == len(got[name].replace("<|endoftext|>", "").encode())
+
+
+def write_parquet(path, documents, column="text"):
+    import pyarrow as pa
+    from pyarrow import parquet
+
+    parquet.write_table(pa.table({"id": list(range(len(documents))), column: documents}), path, row_group_size=7)
+
+
+def test_val_gets_its_fraction():
+    assert [is_val(i, 0.0005) for i in range(2)] == [False, True]
+    for fraction in (0.0005, 0.1):
+        n = sum(is_val(i, fraction) for i in range(200_000))
+        assert abs(n - fraction * 200_000) < 5 * (fraction * 200_000) ** 0.5
+
+
+@pytest.mark.parametrize("newlines", [True, False])
+def test_long_texts_go_through_in_pieces(monkeypatch, newlines):
+    text = "".join(f"line {i} \U0001f600{chr(10) if newlines else ''}" for i in range(400))
+    Path("book.txt").write_text(text, encoding="utf-8")
+    write_jsonl("docs.jsonl", [text.upper(), text[::-1], "short"])
+    for name, *inputs in (("book", "book.txt"), ("docs", "docs.jsonl"), ("files", "book.txt", "docs.jsonl")):
+        assert run(name, "--input", *inputs) == 0
+    monkeypatch.setattr(corpora, "PIECE_CHARS", 100)
+    monkeypatch.setattr(encode, "PIECE_CHARS", 100)
+    seen, piece = [], corpora.Piece
+    monkeypatch.setattr(corpora, "Piece", lambda *a: seen.append(len(a[0])) or piece(*a))
+    for name, *inputs in (("book", "book.txt"), ("docs", "docs.jsonl"), ("files", "book.txt", "docs.jsonl")):
+        assert run(name, "--input", *inputs, "--out", f"cut/{name}", "--shard-tokens", 77) == 0
+        assert texts(f"cut/{name}") == texts(f"data/{name}")
+        one, other = manifest(f"cut/{name}")["splits"]["train"], manifest(f"data/{name}")["splits"]["train"]
+        assert (one["n_bytes"], one["n_documents"]) == (other["n_bytes"], other["n_documents"])
+    assert max(seen) <= 100 and len(seen) > 100
+    assert len(os.listdir("cut/book")) > 40
+
+
+def test_many_characters_need_wide_tokens():
+    Path("all.txt").write_text("".join(chr(i) for i in range(0x10000, 0x21000)) * 2, encoding="utf-8")
+    assert run("all", "--input", "all.txt") == 0
+    assert open_dataset("data/all").train.dtype == np.uint32
+    assert "".join(texts("data/all").values()) == Path("all.txt").read_text(encoding="utf-8")
+
+
+def test_lone_surrogates_in_json_are_replaced():
+    Path("x.jsonl").write_text('{"text": "a \\ud83d b"}\n{"text": "pair \\ud83d\\ude00"}\n')
+    assert run("x", "--input", "x.jsonl") == 0
+    assert texts("data/x") == {"train": "a \ufffd b\n\n", "val": "pair \U0001f600\n\n"}
+
+
+# Text that will not do
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "expected"),
+    [
+        ("x.txt", b"", "x.txt is empty"),
+        ("x.txt", b"\xef\xbb\xbf", "the set of characters is empty"),
+        ("x.txt", b"a", "nothing is left for train"),
+        ("x.txt", b"good\xffbad", "x.txt is not UTF-8: byte 0xff at offset 4"),
+        ("x.txt", b"\xff\xfeh\0i\0", "x.txt is not UTF-8: byte 0xff at offset 0"),
+        (
+            "x.txt",
+            b"a" * ((1 << 20) - 1) + b"\xc3\xa9" + b"\xe4\xbd",
+            f"byte 0xe4 at offset {(1 << 20) + 1} (unexpected end",
+        ),
+        ("x.txt", b"\xef\xbb\xbf" + b"a" * (1 << 20) + b"\x80", f"byte 0x80 at offset {(1 << 20) + 3}"),
+        ("x.jsonl", b'{"text": "a"}\n{"text": \n', "x.jsonl:2 is not JSON"),
+        ("x.jsonl", b'{"text": "a"}\n\n{"text": "\xff"}\n', "x.jsonl:3 is not UTF-8: byte 0xff at offset 10"),
+        ("x.jsonl", b'{"body": "a", "id": 1}\n', "x.jsonl:1 has no text in field 'text' (it has: body, id)"),
+        ("x.jsonl", b'{"text": 7}\n', "x.jsonl:1 has no text in field 'text'"),
+        ("x.jsonl", b'["a"]\n', "(it has: a list); see --text-field"),
+        ("x.jsonl", b"[" * 100_000, "x.jsonl:1 is not JSON"),
+        ("x.jsonl", b"\n \n", "x.jsonl has no documents"),
+        ("x.jsonl", b'{"text": "only one"}\n', "nothing is left for val (val_fraction=0.1); give two documents"),
+        ("x.parquet", b"PAR1 is not all it takes", "x.parquet cannot be read as parquet"),
+    ],
+)
+def test_bad_input(name, content, expected):
+    Path(name).write_bytes(content)
+    assert expected in refused("mine", "--input", name)
+    assert not Path("data/mine").exists()
+
+
+def test_bad_parquet_columns(monkeypatch):
+    write_parquet("x.parquet", ["a", "b"], column="content")
+    assert "column 'text' is not there (it has: id, content); see --text-field" in refused("m", "--input", "x.parquet")
+    assert "column 'id' is int64" in refused("m", "--input", "x.parquet", "--text-field", "id")
+    assert run("m", "--input", "x.parquet", "--text-field", "content") == 0
+    monkeypatch.setitem(sys.modules, "pyarrow", None)
+    assert "needs pyarrow to be read; pip install 'jaxgpt[hf]'" in refused("n", "--input", "x.parquet")
+
+
+@pytest.mark.parametrize(
+    ("args", "expected"),
+    [
+        (
+            ["shakespeare_chr"],
+            "no corpus shakespeare_chr; did you mean shakespeare_char? there are pydocs, shakespeare_char",
+        ),
+        (["zzz"], "no corpus zzz; there are pydocs"),
+        ([], "the following arguments are required: name"),
+        (["pydocs", "--shrads", "3"], "unrecognized arguments"),
+        (["pydocs", "--shards", "3"], "--shards=3 is for fineweb10B"),
+        (["pydocs", "--input", "x"], "pydocs reads no --input"),
+        (["../x", "--input", "x"], "'../x' is no name"),
+        (["pydocs", "--tokenizer", "bpe"], "invalid choice: 'bpe'"),
+        (["pydocs", "--val-fraction", "1"], "--val-fraction=1.0 is outside (0, 1)"),
+        (["pydocs", "--val-fraction", "nan"], "--val-fraction=nan is outside (0, 1)"),
+        (["pydocs", "--shard-tokens", "0"], "--shard-tokens=0"),
+        (["pydocs", "--workers", "0"], "--workers=0"),
+        (["fineweb10B", "--shards", "104"], "--shards=104 is outside [1, 103]"),
+        (["fineweb10B", "--tokenizer", "char"], "leave out --tokenizer"),
+        (["x", "--input", "no.txt"], "--input no.txt matches no file"),
+        (["x", "--input", "*.txt"], "--input *.txt matches no file"),
+        (["x", "--input", "."], "--input . has no .txt, .md, .jsonl, .parquet files"),
+    ],
+)
+def test_bad_command_line(args, expected):
+    assert expected in refused(*args)
+    assert os.listdir() == []
+
+
+def test_an_error_is_one_line_and_code_2():
+    env = {**os.environ, "PYTHONPATH": str(Path(prepare.__file__).parents[1])}
+    command = [sys.executable, "-m", "jaxgpt.prepare", "shakespere"]
+    done = subprocess.run(command, capture_output=True, text=True, env=env, timeout=60, check=False)
+    assert done.returncode == 2 and done.stdout == ""
+    assert (
+        done.stderr.startswith("error: no corpus shakespere; did you mean shakespeare?")
+        and done.stderr.count("\n") == 1
+    )
+
+
+# Once more, instead, interrupted
+
+
+def test_asked_again_it_does_nothing(capsys):
+    Path("book.txt").write_text("".join(DOCUMENTS))
+    assert run("book", "--input", "book.txt") == 0
+    before = {path: path.stat().st_mtime_ns for path in Path("data/book").iterdir()}
+    assert run("book", "--input", "book.txt", "--workers", "3") == 0
+    assert {path: path.stat().st_mtime_ns for path in Path("data/book").iterdir()} == before
+    assert "data/book is already prepared" in capsys.readouterr().out
+
+
+def test_other_data_are_replaced_by_force_only():
+    Path("book.txt").write_text("".join(DOCUMENTS))
+    assert run("book", "--input", "book.txt", "--shard-tokens", "500") == 0
+    Path("data/book/notes.md").write_text("mine")
+    old = texts("data/book")
+    found = refused("book", "--input", "book.txt", "--tokenizer", "byte", "--shard-tokens", "500")
+    assert "has other data (tokenizer=char there, tokenizer=byte asked); --force replaces it" in found
+    Path("book.txt").write_text("Another text altogether. " * 90)
+    assert "input=1 files (" in refused("book", "--input", "book.txt", "--shard-tokens", "500")
+    assert texts("data/book") == old
+    assert run("book", "--input", "book.txt", "--force") == 0
+    assert "".join(texts("data/book").values()) == "Another text altogether. " * 90
+    assert sorted(os.listdir("data/book")) == ["manifest.json", "notes.md", "train_000000.bin", "val_000000.bin"]
+
+
+def test_damaged_data_are_not_taken_for_done():
+    Path("book.txt").write_text("".join(DOCUMENTS))
+    run("book", "--input", "book.txt")
+    Path("data/book/val_000000.bin").unlink()
+    assert "val_000000.bin is missing" in refused("book", "--input", "book.txt")
+    assert "(--force prepares data/book again)" in refused("book", "--input", "book.txt")
+    assert run("book", "--input", "book.txt", "--force") == 0
+    Path("data/book/manifest.json").write_text("{")
+    assert "is not JSON" in refused("book", "--input", "book.txt")
+    Path("data/book/manifest.json").unlink()
+    assert "has shards but no manifest.json; --force" in refused("book", "--input", "book.txt")
+    assert run("book", "--input", "book.txt", "--force") == 0
+    assert "".join(texts("data/book").values()) == "".join(DOCUMENTS)
+
+
+def test_a_directory_with_other_files_is_left_alone():
+    Path("book.txt").write_text("".join(DOCUMENTS))
+    Path("mine").mkdir()
+    Path("mine/thesis.tex").write_text("everything")
+    for force in ([], ["--force"]):
+        assert "holds thesis.tex, which prepare did not write" in refused(
+            "b", "--input", "book.txt", "--out", "mine", *force
+        )
+    assert "--out book.txt is a file" in refused("b", "--input", "book.txt", "--out", "book.txt")
+    assert os.listdir("mine") == ["thesis.tex"]
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt, MemoryError, OSError(28, "No space left on device")])
+def test_interrupted_work_changes_nothing(monkeypatch, error, capsys):
+    Path("book.txt").write_text("".join(DOCUMENTS))
+    run("book", "--input", "book.txt")
+    old = texts("data/book")
+    calls = []
+    write = encode.ShardWriter.write
+
+    def interrupted(self, tokens):
+        calls.append(len(tokens))
+        write(self, tokens)
+        if len(calls) == 2:
+            raise error
+
+    monkeypatch.setattr(encode.ShardWriter, "write", interrupted)
+    for name, force in (("new", []), ("book", ["--force"])):
+        calls.clear()
+        args = (name, "--input", "book.txt", "--tokenizer", "byte", *force)
+        if error is KeyboardInterrupt:
+            assert run(*args) == 130
+            assert f"interrupted; data/{name} is as it was" in capsys.readouterr().err
+        elif error is MemoryError:
+            with pytest.raises(MemoryError):
+                run(*args)
+        else:
+            assert "No space left on device; free space" in refused(*args)
+    assert not Path("data/new").exists() and leftovers() == []
+    assert texts("data/book") == old
+
+
+def test_what_a_kill_leaves_behind_is_not_picked_up():
+    Path("book.txt").write_text("".join(DOCUMENTS))
+    code = (
+        "import os, sys; from jaxgpt import prepare; from jaxgpt.data import encode\n"
+        "write = encode.ShardWriter.write\n"
+        "encode.ShardWriter.write = lambda self, tokens: (write(self, tokens), os.kill(os.getpid(), 9))\n"
+        "prepare.main(['book', '--input', 'book.txt', '--shard-tokens', '100'])"
+    )
+    env = {**os.environ, "PYTHONPATH": str(Path(prepare.__file__).parents[1])}
+    assert subprocess.run([sys.executable, "-c", code], env=env, timeout=60, check=False).returncode == -9
+    assert leftovers("data/book")
+    with pytest.raises(InputError, match=r"has no train shards"):
+        open_dataset("data/book")
+    assert run("book", "--input", "book.txt") == 0
+    assert leftovers() == [] and "".join(texts("data/book").values()) == "".join(DOCUMENTS)
+
+
+def test_two_at_a_time_are_one_too_many():
+    fcntl = pytest.importorskip("fcntl")
+    Path("book.txt").write_text("".join(DOCUMENTS))
+    Path("data/book/.tmp").mkdir(parents=True)
+    with open("data/book/.tmp/lock", "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        assert "another prepare is writing data/book" in refused("book", "--input", "book.txt")
+    assert run("book", "--input", "book.txt") == 0
+
+
+# Hugging Face's datasets, without it
+
+
+def test_openwebtext_without_its_package(monkeypatch):
+    monkeypatch.setitem(sys.modules, "datasets", None)
+    assert "pip install 'jaxgpt[hf]', or give local files" in refused("openwebtext", "--tokenizer", "byte")
+    assert not Path("data").exists() or os.listdir("data") == []
+
+
+def test_openwebtext(monkeypatch):
+    asked = []
+
+    def load_dataset(name, *, split, streaming, revision):
+        asked.append((name, split, streaming, revision))
+        if revision is None:
+            raise RuntimeError("Dataset scripts are no longer supported, but found openwebtext.py")
+        return ({"text": text} for text in DOCUMENTS)
+
+    monkeypatch.setitem(sys.modules, "datasets", types.SimpleNamespace(load_dataset=load_dataset))
+    assert run("openwebtext", "--tokenizer", "byte") == 0
+    assert asked[0] == ("Skylion007/openwebtext", "train", True, None) and asked[1][3] == "refs/convert/parquet"
+    splits = manifest("data/openwebtext")["splits"]
+    assert (splits["train"]["n_documents"], splits["val"]["n_documents"]) == (39, 1)
+    assert texts("data/openwebtext")["val"] == DOCUMENTS[1] + "\n"
+
+
+def test_openwebtext_that_breaks_off(monkeypatch):
+    def load_dataset(*args, **kwargs):
+        yield {"text": "the first"}
+        raise ConnectionError("reset")
+
+    monkeypatch.setitem(sys.modules, "datasets", types.SimpleNamespace(load_dataset=load_dataset))
+    assert "cannot be read after 1 documents (ConnectionError: reset)" in refused("openwebtext", "--tokenizer", "byte")
+
+
+# Downloads, from a server that misbehaves
+
+
+class Server:
+    """Serves `files` on 127.0.0.1. `plan` holds what to do with the next requests; after it, all goes well."""
+
+    def __init__(self, files: dict[str, bytes], plan=()):
+        self.files, self.plan, self.log = files, list(plan), []
+        outer = self
+
+        class Handler(BaseHTTPRequestHandler):
+            protocol_version = "HTTP/1.1"
+
+            def do_GET(self):
+                outer.answer(self)
+
+            def log_message(self, *args):
+                pass
+
+        self._server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        self.url = f"http://127.0.0.1:{self._server.server_address[1]}"
+
+    def __enter__(self):
+        threading.Thread(target=self._server.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True).start()
+        return self
+
+    def __exit__(self, *_):
+        self._server.shutdown()
+        self._server.server_close()
+
+    def answer(self, request):
+        wanted = request.headers.get("Range")
+        self.log.append((request.path.rpartition("/")[2], wanted))
+        action = self.plan.pop(0) if self.plan else "serve"
+        request.close_connection = True
+        content = self.files.get(request.path.rpartition("/")[2])
+        if content is None or isinstance(action, int):
+            request.send_response(404 if content is None else action)
+            request.send_header("Content-Length", "0")
+            request.end_headers()
+            return
+        begin = int(wanted[6:-1]) if wanted and action != "ignore range" else 0
+        if begin >= len(content):
+            request.send_response(416)
+            request.send_header("Content-Range", f"bytes */{len(content)}")
+            request.send_header("Content-Length", "0")
+            request.end_headers()
+            return
+        request.send_response(206 if begin else 200)
+        if begin:
+            shift = 1 if action == "wrong range" else 0
+            request.send_header("Content-Range", f"bytes {begin + shift}-{len(content) - 1}/{len(content)}")
+        request.send_header("Content-Length", str(len(content) - begin))
+        request.end_headers()
+        body = content[begin:]
+        request.wfile.write(body[: len(body) // 2] if action == "cut" else body)
+
+
+CONTENT = np.random.default_rng(0).bytes(700_000)
+CHECKS = {"sha256": hashlib.sha256(CONTENT).hexdigest(), "size": len(CONTENT)}
+
+
+@pytest.mark.parametrize(
+    ("plan", "part", "ranges"),
+    [
+        ([], None, [None]),
+        (["cut"], None, [None, "bytes=350000-"]),
+        (["cut", "cut", 503], None, [None, "bytes=350000-", "bytes=525000-", "bytes=525000-"]),
+        ([500, 429, 503], None, [None] * 4),
+        (["cut", "ignore range"], None, [None, "bytes=350000-"]),
+        (["cut", "wrong range"], None, [None, "bytes=350000-", None]),
+        ([], CONTENT[:1000], ["bytes=1000-"]),
+        ([], CONTENT, ["bytes=700000-"]),
+        ([], CONTENT + b"more", ["bytes=700004-", None]),
+        ([], b"of another file", ["bytes=15-", None]),
+    ],
+)
+def test_download_arrives_whole(plan, part, ranges):
+    with Server({"x.bin": CONTENT}, plan) as server:
+        if part is not None:
+            Path("x.bin.part").write_bytes(part)
+        seen = []
+        download(f"{server.url}/x.bin", Path("x.bin"), **CHECKS, wait_s=0.001, progress=lambda *a: seen.append(a))
+        assert Path("x.bin").read_bytes() == CONTENT and leftovers() == []
+        assert [asked for _, asked in server.log] == ranges
+        assert not seen or seen[-1] == (700_000, 700_000)
+        download(f"{server.url}/x.bin", Path("x.bin"), **CHECKS)
+        assert len(server.log) == len(ranges)  # what is there is not fetched again
+
+
+def test_an_overlong_part_starts_over_even_if_nothing_is_known():
+    with Server({"x.bin": CONTENT}) as server:
+        Path("x.bin.part").write_bytes(CONTENT + b"more")
+        download(f"{server.url}/x.bin", Path("x.bin"))
+        assert Path("x.bin").read_bytes() == CONTENT
+
+
+def test_download_of_something_else_is_refused():
+    with Server({"x.bin": CONTENT[:-1] + b"?"}) as server:
+        with pytest.raises(InputError, match=r"has SHA-256 .*, not .*try again, or give a copy by --input"):
+            download(f"{server.url}/x.bin", Path("x.bin"), **CHECKS)
+        with pytest.raises(InputError, match=r"has 700000 bytes, not 5"):
+            download(f"{server.url}/x.bin", Path("x.bin"), size=5)
+        assert os.listdir() == []
+
+
+def test_download_gives_up_and_keeps_what_it_has():
+    with Server({"x.bin": CONTENT}, ["cut", *[503] * 5]) as server:
+        with pytest.raises(InputError, match=r"5 tries; 350000 bytes are kept in x.bin.part"):
+            download(f"{server.url}/x.bin", Path("x.bin"), **CHECKS, wait_s=0.001)
+        assert len(server.log) == 5 and os.listdir() == ["x.bin.part"]
+        with pytest.raises(InputError, match=r"answers 404; see whether it moved"):
+            download(f"{server.url}/gone.bin", Path("gone.bin"))
+        address = server.url
+    with pytest.raises(InputError, match=r"cannot be fetched .*2 tries; try again"):
+        download(f"{address}/y.bin", Path("y.bin"), n_tries=2, wait_s=0.001)
+
+
+def test_shakespeare_comes_over_the_network(monkeypatch, shakespeare, capsys):
+    with Server({"input.txt": shakespeare.read_bytes()}, ["cut"]) as server:
+        monkeypatch.setattr(corpora, "SHAKESPEARE_URL", f"{server.url}/input.txt")
+        monkeypatch.setattr(corpora.time, "sleep", lambda s: None)
+        assert run("shakespeare_char") == 0
+        assert open_dataset("data/shakespeare_char").val.n_tokens == 111_540 and leftovers() == []
+        assert run("shakespeare_char") == 0 and len(server.log) == 2
+
+
+def fineweb_shard(n: int, seed: int) -> bytes:
+    header = np.zeros(256, "<i4")
+    header[:3] = LLMC_MAGIC, 1, n
+    tokens = np.random.default_rng(seed).integers(0, 50256, n).astype("<u2")
+    tokens[::10] = 50256
+    return header.tobytes() + tokens.tobytes()
+
+
+def test_fineweb(monkeypatch, gpt2_vocabulary):
+    names = ["fineweb_val_000000.bin", *(f"fineweb_train_{i:06d}.bin" for i in (1, 2, 3))]
+    files = {name: fineweb_shard(1000 + i, i) for i, name in enumerate(names)}
+    monkeypatch.setattr(corpora.time, "sleep", lambda s: None)
+    with Server(dict(files), ["serve", "cut", *[503] * 9]) as server:
+        monkeypatch.setenv("HF_ENDPOINT", server.url)
+        assert "cannot be fetched" in refused("fineweb10B", "--shards", "2")
+        assert os.listdir("data/fineweb10B") == [".tmp"]
+        assert sorted(os.listdir("data/fineweb10B/.tmp")) == ["downloads", "lock"]
+        server.plan.clear()
+        server.log.clear()
+        assert run("fineweb10B", "--shards", "2") == 0
+        assert server.log == [(names[1], f"bytes={len(files[names[1]]) // 2}-"), (names[2], None)]
+        data = open_dataset("data/fineweb10B")
+        verify(data)
+        assert (data.train.n_tokens, data.val.n_tokens, data.vocab_size) == (2003, 1000, 50257)
+        about = manifest("data/fineweb10B")["splits"]["val"]
+        assert about["files"][0]["format"] == "llmc" and about["n_documents"] == 100
+        expected = (
+            tokenizer_from_json({"kind": "gpt2"}).decode_bytes(data.val.read(0, 1000)).replace(b"<|endoftext|>", b"")
+        )
+        assert about["n_bytes"] == len(expected)
+
+        assert "shards=2 there, shards=3 asked" in refused("fineweb10B", "--shards", "3")
+        server.log.clear()
+        assert run("fineweb10B", "--shards", "3", "--force") == 0
+        assert server.log == [(names[3], None)]  # the others stayed
+        assert open_dataset("data/fineweb10B").train.n_tokens == 1001 + 1002 + 1003 and leftovers() == []
+        assert "404" in refused("fineweb10B", "--shards", "4", "--out", "other")
+
+    assert run("fineweb10B", "--input", "data/fineweb10B", "--out", "copy") == 0
+    assert open_dataset("copy").digest == open_dataset("data/fineweb10B").digest
+    assert "--input has no fineweb_train_000004.bin" in refused(
+        "fineweb10B", "--input", "copy", "--shards", "4", "--out", "more"
+    )
+    content = bytearray(files[names[2]])
+    content[1024:1026] = (60_000).to_bytes(2, "little")
+    Path("copy", names[2]).write_bytes(content)
+    assert "token 0 is id 60000" in refused("fineweb10B", "--input", "copy", "--out", "bad")
+    Path("copy", names[2]).write_bytes(content[:-100])
+    assert "the file was cut short" in refused("fineweb10B", "--input", "copy", "--out", "bad")
