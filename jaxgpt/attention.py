@@ -113,5 +113,5 @@ def _splash(q_BTNH, k_BSNH, v_BSNH, *, interpret=False):
     )  # fmt: skip
     kernel = splash.make_splash_mha(mask, head_shards=1, q_seq_shards=1, block_sizes=sizes, interpret=interpret)
     heads_first = [x.swapaxes(1, 2) for x in (q_BTNH * head_dim**-0.5, k_BSNH, v_BSNH)]
-    y_BNTH = jax.vmap(kernel)(*heads_first)
-    return jnp.swapaxes(y_BNTH, 1, 2)
+    y_BNTH: jax.Array = jax.vmap(kernel)(*heads_first)  # pyright: ignore[reportAssignmentType]
+    return y_BNTH.swapaxes(1, 2)

@@ -437,7 +437,7 @@ def flatten(values: Any, prefix: str = "") -> dict[str, Any]:
 
 def from_dict(values: Any, kind: Any = Config, path: str = "") -> Any:
     """The inverse of `to_dict`. Runs no code; unknown names and wrong types raise InputError."""
-    if dataclasses.is_dataclass(kind):
+    if isinstance(kind, type) and dataclasses.is_dataclass(kind):
         hints = typing.get_type_hints(kind)
         if not isinstance(values, dict):
             raise InputError(f"saved config: {path or 'top level'} is not a section")

@@ -73,7 +73,7 @@ class Sinks:
             )
         if wandb_project:
             try:
-                import wandb
+                import wandb  # pyright: ignore[reportMissingImports]
             except ImportError as error:
                 raise InputError("log.wandb_project needs wandb; pip install 'jaxgpt[tracking]'") from error
             run = wandb.init(project=wandb_project, name=run_dir.name, config=config, dir=str(run_dir), resume="allow")

@@ -41,7 +41,7 @@ def cross_entropy(x_BTD, weight_VD, targets_BT, mask_BT=None, *, chunk_len=None)
     if n_padding:
         x_BTD = jnp.pad(x_BTD, ((0, 0), (0, n_padding), (0, 0)))
         targets_BT, mask_BT = (jnp.pad(a, ((0, 0), (0, n_padding))) for a in (targets_BT, mask_BT))
-    return _summed_loss(x_BTD, weight_VD, targets_BT, mask_BT, chunk_len), n_tokens
+    return jnp.asarray(_summed_loss(x_BTD, weight_VD, targets_BT, mask_BT, chunk_len)), n_tokens
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(4,))

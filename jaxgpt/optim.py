@@ -105,6 +105,7 @@ def optimizer(config: OptimConfig, groups: dict[str, ParamSettings]) -> optax.Gr
         )
 
     def update(grads, state, params=None, *, hyper, **_):
+        assert params is not None, "decoupled weight decay needs the parameters"
         count = state.count + 1
         updates, mu, nu, momentum = {}, {}, {}, {}
         for path in by_algorithm["adamw"]:

@@ -11,7 +11,7 @@ GradScaler (halve on overflow, double after 2000 good steps; arXiv:1710.03740).
 import functools
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import NamedTuple, cast
 
 import jax
 import jax.numpy as jnp
@@ -98,7 +98,8 @@ def make_step(config: Config, vocab_size: int, mesh: Mesh) -> Step:
     def init(params):
         zero = jnp.zeros((), jnp.int32)
         scale = LossScale(jnp.asarray(LOSS_SCALE_INIT if config.train.dtype == "float16" else 1.0, dtype), zero)
-        return TrainState(zero, params, transform.init(params), scale, zero, zero)
+        opt_state = cast(OptimState, transform.init(params))
+        return TrainState(zero, params, opt_state, scale, zero, zero)
 
     param_shardings = shard_params(sizes, config.model.family, mesh)
     state_shapes = jax.eval_shape(init, shapes)

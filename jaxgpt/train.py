@@ -274,14 +274,15 @@ def save(
 def print_sample(config: Config, engine: Engine, params, tokenizer: Tokenizer, prompt: list[int]) -> None:
     settings = config.sample
     engine.params = params
-    ids = [
-        column[0]
-        for column in engine.generate(
-            prompt, max_tokens=settings.max_tokens, temperature=settings.temperature,
-            top_k=min(settings.top_k, tokenizer.vocab_size), top_p=1.0, seed=config.run.seed,
-        )
-    ]  # fmt: skip
-    console.print(f"[dim]{settings.prompt}[/dim]{tokenizer.decode(ids)}", markup=False)
+    tokens = engine.generate(
+        prompt,
+        max_tokens=settings.max_tokens,
+        temperature=settings.temperature,
+        top_k=min(settings.top_k, tokenizer.vocab_size),
+        seed=config.run.seed,
+    )
+    ids = [token_id for (token_id,) in tokens if token_id is not None]
+    console.print(settings.prompt + tokenizer.decode(ids), markup=False)
 
 
 class StopSignal:

@@ -4,6 +4,8 @@ NNX defines modules and names. Everything after `init_params` sees a flat dict s
 {"h.0.attn.c_attn.weight": array}, which sharding, optimizers, checkpoints and weight files are keyed by.
 """
 
+from typing import cast
+
 import jax
 import jax.numpy as jnp
 from flax import nnx
@@ -42,4 +44,4 @@ class Model:
     def bind(self, params: dict[str, jax.Array]) -> GPT2:
         """The module with these parameters in it: call it, or its `decode`, `logits` and `head_weight`."""
         leaves = [(path, leaf.replace(params[".".join(map(str, path))])) for path, leaf in self._flat]
-        return nnx.merge(self._graphdef, nnx.from_flat_state(leaves))
+        return cast(GPT2, nnx.merge(self._graphdef, nnx.from_flat_state(leaves)))
