@@ -19,9 +19,7 @@ of a run must see one file system with atomic renames; object stores are left ou
 
 import contextlib
 import datetime
-import fcntl
 import functools
-import hashlib
 import importlib.metadata
 import json
 import logging
@@ -29,11 +27,9 @@ import math
 import os
 import re
 import shutil
-import socket
 import sys
 import threading
-from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Self
 
@@ -42,23 +38,16 @@ import jax.numpy as jnp
 import numpy as np
 from jax.experimental import multihost_utils
 
-from jaxgpt.errors import InputError
+from jaxgpt.errors import Failure, InputError
+from jaxgpt.sealed import FORMAT, Damaged, fsync_directory, read_seal, verify_seal, write_seal
 
-MANIFEST = "manifest.json"
-FORMAT = 1
-"""Version of the manifest; raised when an older reader would misread a newer one."""
 FREE_DISK_FACTOR = 1.2
 """Free disk that a save asks for, in sizes of the state: the arrays, their index, and some air."""
 _LEFTOVER = re.compile(r"\d+\.(saving|deleting)(\.orbax-checkpoint-tmp.*)?")
-_HASH_THREADS = 4
 
 
-class CheckpointError(RuntimeError):
+class CheckpointError(Failure):
     """A checkpoint could not be saved. The message is one line; older checkpoints are as they were."""
-
-
-class _Damaged(Exception):
-    """Why a directory is not a checkpoint, as a clause: "it has no manifest.json"."""
 
 
 def _one_line(error: BaseException) -> str:
@@ -68,45 +57,6 @@ def _one_line(error: BaseException) -> str:
 
 def _print_warning(message: str) -> None:
     print(f"warning: {message}", file=sys.stderr, flush=True)
-
-
-@contextlib.contextmanager
-def lock_run(run_dir: str | Path) -> Iterator[None]:
-    """Holds a run directory for this process; in a run of several, process 0 holds it for all.
-
-    The lock is the kernel's (flock on `<run_dir>/lock`), so a killed process leaves none behind. A child
-    that was forked, not spawned, inherits it.
-
-    Raises:
-      InputError: another process holds it (names its id and host), or the directory cannot be locked.
-    """
-    if jax.process_index() != 0:
-        yield
-        return
-    path = Path(run_dir) / "lock"
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        file = path.open("a+")
-    except OSError as error:
-        raise InputError(f"{run_dir} cannot be written: {error}; choose another --run.dir") from error
-    with file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            file.seek(0)
-            owner = file.read().strip() or "another process"
-            way_out = "wait for it or choose another --run.dir"
-            raise InputError(f"{run_dir} is in use by {owner}; {way_out}") from None
-        except OSError as error:
-            way_out = "choose another --run.dir"
-            raise InputError(f"{run_dir} is on a file system without locks: {error}; {way_out}") from error
-        file.truncate(0)
-        file.write(f"process {os.getpid()} on host {socket.gethostname()}\n")
-        file.flush()
-        try:
-            yield
-        finally:
-            file.truncate(0)
 
 
 def _by_path(tree: Any) -> dict[str, Any]:
@@ -140,101 +90,19 @@ def _list_misfits(saved: dict[str, list], wanted: dict[str, list], is_part: bool
 
 
 @jax.jit
-def _first_non_finite(leaves: list[jax.Array]) -> jax.Array:
-    """Index of the first leaf with a NaN or an infinity; their count where there is none."""
-    marks = [jnp.where(jnp.isfinite(leaf).all(), len(leaves), i) for i, leaf in enumerate(leaves)]
-    return jnp.min(jnp.stack(marks))
+def _is_finite(leaf: jax.Array) -> jax.Array:
+    return jnp.isfinite(leaf).all()
 
 
 def _name_non_finite(state: Any) -> str:
-    """The path of the first leaf with a NaN or an infinity, found in one reduction on the device; or empty."""
+    """The path of the first leaf with a NaN or an infinity; or empty.
+
+    Reduced leaf by leaf on the device: one function of the whole state takes seconds to compile, and a model
+    has few distinct shapes.
+    """
     floats = {path: leaf for path, leaf in _by_path(state).items() if jnp.issubdtype(leaf.dtype, jnp.inexact)}
-    first = int(_first_non_finite(list(floats.values()))) if floats else 0
-    return list(floats)[first] if first < len(floats) else ""
-
-
-def _hash_file(path: Path, *, is_new: bool = False) -> str:
-    """SHA-256 of a file in hex. A new one is flushed to the disk first; orbax flushes only some of its own."""
-    with path.open("rb") as file:
-        if is_new:
-            os.fsync(file.fileno())
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def _fsync_directory(path: Path) -> None:
-    fd = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(fd)
-    finally:
-        os.close(fd)
-
-
-def _seal(manifest: dict) -> str:
-    """SHA-256 over everything in a manifest but the seal."""
-    body = {key: value for key, value in manifest.items() if key != "seal"}
-    return hashlib.sha256(json.dumps(body, sort_keys=True).encode()).hexdigest()
-
-
-def _write_manifest(path: Path, manifest: dict) -> None:
-    """Completes a manifest with the files under `path`, and puts it and them on the disk for good."""
-    names = sorted(str(file.relative_to(path)) for file in path.rglob("*") if file.is_file())
-    with ThreadPoolExecutor(_HASH_THREADS) as pool:
-        digests = list(pool.map(lambda name: _hash_file(path / name, is_new=True), names))
-    manifest["files"] = {
-        name: {"bytes": (path / name).stat().st_size, "sha256": digest}
-        for name, digest in zip(names, digests, strict=True)
-    }
-    manifest["seal"] = _seal(manifest)
-    with (path / MANIFEST).open("w") as file:
-        json.dump(manifest, file, indent=1)
-        file.flush()
-        os.fsync(file.fileno())
-    for directory, _, _ in os.walk(path, topdown=False):
-        _fsync_directory(Path(directory))
-
-
-def _read_manifest(path: Path) -> dict:
-    """The manifest of one step directory. Raises _Damaged where it is not there or not as written."""
-    try:
-        manifest = json.loads((path / MANIFEST).read_bytes())
-    except FileNotFoundError:
-        raise _Damaged(f"it has no {MANIFEST}") from None
-    except OSError as error:
-        raise _Damaged(f"its {MANIFEST} cannot be read: {error}") from error
-    except (ValueError, RecursionError):
-        raise _Damaged(f"its {MANIFEST} is not JSON") from None
-    if not isinstance(manifest, dict) or "format" not in manifest:
-        raise _Damaged(f"its {MANIFEST} is not one of ours")
-    if manifest["format"] != FORMAT:
-        raise _Damaged(f"its format is {manifest['format']}, this version reads {FORMAT}")
-    if manifest.get("seal") != _seal(manifest):
-        raise _Damaged(f"its {MANIFEST} was changed after it was written")
-    if str(manifest["step"]) != path.name:
-        raise _Damaged(f"it holds step {manifest['step']}")
-    return manifest
-
-
-def _verify(path: Path, *, has_digests: bool) -> dict:
-    """The manifest of one step, its files checked against it: sizes always, contents if `has_digests`."""
-    manifest = _read_manifest(path)
-    for name, file in manifest["files"].items():
-        if ".." in Path(name).parts or Path(name).is_absolute():
-            raise _Damaged(f"its {MANIFEST} names the file {name} outside of it")
-        if not (path / name).is_file():
-            raise _Damaged(f"its file {name} is missing")
-        size = (path / name).stat().st_size
-        if size != file["bytes"]:
-            raise _Damaged(f"its file {name} holds {size} bytes, not {file['bytes']}")
-    if has_digests:
-        with ThreadPoolExecutor(_HASH_THREADS) as pool:
-            try:
-                digests = list(pool.map(lambda name: _hash_file(path / name), manifest["files"]))
-            except OSError as error:
-                raise _Damaged(f"it cannot be read: {error}") from error
-        for (name, file), digest in zip(manifest["files"].items(), digests, strict=True):
-            if digest != file["sha256"]:
-                raise _Damaged(f"its file {name} was changed after it was written")
-    return manifest
+    is_finite = jax.device_get({path: _is_finite(leaf) for path, leaf in floats.items()})
+    return next((path for path in floats if not is_finite[path]), "")
 
 
 def _gather(text: str) -> list[str]:
@@ -384,9 +252,9 @@ class Checkpoints:
             self._orbax.wait_until_finished()
             if jax.process_index() != 0:
                 return
-            _write_manifest(self._path(step, ".saving"), manifest)
+            write_seal(self._path(step, ".saving"), manifest)
             os.rename(self._path(step, ".saving"), self._path(step))
-            _fsync_directory(self.directory)
+            fsync_directory(self.directory)
         except Exception as error:  # whatever it is, the training thread must hear of it
             self._failure = f"checkpoint {step} is not saved: {_one_line(error)}"
             self._remove_staging(step)
@@ -409,8 +277,8 @@ class Checkpoints:
         """Deletes what is neither among the newest `keep` nor the best. Runs only after a newer one counts."""
         val_losses = {}
         for step in self._steps():
-            with contextlib.suppress(_Damaged):
-                val_losses[step] = _read_manifest(self._path(step))["val_loss"]
+            with contextlib.suppress(Damaged):
+                val_losses[step] = read_seal(self._path(step))["val_loss"]
         kept = set(list(val_losses)[: self.keep])
         judged = [(loss, step) for step, loss in val_losses.items() if loss is not None]
         if self.keep_best and judged:
@@ -484,8 +352,8 @@ class Checkpoints:
             faults = []
             for candidate in self._steps() if step is None else [step]:
                 try:
-                    _verify(self._path(candidate), has_digests=verify)
-                except _Damaged as damage:
+                    verify_seal(self._path(candidate), has_digests=verify)
+                except Damaged as damage:
                     faults.append(f"{self._path(candidate)} is not a checkpoint: {damage}")
                 else:
                     answer = {"step": candidate}
@@ -506,8 +374,8 @@ class Checkpoints:
 
     def _manifest(self, step: int) -> dict:
         try:
-            return _read_manifest(self._path(step))
-        except _Damaged as damage:
+            return read_seal(self._path(step))
+        except Damaged as damage:
             raise InputError(f"{self._path(step)} is not a checkpoint: {damage}") from damage
 
     def restore(

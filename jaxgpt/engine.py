@@ -25,7 +25,7 @@ from jaxgpt.models import Model
 MIN_PREFILL_TOKENS = 16
 """Shorter prompts are padded to this."""
 MIN_TEMPERATURE = 1e-20
-"""Lower ones, except 0, count as this, where float32 divides without an overflow to NaN."""
+"""Lower ones, except 0, count as this: logits divided by it stay finite in float32."""
 
 
 class Engine:
@@ -185,11 +185,10 @@ def choose_token(logits_BV, key, position, temperature, top_p, *, n_valid, top_k
       n_valid: ids from here on are never chosen.
     """
     logits_BV = logits_BV[:, :n_valid]
-    largest_B1 = logits_BV.max(axis=-1, keepdims=True)
     if is_greedy:
         token_B = logits_BV.argmax(axis=-1)
     else:
-        scaled_BV = (logits_BV - largest_B1) / temperature
+        scaled_BV = logits_BV / temperature
         ids_BV = None
         if top_k or has_top_p:
             scaled_BV, ids_BV = jax.lax.top_k(scaled_BV, top_k or n_valid)
@@ -203,4 +202,4 @@ def choose_token(logits_BV, key, position, temperature, top_p, *, n_valid, top_k
         token_B = jax.vmap(jax.random.categorical)(keys_B, scaled_BV)
         if ids_BV is not None:
             token_B = jnp.take_along_axis(ids_BV, token_B[:, None], axis=-1)[:, 0]
-    return jnp.where(jnp.isfinite(largest_B1[:, 0]), token_B, -1).astype(jnp.int32)
+    return jnp.where(jnp.isfinite(logits_BV.max(axis=-1)), token_B, -1).astype(jnp.int32)

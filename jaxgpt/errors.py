@@ -1,13 +1,14 @@
 """What a run tells the shell: one-line errors and exit codes.
 
 A user's mistake is an `InputError`: one line, exit code 2, no traceback unless `--traceback` is given.
-Anything else that is raised is a bug, and shows where it happened.
+A machine's fault is a `Failure`: one line, exit code 1. Anything else that is raised is a bug, and shows where it happened.
 """
 
 import sys
 from collections.abc import Callable
 
 EXIT_DONE = 0
+EXIT_FAILED = 1
 EXIT_BAD_INPUT = 2
 EXIT_DIVERGED = 3
 EXIT_STOPPED = 75
@@ -16,6 +17,10 @@ EXIT_STOPPED = 75
 
 class InputError(ValueError):
     """Something the user chose cannot work. The message is one line: field or file, values, way out."""
+
+
+class Failure(RuntimeError):
+    """The machine failed, not the user: a disk is full, say. One line, exit code 1."""
 
 
 def run_verb(main: Callable[[list[str]], int]) -> None:
@@ -29,6 +34,11 @@ def run_verb(main: Callable[[list[str]], int]) -> None:
             raise
         print(f"error: {error}", file=sys.stderr)
         code = EXIT_BAD_INPUT
+    except Failure as error:
+        if show_traceback:
+            raise
+        print(f"failed: {error}", file=sys.stderr)
+        code = EXIT_FAILED
     except BrokenPipeError:
         sys.stderr.close()
         code = EXIT_DONE

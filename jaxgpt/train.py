@@ -16,7 +16,7 @@ import numpy as np
 
 from jaxgpt import config as config_lib
 from jaxgpt import schedule
-from jaxgpt.checkpoint import CheckpointError, Checkpoints, lock_run
+from jaxgpt.checkpoint import CheckpointError, Checkpoints
 from jaxgpt.command_line import parse_args
 from jaxgpt.config import Config, count_microbatches
 from jaxgpt.data.batches import Batches, eval_rows, prefetch
@@ -27,6 +27,7 @@ from jaxgpt.flops import count_params, flops_per_token
 from jaxgpt.log import MetricsFile, Progress, Sinks, console, draw_losses, print_facts, read_metrics
 from jaxgpt.meter import Diverged, Meter
 from jaxgpt.optim import param_groups
+from jaxgpt.run_lock import lock_run
 from jaxgpt.sharding import batch_sharding, count_batch_devices, make_mesh, put_rows, start_hosts
 from jaxgpt.step import Step, TrainState, make_step
 from jaxgpt.tokenizer import Tokenizer, tokenizer_from_json
@@ -106,6 +107,7 @@ def main(args: list[str]) -> int:
                 hyper = step.hyper(schedule.hyper_at(config, n_done - 1))
                 state, metrics = train_step[tokens](state, next(feed), hyper)
                 meter.push(n_done, metrics)
+                warn_of_failed_save(saved)
 
                 is_stopped, is_last = stop.is_agreed(n_done), n_done == n_steps
                 wants_eval = is_last or is_due(n_done, config.eval.every)
@@ -119,10 +121,8 @@ def main(args: list[str]) -> int:
                     result = evaluate_split(
                         step, state.params, source["val"], val_starts, n_rows=n_rows, token_bytes=token_bytes
                     )
+                    meter.add(**result.metrics())
                     val_loss = result.loss
-                    meter.add(
-                        val_loss=val_loss, val_perplexity=result.perplexity, val_bits_per_byte=result.bits_per_byte
-                    )
                 if wants_sample and tokenizer:
                     print_sample(config, engine, state.params, tokenizer, prompt)
                 if wants_save:
@@ -208,7 +208,7 @@ def resume(saved: Checkpoints, step: Step, about: dict) -> tuple[int, TrainState
                 f"the {what} in data.dir={now['config']['data']['dir']} changed since checkpoint {n_done} of "
                 f"{saved.directory}; bring the old {what} back, or start a new run with train.init_from"
             )
-    n_done, state, _ = saved.restore(step.state_shapes, step=n_done)
+    n_done, state, _ = saved.restore(step.state_shapes, step=n_done, verify=False)  # latest() just did
     console.print(f"resuming from step {n_done}" + (f"; changed: {'; '.join(listed.values())}" if listed else ""))
     return n_done, state
 
@@ -268,7 +268,14 @@ def save(
     except CheckpointError as error:
         if must:
             raise
-        console.print(f"[red]checkpoint {n_done} is not saved: {error}")
+        console.print(f"[red]{error}")
+
+
+def warn_of_failed_save(saved: Checkpoints) -> None:
+    try:
+        saved.raise_if_failed()
+    except CheckpointError as error:
+        console.print(f"[red]{error}")
 
 
 def print_sample(config: Config, engine: Engine, params, tokenizer: Tokenizer, prompt: list[int]) -> None:

@@ -22,6 +22,14 @@ class Evaluation:
     def perplexity(self) -> float:
         return math.exp(min(self.loss, 700.0))
 
+    def metrics(self) -> dict[str, float | None]:
+        """As metrics.jsonl names them."""
+        return {
+            "val_loss": self.loss,
+            "val_perplexity": self.perplexity,
+            "val_bits_per_byte": self.bits_per_byte,
+        }
+
 
 def evaluate_split(
     step: Step, params, batches: Batches, starts: np.ndarray, *, n_rows: int, token_bytes: np.ndarray | None = None

@@ -11,7 +11,7 @@ REPO = Path(__file__).parents[1]
 
 FLOORS = (
     ("errors", "hardware"),
-    ("config", "log", "tokenizer", "data.pydocs"),
+    ("config", "log", "tokenizer", "run_lock", "sealed", "data.pydocs"),
     ("command_line", "schedule", "flops", "data.manifest"),
     ("meter", "data.shards"),
     ("data.batches", "data.corpora", "attention", "sharding"),
@@ -92,4 +92,4 @@ def test_torch_ref_imports_only_framework_free_modules():
 def test_files_stay_readable():
     """Past this a file holds a second noun."""
     for path in [*(REPO / "jaxgpt").rglob("*.py"), *(REPO / "torch_ref").rglob("*.py")]:
-        assert len(path.read_text().splitlines()) <= 560, path
+        assert len(path.read_text().splitlines()) <= 520, path

@@ -242,7 +242,7 @@ def test_resume_on_other_data(config, finished, tmp_path):
 def test_locked_run_directory(config, tmp_path):
     script = f"""
 import time
-from jaxgpt.checkpoint import lock_run
+from jaxgpt.run_lock import lock_run
 with lock_run({str(tmp_path)!r}):
     print("held", flush=True)
     time.sleep(60)
