@@ -87,8 +87,8 @@ class Engine:
             "is_greedy": temperature == 0,
         }
         key = jax.random.key(seed)
-        scale, top_p = np.float32(max(temperature, MIN_TEMPERATURE)), np.float32(top_p)
-        pick = functools.partial(choose_token, temperature=scale, top_p=top_p, **settings)
+        numbers = {"temperature": np.float32(max(temperature, MIN_TEMPERATURE)), "top_p": np.float32(top_p)}
+        pick = functools.partial(choose_token, **numbers, **settings)
         return self._run(list(map(int, prompt_ids)), max_tokens, key, pick, n_samples, frozenset(stop_ids))
 
     def _check_fit(self, prompt_ids: Sequence[int], top_k: int) -> None:

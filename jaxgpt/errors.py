@@ -1,7 +1,7 @@
 """What a run tells the shell: one-line errors and exit codes.
 
-A user's mistake is an `InputError`: one line, exit code 2, no traceback unless `--traceback` is given.
-A machine's fault is a `Failure`: one line, exit code 1. Anything else that is raised is a bug, and shows where it happened.
+A user's mistake is an `InputError`: one line, exit code 2, no traceback unless `--traceback` is given. A machine's
+fault is a `Failure`: one line, exit code 1. Anything else that is raised is a bug, and shows where it happened.
 """
 
 import sys

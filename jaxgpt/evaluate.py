@@ -6,6 +6,7 @@ settings are its own, so the loss on val agrees with the one that training logge
   python -m jaxgpt.evaluate --run runs/quickstart
   python -m jaxgpt.evaluate --run runs/owt --split both --tokens 0
   python -m jaxgpt.evaluate --model gpt2 --data data/openwebtext --json
+  python -m jaxgpt.evaluate --config configs/eval_gpt2.py --split both
 """
 
 import argparse
@@ -18,7 +19,7 @@ import jax
 from rich.console import Console
 from rich.table import Table
 
-from jaxgpt.config import Config, EvalConfig, MeshConfig, TrainConfig
+from jaxgpt.config import Config, EvalConfig, MeshConfig, TrainConfig, load
 from jaxgpt.data.batches import Batches, eval_rows
 from jaxgpt.data.shards import Split, open_dataset
 from jaxgpt.errors import EXIT_DONE, InputError, run_verb
@@ -32,7 +33,7 @@ DEFAULT_ROWS = 8
 
 
 def main(args: list[str]) -> int:
-    settings = parse_args(args)
+    settings = parse_args(expand_config(args))
     trained = open_source(settings, n_devices=0)
     directory = settings.data or (trained.config.data.dir if trained.config else "")
     if not directory:
@@ -49,6 +50,30 @@ def main(args: list[str]) -> int:
     else:
         print_table(facts, results)
     return EXIT_DONE
+
+
+def expand_config(args: list[str]) -> list[str]:
+    """`--config FILE` as the arguments it stands for: the weights, data and sizes that a config evaluates."""
+    if "--config" in args[:-1]:
+        i = args.index("--config")
+        path, rest = args[i + 1], args[:i] + args[i + 2 :]
+    else:
+        path = next((arg.removeprefix("--config=") for arg in args if arg.startswith("--config=")), "")
+        rest = [arg for arg in args if not arg.startswith("--config=")]
+    if not path:
+        return args
+    config = load(path)
+    if not config.train.init_from:
+        raise InputError(
+            f"--config={path} has train.init_from='', so there are no weights to evaluate; --run takes a run"
+        )
+    named = {
+        "--model": config.train.init_from,
+        "--data": config.data.dir,
+        "--tokens": config.eval.tokens,
+        "--micro-batch-size": config.train.micro_batch_size,
+    }
+    return [*(f"{name}={value}" for name, value in named.items()), *rest]
 
 
 def parse_args(args: list[str]) -> argparse.Namespace:
