@@ -11,7 +11,7 @@ train: $(VENV)/.installed
 	$(RUN) -m jaxgpt.sample --run runs/quickstart --prompt "Return a " --max-tokens 400
 
 test: $(VENV)/.installed-dev lint
-	$(RUN) -m pytest
+	$(RUN) -m pytest -n 2 --dist loadfile
 
 lint: $(VENV)/.installed-dev
 	$(RUN) -m ruff check .

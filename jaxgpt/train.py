@@ -89,10 +89,13 @@ def main(args: list[str]) -> int:
         else:
             first_step, state = 0, step.init_state(initial_params(config, step, vocab_size))
         print_header(config, data, step, n_micro, first_step)
+        n_steps = config.train.steps
+        if first_step >= n_steps:
+            console.print(f"the run is at step {first_step} of {n_steps} already; --train.steps=N takes it further")
+            return close_run(run_dir, EXIT_DONE)
         train_step = {tokens: compile_step(step, count, n_rows) for tokens, count in n_micro.items()}
 
         # loop
-        n_steps = config.train.steps
         stop = stack.enter_context(StopSignal(config.log.every))
         files = open_logs(config, run_dir, first_step)
         feed = prefetch(make_feed(config, source["train"], mesh, n_rows, first_step))

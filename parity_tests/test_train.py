@@ -204,6 +204,31 @@ def test_divergence_ends_the_run_and_saves_nothing_broken(config, tmp_path):
     assert not any((tmp_path / "checkpoints").glob("[0-9]*"))
 
 
+def test_a_finished_run_is_not_trained_again(config, finished, capsys):
+    before = (finished / "metrics.jsonl").read_bytes()
+    assert main(config, finished, "--resume", "--train.steps=10") == 0
+    assert "the run is at step 10 of 10 already" in capsys.readouterr().out
+    assert (finished / "metrics.jsonl").read_bytes() == before
+
+
+def test_stages_change_batch_and_learning_rate_and_resume_exactly(config, data, tmp_path):
+    """Also killed between the stages: here by a run that ends before the second begins."""
+    staged = tmp_path / "staged.py"
+    stages = "stages=(StageConfig(from_step=5, batch_tokens=256, lr_scale=0.5),)"
+    source = config.read_text().replace("steps=40,", f"steps=8, {stages},")
+    staged.write_text(source.replace("warmup_steps=3", 'kind="constant"'))
+    assert main(staged, tmp_path / "whole") == 0
+    whole = records(tmp_path / "whole")
+    assert [r["tokens"] for r in whole] == [128, 256, 384, 512, 640, 896, 1152, 1408]
+    assert [r["lr"] for r in whole] == [1e-2] * 5 + [5e-3] * 3
+    early = tmp_path / "early.py"
+    early.write_text(staged.read_text().replace("steps=8", "steps=6"))
+    assert main(early, tmp_path / "parts") == 0
+    assert main(staged, tmp_path / "parts", "--resume") == 0
+    trained = [[r["train_loss"] for r in records(tmp_path / name)] for name in ("whole", "parts")]
+    assert trained[0] == trained[1]
+
+
 def refusal(config, run_dir, *more):
     before = {path: path.stat().st_mtime_ns for path in Path(run_dir).rglob("*") if path.is_file()}
     with pytest.raises(InputError) as caught:
