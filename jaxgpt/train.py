@@ -373,7 +373,7 @@ def close_run(run_dir: Path, exit_code: int) -> int:
     if exit_code == EXIT_STOPPED:
         console.print("stopped with its state saved; the same command with --resume goes on")
     elif exit_code == EXIT_DONE:
-        console.print(f"done: {run_dir}/loss.png; next: python -m jaxgpt.sample --run {run_dir}")
+        console.print(f"done: {run_dir}/loss.png; next: python -m jaxgpt.sample --run {run_dir}", soft_wrap=True)
     return exit_code
 
 
