@@ -7,6 +7,7 @@ Checks within a section stand in its `__post_init__`, checks across sections in 
 """
 
 import dataclasses
+import json
 import pprint
 import re
 import runpy
@@ -424,8 +425,8 @@ def load(path: str | Path) -> Config:
 
 
 def to_dict(value: Any) -> Any:
-    """A config as JSON-ready dicts, lists and scalars."""
-    return dataclasses.asdict(value)
+    """A config as JSON holds it: dicts, lists and scalars."""
+    return json.loads(json.dumps(dataclasses.asdict(value)))
 
 
 def flatten(values: Any, prefix: str = "") -> dict[str, Any]:

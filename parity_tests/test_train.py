@@ -145,7 +145,8 @@ def test_eight_then_four_then_one_device(config, straight, tmp_path):
     run(config, tmp_path, *same, "--train.micro_batch_size=2", "--train.steps=27", "--mesh.data=4", "--resume",
         n_devices=4)  # fmt: skip
     shown = run(config, tmp_path, *same, "--resume")[0]
-    assert "resuming from step 27; changed: train.steps 27 -> 40; train.micro_batch_size 2 -> 8" in shown
+    changed = "changed: train.steps 27 -> 40; train.micro_batch_size 2 -> 8; mesh.data 4 -> 1\n"
+    assert f"resuming from step 27; {changed}" in shown
     ours = losses(tmp_path)
     difference = max(abs(ours[step][0] - straight[step][0]) for step in straight)
     assert difference < tolerances.FP32_LOSS
