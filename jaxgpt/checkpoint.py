@@ -52,7 +52,7 @@ class CheckpointError(Failure):
 
 def _one_line(error: BaseException) -> str:
     """orbax's messages run to 10 kB of nested causes; the first words name the file and the system's error."""
-    return " ".join(str(error).split())[:400] or type(error).__name__
+    return " ".join(str(error).split())[:1000] or type(error).__name__
 
 
 def _print_warning(message: str) -> None:
