@@ -407,12 +407,12 @@ def report(out: Path) -> int:
 
 
 def find_config(out: Path) -> tuple[str, str]:
-    """A shipped config that reads this directory; else the setting that makes one do so."""
-    paths = sorted(Path("configs").glob("*.py"))
-    for path in paths:
-        if f'"{out.as_posix()}"' in path.read_text(encoding="utf-8"):
+    """A shipped config that trains on this directory; else the setting that makes quickstart do so."""
+    for path in sorted(Path("configs").glob("*.py")):
+        text = path.read_text(encoding="utf-8")
+        if f'"{out.as_posix()}"' in text and "jaxgpt.train" in text:
             return str(path), ""
-    return (str(paths[0]) if paths else "configs/NAME.py"), f" --data.dir={out}"
+    return "configs/quickstart.py", f" --data.dir={out}"
 
 
 if __name__ == "__main__":
