@@ -1,0 +1,366 @@
+"""Trains a GPT in PyTorch: python -m torch_ref.train --config configs/quickstart.py [--section.field=value] [--resume]
+
+The same run as `python -m jaxgpt.train`, in runs/<config>-torch unless --run.dir names another directory. On one CUDA
+device or the CPU; on several devices by `torchrun --nproc_per_node=N -m torch_ref.train --config ...`.
+Exit codes as there: 0 done, 2 bad input, 3 diverged, 75 stopped by a signal with its state saved.
+"""
+
+import dataclasses
+import math
+import os
+import signal
+import time
+from contextlib import ExitStack
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.distributed as dist
+from torch._dynamo.exc import TorchDynamoException
+
+from jaxgpt import config as config_lib
+from jaxgpt import schedule
+from jaxgpt.command_line import parse_args
+from jaxgpt.config import Config, count_microbatches
+from jaxgpt.data.batches import Batches, eval_rows, prefetch
+from jaxgpt.data.shards import Dataset, check_ids, open_dataset
+from jaxgpt.errors import EXIT_DIVERGED, EXIT_DONE, EXIT_STOPPED, InputError, run_verb
+from jaxgpt.flops import count_params, flops_per_token
+from jaxgpt.log import MetricsFile, Progress, Sinks, console, draw_losses, print_facts, read_metrics
+from jaxgpt.meter import Diverged, Meter
+from jaxgpt.run_lock import lock_run
+from jaxgpt.tokenizer import Tokenizer, tokenizer_from_json
+from torch_ref.checkpoint import CheckpointError, Checkpoints
+from torch_ref.optim import param_groups
+from torch_ref.sharding import (
+    Mesh,
+    count_batch_devices,
+    make_mesh,
+    own_rows,
+    process_count,
+    process_index,
+    start_hosts,
+    stop_hosts,
+    to_device,
+)
+from torch_ref.step import Step, TrainState, make_step
+from torch_ref.validation import evaluate_split
+
+FULL_CHECK_TOKENS = 100_000_000
+FLAGS = {
+    "resume": "go on from the newest checkpoint in run.dir that verifies",
+    "compile": "compile forward and backward pass with torch.compile; the default on CUDA",
+    "no_compile": "do not; the default on a CPU",
+}
+
+
+def main(args: list[str]) -> int:
+    # config
+    config, flags = parse_args(args, FLAGS, __doc__ or "")
+    config = name_run(config, args)
+    run_dir = Path(config.run.dir)
+
+    # data
+    data = open_dataset(config.data.dir)
+    tokenizer = tokenizer_from_json(data.tokenizer_json) if data.tokenizer_json else None
+    vocab_size = choose_vocab_size(config, data)
+    source = {
+        split.name: Batches(split, config.model.seq_len, config.run.seed, config.data.sampling, vocab_size)
+        for split in (data.train, data.val)
+    }
+    val_starts = eval_rows(data.val, config.model.seq_len, config.eval.tokens)
+    token_bytes = count_token_bytes(tokenizer)
+
+    with ExitStack() as stack:
+        # devices
+        start_hosts(config.hosts, config.mesh.platform)
+        stack.callback(stop_hosts)
+        mesh = make_mesh(config.mesh)
+        console.quiet = process_index() != 0
+        n_devices = count_batch_devices(mesh)
+        n_rows = config.train.micro_batch_size * n_devices
+        n_micro = {tokens: count_microbatches(config, tokens, n_devices) for tokens in config.stage_batch_tokens()}
+
+        # model and state
+        step = make_step(config, vocab_size, mesh, is_compiled=wants_compile(flags, mesh))
+        about = {
+            "config": config_lib.to_dict(config),
+            "vocab_size": vocab_size,
+            "data_sha256": data.digest,
+            "tokenizer": data.tokenizer_json,
+        }
+        if process_index() == 0:
+            stack.enter_context(lock_run(run_dir))
+        if not flags["resume"]:
+            refuse_old_run(run_dir)
+        saved = stack.enter_context(
+            Checkpoints(run_dir / "checkpoints", keep=config.checkpoint.keep, keep_best=config.checkpoint.keep_best)
+        )
+
+        # resume
+        if flags["resume"]:
+            first_step, state = resume(saved, step, about)
+        else:
+            first_step, state = 0, step.init_state(initial_params(config, step))
+        print_header(config, data, step, n_micro, first_step)
+        n_steps = config.train.steps
+        if first_step >= n_steps:
+            console.print(f"the run is at step {first_step} of {n_steps} already; --train.steps=N takes it further")
+            return close_run(run_dir, EXIT_DONE)
+        if step.is_compiled:
+            compile_step(step, config.train.micro_batch_size, state)
+
+        # loop
+        stop = stack.enter_context(StopSignal(config.log.every))
+        files = open_logs(config, run_dir, first_step)
+        feed = prefetch(make_feed(config, source["train"], mesh, n_rows, first_step))
+        progress = stack.enter_context(Progress(n_steps, first_step))
+        meter = Meter(config, vocab_size, mesh.device_kind, mesh.size, progress, files, console.print)
+        exit_code = EXIT_DONE
+        try:
+            for n_done in range(first_step + 1, n_steps + 1):
+                hyper = step.hyper(schedule.hyper_at(config, n_done - 1))
+                state, metrics = step.train(state, next(feed), hyper)
+                meter.push(n_done, metrics)
+
+                is_stopped, is_last = stop.is_agreed(n_done), n_done == n_steps
+                wants_eval = is_last or is_due(n_done, config.eval.every)
+                wants_save = is_last or is_stopped or is_due(n_done, config.checkpoint.every)
+                if not (wants_eval or wants_save):
+                    continue
+                meter.settle()
+                val_loss = None
+                if wants_eval:
+                    result = evaluate_split(
+                        step, state.params, source["val"], val_starts, n_rows=n_rows, token_bytes=token_bytes
+                    )
+                    meter.add(**result.metrics())
+                    val_loss = result.loss
+                if wants_save:
+                    save(saved, n_done, state, about, val_loss, must=is_last or is_stopped)
+                meter.resume()
+                if is_stopped and not is_last:
+                    exit_code = EXIT_STOPPED
+                    break
+        except Diverged as error:
+            console.print(f"[red]stopped: {error}")
+            exit_code = EXIT_DIVERGED
+        finally:
+            feed.close()
+            for file in files:
+                file.close()
+        return close_run(run_dir, exit_code)
+
+
+def name_run(config: Config, args: list[str]) -> Config:
+    """A run directory that nobody named is runs/<config>-torch: jaxgpt's of the same config lies beside it."""
+    names = [arg.partition("=")[0] for arg in args]
+    at = names.index("--config")
+    path = args[at].partition("=")[2] or args[at + 1]
+    if "--run.dir" in names or config_lib.load(path).run.dir:
+        return config
+    return dataclasses.replace(config, run=dataclasses.replace(config.run, dir=f"{config.run.dir}-torch"))
+
+
+def wants_compile(flags: dict[str, bool], mesh: Mesh) -> bool:
+    if flags["compile"] and flags["no_compile"]:
+        raise InputError("--compile and --no_compile are both given; keep one")
+    return flags["compile"] or (mesh.device.type == "cuda" and not flags["no_compile"])
+
+
+def is_due(n_done: int, every: int) -> bool:
+    return every > 0 and n_done % every == 0
+
+
+def choose_vocab_size(config: Config, data: Dataset) -> int:
+    vocab_size = config.model.vocab_size or data.vocab_size
+    if not vocab_size:
+        raise InputError(
+            f"model.vocab_size=0 takes the tokenizer's, but {data.directory} names none; "
+            "set --model.vocab_size=50304 for GPT-2 tokens"
+        )
+    if data.vocab_size and vocab_size < data.vocab_size:
+        raise InputError(
+            f"model.vocab_size={vocab_size} is below the {data.vocab_size} ids of {data.directory}'s tokenizer; "
+            f"set --model.vocab_size={data.vocab_size} or more"
+        )
+    for split in (data.train, data.val):
+        if split.n_tokens <= FULL_CHECK_TOKENS:
+            check_ids(split, vocab_size)
+    return vocab_size
+
+
+def count_token_bytes(tokenizer: Tokenizer | None) -> np.ndarray | None:
+    try:
+        return tokenizer.token_bytes() if tokenizer else None
+    except InputError as error:
+        console.print(f"bits per byte are left out: {error}")
+        return None
+
+
+def initial_params(config: Config, step: Step) -> dict[str, torch.Tensor]:
+    if config.train.init_from:
+        raise InputError(
+            f"train.init_from={config.train.init_from} is for jaxgpt; start the run there (--train.steps=1), then "
+            "python -m parity_tests.convert --from RUN --to torch DIR, and go on here with --resume"
+        )
+    return step.init_params(config.run.seed)
+
+
+def resume(saved: Checkpoints, step: Step, about: dict) -> tuple[int, TrainState]:
+    n_done = saved.latest()
+    if n_done is None:
+        raise InputError(f"{saved.directory} has no checkpoint to resume from; start without --resume")
+    then, now = saved.about(n_done), about
+    old, new = (config_lib.flatten(values["config"]) for values in (then, now))
+    changed = {name: (old.get(name), value) for name, value in new.items() if old.get(name) != value}
+    listed = {name: f"{name} {was!r} -> {is_now!r}" for name, (was, is_now) in changed.items()}
+    architecture = [text for name, text in listed.items() if name.startswith("model.") and name != "model.dropout"]
+    if then["vocab_size"] != now["vocab_size"]:
+        architecture.append(f"vocabulary {then['vocab_size']} -> {now['vocab_size']}")
+    if architecture:
+        raise InputError(f"checkpoint {n_done} in {saved.directory} is another model: {'; '.join(architecture)}")
+    for name, what in (("data_sha256", "data"), ("tokenizer", "tokenizer")):
+        if then[name] != now[name]:
+            raise InputError(
+                f"the {what} in data.dir={now['config']['data']['dir']} changed since checkpoint {n_done} of "
+                f"{saved.directory}; bring the old {what} back, or start a new run"
+            )
+    n_done, state, _ = saved.restore(step.state_shapes, step=n_done, verify=False)  # latest() just did
+    console.print(f"resuming from step {n_done}" + (f"; changed: {'; '.join(listed.values())}" if listed else ""))
+    return n_done, step.put_state(state)
+
+
+def refuse_old_run(run_dir: Path) -> None:
+    if any(path.name.isdigit() for path in (run_dir / "checkpoints").glob("*")):
+        raise InputError(
+            f"run.dir={run_dir} holds a run already; --resume goes on with it, or choose another --run.dir"
+        )
+
+
+def open_logs(config: Config, run_dir: Path, first_step: int) -> list:
+    if process_index() != 0:
+        return []
+    (run_dir / "config.py").write_text(config_lib.to_source(config), encoding="utf-8")
+    log = config.log
+    sinks = Sinks(run_dir, config_lib.to_dict(config), tensorboard=log.tensorboard, wandb_project=log.wandb_project)
+    return [MetricsFile(run_dir / "metrics.jsonl", first_step), sinks]
+
+
+def compile_step(step: Step, n_rows: int, state: TrainState) -> None:
+    """Runs both compiled functions once on a microbatch of zeros, so that training never stalls.
+
+    Raises:
+      InputError: torch.compile found no compiler it can use.
+    """
+    batch_BT = torch.zeros((n_rows, step.model.config.seq_len + 1), dtype=torch.int32, device=step.mesh.device)
+    begin = time.perf_counter()
+    try:
+        step.warm_up(state.params, batch_BT)
+    except TorchDynamoException as error:
+        first_line = next(iter(str(error).splitlines()), type(error).__name__)
+        raise InputError(f"torch.compile failed: {first_line}; --no_compile runs without") from error
+    console.print(f"compiled the step ({n_rows} rows) in {time.perf_counter() - begin:.1f} s")
+
+
+def make_feed(config: Config, batches: Batches, mesh: Mesh, n_rows: int, first_step: int):
+    lo, hi = own_rows(mesh, n_rows)
+    seq_len = config.model.seq_len
+    for step in range(first_step, config.train.steps):
+        n_all = schedule.batch_tokens_at(config, step) // seq_len
+        n_before = schedule.tokens_before(config, step) // seq_len
+        n_micro = n_all // n_rows
+        parts = [batches.rows(step, n_before, n_all, m * n_rows + lo, m * n_rows + hi) for m in range(n_micro)]
+        yield to_device(np.stack(parts), mesh)
+
+
+def save(
+    saved: Checkpoints, n_done: int, state: TrainState, about: dict, val_loss: float | None, *, must: bool
+) -> None:
+    try:
+        saved.save(n_done, state, about, val_loss=val_loss)
+    except CheckpointError as error:
+        if must:
+            raise
+        console.print(f"[red]{error}")
+
+
+class StopSignal:
+    def __init__(self, every: int):
+        self._every, self._is_set = every, False
+
+    def __enter__(self):
+        self._before = {n: signal.signal(n, self._receive) for n in (signal.SIGTERM, signal.SIGINT)}
+        return self
+
+    def __exit__(self, *_):
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+
+    def _receive(self, number, _frame):
+        if self._is_set:
+            os._exit(128 + number)
+        self._is_set = True
+        console.print(f"{signal.Signals(number).name}: finishing this step and saving; once more leaves at once")
+
+    def is_agreed(self, n_done: int) -> bool:
+        if process_count() == 1:
+            return self._is_set
+        if n_done % self._every:
+            return False
+        is_set = torch.tensor(int(self._is_set))
+        dist.all_reduce(is_set, dist.ReduceOp.MAX)
+        return bool(is_set)
+
+
+def print_header(config: Config, data: Dataset, step: Step, n_micro: dict[int, int], first_step: int) -> None:
+    train, mesh = config.train, step.mesh
+    vocab_size = step.model.vocab_size
+    n_params = count_params(config.model, vocab_size)
+    groups = param_groups(config.optim, {p: tuple(s.shape) for p, s in step.state_shapes.params.items()})
+    sizes = {path: math.prod(shape.shape) for path, shape in step.state_shapes.params.items()}
+    counted: dict[str, list[int]] = {}
+    for path, group in groups.items():
+        counted.setdefault(f"{group.algorithm} lr {group.lr:g} decay {group.weight_decay:g}", []).append(sizes[path])
+    tokens = schedule.tokens_before(config, config.train.steps)
+    print_facts(
+        config.run.dir,
+        {
+            "model": f"{config.model.family}, {n_params.total:,} parameters ({n_params.total - n_params.wpe:,} without "
+            f"positions), {config.model.n_layer} layers x {config.model.n_embd}, "
+            f"context {config.model.seq_len}, vocabulary {vocab_size}",
+            "data": f"{data.directory}: {data.train.n_tokens:,} train, {data.val.n_tokens:,} val tokens",
+            "batch": " then ".join(
+                f"{total:,} tokens = {count} x {train.micro_batch_size} rows x {config.model.seq_len} x "
+                f"{count_batch_devices(mesh)} device(s)"
+                for total, count in n_micro.items()
+            ),
+            "steps": f"{config.train.steps:,}, {tokens:,} tokens = {tokens / data.train.n_tokens:.2f} epochs"
+            + (f"; from step {first_step}" if first_step else "")
+            + ("; the warm-up is longer than the run" if config.optim.schedule.warmup_steps > train.steps else ""),
+            "optimizer": "; ".join(f"{name}: {len(n)} tensors, {sum(n):,}" for name, n in counted.items()),
+            "compute": f"torch {torch.__version__}, {train.dtype}, {mesh.size} x {mesh.device_kind}, "
+            f"attention {step.attention[0]} ({step.attention[1]}), "
+            f"{'torch.compile' if step.is_compiled else 'eager'}, "
+            f"{flops_per_token(config.model, vocab_size) / 1e6:,.1f} MFLOPs per token",
+        }
+        | ({"samples": f"sample.every={config.sample.every} is for jaxgpt; none here"} if config.sample.every else {}),
+    )
+
+
+def close_run(run_dir: Path, exit_code: int) -> int:
+    if process_index() != 0:
+        return exit_code
+    records = read_metrics(run_dir / "metrics.jsonl")
+    if records:
+        draw_losses(records, run_dir / "loss.png")
+    if exit_code == EXIT_STOPPED:
+        console.print("stopped with its state saved; the same command with --resume goes on")
+    elif exit_code == EXIT_DONE:
+        way_on = f"python -m parity_tests.convert --from {run_dir} --to jax DIR"
+        console.print(f"done: {run_dir}/loss.png; next: {way_on}", soft_wrap=True)
+    return exit_code
+
+
+if __name__ == "__main__":
+    run_verb(main)
