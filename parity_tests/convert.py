@@ -1,0 +1,183 @@
+"""Takes a run from one framework to the other: python -m parity_tests.convert --from RUN --to torch|jax|hf DIR
+
+The newest checkpoint that verifies becomes a run directory DIR with a checkpoint of the other framework: parameters,
+optimizer state, step, counters and loss scale move bit for bit, and what the checkpoint says about its run goes along.
+metrics.jsonl is copied, and config.py is the run's settings with run.dir=DIR, so that the run goes on by
+
+    python -m torch_ref.train --config DIR/config.py --resume      (or jaxgpt.train)
+
+hf writes the weights alone, for transformers. RUN is only read, and nothing in it is executed.
+"""
+
+import argparse
+import dataclasses
+import shutil
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NoReturn
+
+import jax
+import numpy as np
+
+from jaxgpt import config as config_lib
+from jaxgpt import step as jax_step
+from jaxgpt.checkpoint import Checkpoints as JaxCheckpoints
+from jaxgpt.config import Config, MeshConfig, from_dict
+from jaxgpt.errors import InputError, run_verb
+from jaxgpt.log import console
+from jaxgpt.sealed import Damaged, read_seal
+from jaxgpt.sharding import make_mesh
+from jaxgpt.weights import save_hf
+from parity_tests.compare import import_torch, to_arrays
+
+TORCH_STATE = "state.safetensors"
+"""The file by which torch_ref's checkpoints are known; it is in their manifest."""
+
+
+@dataclass(frozen=True)
+class Saved:
+    """A checkpoint in memory. `leaves` are in jaxgpt's layout, by the names both frameworks use."""
+
+    framework: str
+    step: int
+    config: Config
+    vocab_size: int
+    about: dict
+    val_loss: float | None
+    leaves: dict[str, np.ndarray]
+
+
+def read_run(run: Path) -> Saved:
+    """The newest checkpoint that verifies, of either framework.
+
+    Raises:
+      InputError: there is none, or it is not one of a run.
+    """
+    directory = run / "checkpoints"
+    if not directory.is_dir():
+        raise InputError(
+            f"--from={run} {'has no checkpoints' if run.is_dir() else 'does not exist'}; give a run directory"
+        )
+    with JaxCheckpoints(directory, read_only=True) as saved:
+        step = saved.latest()
+    if step is None:
+        raise InputError(f"--from={run} has no checkpoint yet; train it until the first is saved")
+    try:
+        manifest = read_seal(directory / str(step))
+        about = manifest["about"]
+        config, vocab_size = from_dict(about["config"]), int(about["vocab_size"])
+    except (Damaged, KeyError, TypeError, InputError) as error:
+        raise InputError(f"{directory}/{step} does not say what its run was: {error}") from error
+    framework = "torch" if TORCH_STATE in manifest["files"] else "jax"
+    read = _read_torch if framework == "torch" else _read_jax
+    leaves = read(directory, step, config, vocab_size)
+    return Saved(framework, step, config, vocab_size, about, manifest["val_loss"], leaves)
+
+
+def _one_device(config: Config) -> Config:
+    """As it can be built on any machine; what a state holds does not depend on these settings."""
+    train = dataclasses.replace(config.train, attention="xla")
+    return dataclasses.replace(config, train=train, mesh=MeshConfig(data=1, platform="cpu"))
+
+
+def _jax_shapes(config: Config, vocab_size: int) -> Any:
+    config = _one_device(config)
+    return jax_step.make_step(config, vocab_size, make_mesh(config.mesh)).state_shapes
+
+
+def _read_jax(directory: Path, step: int, config: Config, vocab_size: int) -> dict[str, np.ndarray]:
+    with jax.enable_x64(config.train.dtype == "float64"), JaxCheckpoints(directory, read_only=True) as saved:
+        return to_arrays(saved.restore(_jax_shapes(config, vocab_size), step=step, verify=False)[1])
+
+
+def _write_jax(directory: Path, saved: Saved) -> None:
+    with jax.enable_x64(saved.config.train.dtype == "float64"), JaxCheckpoints(directory) as checkpoints:
+        shapes = _jax_shapes(saved.config, saved.vocab_size)
+        with_paths, form = jax.tree_util.tree_flatten_with_path(shapes)
+        placed = []
+        for path, shape in with_paths:
+            leaf = saved.leaves[jax.tree_util.keystr(path, simple=True, separator=".")]
+            assert (leaf.shape, leaf.dtype) == (shape.shape, shape.dtype), path
+            placed.append(jax.device_put(leaf, shape.sharding))
+        state = jax.tree_util.tree_unflatten(form, placed)
+        checkpoints.save(saved.step, state, saved.about, val_loss=saved.val_loss)
+
+
+def _torch_shapes(config: Config, vocab_size: int) -> Any:
+    import_torch()
+    from torch_ref import sharding
+    from torch_ref import step as torch_step
+
+    config = _one_device(config)
+    return torch_step.make_step(config, vocab_size, sharding.make_mesh(config.mesh)).state_shapes
+
+
+def _read_torch(directory: Path, step: int, config: Config, vocab_size: int) -> dict[str, np.ndarray]:
+    shapes = _torch_shapes(config, vocab_size)
+    from torch_ref.checkpoint import Checkpoints
+    from torch_ref.weights import by_path, to_numpy
+
+    with Checkpoints(directory, read_only=True) as saved:
+        return to_numpy(by_path(saved.restore(shapes, step=step, verify=False)[1]))
+
+
+def _write_torch(directory: Path, saved: Saved) -> None:
+    shapes = _torch_shapes(saved.config, saved.vocab_size)
+    from torch_ref.checkpoint import Checkpoints
+    from torch_ref.weights import by_path, refuse_foreign, to_torch, with_leaves
+
+    tensors = to_torch(saved.leaves)
+    refuse_foreign(tensors, by_path(shapes), f"checkpoint {saved.step}")
+    with Checkpoints(directory) as checkpoints:
+        checkpoints.save(saved.step, with_leaves(shapes, tensors), saved.about, val_loss=saved.val_loss)
+
+
+def write_run(saved: Saved, framework: str, run: Path, out: Path) -> None:
+    """A run directory that goes on where `run` is now."""
+    {"torch": _write_torch, "jax": _write_jax}[framework](out / "checkpoints", saved)
+    config = dataclasses.replace(saved.config, run=dataclasses.replace(saved.config.run, dir=str(out)))
+    (out / "config.py").write_text(config_lib.to_source(config), encoding="utf-8")
+    if (run / "metrics.jsonl").is_file():
+        shutil.copyfile(run / "metrics.jsonl", out / "metrics.jsonl")
+
+
+def params_of(leaves: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    return {path.removeprefix("params."): leaf for path, leaf in leaves.items() if path.startswith("params.")}
+
+
+def main(args: list[str]) -> int:
+    class Parser(argparse.ArgumentParser):
+        def error(self, message: str) -> NoReturn:
+            raise InputError(f"{message}; --help lists the arguments")
+
+    parser = Parser(
+        "python -m parity_tests.convert",
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False,
+    )  # fmt: skip
+    parser.add_argument("--from", dest="run", metavar="RUN", type=Path, required=True, help="a run of either framework")
+    parser.add_argument("--to", choices=("torch", "jax", "hf"), required=True)
+    parser.add_argument(
+        "out", metavar="DIR", type=Path, help="where the converted run goes; must be empty or not there"
+    )
+    given = parser.parse_args(args)
+    run, out = given.run, given.out
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise InputError(f"{out} is there already and not empty; choose another directory")
+    saved = read_run(run)
+    try:
+        if given.to == "hf":
+            save_hf(out, saved.config.model, params_of(saved.leaves))
+            done = f"wrote {out}: transformers.GPT2LMHeadModel.from_pretrained({str(out)!r}) loads it"
+        else:
+            write_run(saved, given.to, run, out)
+            verb = {"torch": "torch_ref", "jax": "jaxgpt"}[given.to]
+            done = f"next: python -m {verb}.train --config {out}/config.py --resume"
+    except OSError as error:
+        raise InputError(f"{out} cannot be written: {error}; choose another directory") from error
+    console.print(f"step {saved.step} of {run}, {saved.framework} -> {given.to}; {done}", soft_wrap=True)
+    return 0
+
+
+if __name__ == "__main__":
+    run_verb(main)
