@@ -56,39 +56,56 @@ def choose_attention(config: Config, platform: str) -> tuple[str, str]:
     raise InputError(f"train.attention={wanted} cannot run: {reasons[0]}; --train.attention=xla can")
 
 
-def attention(q_BTNH, k_BSNH, v_BSNH, *, implementation="xla", offset=0, dropout_rate=0.0, dropout_key=None):
-    """Causal softmax attention: query t sees the keys 0 .. offset + t.
+def attention(
+    q_BTNH, k_BSKH, v_BSKH, *, implementation="xla", offset=0, window=None, dropout_rate=0.0, dropout_key=None
+):
+    """Causal softmax attention: query t sees the keys 0 .. offset + t, or the last `window` of them.
 
     Args:
-      q_BTNH, k_BSNH, v_BSNH: one dtype; the softmax runs in float32 or wider.
+      q_BTNH, k_BSKH, v_BSKH: one dtype; the softmax runs in float32 or wider. K divides N: query head n sees the keys
+        and values of head n // (N / K).
       implementation: xla, cudnn or splash.
       offset: position of the first query among the keys; not 0 only with a cache, and then with xla.
+      window: keys that a query sees, itself included; None: all.
       dropout_rate: on the probabilities, when dropout_key is given; xla only.
 
     Returns:
       An array like q_BTNH, scaled by 1 / sqrt(H) before the softmax.
     """
     if implementation == "cudnn":
-        return _per_shard(functools.partial(jax.nn.dot_product_attention, is_causal=True, implementation="cudnn"))(
-            q_BTNH, k_BSNH, v_BSNH
-        )
+        local = None if window is None else (window - 1, 0)
+        return _per_shard(
+            functools.partial(
+                jax.nn.dot_product_attention, is_causal=True, local_window_size=local, implementation="cudnn"
+            )
+        )(q_BTNH, k_BSKH, v_BSKH)
     if implementation == "splash":
-        return _per_shard(_splash)(q_BTNH, k_BSNH, v_BSNH)
+        return _per_shard(functools.partial(_splash, window=window))(q_BTNH, k_BSKH, v_BSKH)
     assert implementation == "xla", implementation
-    return _xla(q_BTNH, k_BSNH, v_BSNH, offset, dropout_rate, dropout_key)
+    return _xla(q_BTNH, k_BSKH, v_BSKH, offset, window, dropout_rate, dropout_key)
 
 
-def _xla(q_BTNH, k_BSNH, v_BSNH, offset, dropout_rate, dropout_key):
+def _xla(q_BTNH, k_BSKH, v_BSKH, offset, window, dropout_rate, dropout_key):
     wide = jnp.promote_types(q_BTNH.dtype, jnp.float32)
-    n_queries, n_keys, head_dim = q_BTNH.shape[1], k_BSNH.shape[1], q_BTNH.shape[-1]
+    n_queries, n_keys, head_dim = q_BTNH.shape[1], k_BSKH.shape[1], q_BTNH.shape[-1]
+    k_BSNH, v_BSNH = (_repeat_heads(x, q_BTNH.shape[2]) for x in (k_BSKH, v_BSKH))
     scores_BNTS = jnp.einsum("BTNH,BSNH->BNTS", q_BTNH, k_BSNH, preferred_element_type=wide)
-    is_seen_TS = offset + jnp.arange(n_queries)[:, None] >= jnp.arange(n_keys)[None, :]
+    distance_TS = offset + jnp.arange(n_queries)[:, None] - jnp.arange(n_keys)[None, :]
+    is_seen_TS = distance_TS >= 0
+    if window is not None:
+        is_seen_TS &= distance_TS < window
     scores_BNTS = jnp.where(is_seen_TS, scores_BNTS * head_dim**-0.5, MASKED)
     probs_BNTS = jax.nn.softmax(scores_BNTS, axis=-1)
     if dropout_key is not None and dropout_rate > 0:
         keep_BNTS = jax.random.bernoulli(dropout_key, 1 - dropout_rate, probs_BNTS.shape)
         probs_BNTS = jnp.where(keep_BNTS, probs_BNTS / (1 - dropout_rate), 0)
     return jnp.einsum("BNTS,BSNH->BTNH", probs_BNTS.astype(v_BSNH.dtype), v_BSNH)
+
+
+def _repeat_heads(x_BSKH, n_heads):
+    """Each head of keys or values as often as query heads share it."""
+    n_repeats = n_heads // x_BSKH.shape[2]
+    return x_BSKH if n_repeats == 1 else jnp.repeat(x_BSKH, n_repeats, axis=2)
 
 
 def _per_shard(kernel):
@@ -100,18 +117,22 @@ def _per_shard(kernel):
     return jax.shard_map(kernel, mesh=mesh, in_specs=(spec, spec, spec), out_specs=spec, check_vma=False)
 
 
-def _splash(q_BTNH, k_BSNH, v_BSNH, *, interpret=False):
+def _splash(q_BTNH, k_BSKH, v_BSKH, *, window=None, interpret=False):
     """TPU flash attention. The kernel wants heads before time, works row by row, and leaves the scale to us."""
     from jax.experimental.pallas.ops.tpu import splash_attention as splash
 
     n_heads, seq_len, head_dim = q_BTNH.shape[2], q_BTNH.shape[1], q_BTNH.shape[3]
-    mask = splash.MultiHeadMask([splash.CausalMask((seq_len, seq_len)) for _ in range(n_heads)])
+    k_BSNH, v_BSNH = (_repeat_heads(x, n_heads) for x in (k_BSKH, v_BSKH))
+    shape = (seq_len, seq_len)
+    mask = splash.CausalMask(shape) if window is None else splash.LocalMask(shape, (window - 1, 0), offset=0)
     block = next(size for size in (512, 256, 128) if seq_len % size == 0)
     sizes = splash.BlockSizes(
         block_q=block, block_kv=block, block_kv_compute=block,
         block_q_dkv=block, block_kv_dkv=block, block_kv_dkv_compute=block, block_q_dq=block, block_kv_dq=block,
     )  # fmt: skip
-    kernel = splash.make_splash_mha(mask, head_shards=1, q_seq_shards=1, block_sizes=sizes, interpret=interpret)
+    kernel = splash.make_splash_mha(
+        splash.MultiHeadMask([mask] * n_heads), head_shards=1, q_seq_shards=1, block_sizes=sizes, interpret=interpret
+    )
     heads_first = [x.swapaxes(1, 2) for x in (q_BTNH * head_dim**-0.5, k_BSNH, v_BSNH)]
     y_BNTH: jax.Array = jax.vmap(kernel)(*heads_first)  # pyright: ignore[reportAssignmentType]
     return y_BNTH.swapaxes(1, 2)

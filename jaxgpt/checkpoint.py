@@ -105,7 +105,7 @@ def _name_non_finite(state: Any) -> str:
     return next((path for path in floats if not is_finite[path]), "")
 
 
-def _gather(text: str) -> list[str]:
+def gather_texts(text: str) -> list[str]:
     """The texts of all processes, in their order. All must call it; it runs on the devices."""
     if jax.process_count() == 1:
         return [text]
@@ -119,7 +119,7 @@ def _gather(text: str) -> list[str]:
 
 def _find_first(text: str) -> str:
     """The first text that is not empty among those of all processes: one for all, so that all act alike."""
-    return next((text for text in _gather(text) if text), "")
+    return next((text for text in gather_texts(text) if text), "")
 
 
 class Checkpoints:
@@ -363,7 +363,7 @@ class Checkpoints:
             elif faults:
                 for fault in faults:
                     self.warn(fault)
-        answer = json.loads(_gather(json.dumps(answer))[0])
+        answer = json.loads(gather_texts(json.dumps(answer))[0])
         if "error" in answer:
             raise InputError(answer["error"])
         return answer.get("step")

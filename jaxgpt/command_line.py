@@ -18,11 +18,17 @@ def field_paths(kind: Any = Config, prefix: str = "") -> list[str]:
     """Dotted names of all settings, such as model.n_layer."""
     paths = []
     for name, field_type in typing.get_type_hints(kind).items():
-        if dataclasses.is_dataclass(field_type):
-            paths += field_paths(field_type, f"{prefix}{name}.")
-        else:
+        options = typing.get_args(field_type) if isinstance(field_type, types.UnionType) else (field_type,)
+        sections = [option for option in options if _is_section(option)]
+        for section in sections:
+            paths += field_paths(section, f"{prefix}{name}.")
+        if not sections:
             paths.append(prefix + name)
-    return paths
+    return list(dict.fromkeys(paths))
+
+
+def _is_section(kind: Any) -> bool:
+    return isinstance(kind, type) and dataclasses.is_dataclass(kind)
 
 
 def _unknown(path: str) -> InputError:
@@ -70,9 +76,12 @@ def _replace(value: Any, path: list[str], overrides: dict[str, str]) -> Any:
     if isinstance(value, tuple):
         parts = list(value)
         for name in sorted({name.split(".")[len(path)] for name in below}):
-            if not name.isdigit() or int(name) >= len(parts):
-                raise InputError(f"no config field {prefix}.{name}; {prefix} has {len(parts)} entries")
-            parts[int(name)] = _replace(parts[int(name)], [*path, name], overrides)
+            names = [getattr(part, "name", "") for part in parts]
+            index = names.index(name) if name in names else int(name) if name.isdigit() else len(parts)
+            if index >= len(parts):
+                known = f": {', '.join(filter(None, names))}" if any(names) else ""
+                raise InputError(f"no config field {prefix}.{name}; {prefix} has {len(parts)} entries{known}")
+            parts[index] = _replace(parts[index], [*path, name], overrides)
         return tuple(parts)
     hints = typing.get_type_hints(type(value))
     changes = {}
@@ -152,6 +161,8 @@ def _print_help(config: Config, flags: dict[str, str], doc: str) -> typing.NoRet
 
     switches = "\n".join(f"--{name}: {text}" for name, text in flags.items())
     about = f"{doc.strip()}\n\n--config FILE: the run; the defaults below are its values.\n{switches}"
-    kind = tyro.conf.FlagConversionOff[Config]  # --log.tensorboard true, not --log.no_tensorboard
+    kind = tyro.conf.AvoidSubcommands[
+        tyro.conf.FlagConversionOff[Config]
+    ]  # --log.tensorboard true, not --log.no_tensorboard
     tyro.cli(kind, default=config, description=about, args=["--help"], use_underscores=True)
     raise SystemExit(0)

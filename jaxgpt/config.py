@@ -9,7 +9,6 @@ Checks within a section stand in its `__post_init__`, checks across sections in 
 import dataclasses
 import json
 import pprint
-import re
 import runpy
 import types
 import typing
@@ -17,12 +16,16 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from jaxgpt.errors import InputError
-
-
-def _require(is_good: bool, message: str) -> None:
-    if not is_good:
-        raise InputError(message)
+from jaxgpt.errors import InputError, require
+from jaxgpt.model_config import GPT2Config, ModelConfig, NanochatConfig  # noqa: F401, for config files
+from jaxgpt.optim_config import (  # noqa: F401, for config files
+    NANOCHAT_2025,
+    NANOCHAT_2026,
+    GroupConfig,
+    MuonConfig,
+    OptimConfig,
+    ScheduleConfig,
+)
 
 
 @dataclass(frozen=True)
@@ -35,48 +38,7 @@ class RunConfig:
     """Seed of the weights, the batches and dropout. Two runs with one config and seed are the same run."""
 
     def __post_init__(self):
-        _require(0 <= self.seed < 2**32, f"run.seed={self.seed} is outside [0, 2**32); choose one inside")
-
-
-@dataclass(frozen=True)
-class GPT2Config:
-    """GPT-2 as nanoGPT trains it: learned positions, LayerNorm before each sublayer, tied head."""
-
-    family: Literal["gpt2"] = "gpt2"
-    """Model family."""
-    vocab_size: int = 0
-    """Rows of the embedding; 0: as many as the data's tokenizer has. 50304 pads GPT-2's 50257 to 64."""
-    seq_len: int = 1024
-    """Context length in tokens: positions the model has, and the length of a training row."""
-    n_layer: int = 12
-    """Blocks."""
-    n_head: int = 12
-    """Attention heads per block."""
-    n_embd: int = 768
-    """Width of the residual stream."""
-    bias: bool = False
-    """Biases in linear layers and norms, as in OpenAI's weights. False is a little faster and better."""
-    dropout: float = 0.0
-    """Dropout on embeddings, attention probabilities and both outputs of a block. 0 for pretraining."""
-    gelu: Literal["erf", "tanh"] = "erf"
-    """erf: nanoGPT. tanh: the approximation that OpenAI's and Hugging Face's GPT-2 weights expect."""
-
-    def __post_init__(self):
-        for name in ("seq_len", "n_layer", "n_head", "n_embd"):
-            value = getattr(self, name)
-            _require(value >= 1, f"model.{name}={value} is below 1; choose a positive number")
-        _require(self.vocab_size >= 0, f"model.vocab_size={self.vocab_size} is negative; 0 takes the tokenizer's")
-        _require(0 <= self.dropout < 1, f"model.dropout={self.dropout} is outside [0, 1); 0 turns it off")
-        lower = self.n_embd // self.n_head * self.n_head
-        _require(
-            self.n_embd % self.n_head == 0,
-            f"model.n_embd={self.n_embd} is not a multiple of model.n_head={self.n_head}; "
-            f"nearest widths: {lower or self.n_head}, {lower + self.n_head}",
-        )
-
-    @property
-    def head_dim(self) -> int:
-        return self.n_embd // self.n_head
+        require(0 <= self.seed < 2**32, f"run.seed={self.seed} is outside [0, 2**32); choose one inside")
 
 
 @dataclass(frozen=True)
@@ -85,8 +47,24 @@ class DataConfig:
 
     dir: str = "data/openwebtext"
     """Directory with the train and val shards."""
-    sampling: Literal["random", "sequential"] = "random"
-    """random: rows start anywhere (nanoGPT). sequential: the shards from front to back, again after the end."""
+    sampling: Literal["random", "sequential", "stream", "best_fit"] = "random"
+    """Of token shards, random: rows start anywhere (nanoGPT); sequential: from front to back. Of text shards, which are
+    tokenized on the way, stream: one flow of documents (nanochat 2025); best_fit: rows begin with a document (2026)."""
+    tokenizer: str = ""
+    """Of text shards: the JSON file that train_tokenizer wrote; empty: tokenizer.json beside the shards."""
+    tokenizer_threads: int = 4
+    """Of text shards: threads that tokenize, per process."""
+    lanes: int = 1
+    """Of text shards: readers that share the row groups. With as many as hosts, the hosts share the tokenizing."""
+
+    def __post_init__(self):
+        for name in ("tokenizer_threads", "lanes"):
+            value = getattr(self, name)
+            require(value >= 1, f"data.{name}={value} is below 1; choose a positive number")
+
+    @property
+    def is_text(self) -> bool:
+        return self.sampling in ("stream", "best_fit")
 
 
 @dataclass(frozen=True)
@@ -101,9 +79,9 @@ class StageConfig:
     """Factor on every learning rate in this stage, on top of the schedule."""
 
     def __post_init__(self):
-        _require(self.from_step >= 1, f"train.stages: from_step={self.from_step} is below 1; stage 0 is the config")
-        _require(self.batch_tokens >= 0, f"train.stages: batch_tokens={self.batch_tokens} is negative")
-        _require(self.lr_scale >= 0, f"train.stages: lr_scale={self.lr_scale} is negative")
+        require(self.from_step >= 1, f"train.stages: from_step={self.from_step} is below 1; stage 0 is the config")
+        require(self.batch_tokens >= 0, f"train.stages: batch_tokens={self.batch_tokens} is negative")
+        require(self.lr_scale >= 0, f"train.stages: lr_scale={self.lr_scale} is negative")
 
 
 @dataclass(frozen=True)
@@ -111,9 +89,13 @@ class TrainConfig:
     """The training step and how often it is taken."""
 
     steps: int = 600_000
-    """Optimizer steps of the whole run."""
+    """Optimizer steps of the whole run; 0: as many as the horizon has tokens for."""
+    target_flops: float = 0.0
+    """Horizon for steps=0, in FLOPs of the whole run; 0: by target_param_data_ratio."""
+    target_param_data_ratio: float = 0.0
+    """Horizon for steps=0, in tokens per parameter; 0: 20 (nanochat 2025, all), 12 (2026, blocks and head)."""
     batch_tokens: int = 491_520
-    """Tokens per optimizer step, over all devices and microbatches."""
+    """Tokens per optimizer step, over all devices and microbatches; 0, for nanochat: by its horizon."""
     micro_batch_size: int = 12
     """Rows per device in one forward-backward pass; as many as fit. Accumulation follows from batch_tokens."""
     dtype: Literal["bfloat16", "float16", "float32", "float64"] = "bfloat16"
@@ -134,123 +116,14 @@ class TrainConfig:
     """Later parts of the run with another batch or learning rate."""
 
     def __post_init__(self):
-        for name in ("steps", "batch_tokens", "micro_batch_size", "loss_chunk_tokens", "max_skips"):
+        for name in ("micro_batch_size", "loss_chunk_tokens", "max_skips"):
             value = getattr(self, name)
-            _require(value >= 1, f"train.{name}={value} is below 1; choose a positive number")
+            require(value >= 1, f"train.{name}={value} is below 1; choose a positive number")
+        for name in ("steps", "batch_tokens", "target_flops", "target_param_data_ratio"):
+            value = getattr(self, name)
+            require(value >= 0, f"train.{name}={value} is negative; 0 derives it")
         starts = [stage.from_step for stage in self.stages]
-        _require(starts == sorted(set(starts)), f"train.stages start at {starts}; list them in rising order")
-
-
-@dataclass(frozen=True)
-class ScheduleConfig:
-    """The learning rate over the run, as a factor on every group's peak."""
-
-    kind: Literal["cosine", "constant", "trapezoid"] = "cosine"
-    """cosine: nanoGPT. constant. trapezoid: flat, then linear down over the last warmdown_frac of the run."""
-    warmup_steps: int = 0
-    """Linear warm-up: step n of them has (n + 1) / (warmup_steps + 1) of the peak."""
-    decay_steps: int = 0
-    """Step at which the decay ends; 0: train.steps."""
-    min_lr_frac: float = 0.1
-    """Learning rate at the end of the decay, as a fraction of the peak."""
-    warmdown_frac: float = 0.2
-    """trapezoid: part of the run that the descent takes."""
-
-    def __post_init__(self):
-        for name in ("warmup_steps", "decay_steps"):
-            value = getattr(self, name)
-            _require(value >= 0, f"optim.schedule.{name}={value} is negative; 0 turns it off")
-        for name in ("min_lr_frac", "warmdown_frac"):
-            value = getattr(self, name)
-            _require(0 <= value <= 1, f"optim.schedule.{name}={value} is outside [0, 1]")
-
-
-@dataclass(frozen=True)
-class MuonConfig:
-    """Muon (Keller Jordan, 2024): momentum, orthogonalised by a Newton-Schulz iteration."""
-
-    lr: float = 0.02
-    """Peak learning rate of the matrices."""
-    momentum: float = 0.95
-    """Momentum."""
-    momentum_start: float = 0.85
-    """Momentum at step 0."""
-    momentum_warmup_steps: int = 0
-    """Steps over which momentum rises from momentum_start to momentum; 0: constant."""
-    nesterov: bool = True
-    """Nesterov momentum."""
-    ns_steps: int = 5
-    """Newton-Schulz iterations."""
-    ns_dtype: Literal["bfloat16", "float32", "float64"] = "float32"
-    """Dtype of the iteration. bfloat16 is the originals' choice and fast on a GPU; slow on a CPU."""
-    weight_decay: float = 0.0
-    """Decoupled weight decay of the matrices."""
-
-    def __post_init__(self):
-        _require(self.lr >= 0, f"optim.muon.lr={self.lr} is negative")
-        _require(self.ns_steps >= 1, f"optim.muon.ns_steps={self.ns_steps} is below 1")
-        _require(self.weight_decay >= 0, f"optim.muon.weight_decay={self.weight_decay} is negative")
-        for name in ("momentum", "momentum_start"):
-            value = getattr(self, name)
-            _require(0 <= value < 1, f"optim.muon.{name}={value} is outside [0, 1)")
-
-
-@dataclass(frozen=True)
-class GroupConfig:
-    """Settings for the parameters whose path matches; what is None stays as it is for the others."""
-
-    match: str
-    """Regular expression, searched in paths such as wte.weight or h.0.attn.c_proj.weight."""
-    algorithm: Literal["adamw", "muon"] | None = None
-    """Which optimizer updates these parameters."""
-    lr: float | None = None
-    """Peak learning rate."""
-    beta1: float | None = None
-    """AdamW's first decay rate."""
-    beta2: float | None = None
-    """AdamW's second decay rate."""
-    eps: float | None = None
-    """AdamW's epsilon, outside the root."""
-    weight_decay: float | None = None
-    """Decoupled weight decay."""
-
-    def __post_init__(self):
-        try:
-            re.compile(self.match)
-        except re.error as error:
-            raise InputError(f"optim.groups: match={self.match!r} is not a regular expression: {error}") from error
-
-
-@dataclass(frozen=True)
-class OptimConfig:
-    """AdamW for everything, or Muon for the matrices of the blocks and AdamW for the rest."""
-
-    algorithm: Literal["adamw", "muon"] = "adamw"
-    """adamw: nanoGPT's. muon: Muon for every matrix inside the blocks, AdamW for embeddings, norms and biases."""
-    lr: float = 6e-4
-    """AdamW's peak learning rate."""
-    beta1: float = 0.9
-    """AdamW's first decay rate."""
-    beta2: float = 0.95
-    """AdamW's second decay rate."""
-    eps: float = 1e-8
-    """AdamW's epsilon, outside the root."""
-    weight_decay: float = 0.1
-    """Decoupled weight decay of parameters of rank two and more; norms and biases have none."""
-    grad_clip: float = 1.0
-    """Largest global gradient norm, by torch's formula; 0 turns clipping off."""
-    schedule: ScheduleConfig = field(default_factory=ScheduleConfig)
-    muon: MuonConfig = field(default_factory=MuonConfig)
-    groups: tuple[GroupConfig, ...] = ()
-    """Exceptions by parameter path; the first match counts."""
-
-    def __post_init__(self):
-        for name in ("lr", "eps", "weight_decay", "grad_clip"):
-            value = getattr(self, name)
-            _require(value >= 0, f"optim.{name}={value} is negative; choose 0 or more")
-        for name in ("beta1", "beta2"):
-            value = getattr(self, name)
-            _require(0 <= value < 1, f"optim.{name}={value} is outside [0, 1)")
+        require(starts == sorted(set(starts)), f"train.stages start at {starts}; list them in rising order")
 
 
 @dataclass(frozen=True)
@@ -267,10 +140,10 @@ class MeshConfig:
     """Kind of device; empty: the fastest that is there."""
 
     def __post_init__(self):
-        _require(self.data >= 0, f"mesh.data={self.data} is negative; 0 takes all devices that are left")
+        require(self.data >= 0, f"mesh.data={self.data} is negative; 0 takes all devices that are left")
         for name in ("fsdp", "tensor"):
             value = getattr(self, name)
-            _require(value >= 1, f"mesh.{name}={value} is below 1; 1 turns it off")
+            require(value >= 1, f"mesh.{name}={value} is below 1; 1 turns it off")
 
 
 @dataclass(frozen=True)
@@ -295,8 +168,8 @@ class EvalConfig:
     """Validation tokens per evaluation, the same ones each time, spread over the set; 0: all."""
 
     def __post_init__(self):
-        _require(self.every >= 0, f"eval.every={self.every} is negative; 0 evaluates at the end only")
-        _require(self.tokens >= 0, f"eval.tokens={self.tokens} is negative; 0 takes the whole set")
+        require(self.every >= 0, f"eval.every={self.every} is negative; 0 evaluates at the end only")
+        require(self.tokens >= 0, f"eval.tokens={self.tokens} is negative; 0 takes the whole set")
 
 
 @dataclass(frozen=True)
@@ -311,7 +184,7 @@ class LogConfig:
     """Also log to this Weights & Biases project (extra: tracking); empty: no."""
 
     def __post_init__(self):
-        _require(self.every >= 1, f"log.every={self.every} is below 1; 1 logs each step")
+        require(self.every >= 1, f"log.every={self.every} is below 1; 1 logs each step")
 
 
 @dataclass(frozen=True)
@@ -326,8 +199,8 @@ class CheckpointConfig:
     """Keep the one with the lowest validation loss too."""
 
     def __post_init__(self):
-        _require(self.every >= 0, f"checkpoint.every={self.every} is negative; 0 saves at the end only")
-        _require(self.keep >= 1, f"checkpoint.keep={self.keep} is below 1; a run needs one to go on from")
+        require(self.every >= 0, f"checkpoint.every={self.every} is negative; 0 saves at the end only")
+        require(self.keep >= 1, f"checkpoint.keep={self.keep} is below 1; a run needs one to go on from")
 
 
 @dataclass(frozen=True)
@@ -346,10 +219,10 @@ class SampleConfig:
     """Sample among this many most likely tokens; 0: all."""
 
     def __post_init__(self):
-        _require(self.every >= 0, f"sample.every={self.every} is negative; 0 writes no samples")
-        _require(self.max_tokens >= 1, f"sample.max_tokens={self.max_tokens} is below 1")
-        _require(self.temperature >= 0, f"sample.temperature={self.temperature} is negative; 0 is greedy")
-        _require(self.top_k >= 0, f"sample.top_k={self.top_k} is negative; 0 keeps all tokens")
+        require(self.every >= 0, f"sample.every={self.every} is negative; 0 writes no samples")
+        require(self.max_tokens >= 1, f"sample.max_tokens={self.max_tokens} is below 1")
+        require(self.temperature >= 0, f"sample.temperature={self.temperature} is negative; 0 is greedy")
+        require(self.top_k >= 0, f"sample.top_k={self.top_k} is negative; 0 keeps all tokens")
 
 
 @dataclass(frozen=True)
@@ -357,7 +230,7 @@ class Config:
     """One training run."""
 
     run: RunConfig = field(default_factory=RunConfig)
-    model: GPT2Config = field(default_factory=GPT2Config)
+    model: ModelConfig = field(default_factory=GPT2Config)
     data: DataConfig = field(default_factory=DataConfig)
     train: TrainConfig = field(default_factory=TrainConfig)
     optim: OptimConfig = field(default_factory=OptimConfig)
@@ -370,14 +243,15 @@ class Config:
 
     def __post_init__(self):
         for stage in self.train.stages:
-            _require(
-                stage.from_step < self.train.steps,
+            require(
+                stage.from_step < self.train.steps or not self.train.steps,
                 f"train.stages: from_step={stage.from_step} is not below "
                 f"train.steps={self.train.steps}; drop the stage",
             )
         n_devices = max(self.mesh.data, 1) * self.mesh.fsdp
         for batch_tokens in self.stage_batch_tokens():
-            count_microbatches(self, batch_tokens, n_devices)
+            if batch_tokens:
+                count_microbatches(self, batch_tokens, n_devices)
 
     def stage_batch_tokens(self) -> list[int]:
         """Tokens per step of each stage, the config's own first."""
@@ -449,6 +323,12 @@ def from_dict(values: Any, kind: Any = Config, path: str = "") -> Any:
     origin, options = typing.get_origin(kind), typing.get_args(kind)
     if origin is tuple:
         return tuple(from_dict(v, options[0], path) for v in values)
+    if kind == ModelConfig:
+        family = values.get("family") if isinstance(values, dict) else None
+        of_family = {option.family: option for option in options}
+        if family not in of_family:
+            raise InputError(f"saved config: model.family={family!r} is not one of {', '.join(of_family)}")
+        return from_dict(values, of_family[family], path)
     if origin in (typing.Union, types.UnionType):
         return None if values is None else from_dict(values, options[0], path)
     if origin is Literal:

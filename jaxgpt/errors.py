@@ -23,6 +23,12 @@ class Failure(RuntimeError):
     """The machine failed, not the user: a disk is full, say. One line, exit code 1."""
 
 
+def require(is_good: bool, message: str) -> None:
+    """Raises InputError unless the condition holds."""
+    if not is_good:
+        raise InputError(message)
+
+
 def run_verb(main: Callable[[list[str]], int]) -> None:
     """Runs a command line tool, `main(arguments) -> exit code`, and ends the process with its code."""
     args = sys.argv[1:]

@@ -13,16 +13,16 @@ import argparse
 import dataclasses
 import json
 import sys
-from typing import Any
+from typing import Any, Literal
 
 import jax
 from rich.console import Console
 from rich.table import Table
 
 from jaxgpt.config import Config, EvalConfig, MeshConfig, TrainConfig, load
-from jaxgpt.data.batches import Batches, eval_rows
-from jaxgpt.data.shards import Split, open_dataset
+from jaxgpt.data.sources import Source, open_directory
 from jaxgpt.errors import EXIT_DONE, InputError, run_verb
+from jaxgpt.model_config import without_dropout
 from jaxgpt.sharding import count_batch_devices
 from jaxgpt.step import Step, make_step
 from jaxgpt.trained import Trained, open_source, source_parser, with_tokenizer_of
@@ -38,13 +38,13 @@ def main(args: list[str]) -> int:
     directory = settings.data or (trained.config.data.dir if trained.config else "")
     if not directory:
         raise InputError(f"--data is missing: {trained.origin} names no data; give a directory that prepare wrote")
-    data = open_dataset(directory)
-    trained = with_tokenizer_of(trained, data)
+    source = open_directory(directory, trained.config.data if trained.config else None)
+    trained = with_tokenizer_of(trained, source)
     config = evaluation_config(trained, settings)
     step = make_step(config, trained.model.vocab_size, trained.mesh)
-    splits = [split for split in (data.train, data.val) if settings.split in (split.name, "both")]
-    results = {split.name: evaluate(trained, step, split, config) for split in splits}
-    facts = {"model": trained.origin, "data": str(data.directory), "dtype": config.train.dtype}
+    splits: list[Literal["train", "val"]] = ["train", "val"] if settings.split == "both" else [settings.split]
+    results = {split: evaluate(trained, step, source, split, config) for split in splits}
+    facts = {"model": trained.origin, "data": str(source.data.directory), "dtype": config.train.dtype}
     if settings.json:
         print(json.dumps(facts | {"splits": {split: as_dict(result) for split, result in results.items()}}))
     else:
@@ -106,7 +106,7 @@ def evaluation_config(trained: Trained, settings: argparse.Namespace) -> Config:
     run = trained.config or Config(
         train=TrainConfig(micro_batch_size=DEFAULT_ROWS), eval=EvalConfig(tokens=DEFAULT_TOKENS)
     )
-    model = dataclasses.replace(trained.model.config, dropout=0.0)
+    model = without_dropout(trained.model.config)
     rows = settings.micro_batch_size or run.train.micro_batch_size
     n_devices = count_batch_devices(trained.mesh)
     train = TrainConfig(
@@ -121,17 +121,19 @@ def evaluation_config(trained: Trained, settings: argparse.Namespace) -> Config:
     return Config(model=model, train=train, mesh=MeshConfig(data=n_devices), eval=EvalConfig(tokens=n_tokens))
 
 
-def evaluate(trained: Trained, step: Step, split: Split, config: Config) -> Evaluation:
+def evaluate(
+    trained: Trained, step: Step, source: Source, split: Literal["train", "val"], config: Config
+) -> Evaluation:
     """The loss on one split."""
-    tokenizer, seq_len = trained.tokenizer, config.model.seq_len
+    tokenizer = trained.tokenizer
     n_ids = tokenizer.vocab_size if tokenizer else trained.model.vocab_size
-    batches = Batches(split, seq_len, seed=0, sampling="sequential", vocab_size=n_ids)
+    rows, starts = source.val_rows(config.model.seq_len, config.eval.tokens, n_ids, split)
     with jax.set_mesh(trained.mesh):
         return evaluate_split(
             step,
             trained.params,
-            batches,
-            eval_rows(split, seq_len, config.eval.tokens),
+            rows,
+            starts,
             n_rows=config.train.micro_batch_size * count_batch_devices(trained.mesh),
             token_bytes=tokenizer.token_bytes() if tokenizer else None,
         )

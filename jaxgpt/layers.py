@@ -1,4 +1,4 @@
-"""Linear, LayerNorm, Embedding, GELU, dropout: Flax NNX modules around functions of plain arrays.
+"""Linear, norms, Embedding, rotary positions, GELU, dropout: Flax NNX modules around functions of plain arrays.
 
 NNX defines parameters and their names, nothing more. Weights are stored [in, out] and initialised here;
 they keep their storage dtype (float32) and are cast to that of the activations where they are used.
@@ -36,6 +36,38 @@ def layer_norm(x, weight, bias=None, eps=LAYER_NORM_EPS):
     return h.astype(x.dtype)
 
 
+def rms_norm(x):
+    """x over its root mean square along the last axis (arXiv:1910.07467), without a weight.
+
+    Statistics in float32 or wider, and epsilon is that type's machine epsilon, as in torch's rms_norm without an eps.
+    """
+    wide = jnp.promote_types(x.dtype, jnp.float32)
+    h = x.astype(wide)
+    return (h * jax.lax.rsqrt((h * h).mean(axis=-1, keepdims=True) + jnp.finfo(wide).eps)).astype(x.dtype)
+
+
+def rotary(x_BTNH, positions_T, base):
+    """Rotary positions (arXiv:2104.09864): channel i of the first half turns with i of the second, by minus the angle.
+
+    Args:
+      x_BTNH: queries or keys.
+      positions_T: of the queries or keys, integers.
+      base: channel pair i turns by position / base^(2 i / H).
+    """
+    half = x_BTNH.shape[-1] // 2
+    wide = jnp.promote_types(x_BTNH.dtype, jnp.float32)
+    frequencies_H = base ** (-jnp.arange(half, dtype=wide) / half)
+    angles_TH = positions_T[:, None].astype(wide) * frequencies_H
+    cos_T1H, sin_T1H = (f(angles_TH)[:, None].astype(x_BTNH.dtype) for f in (jnp.cos, jnp.sin))
+    first, second = x_BTNH[..., :half], x_BTNH[..., half:]
+    return jnp.concatenate([first * cos_T1H + second * sin_T1H, second * cos_T1H - first * sin_T1H], axis=-1)
+
+
+def softcap(logits, cap):
+    """cap x tanh(logits / cap): nearly the identity for small ones, never beyond cap. 0: no cap."""
+    return cap * jnp.tanh(logits / cap) if cap else logits
+
+
 def gelu(x, kind="erf"):
     """Gaussian error linear unit (arXiv:1606.08415): exact by erf, or OpenAI's tanh approximation.
 
@@ -53,11 +85,38 @@ def dropout(x, rate, key):
     return jnp.where(jax.random.bernoulli(key, 1 - rate, x.shape), x / (1 - rate), 0)
 
 
-class Linear(nnx.Module):
-    """Weight [in, out] drawn from N(0, std), bias 0."""
+def rematerialise(function, policy):
+    """Wraps a block so that its backward pass recomputes what `policy` does not keep.
 
-    def __init__(self, n_in, n_out, *, bias, std, dtype, rngs):
-        self.weight = nnx.Param(std * jax.random.normal(rngs.params(), (n_in, n_out), dtype))
+    Args:
+      policy: none keeps everything, dots the outputs of matmuls, block only the block's inputs.
+    """
+    if policy == "none":
+        return function
+    keep = {"dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable, "block": None}[policy]
+    return jax.checkpoint(function, policy=keep)
+
+
+def normal(std):
+    """An initialiser (key, shape, dtype) -> array drawn from N(0, std)."""
+    return lambda key, shape, dtype: std * jax.random.normal(key, shape, dtype)
+
+
+def uniform(low, high):
+    """An initialiser: uniform in [low, high)."""
+    return lambda key, shape, dtype: jax.random.uniform(key, shape, dtype, low, high)
+
+
+def zeros(key, shape, dtype):
+    """An initialiser: zeros."""
+    return jnp.zeros(shape, dtype)
+
+
+class Linear(nnx.Module):
+    """Weight [in, out] as `init` draws it, bias 0."""
+
+    def __init__(self, n_in, n_out, *, bias, init, dtype, rngs):
+        self.weight = nnx.Param(init(rngs.params(), (n_in, n_out), dtype))
         self.bias = nnx.Param(jnp.zeros((n_out,), dtype)) if bias else None
 
     def __call__(self, x):
@@ -76,10 +135,10 @@ class LayerNorm(nnx.Module):
 
 
 class Embedding(nnx.Module):
-    """Table [rows, n_embd] drawn from N(0, std)."""
+    """Table [rows, n_embd] as `init` draws it."""
 
-    def __init__(self, n_rows, n_embd, *, std, dtype, rngs):
-        self.weight = nnx.Param(std * jax.random.normal(rngs.params(), (n_rows, n_embd), dtype))
+    def __init__(self, n_rows, n_embd, *, init, dtype, rngs):
+        self.weight = nnx.Param(init(rngs.params(), (n_rows, n_embd), dtype))
 
     def __call__(self, ids):
         """Rows by id. Ids were range-checked on the host: JAX would clamp a bad one without a word."""

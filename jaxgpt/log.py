@@ -123,7 +123,8 @@ def describe(record: dict) -> str:
     """A record as one console line."""
     parts = [f"step {record['step']}", f"loss {record['train_loss']:.4f}"]
     if record.get("val_loss") is not None:
-        parts.append(f"val {record['val_loss']:.4f}")
+        bits = record.get("val_bits_per_byte")
+        parts.append(f"val {record['val_loss']:.4f}" + (f" ({bits:.4f} bits per byte)" if bits is not None else ""))
     parts += [f"lr {record['lr']:.2e}", f"{record['tokens_per_s'] / 1e3:,.1f}K tok/s"]
     if record.get("mfu") is not None:
         parts.append(f"MFU {record['mfu']:.1%}")
@@ -133,12 +134,13 @@ def describe(record: dict) -> str:
 
 
 def print_facts(title: str, facts: dict[str, str]) -> None:
-    """A two-column table of what a run is."""
+    """A two-column table of what a run is; facts without a value are left out."""
     table = Table(title=title, show_header=False, box=None, title_justify="left", title_style="bold")
     table.add_column(style="dim", no_wrap=True)
     table.add_column()
     for name, value in facts.items():
-        table.add_row(name, value)
+        if value:
+            table.add_row(name, value)
     console.print(table)
 
 

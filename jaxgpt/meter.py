@@ -53,13 +53,14 @@ class Meter:
         if self._record:
             n_done = self._record["step"]
             self._report(is_due=n_done % self._config.log.every == 0 or "val_loss" in self._record)
-        self._clock = time.perf_counter()
-        self._n_tokens = 0
+        self._clock = self._clock_before = time.perf_counter()
+        self._n_tokens = self._n_tokens_before = 0
 
     def _read(self, n_done: int, metrics: dict) -> None:
         values = {name: float(value) for name, value in metrics.items()}
         self._n_tokens += schedule.batch_tokens_at(self._config, n_done - 1)
-        tokens_per_s = self._n_tokens / max(time.perf_counter() - self._clock, 1e-9)
+        n_tokens = self._n_tokens_before + self._n_tokens
+        tokens_per_s = n_tokens / max(time.perf_counter() - self._clock_before, 1e-9)
         n_skipped_in_row = int(values.pop("n_skipped_in_row"))
         self._record = {
             "step": n_done,
@@ -87,5 +88,6 @@ class Meter:
             file.write(record)
         if "val_loss" in record or not self._progress.is_shown:
             self._say(describe(record))
-        self._clock = time.perf_counter()
-        self._n_tokens = 0
+        # Speed is over the last two records: a device that works while the host waits has the next step done at once.
+        self._clock_before, self._clock = self._clock, time.perf_counter()
+        self._n_tokens_before, self._n_tokens = self._n_tokens, 0

@@ -1,94 +1,57 @@
 """AdamW and Muon as one optax transformation over a flat dict of parameters, with settings by path.
 
-`param_groups` decides on the host, once, what happens to each parameter; `optimizer` is the arithmetic.
-Schedules come in as an extra argument, `hyper = {"lr_scale", "momentum"}`, so they never recompile.
+`jaxgpt.param_groups` decides on the host, once, what happens to each parameter; `optimizer` is the arithmetic.
+Schedules come in as an extra argument, `hyper = {"lr_scale", "momentum", "decay_scale"}`, so they never recompile.
 
 AdamW is torch.optim.AdamW (decoupled decay, arXiv:1711.05101; epsilon outside the root). Muon is Keller Jordan's
 (https://kellerjordan.github.io/posts/muon, arXiv:2502.16982): momentum as a running mean, Nesterov by a second lerp,
 Newton-Schulz, step times sqrt(max(1, out / in)). optax.contrib.muon corrects a bias inside Nesterov, which the
-originals do not, and differs by 15 % at step 2. Left out: the variants of nanochat 2026 and modded-nanogpt.
+originals do not, and differs by 15 % at step 2. `optim.muon` switches on what nanochat of 2026 adds: Polar Express
+(arXiv:2505.16932), rows of one norm before it, one Frobenius norm after it, NorMuon (arXiv:2510.05491), cautious decay
+(arXiv:2510.12402).
 """
 
-import re
 from collections import defaultdict
-from dataclasses import asdict, dataclass
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import optax
 
-from jaxgpt.config import GroupConfig, OptimConfig
-from jaxgpt.errors import InputError
+from jaxgpt.optim_config import MuonConfig, OptimConfig
+from jaxgpt.param_groups import ParamSettings
 from jaxgpt.sharding import shard_stack
 
 NS_COEFFICIENTS = (3.4445, -4.7750, 2.0315)
 """Quintic iteration whose slope at zero is as steep as it can be; it ends in a band around 1, not at 1."""
 NS_EPS = 1e-7
 """Smallest norm that Newton-Schulz divides by."""
+POLAR_EXPRESS = (
+    (8.1566, -22.4833, 15.8788),
+    (4.0429, -2.8089, 0.5000),
+    (3.8917, -2.7725, 0.5061),
+    (3.2858, -2.3681, 0.4645),
+    (2.3465, -1.7098, 0.4232),
+)
+"""Five quintics, each the best for the band that the one before it leaves."""
+POLAR_MARGIN, POLAR_EPS = 1.01, 1e-6
+"""Polar Express divides by 1.01 x norm + 1e-6: the largest singular value stays below 1 through rounding."""
+ROW_EPS = 1e-7
+"""Rows whose norm is below this part of the matrix's are noise, and are not brought up to the others."""
+NORMUON_EPS = 1e-10
+"""Smallest mean square, and smallest norm, that NorMuon divides by."""
 CLIP_EPS = 1e-6
 """torch.nn.utils.clip_grad_norm_ adds this to the norm; optax does not."""
 
 
-@dataclass(frozen=True)
-class ParamSettings:
-    """What one parameter's update needs to know."""
-
-    algorithm: str
-    lr: float
-    weight_decay: float
-    beta1: float
-    beta2: float
-    eps: float
-
-
-def param_groups(config: OptimConfig, shapes: dict[str, tuple[int, ...]]) -> dict[str, ParamSettings]:
-    """Path -> settings.
-
-    AdamW decays parameters of rank two and more (nanoGPT). With algorithm=muon, matrices inside the blocks
-    (`h.`) go to Muon. Then the first of `optim.groups` that matches a path replaces what it names.
-
-    Raises:
-      InputError: a group matches no parameter, or sends one to Muon that is not a matrix.
-    """
-    settings, unused = {}, {group.match for group in config.groups}
-    for path, shape in shapes.items():
-        is_matrix = len(shape) >= 2
-        group = next((g for g in config.groups if re.search(g.match, path)), GroupConfig(match=""))
-        overrides = {k: v for k, v in asdict(group).items() if v is not None and k != "match"}
-        unused.discard(group.match)
-        use_muon = config.algorithm == "muon" and is_matrix and path.startswith("h.")
-        algorithm = overrides.pop("algorithm", "muon" if use_muon else "adamw")
-        if algorithm == "muon" and len(shape) != 2:
-            raise InputError(
-                f"optim.groups: match={group.match!r} sends {path} of shape {shape} to muon; it takes matrices"
-            )
-        base = config.muon if algorithm == "muon" else config
-        settings[path] = ParamSettings(
-            algorithm=algorithm,
-            **{
-                "lr": base.lr,
-                "weight_decay": base.weight_decay if is_matrix else 0.0,
-                "beta1": config.beta1,
-                "beta2": config.beta2,
-                "eps": config.eps,
-                **overrides,
-            },
-        )
-    if unused:
-        raise InputError(
-            f"optim.groups: match={sorted(unused)[0]!r} fits no parameter; --help and docs/ list their paths"
-        )
-    return settings
-
-
 class OptimState(NamedTuple):
-    """Steps taken; first and second moment of AdamW's parameters; momentum of Muon's. Each by path."""
+    """Steps taken; moments of AdamW's parameters; momentum of Muon's, and NorMuon's mean squares. Each by path."""
 
     count: jax.Array
     mu: dict[str, jax.Array]
     nu: dict[str, jax.Array]
     momentum: dict[str, jax.Array]
+    square: dict[str, jax.Array]
 
 
 def optimizer(config: OptimConfig, groups: dict[str, ParamSettings]) -> optax.GradientTransformationExtraArgs:
@@ -99,15 +62,18 @@ def optimizer(config: OptimConfig, groups: dict[str, ParamSettings]) -> optax.Gr
 
     def init(params):
         zeros = {name: {p: jnp.zeros_like(params[p]) for p in paths} for name, paths in by_algorithm.items()}
-        adamw = zeros.get("adamw", {})
+        adamw, momentum = zeros.get("adamw", {}), zeros.get("muon", {})
+        square = (
+            {path: jnp.zeros_like(mean_square(m)) for path, m in momentum.items()} if config.muon.norm_beta2 else {}
+        )
         return OptimState(
-            jnp.zeros((), jnp.int32), mu=adamw, nu=jax.tree.map(jnp.copy, adamw), momentum=zeros.get("muon", {})
+            jnp.zeros((), jnp.int32), mu=adamw, nu=jax.tree.map(jnp.copy, adamw), momentum=momentum, square=square
         )
 
     def update(grads, state, params=None, *, hyper, **_):
         assert params is not None, "decoupled weight decay needs the parameters"
         count = state.count + 1
-        updates, mu, nu, momentum = {}, {}, {}, {}
+        updates, mu, nu, momentum, square = {}, {}, {}, {}, {}
         for path in by_algorithm["adamw"]:
             setting = groups[path]
             updates[path], mu[path], nu[path] = adamw(
@@ -120,13 +86,16 @@ def optimizer(config: OptimConfig, groups: dict[str, ParamSettings]) -> optax.Gr
             directions[path], momentum[path] = muon_momentum(
                 grads[path], state.momentum[path], hyper["momentum"], nesterov=config.muon.nesterov
             )
-        directions = orthogonalize(directions, steps=config.muon.ns_steps, dtype=config.muon.ns_dtype)
+        directions = orthogonalize(directions, config.muon)
         for path, direction in directions.items():
             setting = groups[path]
+            if config.muon.norm_beta2:
+                direction, square[path] = normuon(direction, state.square[path], config.muon.norm_beta2)
             updates[path] = muon(
-                params[path], direction, lr=setting.lr * hyper["lr_scale"], weight_decay=setting.weight_decay
-            )
-        return updates, OptimState(count, mu, nu, momentum)
+                params[path], direction, lr=setting.lr * hyper["lr_scale"],
+                weight_decay=setting.weight_decay * hyper["decay_scale"], cautious=config.muon.cautious,
+            )  # fmt: skip
+        return updates, OptimState(count, mu, nu, momentum, square)
 
     return optax.GradientTransformationExtraArgs(init, update)  # pyright: ignore[reportArgumentType]
 
@@ -160,27 +129,83 @@ def muon_momentum(grad, momentum, beta, *, nesterov):
     return (grad + beta * (momentum - grad) if nesterov else momentum), momentum
 
 
-def muon(param_IO, direction_IO, *, lr, weight_decay):
-    """The update from an orthogonalised direction; a linear weight here is [in, out]."""
+def muon(param_IO, direction_IO, *, lr, weight_decay, cautious):
+    """The update from an orthogonalised direction; a linear weight here is [in, out].
+
+    Args:
+      cautious: decay only what the direction shrinks too, by the scaled learning rate (nanochat 2026).
+    """
     n_in, n_out = param_IO.shape
-    return -lr * (max(1.0, n_out / n_in) ** 0.5 * direction_IO + weight_decay * param_IO)
+    scale = max(1.0, n_out / n_in) ** 0.5
+    if cautious:
+        is_shrinking_IO = (direction_IO * param_IO >= 0).astype(param_IO.dtype)
+        return -lr * scale * (direction_IO + weight_decay * param_IO * is_shrinking_IO)
+    return -lr * (scale * direction_IO + weight_decay * param_IO)
 
 
-def orthogonalize(directions: dict[str, jax.Array], *, steps: int, dtype: str) -> dict[str, jax.Array]:
-    """Newton-Schulz for many matrices: those of one shape in one stack, each matrix whole.
+def mean_square(direction_IO):
+    """Of a matrix along its shorter side, keeping the axis; of a square one along the inputs."""
+    n_in, n_out = direction_IO.shape
+    return (direction_IO * direction_IO).mean(axis=0 if n_out >= n_in else 1, keepdims=True)
+
+
+def normuon(direction_IO, square, beta2):
+    """Divides each output (or input, of wide matrices) by its running root mean square; the matrix keeps its norm.
+
+    Args:
+      square: running mean of `mean_square`, not corrected for its start at zero.
+
+    Returns:
+      direction, square.
+    """
+    now = mean_square(direction_IO)
+    square = square + (1 - beta2) * (now - square)
+    n_averaged = direction_IO.size // now.size
+    step = jax.lax.rsqrt(jnp.maximum(square, NORMUON_EPS))
+    norm, new_norm = (jnp.sqrt(n_averaged * s.sum()) for s in (now, now * step * step))
+    return direction_IO * (step * (norm / jnp.maximum(new_norm, NORMUON_EPS))), square
+
+
+def orthogonalize(directions: dict[str, jax.Array], config: MuonConfig) -> dict[str, jax.Array]:
+    """The nearest orthogonal matrices, roughly: those of one shape in one stack, each matrix whole.
 
     Under fsdp the stack is split by matrices, which costs three all-to-alls, instead of the two all-reduces per
     iteration that split matrices would.
     """
+    iterate = {"newton_schulz": newton_schulz, "polar_express": polar_express}[config.orthogonalizer]
     by_shape = defaultdict(list)
     for path, direction in directions.items():
         by_shape[direction.shape].append(path)
     result = {}
     for paths in by_shape.values():
         stack_LIO = shard_stack(pad_stack(jnp.stack([directions[path] for path in paths])))
-        stack_LIO = newton_schulz(stack_LIO, steps=steps, dtype=jnp.dtype(dtype))
-        result |= {path: stack_LIO[i].astype(directions[path].dtype) for i, path in enumerate(paths)}
+        if config.equilibrate_rows:
+            stack_LIO = equilibrate_rows(stack_LIO)
+        stack_LIO = iterate(stack_LIO, steps=config.ns_steps, dtype=jnp.dtype(config.ns_dtype))
+        stack_LIO = stack_LIO.astype(directions[paths[0]].dtype)
+        if config.renormalize:
+            stack_LIO = renormalize(stack_LIO)
+        result |= {path: stack_LIO[i] for i, path in enumerate(paths)}
     return result
+
+
+def frobenius_norm(x_LIO):
+    """Of each matrix, [L, 1, 1]."""
+    return jnp.sqrt((x_LIO * x_LIO).sum(axis=(1, 2), keepdims=True))
+
+
+def equilibrate_rows(x_LIO):
+    """Gives the weights of each output one norm, and the matrix the norm that it had (MuonEq)."""
+    norm_L11 = frobenius_norm(x_LIO)
+    row_norm_L1O = jnp.sqrt((x_LIO * x_LIO).sum(axis=1, keepdims=True))
+    smallest_L11 = jnp.maximum(ROW_EPS * norm_L11, jnp.finfo(x_LIO.dtype).tiny)
+    return x_LIO * (norm_L11 * x_LIO.shape[2] ** -0.5 / jnp.maximum(row_norm_L1O, smallest_L11))
+
+
+def renormalize(x_LIO):
+    """Gives each matrix the Frobenius norm of an orthogonal one of its shape (Muon+)."""
+    target = min(x_LIO.shape[1:]) ** 0.5
+    return x_LIO * (target / jnp.maximum(frobenius_norm(x_LIO), NS_EPS))
 
 
 def pad_stack(stack_LIO):
@@ -195,13 +220,28 @@ def newton_schulz(x_LIO, *, steps, dtype):
 
     Each is first divided by its Frobenius norm, and turned so that the small side is multiplied out.
     """
-    a, b, c = NS_COEFFICIENTS
     is_tall = x_LIO.shape[1] > x_LIO.shape[2]
     x = x_LIO.swapaxes(1, 2) if is_tall else x_LIO
     x = x.astype(dtype)
-    norm = jnp.sqrt((x * x).sum(axis=(1, 2), keepdims=True))
-    x = x / jnp.maximum(norm, NS_EPS)
+    x = x / jnp.maximum(frobenius_norm(x), NS_EPS)
     for _ in range(steps):
-        gram = x @ x.swapaxes(1, 2)
-        x = a * x + (b * gram + c * gram @ gram) @ x
+        x = quintic(x, NS_COEFFICIENTS)
     return x.swapaxes(1, 2) if is_tall else x
+
+
+def polar_express(x_LIO, *, steps, dtype):
+    """As `newton_schulz`, but each of up to five iterations has its own coefficients (arXiv:2505.16932)."""
+    is_tall = x_LIO.shape[1] > x_LIO.shape[2]
+    x = x_LIO.swapaxes(1, 2) if is_tall else x_LIO
+    x = x.astype(dtype)
+    x = x / (POLAR_MARGIN * frobenius_norm(x) + POLAR_EPS)
+    for coefficients in POLAR_EXPRESS[:steps]:
+        x = quintic(x, coefficients)
+    return x.swapaxes(1, 2) if is_tall else x
+
+
+def quintic(x_LIO, coefficients):
+    """a x + b x^3 + c x^5 on the singular values of wide matrices."""
+    a, b, c = coefficients
+    gram = x_LIO @ x_LIO.swapaxes(1, 2)
+    return a * x_LIO + (b * gram + c * gram @ gram) @ x_LIO

@@ -1,19 +1,25 @@
-"""Prepares data: text in, token shards and their manifest out.
+"""Prepares data: text in, token shards and their manifest out. Or text shards, which are tokenized while training.
 
     python -m jaxgpt.prepare shakespeare_char
     python -m jaxgpt.prepare mytext --input book.txt
     python -m jaxgpt.prepare mydocs --input 'crawl/*.parquet' --tokenizer gpt2
+    python -m jaxgpt.prepare mydocs --input 'crawl/*.parquet' --format text
+    python -m jaxgpt.prepare climbmix --shards 8
 
 A single text file is split by position, its last part for validation; documents (several files, lines of .jsonl,
 rows of .parquet) are split by a hash of their index. GPT-2's end-of-text token follows every document; the character
 and byte tokenizers, which have none, put a blank line there.
 
+--format text writes parquet files, a document per row, the last file for validation. Models like nanochat's train on
+those, with a tokenizer that `python -m jaxgpt.train_tokenizer` learns from them. Of a single text each page is a
+document.
+
 The work happens in DIR/.tmp and is moved into place when it is complete: until then what was in DIR stays as it is.
-Asked again for what is there, it says so and does nothing.
+Asked again for what is there, it says so and does nothing. Published text is fetched file by file: ask for more at any
+time, and what is there is kept.
 """
 
 import argparse
-import contextlib
 import difflib
 import hashlib
 import os
@@ -21,7 +27,6 @@ import re
 import shutil
 import sys
 import time
-from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -32,7 +37,6 @@ from jaxgpt.data.corpora import (
     FINEWEB_TRAIN_SHARDS,
     SHAKESPEARE_BYTES,
     Corpus,
-    Source,
     download,
     find_inputs,
     fineweb_names,
@@ -40,45 +44,74 @@ from jaxgpt.data.corpora import (
     open_corpus,
     open_files,
 )
+from jaxgpt.data.destination import FORMS, claim, is_there, publish, publish_text, train_command
+from jaxgpt.data.documents import TOKENIZER, open_splits
 from jaxgpt.data.encode import describe_tokens, encode_source
-from jaxgpt.data.manifest import MANIFEST, read_manifest, write_manifest
+from jaxgpt.data.manifest import read_manifest
 from jaxgpt.data.shards import Split, check_ids, inspect_shard, open_dataset, sha256_of, split_blocks
+from jaxgpt.data.text_shards import (
+    GROUP_DOCUMENTS,
+    SHARD_CHARS,
+    TEXT_CORPORA,
+    fetch_text_shards,
+    read_text_manifest,
+    write_text_shards,
+)
 from jaxgpt.errors import EXIT_DONE, InputError, run_verb
+from jaxgpt.progress import Progress
 from jaxgpt.tokenizer import GPT2Tokenizer
 
 EXIT_INTERRUPTED = 130
-_OURS = re.compile(r"(fineweb_)?(train|val)_\d{6}\.bin|manifest\.json(\.tmp)?|\.tmp")
+USUAL = {
+    "shard_tokens": 100_000_000,
+    "shard_chars": SHARD_CHARS,
+    "group_documents": GROUP_DOCUMENTS,
+    "workers": 4,
+}
+"""Counts where none is given."""
+TAKES = {
+    "tokens": ("input", "tokenizer", "val_fraction", "shard_tokens", "text_field"),
+    "text": ("input", "val_fraction", "shard_chars", "group_documents", "text_field"),
+    "fineweb10B": ("input", "shards"),
+    "fetched": ("shards",),
+}
+"""Options that mean something for a form, or for a corpus that is published."""
+
+
+def dashed(flag: str) -> str:
+    return f"--{flag.replace('_', '-')}"
 
 
 def main(args: list[str]) -> int:
     options = parse_args(args)
     out = Path(options.out)
     try:
+        if options.name in TEXT_CORPORA:
+            return fetch_text(options, out)
         corpus = CORPORA.get(options.name, Corpus("", "documents", "char", 0.1))
         inputs = find_local(options, corpus)
         request = describe_request(options, corpus, inputs)
-        if is_there(out, options.name, request, options.force):
+        if is_there(out, options.form, options.name, request, options.force):
             print(f"{out} is already prepared from the same input; --force prepares it again")
-            return report(out)
+            return report(out, options.form)
         began = time.monotonic()
         with claim(out) as scratch, Progress() as progress:
+            about = {"corpus": options.name, "request": request}
             if corpus.kind == "shards":
                 made = gather_shards(inputs, options.shards, out, scratch, progress)
+                publish(out, scratch, {"format": 1, **about, **made})
             else:
                 source = open_files(inputs, options.text_field) if inputs else None
                 source = source or open_corpus(options.name, scratch / "downloads", progress.download(options.name))
-                made = encode_source(
-                    source,
-                    scratch / "shards",
-                    tokenizer=request["tokenizer"],
-                    val_fraction=request["val_fraction"],
-                    shard_tokens=request["shard_tokens"],
-                    n_threads=options.workers,
-                    progress=progress.count(source),
-                )
-            publish(out, scratch, {"format": 1, "corpus": options.name, "request": request, **made})
+                wants = {name: value for name, value in request.items() if name not in ("input", "text_field")}
+                wants["progress"] = progress.count(source.total, source.unit)
+                if options.form == "text":
+                    publish_text(out, scratch, about | write_text_shards(source, scratch / "shards", **wants))
+                else:
+                    made = encode_source(source, scratch / "shards", n_threads=options.workers, **wants)
+                    publish(out, scratch, {"format": 1, **about, **made})
         print(f"{out} is prepared, in {time.monotonic() - began:.1f} s")
-        return report(out)
+        return report(out, options.form)
     except BrokenPipeError:
         raise  # the reader of our output left; run_verb knows
     except OSError as error:
@@ -86,7 +119,10 @@ def main(args: list[str]) -> int:
             f"{error.filename or out}: {error.strerror or error}; free space or choose another --out"
         ) from error
     except KeyboardInterrupt:
-        print(f"interrupted; {out} is as it was, and the same command starts again", file=sys.stderr)
+        kept = "is as it was, and the same command starts again"
+        if options.name in TEXT_CORPORA:
+            kept = "keeps what came, and the same command goes on"
+        print(f"interrupted; {out} {kept}", file=sys.stderr)
         return EXIT_INTERRUPTED
 
 
@@ -100,7 +136,8 @@ class _Parser(argparse.ArgumentParser):
 
 def parse_args(args: list[str]) -> argparse.Namespace:
     """The command line, checked as far as it can be without looking at files."""
-    corpora = "\n".join(f"  {name:<18}{corpus.about}" for name, corpus in CORPORA.items())
+    about = {name: corpus.about for name, corpus in {**CORPORA, **TEXT_CORPORA}.items()}
+    corpora = "\n".join(f"  {name:<18}{line}" for name, line in about.items())
     parser = _Parser(
         prog="python -m jaxgpt.prepare",
         description=f"{__doc__}\ncorpora:\n{corpora}\n  any other name    what --input names",
@@ -109,42 +146,72 @@ def parse_args(args: list[str]) -> argparse.Namespace:
     )
     parser.add_argument("name", help="a corpus of the list, or a name for --input")
     parser.add_argument("--input", nargs="+", metavar="PATH", default=[], help="files, directories or globs to read")
-    parser.add_argument("--out", metavar="DIR", default="", help="where the shards go (data/<name>)")
+    parser.add_argument("--out", metavar="DIR", default="", help="where the shards go (data/<name>, data/<name>_text)")
     parser.add_argument("--tokenizer", choices=("char", "byte", "gpt2"), help="(the corpus's own; char for --input)")
     parser.add_argument("--val-fraction", type=float, metavar="X", help="part for validation (the corpus's own; 0.1)")
-    parser.add_argument("--shards", type=int, metavar="N", help="fineweb10B: number of train shards (all, 103)")
-    parser.add_argument(
-        "--shard-tokens", type=int, metavar="N", default=100_000_000, help="tokens per file (%(default)s)"
-    )
-    parser.add_argument(
-        "--text-field", metavar="NAME", default="text", help=".jsonl, .parquet: where the text is (text)"
-    )
-    parser.add_argument(
-        "--workers", type=int, metavar="N", default=min(4, os.cpu_count() or 1), help="threads (%(default)s)"
-    )
+    parser.add_argument("--format", dest="form", choices=tuple(FORMS), help="what to write (tokens)")
+    parser.add_argument("--text-field", metavar="NAME", help=".jsonl, .parquet: where the text is (text)")
+    for flag, about_flag in (
+        ("shards", "published corpora: number of train shards (of fineweb10B all, 103)"),
+        ("shard_tokens", "tokens per file"),
+        ("shard_chars", "--format text: characters per file"),
+        ("group_documents", "--format text: documents per row group"),
+        ("workers", "threads that tokenize or fetch"),
+    ):
+        usual = f" ({USUAL[flag]})" if flag in USUAL else ""
+        parser.add_argument(dashed(flag), type=int, metavar="N", help=about_flag + usual)
     parser.add_argument("--force", action="store_true", help="replace what was prepared in DIR before")
     options = parser.parse_args(args)
     name = options.name
     if not re.fullmatch(r"\w[\w.-]*", name):
         raise InputError(f"{name!r} is no name for data; take letters, digits, - and _, and --out DIR for a place")
-    if name not in CORPORA and not options.input:
-        near = difflib.get_close_matches(name, CORPORA, n=1)
+    if name not in about and not options.input:
+        near = difflib.get_close_matches(name, about, n=1)
         guess = f"did you mean {near[0]}? " if near else ""
-        raise InputError(f"no corpus {name}; {guess}there are {', '.join(CORPORA)}, or give files: --input PATH")
+        raise InputError(f"no corpus {name}; {guess}there are {', '.join(about)}, or give files: --input PATH")
     if name == "pydocs" and options.input:
         raise InputError("pydocs reads no --input; choose another name for your files")
-    if options.shards is not None and name != "fineweb10B":
-        raise InputError(f"--shards={options.shards} is for fineweb10B; {name} takes --shard-tokens")
-    if name == "fineweb10B" and (options.tokenizer not in (None, "gpt2") or options.val_fraction is not None):
-        raise InputError("fineweb10B is published as GPT-2 tokens, and split; leave out --tokenizer and --val-fraction")
-    if options.shards is not None and not 1 <= options.shards <= FINEWEB_TRAIN_SHARDS:
-        raise InputError(f"--shards={options.shards} is outside [1, {FINEWEB_TRAIN_SHARDS}]; there are that many")
+    form_published = "text" if name in TEXT_CORPORA else "tokens"
+    options.form = options.form or form_published
+    refuse_flags(options)
     if options.val_fraction is not None and not 0 < options.val_fraction < 1:
         raise InputError(f"--val-fraction={options.val_fraction} is outside (0, 1); 0.1 is usual")
-    if options.shard_tokens < 1 or options.workers < 1:
-        raise InputError(f"--shard-tokens={options.shard_tokens}, --workers={options.workers}: both are at least 1")
-    options.out = options.out or f"data/{name}"
+    for flag, usual in USUAL.items():
+        if getattr(options, flag) is None:
+            setattr(options, flag, usual)
+        elif getattr(options, flag) < 1:
+            raise InputError(f"{dashed(flag)}={getattr(options, flag)} is not positive; {usual} is usual")
+    options.text_field = options.text_field or "text"
+    options.out = options.out or f"data/{name}" + ("_text" if options.form == "text" != form_published else "")
     return options
+
+
+def refuse_flags(options: argparse.Namespace) -> None:
+    """Raises InputError for an option that means nothing for what is asked."""
+    name = options.name
+    published = {"fineweb10B": ("tokens", FINEWEB_TRAIN_SHARDS)}
+    published |= {text: ("text", corpus.n_train) for text, corpus in TEXT_CORPORA.items()}
+    form, n_most = published.get(name, (options.form, 0))
+    if form != options.form:
+        raise InputError(f"{name} is published as {form}; there is no --format {options.form} of it")
+    takes = TAKES.get(name, TAKES["fetched"] if name in TEXT_CORPORA else TAKES[form])
+    for flag in sorted({flag for flags in TAKES.values() for flag in flags} - set(takes)):
+        value = getattr(options, flag)
+        if value not in (None, []):
+            what = name if n_most else f"{name} as {form}"
+            there = ", ".join(map(dashed, takes))
+            raise InputError(
+                f"{dashed(flag)}={' '.join(value) if flag == 'input' else value} is not for {what}, which takes {there}"
+            )
+    if name in TEXT_CORPORA and options.shards is None:
+        raise InputError(
+            f"--shards is missing: {name} has {n_most} files of 100 MB for training; "
+            "8 will do for a tokenizer, 170 for nanochat's 24 layers"
+        )
+    if options.shards is not None and not 1 <= options.shards <= n_most:
+        raise InputError(f"--shards={options.shards} is outside [1, {n_most}]; there are that many")
+    if name in TEXT_CORPORA and options.force:
+        raise InputError(f"--force is not for {name}; remove a file that you do not trust, and ask again")
 
 
 def find_local(options: argparse.Namespace, corpus: Corpus) -> list[Path]:
@@ -166,116 +233,17 @@ def describe_request(options: argparse.Namespace, corpus: Corpus, inputs: list[P
     request: dict[str, Any] = {"input": f"{len(inputs)} files ({digest})" if inputs else "the corpus"}
     if corpus.kind == "shards":
         return {**request, "shards": options.shards or "all"}
-    return {
-        **request,
-        "tokenizer": options.tokenizer or corpus.tokenizer,
-        "val_fraction": options.val_fraction or corpus.val_fraction,
-        "shard_tokens": options.shard_tokens,
-        "text_field": options.text_field,
-    }
-
-
-# Where it goes
-
-
-def is_there(out: Path, name: str, request: dict[str, Any], force: bool) -> bool:
-    """Whether the directory holds the answer already. What it holds instead is only replaced by force.
-
-    Raises:
-      InputError: something else is there, or the same, damaged.
-    """
-    if not out.exists():
-        return False
-    if not out.is_dir():
-        raise InputError(f"--out {out} is a file; choose a directory")
-    names = sorted(path.name for path in out.iterdir())
-    strangers = [name for name in names if not _OURS.fullmatch(name)]
-    if MANIFEST not in names:
-        if strangers:
-            raise InputError(
-                f"--out {out} holds {', '.join(strangers[:4])}, which prepare did not write; choose another"
-            )
-        if [name for name in names if name != ".tmp"] and not force:
-            raise InputError(f"--out {out} has shards but no {MANIFEST}; --force takes their place, or choose another")
-        return False
-    if force:
-        return False
-    try:
-        values = read_manifest(out).values
-        request_there = values.get("request")
-        there = {"corpus": values.get("corpus"), **(request_there if isinstance(request_there, dict) else {})}
-        asked = {"corpus": name, **request}
-        if there == asked:
-            open_dataset(out)
-            return True
-    except InputError as error:
-        raise InputError(f"{error} (--force prepares {out} again)") from error
-    differs = ", ".join(f"{k}={there.get(k)} there, {k}={v} asked" for k, v in asked.items() if there.get(k) != v)
-    raise InputError(
-        f"--out {out} has other data ({differs or 'made by another version'}); "
-        "--force replaces it, or choose another --out"
-    )
-
-
-@contextlib.contextmanager
-def claim(out: Path) -> Iterator[Path]:
-    """A scratch directory in `out` that no other prepare uses. Only downloads outlive it, and only if it fails."""
-    is_new = not out.exists()
-    scratch = out / ".tmp"
-    scratch.mkdir(parents=True, exist_ok=True)
-    with open(scratch / "lock", "w") as lock:
-        _lock(lock, out)
-        for path in scratch.iterdir():
-            if path.name not in ("lock", "downloads"):
-                shutil.rmtree(path) if path.is_dir() else path.unlink()
-        (scratch / "downloads").mkdir(exist_ok=True)
-        (scratch / "shards").mkdir()
-        try:
-            yield scratch
-        except BaseException:
-            shutil.rmtree(scratch / "shards")
-            if not any((scratch / "downloads").iterdir()):
-                shutil.rmtree(scratch)
-                if is_new:
-                    out.rmdir()
-            raise
-        shutil.rmtree(scratch)
-
-
-def _lock(file: Any, out: Path) -> None:
-    try:
-        import fcntl
-    except ImportError:  # not on Windows
-        return
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        raise InputError(f"another prepare is writing {out}; wait for it, or choose another --out") from None
-    except OSError:  # some network file systems have no locks
-        return
-
-
-def publish(out: Path, scratch: Path, values: dict[str, Any]) -> None:
-    """Moves complete shards into place. The manifest goes first and comes last."""
-    old: list[str] = []
-    if (out / MANIFEST).exists():
-        with contextlib.suppress(InputError):
-            entries = [entry for entries in read_manifest(out).splits.values() for entry in entries]
-            old = [entry.name for entry in entries if entry.format == "jaxgpt"]  # what was fetched may serve again
-        (out / MANIFEST).unlink()
-    for path in (scratch / "shards").iterdir():
-        os.replace(path, out / path.name)
-    write_manifest(out, values)
-    new = {entry["name"] for split in values["splits"].values() for entry in split["files"]}
-    for name in set(old) - new:
-        (out / name).unlink(missing_ok=True)
+    request |= {"val_fraction": options.val_fraction or corpus.val_fraction, "text_field": options.text_field}
+    if options.form == "text":
+        return {**request, "shard_chars": options.shard_chars, "group_documents": options.group_documents}
+    return {**request, "tokenizer": options.tokenizer or corpus.tokenizer, "shard_tokens": options.shard_tokens}
 
 
 # Tokens that are published
 
 
 def gather_shards(
-    inputs: list[Path], n_shards: int | None, out: Path, scratch: Path, progress: "Progress"
+    inputs: list[Path], n_shards: int | None, out: Path, scratch: Path, progress: Progress
 ) -> dict[str, Any]:
     """Brings FineWeb's shards to `out` (those that are there already stay) and describes them for the manifest."""
     local = {path.name: path for path in inputs}
@@ -303,7 +271,7 @@ def gather_shards(
     return describe_tokens(tokenizer, np.dtype(np.uint16), splits)
 
 
-def place_shard(name: str, local: dict[str, Path], out: Path, scratch: Path, progress: "Progress") -> Path:
+def place_shard(name: str, local: dict[str, Path], out: Path, scratch: Path, progress: Progress) -> Path:
     """Where the shard is now: in `out`, or in scratch/downloads after a copy or a download."""
     if (out / name).exists():
         return out / name
@@ -317,102 +285,74 @@ def place_shard(name: str, local: dict[str, Path], out: Path, scratch: Path, pro
     return path
 
 
+# Text that is published
+
+
+def fetch_text(options: argparse.Namespace, out: Path) -> int:
+    """Brings the shards that are asked for and not there yet."""
+    corpus, began = TEXT_CORPORA[options.name], time.monotonic()
+    about = {"corpus": options.name, "request": {"repository": corpus.repository}}
+    names = sorted(path.name for path in out.iterdir() if path.name != ".tmp") if out.is_dir() else []
+    if FORMS["text"].manifest in names:
+        there = read_text_manifest(out)
+        if there.get("corpus") != options.name:
+            raise InputError(f"--out {out} holds {there.get('corpus')}; choose another --out for {options.name}")
+    elif names or out.is_file():
+        what = f"holds {', '.join(names[:4])}, and nothing says that this is {options.name}" if names else "is a file"
+        raise InputError(f"--out {out} {what}; choose another --out")
+    with claim(out) as scratch, Progress() as progress:
+        n_fetched = fetch_text_shards(
+            corpus, options.shards, out, scratch / "downloads", manifest=about, n_threads=options.workers,
+            progress=progress.download,
+        )  # fmt: skip
+    if n_fetched:
+        print(f"{out}: {n_fetched} files came, in {time.monotonic() - began:.1f} s")
+    else:
+        print(f"{out} has the {options.shards} shards for training, and the one for validation, already")
+    return report(out, "text")
+
+
 # What the user sees
 
 
-class Progress:
-    """Bars on a terminal, with the time that is left; a line now and then where there is none."""
-
-    LINE_EVERY_S = 30.0
-
-    def __init__(self) -> None:
-        from rich.console import Console
-        from rich.progress import BarColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
-        from rich.progress import Progress as Bars
-
-        columns = (
-            TextColumn("{task.description}"),
-            BarColumn(),
-            TextColumn("{task.fields[amount]}"),
-            TimeElapsedColumn(),
-            TextColumn("left"),
-            TimeRemainingColumn(),
-        )
-        console = Console(stderr=True)
-        self._is_terminal, self._line_at_s = console.is_terminal, time.monotonic() + self.LINE_EVERY_S
-        self._bars = Bars(*columns, console=console, transient=True, disable=not console.is_terminal)
-
-    def __enter__(self) -> "Progress":
-        self._bars.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._bars.stop()
-
-    def _bar(self, what: str) -> Callable[[float, float | None, str], None]:
-        task = self._bars.add_task(what, total=None, amount="")
-
-        def show(done: float, total: float | None, amount: str) -> None:
-            self._bars.update(task, completed=done, total=total, amount=amount)
-            if not self._is_terminal and time.monotonic() > self._line_at_s:
-                self._line_at_s = time.monotonic() + self.LINE_EVERY_S
-                print(f"{what}: {amount}", file=sys.stderr, flush=True)
-
-        return show
-
-    def download(self, name: str) -> Callable[[int, int | None], None]:
-        bar = None
-
-        def show(n_bytes: int, total: int | None) -> None:
-            nonlocal bar
-            bar = bar or self._bar(f"fetching {name}")
-            bar(n_bytes, total, f"{n_bytes / 1e6:,.1f}{f' of {total / 1e6:,.1f}' if total else ''} MB")
-
-        return show
-
-    def count(self, source: Source) -> Callable[[str], Callable[[float], None]]:
-        def begin(what: str) -> Callable[[float], None]:
-            bar, n_done = self._bar(what), 0.0
-
-            def advance(n: float) -> None:
-                nonlocal n_done
-                n_done += n
-                if source.unit == "bytes":
-                    bar(n_done, source.total, f"{n_done / 1e6:,.1f} of {source.total / 1e6:,.1f} MB")
-                else:
-                    bar(n_done, source.total, f"{n_done:,.0f} of {source.total:,.0f} documents")
-
-            return advance
-
-        return begin
-
-
-def report(out: Path) -> int:
+def report(out: Path, form: str) -> int:
     """Opens what is there as training will, prints what it is, and what to type next."""
     from rich.console import Console
     from rich.table import Table
 
-    open_dataset(out)
+    next_verb = ""
+    if form == "text":
+        rows, next_verb = describe_text(out)
+    else:
+        open_dataset(out)
+        rows = [("split", "tokens", "documents", "bytes", "bytes/token", "files")]
+        for split, about in read_manifest(out).values["splits"].items():
+            n_tokens, n_bytes = about["n_tokens"], about.get("n_bytes", 0)
+            counts = (f"{n_tokens:,}", f"{about.get('n_documents', 0):,}", f"{n_bytes:,}")
+            rows.append((split, *counts, f"{n_bytes / n_tokens:.3f}", str(len(about["files"]))))
     table = Table(box=None, pad_edge=False)
-    for title in ("split", "tokens", "documents", "bytes", "bytes/token", "files"):
+    for title in rows[0]:
         table.add_column(title, justify="left" if title == "split" else "right")
-    for split, about in read_manifest(out).values["splits"].items():
-        n_tokens, n_bytes = about["n_tokens"], about.get("n_bytes", 0)
-        counts = (f"{n_tokens:,}", f"{about.get('n_documents', 0):,}", f"{n_bytes:,}")
-        table.add_row(split, *counts, f"{n_bytes / n_tokens:.3f}", str(len(about["files"])))
+    for row in rows[1:]:
+        table.add_row(*row)
     Console(highlight=False).print(table)
-    config, setting = find_config(out)
-    print(f"next: python -m jaxgpt.train --config {config}{setting}")
+    print(f"next: {next_verb or train_command(out, form)}")
     return EXIT_DONE
 
 
-def find_config(out: Path) -> tuple[str, str]:
-    """A shipped config that trains on this directory; else the setting that makes quickstart do so."""
-    for path in sorted(Path("configs").glob("*.py")):
-        text = path.read_text(encoding="utf-8")
-        if f'"{out.as_posix()}"' in text and "jaxgpt.train" in text:
-            return str(path), ""
-    return "configs/quickstart.py", f" --data.dir={out}"
+def describe_text(out: Path) -> tuple[list[tuple[str, ...]], str]:
+    """The rows of a table, and the command that makes the tokenizer if there is none."""
+    chars = {entry["name"]: entry["n_chars"] for entry in read_text_manifest(out).get("files", [])}
+    rows: list[tuple[str, ...]] = [("split", "documents", "characters", "MB on disk", "files")]
+    for split in open_splits(out):
+        names = [file.path.name for file in split.files]
+        n_chars = f"{sum(chars[name] for name in names):,}" if set(names) <= set(chars) else "?"
+        n_mb = sum(file.size_bytes for file in split.files) / 1e6
+        rows.append((split.name, f"{split.count_rows():,}", n_chars, f"{n_mb:,.1f}", str(len(names))))
+    if (out / TOKENIZER).exists():
+        return rows, ""
+    size = " --vocab-size 4096" if chars and sum(chars.values()) < 50_000_000 else ""
+    return rows, f"python -m jaxgpt.train_tokenizer --data {out}{size}"
 
 
 if __name__ == "__main__":

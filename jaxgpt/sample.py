@@ -16,7 +16,7 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
-from jaxgpt.data.shards import open_dataset
+from jaxgpt.data.sources import open_directory
 from jaxgpt.engine import check_settings
 from jaxgpt.errors import EXIT_DONE, InputError, run_verb
 from jaxgpt.tokenizer import StreamDecoder, Tokenizer
@@ -73,7 +73,7 @@ def sample(settings: argparse.Namespace) -> int:
     prompt = read_prompt(settings)
     trained = open_source(settings)
     if settings.data:
-        trained = with_tokenizer_of(trained, open_dataset(settings.data))
+        trained = with_tokenizer_of(trained, open_directory(settings.data))
     tokenizer = trained.tokenizer
     if tokenizer is None:
         raise InputError(
@@ -81,8 +81,7 @@ def sample(settings: argparse.Namespace) -> int:
             "give --data DIR, a directory prepared with its tokenizer"
         )
     engine = trained.engine()
-    end_id = tokenizer.end_of_text
-    prompt_ids = tokenizer.encode(prompt)
+    prompt_ids = tokenizer.encode_prompt(prompt)
     steps = engine.generate(
         prompt_ids,
         max_tokens=settings.max_tokens,
@@ -91,7 +90,7 @@ def sample(settings: argparse.Namespace) -> int:
         top_p=settings.top_p,
         seed=settings.seed,
         n_samples=settings.samples,
-        stop_ids=() if end_id is None else (end_id,),
+        stop_ids=tokenizer.stop_ids(),
     )
     say(f"{trained.origin}: {engine.dtype} on {trained.mesh.devices.flat[0].device_kind}, {tokenizer.name} tokens")
     write(steps, prompt, tokenizer, settings.samples)
@@ -129,7 +128,7 @@ def write(steps: Iterator[list[int | None]], prompt: str, tokenizer: Tokenizer, 
         for ids in steps:
             times_s = [*times_s[:2], time.perf_counter()]
             for row, token_id in enumerate(ids):
-                if token_id is not None and token_id != tokenizer.end_of_text:
+                if token_id is not None and token_id not in tokenizer.stop_ids():
                     text = decoders[row].feed(token_id)
                     texts[row] += text
                     if row == 0:

@@ -32,11 +32,26 @@ RULES = {
         (r"h\.\d+\.(attn|mlp)\.c_\w+\.bias", P()),
         (r"(h\.\d+\.ln_[12]|ln_f)\.(weight|bias)", P()),
     ),
+    "nanochat": (
+        (r"(wte|lm_head)\.weight", P("tensor", "fsdp")),
+        (r"value_embeds\.\d+\.weight", P("tensor", "fsdp")),
+        (r"h\.\d+\.attn\.c_[qkv]\.weight", P("fsdp", "tensor")),
+        (r"h\.\d+\.attn\.c_proj\.weight", P("tensor", "fsdp")),
+        (r"h\.\d+\.mlp\.c_fc\.weight", P("fsdp", "tensor")),
+        (r"h\.\d+\.mlp\.c_proj\.weight", P("tensor", "fsdp")),
+        (r"h\.\d+\.attn\.ve_gate\.weight|smear_gate\.weight", P()),
+        (r"(resid|x0)_lambdas|(smear|backout)_lambda", P()),
+    ),
 }
 """family -> (regular expression for the whole path, spec over the parameter's axes)."""
 
-OPTIONAL = (r"h\.\d+\.(attn|mlp)\.c_\w+\.bias",)
-"""Rules that may match nothing: models without biases."""
+OPTIONAL = (
+    r"h\.\d+\.(attn|mlp)\.c_\w+\.bias",
+    r"value_embeds\.\d+\.weight",
+    r"h\.\d+\.attn\.ve_gate\.weight|smear_gate\.weight",
+    r"(resid|x0)_lambdas|(smear|backout)_lambda",
+)
+"""Rules that may match nothing: models without biases, and nanochat of 2025."""
 
 
 def start_hosts(config: HostsConfig, platform: str) -> None:
@@ -141,16 +156,17 @@ def put_rows(read, shape: tuple[int, ...], sharding: NamedSharding, axis: int = 
     """A global array of which each process reads only the rows that its devices hold.
 
     Args:
-      read: (lo, hi) -> numpy array with the rows lo .. hi along `axis`.
+      read: (lo, hi) -> numpy array with the rows lo .. hi along `axis`; called once.
       shape: of the whole array.
     """
-    pieces: dict[tuple[int, int], np.ndarray] = {}
+    held = sharding.addressable_devices_indices_map(shape).values()
+    spans = [index[axis].indices(shape[axis]) for index in held if index is not None]
+    first, last = min(lo for lo, _, _ in spans), max(hi for _, hi, _ in spans)
+    rows = read(first, last)
 
     def piece(index):
         lo, hi, _ = index[axis].indices(shape[axis])
-        if (lo, hi) not in pieces:
-            pieces[lo, hi] = read(lo, hi)
-        return pieces[lo, hi]
+        return rows[(slice(None),) * axis + (slice(lo - first, hi - first),)]
 
     return jax.make_array_from_callback(shape, sharding, piece)
 

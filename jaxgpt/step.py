@@ -20,9 +20,10 @@ from jax.sharding import Mesh
 
 from jaxgpt.attention import choose_attention
 from jaxgpt.config import Config
-from jaxgpt.loss import cross_entropy
+from jaxgpt.loss import cross_entropy, token_losses
 from jaxgpt.models import Model, init_params, param_shapes
-from jaxgpt.optim import OptimState, clip_by_global_norm, global_norm, optimizer, param_groups
+from jaxgpt.optim import OptimState, clip_by_global_norm, global_norm, optimizer
+from jaxgpt.param_groups import param_groups
 from jaxgpt.sharding import batch_sharding, replicated, shard_params
 
 LOSS_SCALE_INIT = 2.0**16
@@ -53,7 +54,7 @@ class Step:
 
     Attributes:
       train: (state, batch_MBT [M, B, T + 1] int32, hyper) -> (state, metrics). Donates the state.
-      evaluate: (params, batch_BT [B, T + 1] int32, mask_B) -> (loss_nats, n_tokens), summed.
+      evaluate: (params, batch_BT [B, T + 1] int32, masks_BTC [B, T, C]) -> losses_C, in nats, summed over each mask.
       init_params: (seed) -> fresh parameters.
       init_state: (params) -> state at step 0. Donates the parameters.
       state_shapes: the state as ShapeDtypeStructs with shardings: what a checkpoint restores into.
@@ -137,6 +138,12 @@ def make_step(config: Config, vocab_size: int, mesh: Mesh) -> Step:
 
 def loss_sum(config: Config, model: Model, implementation: str, params, batch_BT, mask_BT=None, dropout_key=None):
     """Summed loss and token count of rows of T + 1 tokens; position t predicts token t + 1."""
+    x_BTD, weight_VD, settings = last_hidden(config, model, implementation, params, batch_BT, dropout_key)
+    return cross_entropy(x_BTD, weight_VD, batch_BT[:, 1:], mask_BT, **settings)
+
+
+def last_hidden(config: Config, model: Model, implementation: str, params, batch_BT, dropout_key=None):
+    """Hidden states of all but the last token, the head, and how the loss is to be computed from them."""
     module = model.bind(params)
     x_BTD = module(
         batch_BT[:, :-1],
@@ -146,7 +153,7 @@ def loss_sum(config: Config, model: Model, implementation: str, params, batch_BT
         dropout_key=dropout_key,
     )
     chunk_len = max(1, config.train.loss_chunk_tokens // config.train.micro_batch_size)
-    return cross_entropy(x_BTD, module.head_weight(), batch_BT[:, 1:], mask_BT, chunk_len=chunk_len)
+    return x_BTD, module.head_weight(), {"chunk_len": chunk_len, "softcap": config.model.softcap}
 
 
 def train_step(config: Config, model: Model, transform, implementation: str, state: TrainState, batch_MBT, hyper):
@@ -213,7 +220,13 @@ def next_loss_scale(current: LossScale, is_finite) -> LossScale:
     return LossScale(scale, n_good)
 
 
-def eval_step(config: Config, model: Model, implementation: str, params, batch_BT, mask_B):
-    """Summed loss and count of a batch without dropout; rows whose mask is 0 are padding."""
-    mask_BT = jnp.broadcast_to(mask_B[:, None], (batch_BT.shape[0], batch_BT.shape[1] - 1))
-    return loss_sum(config, model, implementation, params, batch_BT, mask_BT)
+def row_losses(config: Config, model: Model, implementation: str, params, batch_BT):
+    """The loss of each position of rows of T + 1 tokens, [B, T]."""
+    x_BTD, weight_VD, settings = last_hidden(config, model, implementation, params, batch_BT)
+    return token_losses(x_BTD, weight_VD, batch_BT[:, 1:], **settings)
+
+
+def eval_step(config: Config, model: Model, implementation: str, params, batch_BT, masks_BTC):
+    """The loss of a batch without dropout, summed over each of C masks: where one is 0 a token does not count."""
+    losses_BT = row_losses(config, model, implementation, params, batch_BT)
+    return jnp.where(masks_BTC > 0, losses_BT[..., None], 0).sum(axis=(0, 1))

@@ -1,8 +1,9 @@
-"""Text to token ids and back: characters, bytes, GPT-2's BPE.
+"""Text to token ids and back: characters, bytes, GPT-2's BPE, a BPE of one's own.
 
 Every tokenizer has one shape, `Tokenizer`, and can be written as JSON (`to_json`, `tokenizer_from_json`), so
 that a data set and a checkpoint carry theirs and `digest` tells two apart. Nothing is pickled. Text is only
-ever text: "<|endoftext|>" in a document becomes the ids of its characters, never the control token.
+ever text: "<|endoftext|>" in a document becomes the ids of its characters, never the control token. Control tokens
+are asked for by name (`special_id`).
 
 Lone surrogates are no Unicode text: the byte-level tokenizers replace each with U+FFFD, as tiktoken does; the
 character tokenizer refuses them like any other character that it does not know.
@@ -14,9 +15,10 @@ import hashlib
 import json
 import re
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from itertools import pairwise
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -30,8 +32,12 @@ class Tokenizer(ABC):
     name: str
     vocab_size: int
     """Ids are in [0, vocab_size). A model may have more rows than that; those never occur in data."""
+    begin_of_text: int | None = None
+    """The id that goes in front of a document, if there is one."""
     end_of_text: int | None = None
     """The id that ends a document, if there is one."""
+    specials: Mapping[str, int] = MappingProxyType({})
+    """The ids of the control tokens, by name. Decoding shows them as their names."""
 
     @abstractmethod
     def encode_array(self, text: str) -> np.ndarray:
@@ -53,9 +59,29 @@ class Tokenizer(ABC):
     def to_json(self) -> dict[str, Any]:
         """The value from which `tokenizer_from_json` makes an equal tokenizer."""
 
+    def special_id(self, name: str) -> int:
+        """The id of a control token, such as "<|user_start|>".
+
+        Raises:
+          InputError: this tokenizer has no such token.
+        """
+        if name not in self.specials:
+            there = ", ".join(self.specials) or "none"
+            raise InputError(f"the {self.name} tokenizer has no {name} (it has: {there}); use one that has")
+        return self.specials[name]
+
     def encode(self, text: str) -> list[int]:
         """The ids of a text."""
         return self.encode_array(text).tolist()
+
+    def encode_prompt(self, text: str) -> list[int]:
+        """The ids of a text that a document begins with: behind begin_of_text, where there is one."""
+        ids = self.encode(text)
+        return ids if self.begin_of_text is None else [self.begin_of_text, *ids]
+
+    def stop_ids(self) -> tuple[int, ...]:
+        """The ids after which a text is over: its end, or the beginning of the next."""
+        return tuple(i for i in (self.begin_of_text, self.end_of_text) if i is not None)
 
     def encode_batch(self, texts: Sequence[str], n_threads: int = 1) -> list[np.ndarray]:
         """`encode_array` of each text. Threads help where the encoder works outside Python."""
@@ -173,20 +199,47 @@ class ByteTokenizer(Tokenizer):
         return {"kind": "byte"}
 
 
-_BLANK_RUN_CHARS = 1 << 18
-_BLANK_RUN = re.compile(rf"\s{{{_BLANK_RUN_CHARS}}}")
+RUN_CHARS = 1 << 18
+_LONG_RUN = re.compile(rf"(?<!\s)\s{{{RUN_CHARS},}}|(?<!\S)\S{{{RUN_CHARS},}}")
 
 
-class GPT2Tokenizer(Tokenizer):
-    """GPT-2's byte-level BPE, by tiktoken. The vocabulary is loaded when it is first needed."""
+class _TiktokenTokenizer(Tokenizer):
+    """What GPT-2's BPE and our own share. tiktoken works outside Python: several threads encode at once."""
+
+    @property
+    @abstractmethod
+    def _bpe(self) -> Any:
+        """The tiktoken.Encoding. Made when it is first needed: importing tiktoken is slow, and shards do without."""
+
+    def encode_array(self, text: str) -> np.ndarray:
+        """As in the base class.
+
+        Runs of more than `RUN_CHARS` blanks, or of as many characters without a blank, are cut there: on the ones
+        tiktoken's regex overflows its stack, on the others its memory is some fifty times the text.
+        """
+        text = _replace_surrogates(text)
+        if len(text) <= RUN_CHARS:
+            return self._encode_clean(text)
+        cuts = {0, len(text)}
+        for run in _LONG_RUN.finditer(text):
+            cuts.update(range(run.start() + RUN_CHARS, run.end(), RUN_CHARS))
+        return np.concatenate([self._encode_clean(text[a:b]) for a, b in pairwise(sorted(cuts))])
+
+    def _encode_clean(self, text: str) -> np.ndarray:
+        return self._bpe.encode_to_numpy(text, disallowed_special=())
+
+
+class GPT2Tokenizer(_TiktokenTokenizer):
+    """GPT-2's byte-level BPE."""
 
     name = "gpt2"
     vocab_size = 50257
     end_of_text = 50256
+    specials = MappingProxyType({"<|endoftext|>": 50256})
 
     @functools.cached_property
     def _bpe(self) -> Any:
-        import tiktoken  # here, because importing it is slow and training on shards does without
+        import tiktoken
 
         try:
             return tiktoken.get_encoding("gpt2")
@@ -195,17 +248,6 @@ class GPT2Tokenizer(Tokenizer):
                 f"the GPT-2 vocabulary cannot be loaded ({type(error).__name__}); tiktoken fetches it from the "
                 "network once; without network, point TIKTOKEN_CACHE_DIR to a copy of a machine's tiktoken cache"
             ) from error
-
-    def encode_array(self, text: str) -> np.ndarray:
-        """As in the base class. Runs of more than 2**18 blanks are cut, as tiktoken's regex overflows on them."""
-        text = _replace_surrogates(text)
-        if len(text) < _BLANK_RUN_CHARS:
-            return self._encode_clean(text)
-        cuts = [0, *(match.end() for match in _BLANK_RUN.finditer(text)), len(text)]
-        return np.concatenate([self._encode_clean(text[a:b]) for a, b in pairwise(cuts)])
-
-    def _encode_clean(self, text: str) -> np.ndarray:
-        return self._bpe.encode_to_numpy(text, disallowed_special=())
 
     def decode_bytes(self, ids: Iterable[int]) -> bytes:
         return self._bpe.decode_bytes(self._checked(ids))
@@ -218,6 +260,90 @@ class GPT2Tokenizer(Tokenizer):
         return {"kind": "gpt2"}
 
 
+SPLIT_PATTERN = (
+    r"'(?i:[sdmt]|ll|ve|re)|[^\r\n\p{L}\p{N}]?+\p{L}+|\p{N}{1,2}| ?[^\s\p{L}\p{N}]++[\r\n]*"
+    r"|\s*[\r\n]|\s+(?!\S)|\s+"
+)
+"""Where nanochat cuts text before it merges bytes: GPT-4's pattern, but digits in twos."""
+CHAT_SPECIALS = (
+    "<|bos|>",
+    "<|user_start|>",
+    "<|user_end|>",
+    "<|assistant_start|>",
+    "<|assistant_end|>",
+    "<|python_start|>",
+    "<|python_end|>",
+    "<|output_start|>",
+    "<|output_end|>",
+)
+"""nanochat's control tokens, in the order of their ids. <|bos|> goes in front of every document."""
+MAX_VOCAB_SIZE = 1 << 20
+_MAX_VOCAB_BYTES = 64 << 20
+
+
+class BPETokenizer(_TiktokenTokenizer):
+    """A byte-level BPE with a vocabulary of its own: an id is a merge's rank, and after the merges come the specials.
+
+    `jaxgpt.bpe` learns one from text.
+    """
+
+    name = "bpe"
+
+    def __init__(self, tokens: Sequence[bytes], specials: Sequence[str] = CHAT_SPECIALS):
+        """
+        Args:
+          tokens: the bytes of each id, in the order in which they merge; all 256 single bytes are among them.
+          specials: names of the control tokens, such as <|bos|>; their ids follow.
+
+        Raises:
+          InputError: this is no vocabulary, or is larger than any should be.
+        """
+        self.vocab_size = len(tokens) + len(specials)
+        if self.vocab_size > MAX_VOCAB_SIZE or sum(map(len, tokens)) > _MAX_VOCAB_BYTES:
+            raise InputError(
+                f"bpe tokenizer: {self.vocab_size} tokens of {sum(map(len, tokens))} bytes; "
+                f"at most {MAX_VOCAB_SIZE} and {_MAX_VOCAB_BYTES} will do: train it again, or fetch it again"
+            )
+        ranks = {token: i for i, token in enumerate(tokens)}
+        problem = ""
+        if len(ranks) < len(tokens):
+            twice = next(token for i, token in enumerate(tokens) if ranks[token] != i)
+            problem = f"{twice!r} occurs twice in its tokens"
+        elif b"" in ranks:
+            problem = f"token {ranks[b'']} is empty"
+        elif missing := [byte for byte in range(256) if bytes([byte]) not in ranks]:
+            problem = f"no token is the single byte 0x{missing[0]:02x}"
+        elif len(set(specials)) < len(specials):
+            problem = "a special token's name occurs twice"
+        elif strange := [name for name in specials if not re.fullmatch(r"<\|[a-z0-9_]{1,40}\|>", name)]:
+            problem = f"{strange[0][:60]!r} is no name for a special token, such as <|bos|>"
+        if problem:
+            raise InputError(f"bpe tokenizer: {problem}; it is damaged: train it again, or fetch it again")
+        self._ranks = ranks
+        self.specials = MappingProxyType({name: len(tokens) + i for i, name in enumerate(specials)})
+        self._spelled = [*tokens, *(name.encode("ascii") for name in specials)]
+        self.begin_of_text = self.specials.get("<|bos|>")
+
+    @functools.cached_property
+    def _bpe(self) -> Any:
+        import tiktoken
+
+        return tiktoken.Encoding(
+            "bpe", pat_str=SPLIT_PATTERN, mergeable_ranks=self._ranks, special_tokens=dict(self.specials)
+        )
+
+    def decode_bytes(self, ids: Iterable[int]) -> bytes:
+        return b"".join([self._spelled[i] for i in self._checked(ids)])
+
+    def token_bytes(self) -> np.ndarray:
+        return np.array([*map(len, self._ranks), *[0] * len(self.specials)], np.int32)
+
+    def to_json(self) -> dict[str, Any]:
+        """The bytes of a token as characters of Latin-1, so that a file of them can be read."""
+        tokens = [token.decode("latin-1") for token in self._ranks]
+        return {"kind": "bpe", "split": SPLIT_PATTERN, "tokens": tokens, "specials": list(self.specials)}
+
+
 def tokenizer_from_json(value: Any) -> Tokenizer:
     """The inverse of `Tokenizer.to_json`, for values from a file that nobody vouches for. Runs no code.
 
@@ -227,7 +353,12 @@ def tokenizer_from_json(value: Any) -> Tokenizer:
     if not isinstance(value, dict):
         raise InputError(f"tokenizer: expected a JSON object with a kind, found {type(value).__name__}")
     kind = value.get("kind")
-    fields = {"char": {"kind", "chars"}, "byte": {"kind"}, "gpt2": {"kind"}}
+    fields = {
+        "char": {"kind", "chars"},
+        "byte": {"kind"},
+        "gpt2": {"kind"},
+        "bpe": {"kind", "split", "tokens", "specials"},
+    }
     if not isinstance(kind, str) or kind not in fields:
         raise InputError(f"tokenizer: kind={kind!r} is unknown; this version reads {', '.join(fields)}")
     if set(value) != fields[kind]:
@@ -237,9 +368,30 @@ def tokenizer_from_json(value: Any) -> Tokenizer:
         return ByteTokenizer()
     if kind == "gpt2":
         return GPT2Tokenizer()
+    if kind == "bpe":
+        return _bpe_from_json(value)
     if not isinstance(value["chars"], str):
         raise InputError(f"tokenizer: chars is a {type(value['chars']).__name__}, not a string of characters")
     return CharTokenizer(value["chars"])
+
+
+def _bpe_from_json(value: dict[str, Any]) -> BPETokenizer:
+    for field in ("tokens", "specials"):
+        strange = [item for item in value[field] if type(item) is not str] if type(value[field]) is list else [value]
+        if strange:
+            raise InputError(f"tokenizer: {field} is not the list of strings it should be; train the tokenizer again")
+    if value["split"] != SPLIT_PATTERN:  # a regex from a file could be one that never ends
+        raise InputError(
+            f"tokenizer: split={str(value['split'])[:40]!r} is no pattern of this version, which reads only its own; "
+            "train the tokenizer again"
+        )
+    try:
+        tokens = [token.encode("latin-1") for token in value["tokens"]]
+    except UnicodeEncodeError as error:
+        raise InputError(
+            f"tokenizer: {error.object[error.start]!r} in tokens is no byte; train the tokenizer again"
+        ) from error
+    return BPETokenizer(tokens, value["specials"])
 
 
 class StreamDecoder:

@@ -4,6 +4,7 @@ The run directory gets config.py, metrics.jsonl, checkpoints/ and loss.png. Exit
 3 diverged, 75 stopped by a signal with its state saved: the same command with --resume goes on, bit for bit.
 """
 
+import json
 import math
 import os
 import signal
@@ -16,45 +17,48 @@ import numpy as np
 
 from jaxgpt import config as config_lib
 from jaxgpt import schedule
-from jaxgpt.checkpoint import CheckpointError, Checkpoints
+from jaxgpt.checkpoint import CheckpointError, Checkpoints, gather_texts
 from jaxgpt.command_line import parse_args
 from jaxgpt.config import Config, count_microbatches
-from jaxgpt.data.batches import Batches, eval_rows, prefetch
-from jaxgpt.data.shards import Dataset, check_ids, open_dataset
+from jaxgpt.data.batches import prefetch
+from jaxgpt.data.sources import ShardReader, Source, TextReader, choose_vocab_size, count_token_bytes, open_source
+from jaxgpt.derive import Derivation, derive
 from jaxgpt.engine import Engine
 from jaxgpt.errors import EXIT_DIVERGED, EXIT_DONE, EXIT_STOPPED, InputError, run_verb
 from jaxgpt.flops import count_params, flops_per_token
-from jaxgpt.log import MetricsFile, Progress, Sinks, console, draw_losses, print_facts, read_metrics
+from jaxgpt.log import Progress, console, print_facts
 from jaxgpt.meter import Diverged, Meter
-from jaxgpt.optim import param_groups
+from jaxgpt.param_groups import param_groups
+from jaxgpt.run_dir import draw_curve, list_changes, open_logs, refuse_old_run
 from jaxgpt.run_lock import lock_run
 from jaxgpt.sharding import batch_sharding, count_batch_devices, make_mesh, put_rows, start_hosts
+from jaxgpt.smoke import shrink
 from jaxgpt.step import Step, TrainState, make_step
-from jaxgpt.tokenizer import Tokenizer, tokenizer_from_json
+from jaxgpt.tokenizer import Tokenizer
 from jaxgpt.validation import evaluate_split
 from jaxgpt.weights import adapt, load_pretrained
 
-FULL_CHECK_TOKENS = 100_000_000
-"""Splits up to this size have all their ids checked at the start; larger ones batch by batch."""
-FLAGS = {"resume": "go on from the newest checkpoint in run.dir that verifies"}
+FLAGS = {
+    "resume": "go on from the newest checkpoint in run.dir that verifies",
+    "smoke": "a few steps of a small copy of this run on embedded text: does it work here?",
+}
 
 
 def main(args: list[str]) -> int:
     # config
-    config, flags = parse_args(args, FLAGS, __doc__ or "")
-    run_dir = Path(config.run.dir)
+    given, flags = parse_args(args, FLAGS, __doc__ or "")
+    given = shrink(given) if flags["smoke"] else given
+    run_dir = Path(given.run.dir)
 
     # data
-    data = open_dataset(config.data.dir)
-    tokenizer = tokenizer_from_json(data.tokenizer_json) if data.tokenizer_json else None
-    vocab_size = choose_vocab_size(config, data)
-    source = {
-        split.name: Batches(split, config.model.seq_len, config.run.seed, config.data.sampling, vocab_size)
-        for split in (data.train, data.val)
-    }
-    val_starts = eval_rows(data.val, config.model.seq_len, config.eval.tokens)
-    token_bytes = count_token_bytes(tokenizer)
-    prompt = tokenizer.encode(config.sample.prompt) if tokenizer and config.sample.every else []
+    source = open_source(given.data)
+    vocab_size = choose_vocab_size(given.model.vocab_size, source)
+    derivation = derive(given, vocab_size)
+    config = derivation.config
+    val_rows, val_starts = source.val_rows(config.model.seq_len, config.eval.tokens, vocab_size)
+    tokenizer = source.tokenizer
+    token_bytes = count_token_bytes(source, console.print)
+    prompt = tokenizer.encode_prompt(config.sample.prompt) if tokenizer and config.sample.every else []
 
     # devices
     start_hosts(config.hosts, config.mesh.platform)
@@ -70,8 +74,8 @@ def main(args: list[str]) -> int:
     about = {
         "config": config_lib.to_dict(config),
         "vocab_size": vocab_size,
-        "data_sha256": data.digest,
-        "tokenizer": data.tokenizer_json,
+        "data_sha256": source.digest,
+        "tokenizer": source.tokenizer_json,
     }
     with ExitStack() as stack:
         stack.enter_context(jax.set_mesh(mesh))
@@ -84,31 +88,35 @@ def main(args: list[str]) -> int:
         )
 
         # resume
+        first_step, cursors = 0, None
         if flags["resume"]:
-            first_step, state = resume(saved, step, about)
+            first_step, state, cursors = resume(saved, step, about)
         else:
-            first_step, state = 0, step.init_state(initial_params(config, step, vocab_size))
-        print_header(config, data, step, n_micro, first_step)
+            state = step.init_state(initial_params(config, step, vocab_size))
+        print_header(derivation, source, step, n_micro, first_step)
         n_steps = config.train.steps
         if first_step >= n_steps:
             console.print(f"the run is at step {first_step} of {n_steps} already; --train.steps=N takes it further")
-            return close_run(run_dir, EXIT_DONE)
+            return EXIT_DONE
         train_step = {tokens: compile_step(step, count, n_rows) for tokens, count in n_micro.items()}
 
         # loop
         stop = stack.enter_context(StopSignal(config.log.every))
-        files = open_logs(config, run_dir, first_step)
-        feed = prefetch(make_feed(config, source["train"], mesh, n_rows, first_step))
+        files = open_logs(given, run_dir, first_step) if jax.process_index() == 0 else []
+        reader = source.reader(config.model.seq_len, config.run.seed, vocab_size, cursors)
+        stack.callback(reader.close)
+        feed = prefetch(make_feed(config, reader, mesh, n_rows, first_step))
         progress = stack.enter_context(Progress(n_steps, first_step))
         kind = mesh.devices.flat[0].device_kind
         meter = Meter(config, vocab_size, kind, mesh.size, progress, files, console.print)
-        engine = Engine(step.model, {}, dtype=config.train.dtype, n_valid=data.vocab_size)
+        engine = Engine(step.model, {}, dtype=config.train.dtype, n_valid=source.n_ids or None)
         exit_code = EXIT_DONE
         try:
             for n_done in range(first_step + 1, n_steps + 1):
                 tokens = schedule.batch_tokens_at(config, n_done - 1)
                 hyper = step.hyper(schedule.hyper_at(config, n_done - 1))
-                state, metrics = train_step[tokens](state, next(feed), hyper)
+                batch, cursors = next(feed)
+                state, metrics = train_step[tokens](state, batch, hyper)
                 meter.push(n_done, metrics)
                 warn_of_failed_save(saved)
 
@@ -122,14 +130,14 @@ def main(args: list[str]) -> int:
                 val_loss = None
                 if wants_eval:
                     result = evaluate_split(
-                        step, state.params, source["val"], val_starts, n_rows=n_rows, token_bytes=token_bytes
+                        step, state.params, val_rows, val_starts, n_rows=n_rows, token_bytes=token_bytes
                     )
                     meter.add(**result.metrics())
                     val_loss = result.loss
                 if wants_sample and tokenizer:
                     print_sample(config, engine, state.params, tokenizer, prompt)
                 if wants_save:
-                    save(saved, n_done, state, about, val_loss, must=is_last or is_stopped)
+                    save(saved, n_done, state, about | gather_cursors(cursors), val_loss, must=is_last or is_stopped)
                 meter.resume()
                 if is_stopped and not is_last:
                     exit_code = EXIT_STOPPED
@@ -148,34 +156,6 @@ def is_due(n_done: int, every: int) -> bool:
     return every > 0 and n_done % every == 0
 
 
-def choose_vocab_size(config: Config, data: Dataset) -> int:
-    """Rows of the embedding: the config's, or the tokenizer's. Checks the ids of splits of moderate size."""
-    vocab_size = config.model.vocab_size or data.vocab_size
-    if not vocab_size:
-        raise InputError(
-            f"model.vocab_size=0 takes the tokenizer's, but {data.directory} names none; "
-            "set --model.vocab_size=50304 for GPT-2 tokens"
-        )
-    if data.vocab_size and vocab_size < data.vocab_size:
-        raise InputError(
-            f"model.vocab_size={vocab_size} is below the {data.vocab_size} ids of {data.directory}'s tokenizer; "
-            f"set --model.vocab_size={data.vocab_size} or more"
-        )
-    for split in (data.train, data.val):
-        if split.n_tokens <= FULL_CHECK_TOKENS:
-            check_ids(split, vocab_size)
-    return vocab_size
-
-
-def count_token_bytes(tokenizer: Tokenizer | None) -> np.ndarray | None:
-    """Bytes of each id, for bits per byte; None, and a word, where the vocabulary cannot be had."""
-    try:
-        return tokenizer.token_bytes() if tokenizer else None
-    except InputError as error:
-        console.print(f"bits per byte are left out: {error}")
-        return None
-
-
 def initial_params(config: Config, step: Step, vocab_size: int) -> dict[str, jax.Array]:
     """Fresh weights, or those of `train.init_from`, on the mesh."""
     if not config.train.init_from:
@@ -187,8 +167,8 @@ def initial_params(config: Config, step: Step, vocab_size: int) -> dict[str, jax
     }
 
 
-def resume(saved: Checkpoints, step: Step, about: dict) -> tuple[int, TrainState]:
-    """Step and state of the newest checkpoint that verifies, after comparing what it was made of with now.
+def resume(saved: Checkpoints, step: Step, about: dict) -> tuple[int, TrainState, dict | None]:
+    """Step, state and data cursors of the newest checkpoint that verifies, if it is of this run.
 
     Raises:
       InputError: no checkpoint; or the architecture, the data or the tokenizer is another one.
@@ -196,70 +176,43 @@ def resume(saved: Checkpoints, step: Step, about: dict) -> tuple[int, TrainState
     n_done = saved.latest()
     if n_done is None:
         raise InputError(f"{saved.directory} has no checkpoint to resume from; start without --resume")
-    then, now = saved.about(n_done), about
-    old, new = (config_lib.flatten(values["config"]) for values in (then, now))
-    changed = {name: (old.get(name), value) for name, value in new.items() if old.get(name) != value}
-    listed = {name: f"{name} {was!r} -> {is_now!r}" for name, (was, is_now) in changed.items()}
-    architecture = [text for name, text in listed.items() if name.startswith("model.") and name != "model.dropout"]
-    if then["vocab_size"] != now["vocab_size"]:
-        architecture.append(f"vocabulary {then['vocab_size']} -> {now['vocab_size']}")
-    if architecture:
-        raise InputError(f"checkpoint {n_done} in {saved.directory} is another model: {'; '.join(architecture)}")
-    for name, what in (("data_sha256", "data"), ("tokenizer", "tokenizer")):
-        if then[name] != now[name]:
-            raise InputError(
-                f"the {what} in data.dir={now['config']['data']['dir']} changed since checkpoint {n_done} of "
-                f"{saved.directory}; bring the old {what} back, or start a new run with train.init_from"
-            )
+    then = saved.about(n_done)
+    changes = list_changes(then, about, n_done, saved.directory)
     n_done, state, _ = saved.restore(step.state_shapes, step=n_done, verify=False)  # latest() just did
-    console.print(f"resuming from step {n_done}" + (f"; changed: {'; '.join(listed.values())}" if listed else ""))
-    return n_done, state
+    console.print(f"resuming from step {n_done}" + (f"; changed: {changes}" if changes else ""))
+    return n_done, state, then.get("cursors")
 
 
-def refuse_old_run(run_dir: Path) -> None:
-    """An existing run is only entered to resume it."""
-    if any(path.name.isdigit() for path in (run_dir / "checkpoints").glob("*")):
-        raise InputError(
-            f"run.dir={run_dir} holds a run already; --resume goes on with it, or choose another --run.dir"
-        )
-
-
-def open_logs(config: Config, run_dir: Path, first_step: int) -> list:
-    """metrics.jsonl and the sinks, in process 0; config.py beside them."""
-    if jax.process_index() != 0:
-        return []
-    (run_dir / "config.py").write_text(config_lib.to_source(config), encoding="utf-8")
-    log = config.log
-    sinks = Sinks(run_dir, config_lib.to_dict(config), tensorboard=log.tensorboard, wandb_project=log.wandb_project)
-    return [MetricsFile(run_dir / "metrics.jsonl", first_step), sinks]
+def gather_cursors(cursors: dict) -> dict:
+    """What a checkpoint says of the data: where the lanes of all processes stand; nothing where batches need none."""
+    parts = [json.loads(text) for text in gather_texts(json.dumps(cursors))]
+    merged = {lane: cursor for part in parts for lane, cursor in part.items()}
+    return {"cursors": merged} if merged else {}
 
 
 def compile_step(step: Step, n_micro: int, n_rows: int):
     """The training step for one batch size, compiled before step 0 so that training never stalls."""
     batch = jax.ShapeDtypeStruct((n_micro, n_rows, step.model.config.seq_len + 1), np.int32)
-    hyper = {
-        name: jax.ShapeDtypeStruct(v.shape, v.dtype) for name, v in step.hyper({"lr_scale": 0, "momentum": 0}).items()
-    }
+    hyper = {name: jax.ShapeDtypeStruct(v.shape, v.dtype) for name, v in step.hyper(schedule.NO_HYPER).items()}
     begin = time.perf_counter()
     compiled = step.train.lower(step.state_shapes, batch, hyper).compile()
     console.print(f"compiled the step ({n_micro} x {n_rows} rows) in {time.perf_counter() - begin:.1f} s")
     return compiled
 
 
-def make_feed(config: Config, batches: Batches, mesh, n_rows: int, first_step: int):
-    """Batches [M, B, T + 1] on the device, from `first_step` to the end; a process reads only its own rows."""
+def make_feed(config: Config, reader: ShardReader | TextReader, mesh, n_rows: int, first_step: int):
+    """From `first_step` to the end: batches [M, B, T + 1] on the device, of which a process reads only its own rows,
+    and where the reader then stands."""
     sharding = batch_sharding(mesh, 1)
     seq_len = config.model.seq_len
     for step in range(first_step, config.train.steps):
-        n_all = schedule.batch_tokens_at(config, step) // seq_len
         n_before = schedule.tokens_before(config, step) // seq_len
-        n_micro = n_all // n_rows
+        n_micro = schedule.batch_tokens_at(config, step) // seq_len // n_rows
 
-        def read(lo, hi, step=step, n_before=n_before, n_all=n_all, n_micro=n_micro):
-            parts = [batches.rows(step, n_before, n_all, m * n_rows + lo, m * n_rows + hi) for m in range(n_micro)]
-            return np.stack(parts)
+        def read(lo, hi, step=step, n_before=n_before, n_micro=n_micro):
+            return reader.micro_rows(step, n_before, n_micro, n_rows, lo, hi)
 
-        yield put_rows(read, (n_micro, n_rows, seq_len + 1), sharding, axis=1)
+        yield put_rows(read, (n_micro, n_rows, seq_len + 1), sharding, axis=1), reader.cursors()
 
 
 def save(
@@ -290,8 +243,9 @@ def print_sample(config: Config, engine: Engine, params, tokenizer: Tokenizer, p
         temperature=settings.temperature,
         top_k=min(settings.top_k, tokenizer.vocab_size),
         seed=config.run.seed,
+        stop_ids=tokenizer.stop_ids(),
     )
-    ids = [token_id for (token_id,) in tokens if token_id is not None]
+    ids = [token_id for (token_id,) in tokens if token_id is not None and token_id not in tokenizer.stop_ids()]
     console.print(settings.prompt + tokenizer.decode(ids), markup=False)
 
 
@@ -328,8 +282,9 @@ class StopSignal:
         return bool(process_allgather(np.array(self._is_set)).any())
 
 
-def print_header(config: Config, data: Dataset, step: Step, n_micro: dict[int, int], first_step: int) -> None:
+def print_header(derivation: Derivation, source: Source, step: Step, n_micro: dict[int, int], first_step: int) -> None:
     """What is about to run, in the user's terms."""
+    config = derivation.config
     train, mesh = config.train, step.mesh
     vocab_size = step.model.vocab_size
     n_params = count_params(config.model, vocab_size)
@@ -340,19 +295,23 @@ def print_header(config: Config, data: Dataset, step: Step, n_micro: dict[int, i
         counted.setdefault(f"{group.algorithm} lr {group.lr:g} decay {group.weight_decay:g}", []).append(sizes[path])
     tokens = schedule.tokens_before(config, config.train.steps)
     axes = " x ".join(f"{name} {size}" for name, size in mesh.shape.items() if size > 1) or "one device"
+    n_epochs = f" = {tokens / source.n_train_tokens:.2f} epochs" if source.n_train_tokens else ""
+    for warning in derivation.warnings:
+        console.print(f"[yellow]warning: {warning}")
     print_facts(
         config.run.dir,
         {
             "model": f"{config.model.family}, {n_params.total:,} parameters ({n_params.total - n_params.wpe:,} without "
             f"positions), {config.model.n_layer} layers x {config.model.n_embd}, "
             f"context {config.model.seq_len}, vocabulary {vocab_size}",
-            "data": f"{data.directory}: {data.train.n_tokens:,} train, {data.val.n_tokens:,} val tokens",
+            "derived": "; ".join(f"{name}: {value}" for name, value in derivation.facts.items()),
+            "data": source.describe(),
             "batch": " then ".join(
                 f"{total:,} tokens = {count} x {train.micro_batch_size} rows x {config.model.seq_len} x "
                 f"{count_batch_devices(mesh)} device(s)"
                 for total, count in n_micro.items()
             ),
-            "steps": f"{config.train.steps:,}, {tokens:,} tokens = {tokens / data.train.n_tokens:.2f} epochs"
+            "steps": f"{config.train.steps:,}, {tokens:,} tokens{n_epochs}"
             + (f"; from step {first_step}" if first_step else "")
             + ("; the warm-up is longer than the run" if config.optim.schedule.warmup_steps > train.steps else ""),
             "optimizer": "; ".join(f"{name}: {len(n)} tensors, {sum(n):,}" for name, n in counted.items()),
@@ -367,9 +326,7 @@ def close_run(run_dir: Path, exit_code: int) -> int:
     """Draws the curve and says what to do next."""
     if jax.process_index() != 0:
         return exit_code
-    records = read_metrics(run_dir / "metrics.jsonl")
-    if records:
-        draw_losses(records, run_dir / "loss.png")
+    draw_curve(run_dir)
     if exit_code == EXIT_STOPPED:
         console.print("stopped with its state saved; the same command with --resume goes on")
     elif exit_code == EXIT_DONE:

@@ -15,10 +15,11 @@ import jax
 from jax.sharding import Mesh
 
 from jaxgpt.checkpoint import Checkpoints
-from jaxgpt.config import Config, GPT2Config, MeshConfig, from_dict
-from jaxgpt.data.shards import Dataset
+from jaxgpt.config import Config, MeshConfig, from_dict
+from jaxgpt.data.sources import Source
 from jaxgpt.engine import Engine
 from jaxgpt.errors import InputError
+from jaxgpt.model_config import ModelConfig
 from jaxgpt.models import Model, param_shapes
 from jaxgpt.sharding import make_mesh, shard_params
 from jaxgpt.step import param_dtype
@@ -109,7 +110,7 @@ def open_run(directory: str, *, step: int | None = None, platform: str = "", n_d
     return Trained(config, model, state["params"], tokenizer, config.train.dtype, mesh, origin)
 
 
-def place_params(config: GPT2Config, vocab_size: int, dtype, mesh: Mesh) -> dict[str, jax.ShapeDtypeStruct]:
+def place_params(config: ModelConfig, vocab_size: int, dtype, mesh: Mesh) -> dict[str, jax.ShapeDtypeStruct]:
     """A model's parameters as shapes with shardings."""
     shapes = param_shapes(config, vocab_size, dtype)
     shardings = shard_params({path: leaf.shape for path, leaf in shapes.items()}, config.family, mesh)
@@ -123,21 +124,21 @@ def choose_tokenizer(tokenizer_json: dict | None, vocab_size: int) -> Tokenizer 
     return GPT2Tokenizer() if vocab_size in GPT2_VOCAB_SIZES else None
 
 
-def with_tokenizer_of(trained: Trained, data: Dataset) -> Trained:
+def with_tokenizer_of(trained: Trained, source: Source) -> Trained:
     """The model, with the tokenizer of this data if it came without one.
 
     Raises:
       InputError: the data has other tokens than the model.
     """
-    if data.tokenizer_json is None:
+    theirs, ours = source.tokenizer, trained.tokenizer
+    if theirs is None:
         return trained
-    theirs, ours = tokenizer_from_json(data.tokenizer_json), trained.tokenizer
     if ours is None and theirs.vocab_size <= trained.model.vocab_size:
         return dataclasses.replace(trained, tokenizer=theirs)
     if ours is None or ours.digest() != theirs.digest():
         has = f"{ours.vocab_size} ids of {ours.name}" if ours else f"{trained.model.vocab_size} ids"
         raise InputError(
-            f"{data.directory} has the {theirs.vocab_size} ids of {theirs.name}, {trained.origin} reads {has}; "
+            f"{source.data.directory} has the {theirs.vocab_size} ids of {theirs.name}, {trained.origin} reads {has}; "
             "the tokenizers differ: give data that was prepared with the model's"
         )
     return trained

@@ -23,10 +23,10 @@ from rich.progress import DownloadColumn, Progress
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
-from jaxgpt.config import GPT2Config
 from jaxgpt.data.corpora import download
 from jaxgpt.errors import InputError
 from jaxgpt.layers import LAYER_NORM_EPS
+from jaxgpt.model_config import GPT2Config, ModelConfig
 from jaxgpt.models import param_shapes
 
 Params = dict[str, np.ndarray]
@@ -213,7 +213,7 @@ def crop(params: Params, seq_len: int) -> Params:
     return params | {"wpe.weight": params["wpe.weight"][:seq_len]}
 
 
-def adapt(loaded: GPT2Config, params: Params, wanted: GPT2Config, vocab_size: int) -> Params:
+def adapt(loaded: GPT2Config, params: Params, wanted: ModelConfig, vocab_size: int) -> Params:
     """Loaded weights for a run that may have a shorter context and a vocabulary rounded up.
 
     An id that the loaded model does not have gets the mean of all embeddings. The logits of the other ids stay
@@ -229,6 +229,8 @@ def adapt(loaded: GPT2Config, params: Params, wanted: GPT2Config, vocab_size: in
     Raises:
       InputError: another architecture, a longer context or another vocabulary; names every field and its flag.
     """
+    if not isinstance(wanted, GPT2Config):
+        raise InputError(f"train.init_from gives GPT-2 weights, model.family={wanted.family} has others; leave it out")
     names = ("n_layer", "n_head", "n_embd", "bias", "gelu")
     differing = {name: (getattr(wanted, name), getattr(loaded, name)) for name in names}
     differing = {name: pair for name, pair in differing.items() if pair[0] != pair[1]}

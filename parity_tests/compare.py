@@ -4,8 +4,9 @@
     python -m parity_tests.compare --runs A B
     python -m parity_tests.compare --report docs/parity.md
 
-The first runs both on this machine, from the weights that jaxgpt draws, on the batches of the config's data, without
-dropout and with attention spelled out; the schedule is the config's, of which the first steps are taken. --trace also
+The first runs both on this machine, from the weights that jaxgpt draws (nanochat's zeros replaced by noise), on the
+batches of the config's data, without dropout and with attention spelled out; the schedule is the config's, of which the
+first steps are taken. --trace also
 walks forward and backward pass and names the first place where the two part. --runs compares two finished runs by
 their metrics.jsonl. --report measures the floors and the mutations anew and writes them down.
 
@@ -21,60 +22,34 @@ import json
 import os
 import re
 import sys
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, NoReturn
+from typing import Any, NoReturn
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from rich.table import Table
 
 from jaxgpt import config as config_lib
-from jaxgpt import schedule
-from jaxgpt import step as jax_step
 from jaxgpt.command_line import parse_args
-from jaxgpt.config import Config, HostsConfig, MeshConfig, count_microbatches
-from jaxgpt.data.batches import Batches
-from jaxgpt.data.shards import open_dataset
+from jaxgpt.config import Config
 from jaxgpt.errors import InputError, run_verb
 from jaxgpt.log import console, read_metrics
-from jaxgpt.loss import cross_entropy as jax_cross_entropy
 from jaxgpt.sealed import Damaged, read_seal
-from jaxgpt.sharding import make_mesh as make_jax_mesh
-from jaxgpt.train import choose_vocab_size, initial_params
 from parity_tests.tolerances import PARITY, Gate
+from parity_tests.trajectories import (
+    Arrays,
+    Trajectory,
+    draw_params,
+    import_torch,
+    read_batches,
+    refuse_tf32,
+    run_jax,
+    run_torch,
+)
 
 DTYPES = ("float64", "float32", "bfloat16")
-Arrays = dict[str, np.ndarray]
-
-
-# What a run leaves behind
-
-
-@dataclass(frozen=True)
-class Trajectory:
-    """One framework's numbers. Arrays are by path, in jaxgpt's layout ([in, out]).
-
-    Attributes:
-      logits: of the first microbatch, before the first step.
-      grads: of the mean loss of the first batch, before clipping.
-      losses, grad_norms: of every step.
-      first, last: parameters after the first and after the last step.
-      opt_state: leaves of the optimizer's state after the last step.
-      places: with is_traced, forward and backward pass of the first microbatch, in the order in which they are made.
-    """
-
-    name: str
-    logits: np.ndarray
-    grads: Arrays
-    losses: list[float]
-    grad_norms: list[float]
-    first: Arrays
-    last: Arrays
-    opt_state: Arrays
-    places: Arrays = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -97,275 +72,6 @@ class Row:
         return self.figure / self.limit if self.limit else 0.0
 
 
-def settle(config: Config, n_steps: int, dtype: str) -> Config:
-    """The config as both frameworks run it to be compared: one device, attention spelled out, no dropout.
-
-    Muon's iteration is in float64 where everything else is; the config's dtype for it stays otherwise.
-    """
-    muon = dataclasses.replace(config.optim.muon, **({"ns_dtype": dtype} if dtype == "float64" else {}))
-    return dataclasses.replace(
-        config,
-        optim=dataclasses.replace(config.optim, muon=muon),
-        model=dataclasses.replace(config.model, dropout=0.0),
-        train=dataclasses.replace(
-            config.train, steps=max(config.train.steps, n_steps), dtype=dtype, attention="xla"
-        ),
-        mesh=MeshConfig(data=1, platform=choose_platform(config.mesh.platform)),
-        hosts=HostsConfig(),
-    )  # fmt: skip
-
-
-def choose_platform(wanted: str) -> Literal["cpu", "gpu"]:
-    """gpu where both frameworks see one, else cpu. Raises InputError where one that is asked for is not there."""
-    torch = import_torch()
-    seen = {"jax": jax.default_backend() == "gpu", "torch": torch.cuda.is_available()}
-    if wanted not in ("", "cpu") and not (wanted == "gpu" and all(seen.values())):
-        blind = ", ".join(name for name, is_there in seen.items() if not is_there) or "torch"
-        raise InputError(f"mesh.platform={wanted} is not here for {blind}; drop it to compare on the CPU")
-    return "gpu" if all(seen.values()) and wanted != "cpu" else "cpu"
-
-
-def import_torch() -> Any:
-    """The module torch. Raises InputError where it is not installed."""
-    try:
-        import torch
-    except ImportError as error:
-        raise InputError("this needs PyTorch; pip install 'jaxgpt[torch]'") from error
-    return torch
-
-
-def refuse_tf32(config: Config) -> None:
-    """Raises InputError where a product of float32 may be less than float32 on either side."""
-    torch = import_torch()
-    precision = config.train.matmul_precision
-    if precision != "highest":
-        raise InputError(
-            f"train.matmul_precision={precision} allows TF32, whose errors hide bugs; "
-            "compare with --train.matmul_precision=highest"
-        )
-    if os.environ.get("NVIDIA_TF32_OVERRIDE", "") == "1":
-        raise InputError("NVIDIA_TF32_OVERRIDE=1 turns float32 products into TF32 on both sides; unset it to compare")
-    if torch.backends.cuda.matmul.allow_tf32:
-        raise InputError("torch.backends.cuda.matmul.allow_tf32=True allows TF32; set it to False to compare")
-
-
-def read_batches(config: Config, n_steps: int) -> tuple[int, list[np.ndarray]]:
-    """The vocabulary of the config's data, and the batches [M, B, T + 1] of its first steps."""
-    data = open_dataset(config.data.dir)
-    vocab_size = choose_vocab_size(config, data)
-    seq_len, n_rows = config.model.seq_len, config.train.micro_batch_size
-    batches = Batches(data.train, seq_len, config.run.seed, config.data.sampling, vocab_size)
-    found = []
-    for step in range(n_steps):
-        n_tokens = schedule.batch_tokens_at(config, step)
-        n_micro = count_microbatches(config, n_tokens, 1)
-        n_all, n_before = n_tokens // seq_len, schedule.tokens_before(config, step) // seq_len
-        rows = batches.rows(step, n_before, n_all, 0, n_all)
-        found.append(rows.reshape(n_micro, n_rows, seq_len + 1))
-    return vocab_size, found
-
-
-def draw_params(config: Config, vocab_size: int) -> Arrays:
-    """The weights that jaxgpt starts this run with."""
-    mesh = make_jax_mesh(config.mesh)
-    with jax.enable_x64(config.train.dtype == "float64"), jax.set_mesh(mesh):
-        step = jax_step.make_step(config, vocab_size, mesh)
-        return {path: np.asarray(leaf) for path, leaf in initial_params(config, step, vocab_size).items()}
-
-
-# The two sides
-
-
-def run_jax(
-    config: Config,
-    vocab_size: int,
-    params: Arrays,
-    batches: Sequence[np.ndarray],
-    *,
-    is_traced: bool = False,
-    known: Trajectory | None = None,
-) -> Trajectory:
-    """jaxgpt's training steps on these batches, on the devices of config.mesh.
-
-    Args:
-      known: a run whose logits and first gradients are this one's too, which saves compiling them.
-    """
-    mesh = make_jax_mesh(config.mesh)
-    with (
-        jax.enable_x64(config.train.dtype == "float64"),
-        jax.default_matmul_precision("highest"),
-        jax.set_mesh(mesh),
-    ):
-        step = jax_step.make_step(config, vocab_size, mesh)
-        shapes = step.state_shapes.params
-        placed = {path: jax.device_put(params[path], shape.sharding) for path, shape in shapes.items()}
-        logits, grads = (known.logits, known.grads) if known else _jax_first_batch(config, step, placed, batches[0])
-        places = _jax_places(config, step, placed, batches[0][0]) if is_traced else {}
-        state, losses, norms, first = step.init_state(placed), [], [], {}
-        for i, batch in enumerate(batches):
-            state, metrics = step.train(state, batch, step.hyper(schedule.hyper_at(config, i)))
-            losses.append(float(metrics["loss"]))
-            norms.append(float(metrics["grad_norm"]))
-            if i == 0:
-                first = to_arrays(state.params)
-        opt_state = to_arrays(state.opt_state)
-        return Trajectory("jaxgpt", logits, grads, losses, norms, first, to_arrays(state.params), opt_state, places)
-
-
-def to_arrays(tree: Any) -> Arrays:
-    """A jaxgpt tree as path -> numpy, by the names that its checkpoints use."""
-    leaves = jax.tree_util.tree_leaves_with_path(tree)
-    return {jax.tree_util.keystr(path, simple=True, separator="."): np.array(leaf) for path, leaf in leaves}
-
-
-def _jax_first_batch(config: Config, step: jax_step.Step, params, batch_MBT) -> tuple[np.ndarray, Arrays]:
-    """Logits of the first microbatch, and gradients of the mean loss over all."""
-    run = jax.jit(lambda params, batch_BT: _jax_first_pass(config, step, params, batch_BT))
-    passes = [run(params, batch_BT) for batch_BT in batch_MBT]
-    grads = {path: sum(np.asarray(grads[path]) for _, grads in passes) for path in params}
-    return np.asarray(passes[0][0]), {path: grad / batch_MBT[..., 1:].size for path, grad in grads.items()}
-
-
-def _jax_first_pass(config: Config, step: jax_step.Step, params, batch_BT):
-    """Logits, and gradients of the summed loss."""
-    module = step.model.bind(params)
-    dtype = jnp.dtype(config.train.dtype)
-    logits_BTV = module.logits(module(batch_BT[:, :-1], dtype=dtype, implementation=step.attention[0]))
-    loss = lambda params: jax_step.loss_sum(config, step.model, step.attention[0], params, batch_BT)[0]  # noqa: E731
-    return logits_BTV, jax.grad(loss)(params)
-
-
-def _jax_places(config: Config, step: jax_step.Step, params, batch_BT) -> Arrays:
-    """Zeros are added at each place, so that the gradient with respect to them is that place's."""
-
-    def forward(params, zeros):
-        values = {}
-
-        def tap(name, x):
-            values[name] = x if zeros is None else x + zeros[name]
-            return values[name]
-
-        module = step.model.bind(params)
-        x_BTD = walk(module, batch_BT[:, :-1], jnp.dtype(config.train.dtype), step.attention[0], tap)
-        values["logits"] = module.logits(x_BTD)
-        nats, n_tokens = jax_cross_entropy(x_BTD, module.head_weight(), batch_BT[:, 1:])
-        return nats / n_tokens, values
-
-    def both(params, zeros):
-        grads, values = jax.grad(lambda *args: forward(*args), argnums=(0, 1), has_aux=True)(params, zeros)
-        return values, *grads
-
-    shapes = jax.eval_shape(lambda params: forward(params, None)[1], params)
-    zeros = {name: jnp.zeros(shape.shape, shape.dtype) for name, shape in shapes.items() if name != "logits"}
-    values, param_grads, place_grads = jax.jit(both)(params, zeros)
-    return _in_order(*(to_arrays(tree) for tree in (values, param_grads, place_grads)))
-
-
-def run_torch(
-    config: Config, vocab_size: int, params: Arrays, batches: Sequence[np.ndarray], *, is_traced: bool = False
-) -> Trajectory:
-    """torch_ref's, from the same weights.
-
-    Raises:
-      InputError: torch is not installed or allows TF32, or the weights are another model's.
-    """
-    torch = import_torch()
-    from torch_ref import sharding, weights
-    from torch_ref import step as torch_step
-
-    mesh = sharding.make_mesh(config.mesh)
-    step = torch_step.make_step(config, vocab_size, mesh)
-    refuse_tf32(config)
-    state = step.init_state(weights.to_torch(params))
-    batch_MBT = sharding.to_device(batches[0], mesh)
-    with torch.no_grad():
-        module = step.model.bind(state.params)
-        dtype = getattr(torch, config.train.dtype)
-        logits_BTV = module.logits(module(batch_MBT[0, :, :-1], dtype=dtype, implementation=step.attention[0]))
-    for batch_BT in batch_MBT:
-        torch_step.loss_sum(config, step.model, step.attention[0], state.params, batch_BT)[0].backward()
-    n_tokens = batches[0][..., 1:].size
-    grads = {path: torch_step.take_grad(param) / n_tokens for path, param in state.params.items()}
-    places = _torch_places(config, step, state.params, batch_MBT[0]) if is_traced else {}
-    losses, norms, first = [], [], {}
-    for i, batch in enumerate(batches):
-        hyper = step.hyper(schedule.hyper_at(config, i))
-        state, metrics = step.train(state, sharding.to_device(batch, mesh), hyper)
-        losses.append(float(metrics["loss"]))
-        norms.append(float(metrics["grad_norm"]))
-        if i == 0:
-            first = weights.to_numpy(state.params)
-    opt_state = weights.to_numpy(weights.by_path(state.opt_state, "opt_state"))
-    opt_state = {path.removeprefix("opt_state."): leaf for path, leaf in opt_state.items()}
-    return Trajectory(
-        "torch_ref", _numpy(logits_BTV), weights.to_numpy(grads), losses, norms, first,
-        weights.to_numpy(state.params), opt_state, places,
-    )  # fmt: skip
-
-
-def _torch_places(config: Config, step: Any, params, batch_BT) -> Arrays:
-    torch = import_torch()
-    from torch_ref.loss import cross_entropy
-    from torch_ref.step import take_grad
-    from torch_ref.weights import to_numpy
-
-    values = {}
-
-    def tap(name, x):
-        x.retain_grad()
-        values[name] = x
-        return x
-
-    module = step.model.bind(params)
-    dtype = getattr(torch, config.train.dtype)
-    x_BTD = walk(module, batch_BT[:, :-1], dtype, step.attention[0], tap)
-    nats, n_tokens = cross_entropy(x_BTD, module.head_weight(), batch_BT[:, 1:])
-    (nats / n_tokens).backward()
-    place_grads = {name: _numpy(x.grad) for name, x in values.items()}
-    values["logits"] = module.logits(x_BTD)
-    param_grads = to_numpy({path: take_grad(param) for path, param in params.items()})
-    return _in_order({name: _numpy(x) for name, x in values.items()}, param_grads, place_grads)
-
-
-def _numpy(tensor: Any) -> np.ndarray:
-    return tensor.detach().cpu().double().numpy()
-
-
-def walk(module: Any, tokens_BT, dtype, implementation: str, tap: Callable[[str, Any], Any]):
-    """A model's forward pass, either framework's, layer by layer: tap(name, value) -> value sees each output."""
-    x_BTD = tap("embedding", module.embed(tokens_BT, 0, dtype))
-    for i, block in enumerate(module.h):
-        y_BTD = tap(f"h.{i}.ln_1", block.ln_1(x_BTD))
-        x_BTD = x_BTD + tap(f"h.{i}.attn", block.attn(y_BTD, implementation=implementation)[0])
-        y_BTD = tap(f"h.{i}.ln_2", block.ln_2(x_BTD))
-        x_BTD = tap(f"h.{i}", x_BTD + tap(f"h.{i}.mlp", block.mlp(y_BTD)))
-    return tap("ln_f", module.ln_f(x_BTD))
-
-
-def _in_order(values: Arrays, param_grads: Arrays, place_grads: Arrays) -> Arrays:
-    """Forward from the embedding to the logits, backward from the last layer to the first.
-
-    Behind the gradient of a layer's output come those of its own parameters, last ones first.
-    """
-    n_layer = sum(bool(re.fullmatch(r"h\.\d+", name)) for name in place_grads)
-    parts = ("ln_1", "attn", "ln_2", "mlp")
-    layers = [f"h.{i}.{part}" for i in range(n_layer) for part in parts]
-    ahead = ["embedding"]
-    for layer in layers:
-        ahead += [layer, layer.removesuffix(".mlp")] if layer.endswith(".mlp") else [layer]
-    ahead += ["ln_f"]
-    places = {f"forward: {name}": values[name] for name in [*ahead, "logits"]}
-    for name in reversed(ahead):
-        places[f"backward: output of {name}"] = place_grads[name]
-        prefixes = ("wte.", "wpe.") if name == "embedding" else (f"{name}.",) * (name in layers or name == "ln_f")
-        own = [path for path in param_grads if prefixes and path.startswith(prefixes)]
-        places |= {f"backward: {path}": param_grads[path] for path in sorted(own, reverse=True)}
-    return places
-
-
-# Comparing
-
-
 def compare(ours: Trajectory, theirs: Trajectory, gates: dict[str, Gate]) -> list[Row]:
     """One row per quantity, `theirs` being the reference.
 
@@ -384,7 +90,7 @@ def compare(ours: Trajectory, theirs: Trajectory, gates: dict[str, Gate]) -> lis
         "gradients, step 1": find_worst(ours.grads, theirs.grads),
         "parameters, step 1": find_worst(ours.first, theirs.first),
         "parameters, last step": find_worst(ours.last, theirs.last),
-        "optimizer state": find_worst(ours.opt_state, theirs.opt_state),
+        "optimizer state": find_worst(ours.opt_state, theirs.opt_state, lambda_scales(theirs.opt_state)),
         "key biases, gradients": find_worst_key_bias(ours.grads, theirs.grads, theirs.grads),
         "key biases, last step": find_worst_key_bias(ours.last, theirs.last, theirs.last),
     }
@@ -419,6 +125,16 @@ def relative_distance(ours: np.ndarray, theirs: np.ndarray) -> float:
     return float(np.linalg.norm(a - b) / (size if size > 0 else 1.0))
 
 
+def lambda_scales(opt_state: Arrays) -> dict[str, float]:
+    """What the first moments of nanochat's lambdas are measured by: their second moments' root, which divides them.
+
+    The gradient of a lambda is a sum over all activations that nearly cancels, and a mean of such sums of both signs
+    may be near 0 by chance.
+    """
+    means = [path for path in opt_state if re.fullmatch(r"mu\.\w+_lambdas?", path)]
+    return {path: float(np.linalg.norm(opt_state[f"nu.{path.removeprefix('mu.')}"] ** 0.5)) for path in means}
+
+
 def _distance(path: str, ours: np.ndarray, theirs: np.ndarray) -> float:
     part = key_part(path, theirs)
     if part is not None:
@@ -426,9 +142,15 @@ def _distance(path: str, ours: np.ndarray, theirs: np.ndarray) -> float:
     return relative_distance(ours, theirs)
 
 
-def find_worst(ours: Arrays, theirs: Arrays) -> tuple[str, float]:
-    """The tensor that differs most, and by how much, key biases left out. NaN counts as most."""
+def find_worst(ours: Arrays, theirs: Arrays, scales: dict[str, float] | None = None) -> tuple[str, float]:
+    """The tensor that differs most, and by how much, key biases left out. NaN counts as most.
+
+    Args:
+      scales: path -> what a difference is relative to, where it is not the tensor's own norm.
+    """
     distances = {path: _distance(path, ours[path], theirs[path]) for path in theirs}
+    for path, scale in (scales or {}).items():
+        distances[path] = float(np.linalg.norm(ours[path] - theirs[path]) / (scale or 1.0))
     worst = max(distances, key=lambda path: np.nan_to_num(distances[path], nan=np.inf))
     return worst, distances[worst]
 
@@ -638,8 +360,7 @@ def main(args: list[str]) -> int:
     if dtype not in DTYPES:
         raise InputError(f"train.dtype={dtype} has no gates; choose --dtype from {', '.join(DTYPES)}")
     refuse_tf32(config)
-    config = settle(config, given.steps, dtype)
-    vocab_size, batches = read_batches(config, given.steps)
+    config, vocab_size, batches = read_batches(config, given.steps, dtype)
     params = draw_params(config, vocab_size)
     ours = run_jax(config, vocab_size, params, batches, is_traced=given.trace)
     theirs = run_torch(config, vocab_size, params, batches, is_traced=given.trace)

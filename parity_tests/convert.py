@@ -29,7 +29,7 @@ from jaxgpt.log import console
 from jaxgpt.sealed import Damaged, read_seal
 from jaxgpt.sharding import make_mesh
 from jaxgpt.weights import save_hf
-from parity_tests.compare import import_torch, to_arrays
+from parity_tests.trajectories import import_torch, to_arrays
 
 TORCH_STATE = "state.safetensors"
 """The file by which torch_ref's checkpoints are known; it is in their manifest."""

@@ -1,19 +1,14 @@
-"""Bugs planted in jaxgpt, one at a time, and which gate sees each: what the gates are worth.
+"""Bugs planted in jaxgpt, one at a time, and the bench that judges them: what the gates are worth.
 
-    python -m parity_tests.compare --report docs/parity.md
-
-trains each mutant for a few steps against the unmutated torch_ref, judges it by the gates of every dtype, and writes
-that table and the floors. A mutation is `(plan) -> plan`, with patches of jaxgpt entered on `plan.stack`.
+Here those of GPT-2, AdamW and Muon; nanochat_mutations.py has nanochat's. A mutation is `(plan) -> plan`, with patches
+of jaxgpt entered on `plan.stack`. `Bench.judge` trains the mutant for a few steps against the unmutated torch_ref.
 """
 
 import dataclasses
-import datetime
 import functools
-import os
 from collections.abc import Callable, Iterable
 from contextlib import ExitStack
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 from unittest import mock
 
@@ -22,74 +17,15 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxgpt import attention, layers, loss, optim, schedule, step
-from jaxgpt.config import (
-    Config,
-    GPT2Config,
-    MeshConfig,
-    MuonConfig,
-    OptimConfig,
-    ScheduleConfig,
-    TrainConfig,
-)
-from jaxgpt.errors import InputError
-from jaxgpt.log import console
+from jaxgpt.config import Config
 from jaxgpt.models import gpt2
-from parity_tests.compare import (
-    DTYPES,
-    Arrays,
-    Row,
-    Trajectory,
-    compare,
-    describe_machine,
-    draw_params,
-    import_torch,
-    run_jax,
-    run_torch,
-    settle,
-)
+from parity_tests.compare import Row, compare
+from parity_tests.small_runs import VOCAB, make_batches, make_config
 from parity_tests.tolerances import PARITY
+from parity_tests.trajectories import Arrays, Trajectory, draw_params, first_batch, run_jax, run_torch
 
-VOCAB = 64
-N_FLOOR_STEPS = 200
-N_MUTANT_STEPS = 24
 MASKED_ID = 7
 """Where a comparison masks tokens, these targets are not counted: another number in each microbatch."""
-
-
-MUON_LR = 5e-3
-"""Of make_config. At 0.02 Newton-Schulz, which lifts small singular values a hundredfold, lifts float32's rounding
-to 6e-5 in 200 steps, and bfloat16's out of its gates."""
-
-
-def make_config(algorithm: Any, n_steps: int, dtype: str, *, n_layer: int = 2) -> Config:
-    """A GPT-2 small enough for seconds with every part of the recipe at work.
-
-    Biases, clipping, decay, warm-up of learning rate and momentum, two microbatches, two chunks of the loss.
-    """
-    config = Config(
-        model=GPT2Config(seq_len=32, n_layer=n_layer, n_head=2, n_embd=32, bias=True),
-        train=TrainConfig(steps=n_steps, batch_tokens=8 * 32, micro_batch_size=4, loss_chunk_tokens=64),
-        optim=OptimConfig(
-            algorithm=algorithm, lr=1e-3, grad_clip=0.5, schedule=ScheduleConfig(warmup_steps=min(20, n_steps // 4)),
-            muon=MuonConfig(lr=MUON_LR, momentum_warmup_steps=10, weight_decay=0.1),
-        ),
-        mesh=MeshConfig(data=1, platform="cpu"),
-    )  # fmt: skip
-    return settle(config, n_steps, dtype)
-
-
-def make_batches(n_steps: int) -> list[np.ndarray]:
-    """[M, B, T + 1] per step: a Markov chain with four likely successors per token, so that there is much to learn."""
-    n_micro, n_rows, seq_len = 2, 4, 32
-    rng = np.random.default_rng(0)
-    successors = rng.integers(0, VOCAB, (VOCAB, 4))
-    n = n_steps * n_micro * n_rows
-    columns = [rng.integers(0, VOCAB, n)]
-    for _ in range(seq_len):
-        likely = successors[columns[-1], rng.integers(0, 4, n)]
-        columns.append(np.where(rng.random(n) < 0.1, rng.integers(0, VOCAB, n), likely))
-    rows = np.stack(columns, axis=1).astype(np.int32)
-    return list(rows.reshape(n_steps, n_micro, n_rows, seq_len + 1))
 
 
 @dataclass(frozen=True)
@@ -112,21 +48,31 @@ class Plan:
     def set_muon(self, **values) -> "Plan":
         return self.set_optim(muon=dataclasses.replace(self.config.optim.muon, **values))
 
+    def set_model(self, **values) -> "Plan":
+        return dataclasses.replace(
+            self, config=dataclasses.replace(self.config, model=dataclasses.replace(self.config.model, **values))
+        )
+
+    def set_schedule(self, **values) -> "Plan":
+        return self.set_optim(schedule=dataclasses.replace(self.config.optim.schedule, **values))
+
 
 @dataclass(frozen=True)
 class Mutation:
     """A bug.
 
     Attributes:
-      algorithm: the optimizer under which it can show.
+      recipe: the run in which it can show.
       is_masked: some targets are masked, on both sides.
       is_update: it touches neither logits nor gradients.
+      is_early: it shows in logits or gradients of the first batch: a brief judgement leaves the training out.
     """
 
     plant: Callable[[Plan], Plan]
-    algorithm: str = "adamw"
+    recipe: str = "adamw"
     is_masked: bool = False
     is_update: bool = False
+    is_early: bool = False
 
 
 # The model
@@ -212,7 +158,7 @@ def _one_weight(plan):
 
 
 def _loss_bf16(plan):
-    def chunk_loss(x, weight, targets, mask):
+    def chunk_loss(x, weight, targets, mask, _softcap):
         logits = (x @ weight.astype(x.dtype).T).astype(jnp.bfloat16).astype(mask.dtype)
         lse = jax.nn.logsumexp(logits, axis=-1)
         target_logits = jnp.take_along_axis(logits, targets[:, None], axis=-1)[:, 0]
@@ -225,8 +171,8 @@ def _patch_loss(plan, change):
     """change(targets, mask, loss, count) -> what cross_entropy returns, around the original."""
     original = step.cross_entropy
 
-    def mutant(x, weight, targets, mask=None, *, chunk_len=None):
-        return change(functools.partial(original, x, weight, chunk_len=chunk_len), targets, mask)
+    def mutant(x, weight, targets, mask=None, **settings):
+        return change(functools.partial(original, x, weight, **settings), targets, mask)
 
     return plan.patch(step, "cross_entropy", mutant)
 
@@ -308,7 +254,7 @@ def _mu_bf16(plan):
 
 
 def _decay_mask(plan):
-    original = optim.param_groups
+    original = step.param_groups
 
     def param_groups(config, shapes):
         groups = original(config, shapes)
@@ -341,28 +287,28 @@ def _nesterov_optax(plan):
 def _patch_muon_scale(plan, scale):
     """scale(n_in, n_out) instead of sqrt(max(1, n_out / n_in))."""
 
-    def muon(param, direction, *, lr, weight_decay):
+    def muon(param, direction, *, lr, weight_decay, **_):
         return -lr * (scale(*param.shape) * direction + weight_decay * param)
 
     return plan.patch(optim, "muon", muon)
 
 
 MUTATIONS: dict[str, Mutation] = {
-    "GELU by tanh instead of erf": Mutation(_gelu),
-    "layer-norm epsilon 1e-6 instead of 1e-5": Mutation(_layer_norm_eps),
-    "layer-norm bias ignored": Mutation(_layer_norm_bias),
-    "layer-norm variance over n - 1": Mutation(_layer_norm_variance),
-    "attention scale missing": Mutation(_attention_scale),
-    "softmax in bfloat16": Mutation(_softmax_bf16),
-    "window one key too wide": Mutation(functools.partial(_window, 1)),
-    "window one key too narrow": Mutation(functools.partial(_window, -1)),
-    "positions start at 1": Mutation(_positions),
-    "MLP reads the block's input": Mutation(_residual),
-    "one weight changed by 1e-7": Mutation(_one_weight),
-    "tied head's gradient dropped": Mutation(_tied_head),
-    "logits of the loss in bfloat16": Mutation(_loss_bf16),
-    "labels shifted by one": Mutation(_labels),
-    "mean of the microbatches' means": Mutation(_mean_of_means, is_masked=True),
+    "GELU by tanh instead of erf": Mutation(_gelu, is_early=True),
+    "layer-norm epsilon 1e-6 instead of 1e-5": Mutation(_layer_norm_eps, is_early=True),
+    "layer-norm bias ignored": Mutation(_layer_norm_bias, is_early=True),
+    "layer-norm variance over n - 1": Mutation(_layer_norm_variance, is_early=True),
+    "attention scale missing": Mutation(_attention_scale, is_early=True),
+    "softmax in bfloat16": Mutation(_softmax_bf16, is_early=True),
+    "window one key too wide": Mutation(functools.partial(_window, 1), is_early=True),
+    "window one key too narrow": Mutation(functools.partial(_window, -1), is_early=True),
+    "positions start at 1": Mutation(_positions, is_early=True),
+    "MLP reads the block's input": Mutation(_residual, is_early=True),
+    "one weight changed by 1e-7": Mutation(_one_weight, is_early=True),
+    "tied head's gradient dropped": Mutation(_tied_head, is_early=True),
+    "logits of the loss in bfloat16": Mutation(_loss_bf16, is_early=True),
+    "labels shifted by one": Mutation(_labels, is_early=True),
+    "mean of the microbatches' means": Mutation(_mean_of_means, is_masked=True, is_early=True),
     "divided by one microbatch's count": Mutation(_micro_sum),
     "clipping left out": Mutation(lambda plan: plan.set_optim(grad_clip=0.0), is_update=True),
     "clipping without its epsilon": Mutation(lambda plan: plan.patch(optim, "CLIP_EPS", 0.0), is_update=True),
@@ -402,38 +348,27 @@ MUTATIONS: dict[str, Mutation] = {
 # Judging them
 
 
-def run_reference(
-    algorithm: str, n_steps: int, dtype: str, *, n_layer: int = 2, is_masked: bool = False
-) -> tuple[Arrays, Trajectory]:
+def run_reference(recipe: str, n_steps: int, dtype: str, *, is_small: bool = False) -> tuple[Arrays, Trajectory]:
     """The weights that all start from, and torch_ref's run."""
-    config = make_config(algorithm, n_steps, dtype, n_layer=n_layer)
+    config = make_config(recipe, n_steps, dtype, is_small=is_small)
     params = draw_params(config, VOCAB)
-    with ExitStack() as stack:
-        if is_masked:
-            from torch_ref import step as torch_step
-
-            stack.enter_context(mock.patch.object(torch_step, "cross_entropy", _masking(torch_step.cross_entropy)))
-        return params, run_torch(config, VOCAB, params, make_batches(n_steps))
+    return params, run_torch(config, VOCAB, params, make_batches(n_steps, config.model.seq_len))
 
 
-def _masking(cross_entropy):
-    """Either framework's loss without the targets MASKED_ID."""
-
-    def masked(x, weight, targets, mask=None, *, chunk_len=None):
-        return cross_entropy(x, weight, targets, targets != MASKED_ID, chunk_len=chunk_len)
-
-    return masked
-
-
-def run_unmutated(
-    algorithm: str, params: Arrays, n_steps: int, dtype: str, *, n_layer: int = 2, is_masked: bool = False
-) -> Trajectory:
+def run_unmutated(recipe: str, params: Arrays, n_steps: int, dtype: str, *, is_small: bool = False) -> Trajectory:
     """jaxgpt's run as it is."""
-    with ExitStack() as stack:
-        if is_masked:
-            stack.enter_context(mock.patch.object(step, "cross_entropy", _masking(step.cross_entropy)))
-        config = make_config(algorithm, n_steps, dtype, n_layer=n_layer)
-        return run_jax(config, VOCAB, params, make_batches(n_steps))
+    config = make_config(recipe, n_steps, dtype, is_small=is_small)
+    return run_jax(config, VOCAB, params, make_batches(n_steps, config.model.seq_len))
+
+
+def _masking(module: Any) -> Any:
+    """Either framework's step with a loss that leaves out the targets MASKED_ID."""
+    original = module.cross_entropy
+
+    def masked(x, weight, targets, mask=None, **settings):
+        return original(x, weight, targets, targets != MASKED_ID, **settings)
+
+    return mock.patch.object(module, "cross_entropy", masked)
 
 
 @dataclass(frozen=True)
@@ -446,22 +381,34 @@ class Bench:
     reference: Trajectory
     unmutated: Trajectory
 
-    def judge(self, mutation: Mutation) -> list[Row]:
-        """Plants the bug, trains, compares. One layer: each mutant is compiled anew."""
+    def judge(self, mutation: Mutation, *, is_brief: bool = False) -> list[Row]:
+        """Plants the bug, trains, compares. A small model: each mutant is compiled anew."""
         with ExitStack() as stack:
-            plan = Plan(stack, make_config(mutation.algorithm, self.n_steps, self.dtype, n_layer=1), self.params)
+            config = make_config(mutation.recipe, self.n_steps, self.dtype, is_small=True)
+            plan = Plan(stack, config, self.params)
             if mutation.is_masked:
-                plan.patch(step, "cross_entropy", _masking(step.cross_entropy))
+                stack.enter_context(_masking(step))
             plan = mutation.plant(plan)
-            known = self.unmutated if mutation.is_update else None
-            ours = run_jax(plan.config, VOCAB, plan.params, make_batches(self.n_steps), known=known)
+            batches = make_batches(self.n_steps, config.model.seq_len)
+            if is_brief and mutation.is_early:
+                logits, grads = first_batch(plan.config, VOCAB, plan.params, batches[0])
+                ours = dataclasses.replace(self.unmutated, logits=logits, grads=grads)
+            else:
+                known = self.unmutated if mutation.is_update else None
+                ours = run_jax(plan.config, VOCAB, plan.params, batches, known=known)
         return compare(ours, self.reference, PARITY[self.dtype])
 
 
 @functools.cache
-def set_up_bench(algorithm: str, is_masked: bool, dtype: str, n_steps: int = N_MUTANT_STEPS) -> Bench:
-    params, reference = run_reference(algorithm, n_steps, dtype, n_layer=1, is_masked=is_masked)
-    unmutated = run_unmutated(algorithm, params, n_steps, dtype, n_layer=1, is_masked=is_masked)
+def set_up_bench(recipe: str, is_masked: bool, dtype: str, n_steps: int) -> Bench:
+    with ExitStack() as stack:
+        if is_masked:
+            from torch_ref import step as torch_step
+
+            for module in (step, torch_step):
+                stack.enter_context(_masking(module))
+        params, reference = run_reference(recipe, n_steps, dtype, is_small=True)
+        unmutated = run_unmutated(recipe, params, n_steps, dtype, is_small=True)
     return Bench(dtype, n_steps, params, reference, unmutated)
 
 
@@ -469,95 +416,3 @@ def find_loudest(rows: Iterable[Row]) -> Row | None:
     """The judged quantity that is outside of its gate by the largest factor; None where all are inside."""
     outside = [row for row in rows if not row.is_inside]
     return max(outside, key=lambda row: np.nan_to_num(row.margin, nan=np.inf), default=None)
-
-
-# The report
-
-
-def write_report(path: Path) -> int:
-    """Measures everything anew and writes it as Markdown."""
-    import_torch().set_num_threads(1)  # models this small lose by more
-    floors = {}
-    for dtype in DTYPES:
-        for algorithm in ("adamw", "muon"):
-            console.print(f"floors: {dtype}, {algorithm}")
-            params, reference = run_reference(algorithm, N_FLOOR_STEPS, dtype)
-            ours = run_unmutated(algorithm, params, N_FLOOR_STEPS, dtype)
-            floors[dtype, algorithm] = compare(ours, reference, PARITY[dtype])
-    seen: dict[str, dict[str, tuple[Row | None, float]]] = {name: {} for name in MUTATIONS}
-    for dtype in DTYPES:
-        for name, mutation in MUTATIONS.items():
-            console.print(f"mutations: {dtype}, {name}")
-            bench = set_up_bench(mutation.algorithm, mutation.is_masked, dtype)
-            row = find_loudest(bench.judge(mutation))
-            without = {r.quantity: r.figure for r in compare(bench.unmutated, bench.reference, PARITY[dtype])}
-            floor = max(without[row.quantity], float(np.finfo(np.float64).eps)) if row else 1.0
-            seen[name][dtype] = (row, row.figure / floor if row else 0.0)
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(format_report(floors, seen), encoding="utf-8")
-    except OSError as error:
-        raise InputError(f"--report={path} cannot be written: {error}") from error
-    console.print(f"wrote {path}")
-    unseen = [name for name, by_dtype in seen.items() if not any(row for row, _ in by_dtype.values())]
-    outside = [row.quantity for rows in floors.values() for row in rows if not row.is_inside]
-    if unseen or outside:
-        console.print(f"[red]unseen: {unseen}; outside without a mutation: {outside}")
-    return 1 if unseen or outside else 0
-
-
-def format_report(
-    floors: dict[tuple[str, str], list[Row]], seen: dict[str, dict[str, tuple[Row | None, float]]]
-) -> str:
-    machine = describe_machine()
-    today = datetime.datetime.now(datetime.UTC).date().isoformat()
-    lines = [
-        "# Parity of jaxgpt and torch_ref, measured",
-        "",
-        "Written by a command; run it again instead of editing:",
-        "`python -m parity_tests.compare --report docs/parity.md`.",
-        f"{today}; {machine['device']}; jax {machine['jax']}, torch {machine['torch']}, Python {machine['python']}"
-        + (f", XLA_FLAGS={os.environ['XLA_FLAGS']}." if os.environ.get("XLA_FLAGS") else "."),
-        "",
-        "GPT-2 with 2 layers (mutants: 1), width 32, context 32, biases, 64 ids of a Markov chain; 8 rows in 2",
-        "microbatches, clipping at work, warm-up and cosine. Both frameworks start from one set of weights and read",
-        "the same batches. Gates, with their reasons, stand in `parity_tests/tolerances.py`. A config of one's own:",
-        "`python -m parity_tests.compare --config configs/x.py --steps 200 --dtype float32`.",
-        "",
-        f"## Floors: {N_FLOOR_STEPS} steps without a bug",
-        "",
-        "Tensors are compared by the L2 norm of the difference, relative; logits and losses absolutely. The key",
-        "biases, the middle third of `c_attn.bias`, stand apart: softmax does not see them, so their true gradient is",
-        "0, and AdamW blows its rounding up to whole steps.",
-        "",
-    ]
-    columns = list(floors)
-    gates = [f"{dtype} gate" for dtype in DTYPES]
-    heads = ["quantity", *(f"{dtype}, {algorithm}" for dtype, algorithm in columns), *gates]
-    table = []
-    for i, row in enumerate(next(iter(floors.values()))):
-        limits = [floors[dtype, "adamw"][i].limit for dtype in DTYPES]
-        figures = [f"{floors[column][i].figure:.1e}" for column in columns]
-        table.append([row.quantity, *figures, *("-" if limit is None else f"{limit:.0e}" for limit in limits)])
-    lines += [*_format_table(heads, table), ""]
-    counts = {dtype: sum(by_dtype[dtype][0] is not None for by_dtype in seen.values()) for dtype in DTYPES}
-    lines += [
-        f"## Mutations: {N_MUTANT_STEPS} steps with one bug in jaxgpt",
-        "",
-        "For each dtype the quantity that is furthest outside of its gate: figure (times the gate's limit; times the",
-        "same quantity without the bug, at least 2e-16). "
-        + ", ".join(f"{dtype} sees {n} of {len(seen)}" for dtype, n in counts.items())
-        + ".",
-        "",
-    ]
-    table = []
-    for name, by_dtype in seen.items():
-        cells = []
-        for row, over_floor in by_dtype.values():
-            cells.append(f"{row.quantity}: {row.figure:.1e} ({row.margin:.0e}; {over_floor:.0e})" if row else "no")
-        table.append([name, *cells])
-    return "\n".join([*lines, *_format_table(["mutation", *DTYPES], table)]) + "\n"
-
-
-def _format_table(heads: list[str], rows: list[list[str]]) -> list[str]:
-    return [f"| {' | '.join(cells)} |" for cells in (heads, ["---"] * len(heads), *rows)]

@@ -77,7 +77,7 @@ def test_overrides_are_applied_together():
         ({"optim.lr": "-1"}, "optim.lr=-1.0 is negative; choose 0 or more"),
         ({"optim.beta2": "1"}, "optim.beta2=1.0 is outside [0, 1)"),
         ({"model.dropout": "1.5"}, "model.dropout=1.5 is outside [0, 1); 0 turns it off"),
-        ({"train.steps": "0"}, "train.steps=0 is below 1; choose a positive number"),
+        ({"train.steps": "-1"}, "train.steps=-1 is negative; 0 derives it"),
         ({"model.n_head": "5"}, "model.n_embd=768 is not a multiple of model.n_head=5; nearest widths: 765, 770"),
         (
             {"train.batch_tokens": "262144", "train.micro_batch_size": "4", "model.seq_len": "1536"},
@@ -159,14 +159,18 @@ def test_flags_and_space_separated_values():
     assert config.run.dir == f"runs/{CONFIGS[0].stem}"
 
 
-def test_help_shows_every_field():
+@pytest.mark.parametrize("name", ["quickstart", "nanochat_cpu"])
+def test_help_shows_every_field(name):
+    call = f"parse_args(['--config', 'configs/{name}.py', '--help'], {{}}, 'doc')"
     shown = subprocess.run(
-        [sys.executable, "-c", "from jaxgpt.command_line import parse_args; parse_args(['--help'], {}, 'doc')"],
+        [sys.executable, "-c", f"from jaxgpt.command_line import parse_args; {call}"],
         capture_output=True, text=True, cwd=REPO, env={"COLUMNS": "200", "PATH": ""}, check=False,
     )  # fmt: skip
     assert shown.returncode == 0, shown.stderr
+    model = type(load(REPO / "configs" / f"{name}.py").model)
+    fields = [path for path in field_paths() if not path.startswith("model.")] + field_paths(model, "model.")
     tuples = {"train.stages", "optim.groups"}  # set in files, shown when they have entries
-    missing = [path for path in field_paths() if path not in shown.stdout and path not in tuples]
+    missing = [path for path in fields if path not in shown.stdout and path not in tuples]
     assert not missing
 
 

@@ -9,7 +9,8 @@ import pytest
 from jaxgpt.config import GPT2Config, GroupConfig, MuonConfig, OptimConfig
 from jaxgpt.errors import InputError
 from jaxgpt.models import param_shapes
-from jaxgpt.optim import clip_by_global_norm, global_norm, newton_schulz, optimizer, param_groups
+from jaxgpt.optim import clip_by_global_norm, global_norm, newton_schulz, optimizer
+from jaxgpt.param_groups import param_groups
 from parity_tests import tolerances
 
 torch = pytest.importorskip("torch")
@@ -26,7 +27,7 @@ def run(config, lr_scale=1.0, momentum=0.95):
     start = params
     transform = optimizer(config, param_groups(config, SHAPES))
     state = transform.init(params)
-    hyper = {"lr_scale": jnp.float32(lr_scale), "momentum": jnp.float32(momentum)}
+    hyper = {"lr_scale": jnp.float32(lr_scale), "momentum": jnp.float32(momentum), "decay_scale": jnp.float32(1)}
     for grad in grads:
         updates, state = transform.update(grad, state, params, hyper=hyper)
         params = optax.apply_updates(params, updates)

@@ -277,13 +277,11 @@ def test_bad_input(name, content, expected):
     assert not Path("data/mine").exists()
 
 
-def test_bad_parquet_columns(monkeypatch):
+def test_bad_parquet_columns():
     write_parquet("x.parquet", ["a", "b"], column="content")
     assert "column 'text' is not there (it has: id, content); see --text-field" in refused("m", "--input", "x.parquet")
     assert "column 'id' is int64" in refused("m", "--input", "x.parquet", "--text-field", "id")
     assert run("m", "--input", "x.parquet", "--text-field", "content") == 0
-    monkeypatch.setitem(sys.modules, "pyarrow", None)
-    assert "needs pyarrow to be read; pip install 'jaxgpt[hf]'" in refused("n", "--input", "x.parquet")
 
 
 @pytest.mark.parametrize(
@@ -296,7 +294,7 @@ def test_bad_parquet_columns(monkeypatch):
         (["zzz"], "no corpus zzz; there are pydocs"),
         ([], "the following arguments are required: name"),
         (["pydocs", "--shrads", "3"], "unrecognized arguments"),
-        (["pydocs", "--shards", "3"], "--shards=3 is for fineweb10B"),
+        (["pydocs", "--shards", "3"], "--shards=3 is not for pydocs as tokens, which takes --input, --tokenizer"),
         (["pydocs", "--input", "x"], "pydocs reads no --input"),
         (["../x", "--input", "x"], "'../x' is no name"),
         (["pydocs", "--tokenizer", "bpe"], "invalid choice: 'bpe'"),
@@ -305,7 +303,22 @@ def test_bad_parquet_columns(monkeypatch):
         (["pydocs", "--shard-tokens", "0"], "--shard-tokens=0"),
         (["pydocs", "--workers", "0"], "--workers=0"),
         (["fineweb10B", "--shards", "104"], "--shards=104 is outside [1, 103]"),
-        (["fineweb10B", "--tokenizer", "char"], "leave out --tokenizer"),
+        (
+            ["fineweb10B", "--tokenizer", "char"],
+            "--tokenizer=char is not for fineweb10B, which takes --input, --shards",
+        ),
+        (["fineweb10B", "--val-fraction", "0"], "--val-fraction=0.0 is not for fineweb10B"),
+        (["fineweb10B", "--format", "text"], "fineweb10B is published as tokens; there is no --format text of it"),
+        (["pydocs", "--shard-chars", "9"], "--shard-chars=9 is not for pydocs as tokens"),
+        (["pydocs", "--format", "text", "--tokenizer", "gpt2"], "--tokenizer=gpt2 is not for pydocs as text"),
+        (["pydocs", "--format", "text", "--group-documents", "0"], "--group-documents=0 is not positive; 1000 is"),
+        (["climbmx"], "did you mean climbmix?"),
+        (["climbmix"], "--shards is missing: climbmix has 6542 files"),
+        (["climbmix", "--shards", "6543"], "--shards=6543 is outside [1, 6542]"),
+        (["fineweb-edu", "--shards", "0"], "--shards=0 is outside [1, 1822]"),
+        (["climbmix", "--shards", "1", "--format", "tokens"], "published as text; there is no --format tokens of it"),
+        (["climbmix", "--shards", "1", "--input", "a", "b"], "--input=a b is not for climbmix, which takes --shards"),
+        (["climbmix", "--shards", "1", "--force"], "--force is not for climbmix"),
         (["x", "--input", "no.txt"], "--input no.txt matches no file"),
         (["x", "--input", "*.txt"], "--input *.txt matches no file"),
         (["x", "--input", "."], "--input . has no .txt, .md, .jsonl, .parquet files"),

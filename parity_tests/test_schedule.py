@@ -58,4 +58,4 @@ def test_momentum_rises_then_stays():
     assert momentum_at(config, 0) == 0.85
     assert momentum_at(config, 150) == pytest.approx(0.9)
     assert momentum_at(config, 300) == momentum_at(config, 10_000) == 0.95
-    assert set(hyper_at(config, 0)) == {"lr_scale", "momentum"}
+    assert set(hyper_at(config, 0)) == {"lr_scale", "momentum", "decay_scale"}

@@ -46,7 +46,8 @@ def run(config, n_micro=1, data=None):
         for rows in batches() if data is None else data:
             batch = rows.reshape(n_micro, -1, 17)
             batch = put_rows(lambda lo, hi, b=batch: b[:, lo:hi], batch.shape, batch_sharding(mesh, 1), axis=1)
-            state, values = step.train(state, batch, step.hyper({"lr_scale": 1.0, "momentum": 0.95}))
+            hyper = step.hyper({"lr_scale": 1.0, "momentum": 0.95, "decay_scale": 1.0})
+            state, values = step.train(state, batch, hyper)
             metrics.append({name: float(value) for name, value in values.items()})
     return metrics, jax.tree.map(np.asarray, state)
 
@@ -121,7 +122,7 @@ def test_a_non_finite_step_changes_nothing_but_counters(algorithm):
         params["ln_f.weight"] = params["ln_f.weight"].at[0].set(jnp.inf)
         state = step.init_state(params)
         before = jax.tree.map(np.asarray, state)
-        hyper = step.hyper({"lr_scale": 1.0, "momentum": 0.95})
+        hyper = step.hyper({"lr_scale": 1.0, "momentum": 0.95, "decay_scale": 1.0})
         for count in (1, 2):
             state, metrics = step.train(state, batches()[:1], hyper)
             assert not np.isfinite(float(metrics["loss"]))
@@ -139,7 +140,7 @@ def test_float16_halves_its_scale_on_overflow_and_goes_on():
         step = make_step(config, VOCAB, mesh)
         state = step.init_state(step.init_params(0))
         state = state._replace(loss_scale=state.loss_scale._replace(scale=jnp.float32(2.0**40)))
-        hyper = step.hyper({"lr_scale": 1.0, "momentum": 0.95})
+        hyper = step.hyper({"lr_scale": 1.0, "momentum": 0.95, "decay_scale": 1.0})
         before = jax.tree.map(np.asarray, state.params)
         state, metrics = step.train(state, batches()[:1], hyper)
         assert float(state.loss_scale.scale) == 2.0**39
@@ -168,7 +169,7 @@ def test_nothing_recompiles():
         step = make_step(config, VOCAB, mesh)
         state = step.init_state(step.init_params(0))
         for i, rows in enumerate(batches()):
-            hyper = step.hyper({"lr_scale": 1.0 / (i + 1), "momentum": 0.9})
+            hyper = step.hyper({"lr_scale": 1.0 / (i + 1), "momentum": 0.9, "decay_scale": 1.0})
             state, _ = step.train(state, rows[None], hyper)
     assert step.train._cache_size() == 1
 
@@ -203,7 +204,7 @@ def test_stages_share_one_state():
     with jax.set_mesh(mesh):
         step = make_step(dataclasses.replace(config), VOCAB, mesh)
         state = step.init_state(step.init_params(0))
-        hyper = step.hyper({"lr_scale": 1.0, "momentum": 0.95})
+        hyper = step.hyper({"lr_scale": 1.0, "momentum": 0.95, "decay_scale": 1.0})
         state, _ = step.train(state, batches()[:1], hyper)
         state, metrics = step.train(state, batches()[:2], hyper)
     assert int(state.step) == 2 and np.isfinite(float(metrics["loss"]))

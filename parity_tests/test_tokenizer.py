@@ -3,14 +3,23 @@
 import hashlib
 import json
 import os
+import random
+import time
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
 import pytest
+import regex
 import tiktoken
 
+from jaxgpt.bpe import train_bpe
 from jaxgpt.errors import InputError
 from jaxgpt.tokenizer import (
+    CHAT_SPECIALS,
+    RUN_CHARS,
+    SPLIT_PATTERN,
+    BPETokenizer,
     ByteTokenizer,
     CharTokenizer,
     GPT2Tokenizer,
@@ -28,7 +37,9 @@ TEXTS = [
     "na\u00efve \u4f60\u597d \U0001f600\U0001f468\u200d\U0001f469\u200d\U0001f467",
     "before<|endoftext|>after",
     "   many   blanks\n\n\n   ",
+    "<|bos|><|user_start|>they'll say 12345 IT'S<|user_end|>",
 ]
+BYTES = [bytes([byte]) for byte in range(256)]
 
 
 @pytest.fixture
@@ -40,10 +51,16 @@ def gpt2(monkeypatch) -> GPT2Tokenizer:
     return GPT2Tokenizer()
 
 
-@pytest.fixture(params=["char", "byte", "gpt2"])
+@pytest.fixture(scope="module")
+def bpe() -> BPETokenizer:
+    """A small vocabulary that has merged blanks, digits, control tokens' names and parts of wide characters."""
+    return train_bpe([text + word for text in TEXTS for word in ("the they there then", " 1234", "\U0001f600")], 400)
+
+
+@pytest.fixture(params=["char", "byte", "gpt2", "bpe"])
 def tokenizer(request) -> Tokenizer:
-    if request.param == "gpt2":
-        return request.getfixturevalue("gpt2")
+    if request.param in ("gpt2", "bpe"):
+        return request.getfixturevalue(request.param)
     return CharTokenizer.from_text("".join(TEXTS)) if request.param == "char" else ByteTokenizer()
 
 
@@ -53,7 +70,7 @@ def test_decode_inverts_encode(tokenizer, text):
     assert tokenizer.decode(ids) == text
     assert tokenizer.decode_bytes(np.array(ids, np.uint16)) == text.encode()
     assert all(type(i) is int and 0 <= i < tokenizer.vocab_size for i in ids)
-    assert tokenizer.end_of_text not in ids
+    assert not {tokenizer.end_of_text, tokenizer.begin_of_text, *tokenizer.specials.values()} & set(ids)
 
 
 def test_token_bytes_count_the_text(tokenizer):
@@ -61,7 +78,8 @@ def test_token_bytes_count_the_text(tokenizer):
     assert sizes.dtype == np.int32 and sizes.shape == (tokenizer.vocab_size,)
     for text in TEXTS:
         assert sizes[tokenizer.encode(text)].sum() == len(text.encode())
-    assert tokenizer.end_of_text is None or sizes[tokenizer.end_of_text] == 0
+    assert all(sizes[i] == 0 for i in tokenizer.specials.values())
+    assert np.count_nonzero(sizes) == tokenizer.vocab_size - len(tokenizer.specials)
 
 
 def test_json_gives_an_equal_tokenizer(tokenizer):
@@ -74,6 +92,17 @@ def test_digests_tell_tokenizers_apart_and_never_change():
     assert CharTokenizer("ab").digest() != CharTokenizer("ba").digest()
     canonical = b'{"chars":"a\\u4f60","kind":"char"}'
     assert CharTokenizer("a\u4f60").digest() == hashlib.sha256(canonical).hexdigest()
+
+
+def test_digest_of_a_bpe_never_changes():
+    """What the file says and nothing else: the digest is in checkpoints."""
+    tokens = [chr(byte) for byte in range(256)] + ["th", "\u00c3\u00a9"]
+    value = {"kind": "bpe", "split": SPLIT_PATTERN, "tokens": tokens, "specials": ["<|bos|>"]}
+    canonical = json.dumps(value, sort_keys=True, separators=(",", ":")).encode()
+    tokenizer = BPETokenizer([*BYTES, b"th", "\u00e9".encode()], ["<|bos|>"])
+    assert tokenizer.to_json() == value and tokenizer.digest() == hashlib.sha256(canonical).hexdigest()
+    assert tokenizer.digest() != BPETokenizer([*BYTES, "\u00e9".encode(), b"th"], ["<|bos|>"]).digest()
+    assert hashlib.sha256(SPLIT_PATTERN.encode()).hexdigest().startswith("4513fed735f5b87d")
 
 
 def test_batch_equals_one_by_one(tokenizer):
@@ -89,6 +118,76 @@ def test_gpt2_equals_tiktoken(gpt2):
         assert gpt2.encode(text) == reference.encode_ordinary(text)
 
 
+def slow_encode(tokenizer: BPETokenizer, text: str) -> list[int]:
+    """BPE as its definition has it: of all neighbours that make a token, the leftmost of lowest rank is merged."""
+    ranks = {token.encode("latin-1"): i for i, token in enumerate(tokenizer.to_json()["tokens"])}
+    ids = []
+    for word in regex.findall(SPLIT_PATTERN, text):
+        parts = [bytes([byte]) for byte in word.encode()]
+        while found := [(ranks[a + b], i) for i, (a, b) in enumerate(pairwise(parts)) if a + b in ranks]:
+            i = min(found)[1]
+            parts[i : i + 2] = [parts[i] + parts[i + 1]]
+        ids += [ranks[part] for part in parts]
+    return ids
+
+
+def random_texts(n: int, seed: int) -> list[str]:
+    """Words, blanks, digits and control tokens' names, and characters from all over Unicode."""
+    draw = random.Random(seed)
+    common = [*"aehnrty '\n.,1234567890<|>", "the", "there", "  ", "\r\n", "<|bos|>", "'ll", "\u00a0", "\u0301"]
+    blocks = [(0, 0x7F), (0x80, 0x24F), (0x370, 0x52F), (0x4E00, 0x4F00), (0x2000, 0x206F), (0x1F300, 0x1F6FF)]
+    texts = []
+    for _ in range(n):
+        block = draw.choice([*blocks, (0x10000, 0x10FFFF), (0xE000, 0xFFFF)])
+        texts.append(
+            "".join(
+                draw.choice(common) if draw.random() < 0.8 else chr(draw.randint(*block))
+                for _ in range(draw.randint(0, 60))
+            )
+        )
+    return texts
+
+
+def test_bpe_equals_its_definition_on_random_texts(bpe):
+    sizes = bpe.token_bytes()
+    for text in [*TEXTS, *random_texts(400, seed=0)]:
+        ids = bpe.encode(text)
+        assert ids == slow_encode(bpe, text)
+        assert bpe.decode(ids) == text and sizes[ids].sum() == len(text.encode())
+
+
+def test_bpe_reads_long_words_as_short_ones(bpe):
+    """tiktoken merges words of many bytes by another algorithm."""
+    for text in random_texts(5, seed=1):
+        word = "".join(c for c in text if c.isalpha()) * 40 + "thethere" * 60
+        assert bpe.encode(word) == slow_encode(bpe, word)
+
+
+@pytest.mark.parametrize("unit", ["a", "the", " ", "\n", "!", "\u4f60", "\u00a0", "\n ", "'s"])
+def test_bpe_ends_soon_whatever_the_text_repeats(bpe, unit):
+    text = "x" + unit * (1_000_000 // len(unit)) + "y"
+    began = time.monotonic()
+    assert bpe.decode(bpe.encode(text)) == text
+    assert time.monotonic() - began < 20  # some 0.5 s; without the cuts, or by n * n steps, never
+
+
+@pytest.mark.parametrize(("before", "unit", "after"), [("the ", "a", " then"), ("then", " ", "the")])
+def test_only_runs_past_the_limit_are_cut(bpe, before, unit, after):
+    direct, run = bpe._bpe.encode_ordinary, unit * RUN_CHARS
+    assert bpe.encode(before + run + after) == direct(before + run + after)
+    text = before + run + run + unit * 5 + after
+    assert bpe.encode(text) == direct(before + run) + direct(run) + direct(unit * 5 + after)
+
+
+def test_special_tokens_are_asked_for_by_name(tokenizer, bpe):
+    assert bpe.vocab_size == 400 and bpe.begin_of_text == 391 and bpe.end_of_text is None
+    assert [bpe.special_id(name) for name in CHAT_SPECIALS] == list(range(391, 400))
+    assert bpe.decode([391, *bpe.encode("the"), 399]) == "<|bos|>the<|output_end|>"
+    with pytest.raises(InputError, match=r"the \w+ tokenizer has no <\|system\|> \(it has: .*\); use one"):
+        tokenizer.special_id("<|system|>")
+    assert "<|bos|>" in tokenizer.specials or tokenizer.begin_of_text is None
+
+
 def test_gpt2_survives_a_million_blanks(gpt2):
     """tiktoken's regex overflows its stack on them and panics."""
     text = "a" + " " * 1_100_000 + "\n" * 1_100_000 + "b"
@@ -101,9 +200,10 @@ def test_lone_surrogates_are_replaced_in_gpt2(gpt2, text):
 
 
 @pytest.mark.parametrize("text", ["a\ud83db", "\ude00\ud83d"])
-def test_lone_surrogates_are_replaced_in_bytes_and_refused_in_characters(text):
+def test_lone_surrogates_are_replaced_in_bytes_and_refused_in_characters(bpe, text):
     replaced = "".join("\ufffd" if c > "\ud000" else c for c in text)
     assert ByteTokenizer().decode(ByteTokenizer().encode(text)) == replaced
+    assert bpe.decode(bpe.encode(text)) == replaced
     with pytest.raises(InputError, match=r"lone surrogate"):
         CharTokenizer.from_text(text)
     with pytest.raises(InputError, match=r"character '\\u"):
@@ -128,6 +228,9 @@ def test_ids_outside_the_vocabulary_are_refused(bad):
         ByteTokenizer().decode([65, bad])
 
 
+BPE = BPETokenizer([*BYTES, b"th"]).to_json()
+
+
 @pytest.mark.parametrize(
     ("value", "message"),
     [
@@ -143,7 +246,27 @@ def test_ids_outside_the_vocabulary_are_refused(bad):
         ({"kind": "char", "chars": ""}, "empty"),
         ({"kind": "char", "chars": "abca"}, "'a' occurs twice"),
         ({"kind": "char", "chars": "a\ud800"}, "lone surrogate"),
+        ({"kind": "bpe"}, "check specials, split, tokens"),
+        ({**BPE, "merges": []}, "check merges"),
+        ({**BPE, "split": "(a+)+$"}, "split='(a+)+$' is no pattern of this version"),
+        ({**BPE, "split": None}, "split='None' is no pattern"),
+        ({**BPE, "tokens": "abc"}, "tokens is not the list of strings"),
+        ({**BPE, "tokens": {"a": 0}}, "tokens is not the list of strings"),
+        ({**BPE, "tokens": [*BPE["tokens"], 7]}, "tokens is not the list of strings"),
+        ({**BPE, "specials": [["<|bos|>"]]}, "specials is not the list of strings"),
+        ({**BPE, "tokens": [*BPE["tokens"], "\u4f60"]}, "'\u4f60' in tokens is no byte"),
+        ({**BPE, "tokens": [*BPE["tokens"], "\ud800"]}, "in tokens is no byte"),
+        ({**BPE, "tokens": [*BPE["tokens"], ""]}, "token 257 is empty"),
+        ({**BPE, "tokens": [*BPE["tokens"], "th"]}, "b'th' occurs twice"),
+        ({**BPE, "tokens": BPE["tokens"][1:]}, "no token is the single byte 0x00"),
+        ({**BPE, "tokens": []}, "no token is the single byte 0x00"),
+        ({**BPE, "specials": ["<|bos|>", "<|bos|>"]}, "special token's name occurs twice"),
+        ({**BPE, "specials": ["the"]}, "'the' is no name for a special token"),
+        ({**BPE, "specials": ["<|\x1b[2J|>"]}, "is no name for a special token"),
+        ({**BPE, "tokens": ["a"] * (1 << 20)}, "at most 1048576"),
+        ({**BPE, "tokens": [*BPE["tokens"], "a" * (65 << 20)]}, "at most 1048576 and 67108864 will do"),
     ],
+    ids=lambda item: str(item)[:30],
 )
 def test_untrusted_json_is_checked(value, message):
     with pytest.raises(InputError) as error:

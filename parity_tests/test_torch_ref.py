@@ -23,6 +23,7 @@ from jaxgpt.data.batches import Batches, eval_rows
 from jaxgpt.data.shards import open_dataset
 from jaxgpt.errors import EXIT_DIVERGED, EXIT_STOPPED, InputError
 from jaxgpt.loss import cross_entropy as jax_cross_entropy
+from jaxgpt.param_groups import param_groups
 from jaxgpt.prepare import main as prepare
 from jaxgpt.sealed import FORMAT, MANIFEST, read_seal, write_seal
 from jaxgpt.sharding import make_mesh as make_jax_mesh
@@ -38,7 +39,7 @@ torch.set_num_threads(1)  # two threads that wait for each other on busy cores a
 REPO = Path(__file__).parents[1]
 VOCAB = 61
 N_STEPS = 4
-HYPER = {"lr_scale": 0.7, "momentum": 0.9}
+HYPER = {"lr_scale": 0.7, "momentum": 0.9, "decay_scale": 0.8}
 
 
 def make_config(*, dtype="float64", algorithm: Any = "adamw", n_micro=2, dropout=0.0, **train):
@@ -332,7 +333,7 @@ def test_fused_adamw_is_the_one_spelled_out():
     params = {
         path: torch.randn(shape, generator=rng, dtype=torch.float64) for path, shape in (("w", (5, 3)), ("b", (3,)))
     }
-    groups = optim.param_groups(config, {path: tuple(p.shape) for path, p in params.items()})
+    groups = param_groups(config, {path: tuple(p.shape) for path, p in params.items()})
     state = optim.optimizer(config, groups).init(params)
     assert len(set(groups.values())) == 2
     for count in range(1, 21):

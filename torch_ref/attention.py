@@ -1,6 +1,7 @@
 """jaxgpt/attention.py in PyTorch: `math` is xla's order of operations, `sdpa` is PyTorch's fused attention.
 
 `sdpa` is flash attention on CUDA (bfloat16, float16) and on a CPU. It takes dropout on CUDA, where cudnn does not.
+A window it knows only as a mask of T x S booleans: with one, PyTorch takes its memory-efficient kernel on CUDA.
 """
 
 import torch
@@ -43,22 +44,24 @@ def choose_attention(config: Config, platform: str) -> tuple[str, str]:
     return "math" if wanted == "xla" else "sdpa", "as configured"
 
 
-def attention(q_BTNH, k_BSNH, v_BSNH, *, implementation="math", offset=0, dropout_rate=0.0, dropout_key=None):
+def attention(
+    q_BTNH, k_BSKH, v_BSKH, *, implementation="math", offset=0, window=None, dropout_rate=0.0, dropout_key=None
+):
     """As in jaxgpt; implementation is math or sdpa, and dropout_key only says whether to drop."""
     if implementation == "sdpa":
         assert offset == 0, "queries after a cache take math"
-        return _sdpa(q_BTNH, k_BSNH, v_BSNH, dropout_rate, dropout_key)
+        return _sdpa(q_BTNH, k_BSKH, v_BSKH, window, dropout_rate, dropout_key)
     assert implementation == "math", implementation
-    return _math(q_BTNH, k_BSNH, v_BSNH, offset, dropout_rate, dropout_key)
+    return _math(q_BTNH, k_BSKH, v_BSKH, offset, window, dropout_rate, dropout_key)
 
 
-def _math(q_BTNH, k_BSNH, v_BSNH, offset, dropout_rate, dropout_key):
+def _math(q_BTNH, k_BSKH, v_BSKH, offset, window, dropout_rate, dropout_key):
     # No einsum of half precision gives float32: casting before is the same product, for float32 holds each exactly.
     wide = torch.promote_types(q_BTNH.dtype, torch.float32)
-    n_queries, n_keys, head_dim = q_BTNH.shape[1], k_BSNH.shape[1], q_BTNH.shape[-1]
+    n_queries, n_keys, head_dim = q_BTNH.shape[1], k_BSKH.shape[1], q_BTNH.shape[-1]
+    k_BSNH, v_BSNH = (_repeat_heads(x, q_BTNH.shape[2]) for x in (k_BSKH, v_BSKH))
     scores_BNTS = torch.einsum("BTNH,BSNH->BNTS", q_BTNH.to(wide), k_BSNH.to(wide))
-    positions_T, positions_S = (torch.arange(n, device=q_BTNH.device) for n in (n_queries, n_keys))
-    is_seen_TS = offset + positions_T[:, None] >= positions_S[None, :]
+    is_seen_TS = _is_seen(n_queries, n_keys, offset, window, q_BTNH.device)
     scores_BNTS = torch.where(is_seen_TS, scores_BNTS * head_dim**-0.5, MASKED)
     probs_BNTS = torch.softmax(scores_BNTS, dim=-1)
     if dropout_key is not None and dropout_rate > 0:
@@ -66,8 +69,28 @@ def _math(q_BTNH, k_BSNH, v_BSNH, offset, dropout_rate, dropout_key):
     return torch.einsum("BNTS,BSNH->BTNH", probs_BNTS.to(v_BSNH.dtype), v_BSNH)
 
 
-def _sdpa(q_BTNH, k_BSNH, v_BSNH, dropout_rate, dropout_key):
-    q_BNTH, k_BNSH, v_BNSH = (x.transpose(1, 2) for x in (q_BTNH, k_BSNH, v_BSNH))
+def _is_seen(n_queries, n_keys, offset, window, device):
+    positions_T, positions_S = (torch.arange(n, device=device) for n in (n_queries, n_keys))
+    distance_TS = offset + positions_T[:, None] - positions_S[None, :]
+    is_seen_TS = distance_TS >= 0
+    if window is not None:
+        is_seen_TS &= distance_TS < window
+    return is_seen_TS
+
+
+def _repeat_heads(x_BSKH, n_heads):
+    n_repeats = n_heads // x_BSKH.shape[2]
+    return x_BSKH if n_repeats == 1 else x_BSKH.repeat_interleave(n_repeats, dim=2)
+
+
+def _sdpa(q_BTNH, k_BSKH, v_BSKH, window, dropout_rate, dropout_key):
+    # Heads are repeated here: with enable_gqa, PyTorch's memory-efficient kernel declines.
+    n_heads, seq_len = q_BTNH.shape[2], q_BTNH.shape[1]
+    heads = (q_BTNH, _repeat_heads(k_BSKH, n_heads), _repeat_heads(v_BSKH, n_heads))
+    q_BNTH, k_BNSH, v_BNSH = (x.transpose(1, 2) for x in heads)
     rate = 0.0 if dropout_key is None else dropout_rate
-    y_BNTH = F.scaled_dot_product_attention(q_BNTH, k_BNSH, v_BNSH, dropout_p=rate, is_causal=True)
+    is_seen_TS = None if window is None else _is_seen(seq_len, seq_len, 0, window, q_BTNH.device)
+    y_BNTH = F.scaled_dot_product_attention(
+        q_BNTH, k_BNSH, v_BNSH, attn_mask=is_seen_TS, dropout_p=rate, is_causal=window is None
+    )
     return y_BNTH.transpose(1, 2)

@@ -4,9 +4,12 @@ Here the fused kernels have the arithmetic that jaxgpt spells out: two-pass or W
 `key` and `dropout_key` are None or not: the numbers come from torch's generator, seeded in step.py.
 """
 
+import functools
+
 import torch
 import torch.nn.functional as F
 from torch import nn
+from torch.utils.checkpoint import checkpoint, create_selective_checkpoint_contexts
 
 LAYER_NORM_EPS = 1e-5
 
@@ -24,6 +27,25 @@ def layer_norm(x, weight, bias=None, eps=LAYER_NORM_EPS):
     return F.layer_norm(x.to(wide), x.shape[-1:], weight.to(wide), bias, eps).to(x.dtype)
 
 
+def rms_norm(x):
+    wide = torch.promote_types(x.dtype, torch.float32)
+    return F.rms_norm(x.to(wide), x.shape[-1:]).to(x.dtype)
+
+
+def rotary(x_BTNH, positions_T, base):
+    half = x_BTNH.shape[-1] // 2
+    wide = torch.promote_types(x_BTNH.dtype, torch.float32)
+    frequencies_H = base ** (-torch.arange(half, dtype=wide, device=x_BTNH.device) / half)
+    angles_TH = positions_T[:, None].to(wide) * frequencies_H
+    cos_T1H, sin_T1H = (f(angles_TH)[:, None].to(x_BTNH.dtype) for f in (torch.cos, torch.sin))
+    first, second = x_BTNH[..., :half], x_BTNH[..., half:]
+    return torch.cat([first * cos_T1H + second * sin_T1H, second * cos_T1H - first * sin_T1H], dim=-1)
+
+
+def softcap(logits, cap):
+    return cap * torch.tanh(logits / cap) if cap else logits
+
+
 def gelu(x, kind="erf"):
     return F.gelu(x, approximate="tanh" if kind == "tanh" else "none")
 
@@ -34,11 +56,34 @@ def dropout(x, rate, key):
     return F.dropout(x, rate)
 
 
+def rematerialise(function, policy):
+    if policy == "none":
+        return function
+    if policy == "block":
+        return functools.partial(checkpoint, function, use_reentrant=False)
+    dots = [torch.ops.aten.mm.default]  # of linear layers; attention's are batched and so bmm
+    keep = functools.partial(create_selective_checkpoint_contexts, dots)
+    return functools.partial(checkpoint, function, use_reentrant=False, context_fn=keep)
+
+
+def normal(std):
+    """key: a generator of the CPU, here and below."""
+    return lambda key, shape, dtype: std * torch.randn(shape, generator=key, dtype=dtype)
+
+
+def uniform(low, high):
+    return lambda key, shape, dtype: low + (high - low) * torch.rand(shape, generator=key, dtype=dtype)
+
+
+def zeros(key, shape, dtype):
+    return torch.zeros(shape, dtype=dtype)
+
+
 class Linear(nn.Module):
-    def __init__(self, n_in, n_out, *, bias, std, dtype, rngs):
+    def __init__(self, n_in, n_out, *, bias, init, dtype, rngs):
         """rngs: a CPU generator, so that a seed means the same weights on any device."""
         super().__init__()
-        self.weight = nn.Parameter(std * torch.randn((n_out, n_in), generator=rngs, dtype=dtype))
+        self.weight = nn.Parameter(init(rngs, (n_out, n_in), dtype))
         self.bias = nn.Parameter(torch.zeros(n_out, dtype=dtype)) if bias else None
 
     def forward(self, x):
@@ -56,9 +101,9 @@ class LayerNorm(nn.Module):
 
 
 class Embedding(nn.Module):
-    def __init__(self, n_rows, n_embd, *, std, dtype, rngs):
+    def __init__(self, n_rows, n_embd, *, init, dtype, rngs):
         super().__init__()
-        self.weight = nn.Parameter(std * torch.randn((n_rows, n_embd), generator=rngs, dtype=dtype))
+        self.weight = nn.Parameter(init(rngs, (n_rows, n_embd), dtype))
 
     def forward(self, ids):
         return F.embedding(ids, self.weight)

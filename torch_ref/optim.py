@@ -5,63 +5,29 @@ for which the host would have to wait. In float32 the AdamW of a group is torch'
 formula and takes a tenth of the time; in float64, which is for comparing, it is `adamw` as written here.
 """
 
-import re
 from collections import defaultdict
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
 from typing import NamedTuple
 
 import torch
 from torch.optim.adamw import adamw as torch_adamw
 
-from jaxgpt.config import GroupConfig, OptimConfig
-from jaxgpt.errors import InputError
+from jaxgpt.optim_config import MuonConfig, OptimConfig
+from jaxgpt.param_groups import ParamSettings
 
 NS_COEFFICIENTS = (3.4445, -4.7750, 2.0315)
 NS_EPS = 1e-7
+POLAR_EXPRESS = (
+    (8.1566, -22.4833, 15.8788),
+    (4.0429, -2.8089, 0.5000),
+    (3.8917, -2.7725, 0.5061),
+    (3.2858, -2.3681, 0.4645),
+    (2.3465, -1.7098, 0.4232),
+)
+POLAR_MARGIN, POLAR_EPS = 1.01, 1e-6
+ROW_EPS = 1e-7
+NORMUON_EPS = 1e-10
 CLIP_EPS = 1e-6
-
-
-@dataclass(frozen=True)
-class ParamSettings:
-    algorithm: str
-    lr: float
-    weight_decay: float
-    beta1: float
-    beta2: float
-    eps: float
-
-
-def param_groups(config: OptimConfig, shapes: dict[str, tuple[int, ...]]) -> dict[str, ParamSettings]:
-    settings, unused = {}, {group.match for group in config.groups}
-    for path, shape in shapes.items():
-        is_matrix = len(shape) >= 2
-        group = next((g for g in config.groups if re.search(g.match, path)), GroupConfig(match=""))
-        overrides = {k: v for k, v in asdict(group).items() if v is not None and k != "match"}
-        unused.discard(group.match)
-        use_muon = config.algorithm == "muon" and is_matrix and path.startswith("h.")
-        algorithm = overrides.pop("algorithm", "muon" if use_muon else "adamw")
-        if algorithm == "muon" and len(shape) != 2:
-            raise InputError(
-                f"optim.groups: match={group.match!r} sends {path} of shape {shape} to muon; it takes matrices"
-            )
-        base = config.muon if algorithm == "muon" else config
-        settings[path] = ParamSettings(
-            algorithm=algorithm,
-            **{
-                "lr": base.lr,
-                "weight_decay": base.weight_decay if is_matrix else 0.0,
-                "beta1": config.beta1,
-                "beta2": config.beta2,
-                "eps": config.eps,
-                **overrides,
-            },
-        )
-    if unused:
-        raise InputError(
-            f"optim.groups: match={sorted(unused)[0]!r} fits no parameter; --help and docs/ list their paths"
-        )
-    return settings
 
 
 class OptimState(NamedTuple):
@@ -69,6 +35,7 @@ class OptimState(NamedTuple):
     mu: dict[str, torch.Tensor]
     nu: dict[str, torch.Tensor]
     momentum: dict[str, torch.Tensor]
+    square: dict[str, torch.Tensor]
 
 
 class Transformation(NamedTuple):
@@ -88,7 +55,11 @@ def optimizer(config: OptimConfig, groups: dict[str, ParamSettings]) -> Transfor
             return {path: torch.zeros_like(params[path]) for path in by_algorithm[algorithm]}
 
         count = torch.zeros((), dtype=torch.int32, device=next(iter(params.values())).device)
-        return OptimState(count, mu=zeros("adamw"), nu=zeros("adamw"), momentum=zeros("muon"))
+        momentum = zeros("muon")
+        square = (
+            {path: torch.zeros_like(mean_square(m)) for path, m in momentum.items()} if config.muon.norm_beta2 else {}
+        )
+        return OptimState(count, mu=zeros("adamw"), nu=zeros("adamw"), momentum=momentum, square=square)
 
     def update(grads, state, params, *, hyper, is_finite):
         def write(old, new):
@@ -114,10 +85,16 @@ def optimizer(config: OptimConfig, groups: dict[str, ParamSettings]) -> Transfor
                 grads[path], state.momentum[path], hyper["momentum"], nesterov=config.muon.nesterov
             )
             write(state.momentum[path], momentum)
-        directions = orthogonalize(directions, steps=config.muon.ns_steps, dtype=config.muon.ns_dtype)
+        directions = orthogonalize(directions, config.muon)
         for path, direction in directions.items():
             setting = groups[path]
-            step = muon(params[path], direction, lr=setting.lr * hyper["lr_scale"], weight_decay=setting.weight_decay)
+            if config.muon.norm_beta2:
+                direction, square = normuon(direction, state.square[path], config.muon.norm_beta2)
+                write(state.square[path], square)
+            step = muon(
+                params[path], direction, lr=setting.lr * hyper["lr_scale"],
+                weight_decay=setting.weight_decay * hyper["decay_scale"], cautious=config.muon.cautious,
+            )  # fmt: skip
             write(params[path], params[path] + step)
         write(state.count, count)
 
@@ -167,32 +144,85 @@ def muon_momentum(grad, momentum, beta, *, nesterov):
     return (grad + beta * (momentum - grad) if nesterov else momentum), momentum
 
 
-def muon(param_OI, direction_OI, *, lr, weight_decay):
+def muon(param_OI, direction_OI, *, lr, weight_decay, cautious):
     n_out, n_in = param_OI.shape
-    return -lr * (max(1.0, n_out / n_in) ** 0.5 * direction_OI + weight_decay * param_OI)
+    scale = max(1.0, n_out / n_in) ** 0.5
+    if cautious:
+        is_shrinking_OI = (direction_OI * param_OI >= 0).to(param_OI.dtype)
+        return -lr * scale * (direction_OI + weight_decay * param_OI * is_shrinking_OI)
+    return -lr * (scale * direction_OI + weight_decay * param_OI)
 
 
-def orthogonalize(directions: dict[str, torch.Tensor], *, steps: int, dtype: str) -> dict[str, torch.Tensor]:
+def mean_square(direction_OI):
+    n_out, n_in = direction_OI.shape
+    return (direction_OI * direction_OI).mean(dim=1 if n_out >= n_in else 0, keepdim=True)
+
+
+def normuon(direction_OI, square, beta2):
+    now = mean_square(direction_OI)
+    square = square + (1 - beta2) * (now - square)
+    n_averaged = direction_OI.numel() // now.numel()
+    step = torch.rsqrt(torch.clamp(square, min=NORMUON_EPS))
+    norm, new_norm = (torch.sqrt(n_averaged * s.sum()) for s in (now, now * step * step))
+    return direction_OI * (step * (norm / torch.clamp(new_norm, min=NORMUON_EPS))), square
+
+
+def orthogonalize(directions: dict[str, torch.Tensor], config: MuonConfig) -> dict[str, torch.Tensor]:
+    iterate = {"newton_schulz": newton_schulz, "polar_express": polar_express}[config.orthogonalizer]
     by_shape = defaultdict(list)
     for path, direction in directions.items():
         by_shape[direction.shape].append(path)
     result = {}
     for paths in by_shape.values():
         stack_LOI = torch.stack([directions[path] for path in paths])
-        stack_LOI = newton_schulz(stack_LOI, steps=steps, dtype=getattr(torch, dtype))
-        result |= {path: stack_LOI[i].to(directions[path].dtype) for i, path in enumerate(paths)}
+        if config.equilibrate_rows:
+            stack_LOI = equilibrate_rows(stack_LOI)
+        stack_LOI = iterate(stack_LOI, steps=config.ns_steps, dtype=getattr(torch, config.ns_dtype))
+        stack_LOI = stack_LOI.to(directions[paths[0]].dtype)
+        if config.renormalize:
+            stack_LOI = renormalize(stack_LOI)
+        result |= {path: stack_LOI[i] for i, path in enumerate(paths)}
     return result
 
 
+def frobenius_norm(x_LOI):
+    return torch.sqrt((x_LOI * x_LOI).sum(dim=(1, 2), keepdim=True))
+
+
+def equilibrate_rows(x_LOI):
+    norm_L11 = frobenius_norm(x_LOI)
+    row_norm_LO1 = torch.sqrt((x_LOI * x_LOI).sum(dim=2, keepdim=True))
+    smallest_L11 = torch.clamp(ROW_EPS * norm_L11, min=torch.finfo(x_LOI.dtype).tiny)
+    return x_LOI * (norm_L11 * x_LOI.shape[1] ** -0.5 / torch.maximum(row_norm_LO1, smallest_L11))
+
+
+def renormalize(x_LOI):
+    target = min(x_LOI.shape[1:]) ** 0.5
+    return x_LOI * (target / torch.clamp(frobenius_norm(x_LOI), min=NS_EPS))
+
+
 def newton_schulz(x_LOI, *, steps, dtype):
-    a, b, c = NS_COEFFICIENTS
-    # Square ones are turned too, so that the iteration sees jaxgpt's [in, out].
+    # Square ones are turned too, here and below, so that the iteration sees jaxgpt's [in, out].
     is_tall = x_LOI.shape[1] >= x_LOI.shape[2]
     x = x_LOI.mT if is_tall else x_LOI
     x = x.to(dtype)
-    norm = torch.sqrt((x * x).sum(dim=(1, 2), keepdim=True))
-    x = x / torch.clamp(norm, min=NS_EPS)
+    x = x / torch.clamp(frobenius_norm(x), min=NS_EPS)
     for _ in range(steps):
-        gram = x @ x.mT
-        x = a * x + (b * gram + c * gram @ gram) @ x
+        x = quintic(x, NS_COEFFICIENTS)
     return x.mT if is_tall else x
+
+
+def polar_express(x_LOI, *, steps, dtype):
+    is_tall = x_LOI.shape[1] >= x_LOI.shape[2]
+    x = x_LOI.mT if is_tall else x_LOI
+    x = x.to(dtype)
+    x = x / (POLAR_MARGIN * frobenius_norm(x) + POLAR_EPS)
+    for coefficients in POLAR_EXPRESS[:steps]:
+        x = quintic(x, coefficients)
+    return x.mT if is_tall else x
+
+
+def quintic(x_LOI, coefficients):
+    a, b, c = coefficients
+    gram = x_LOI @ x_LOI.mT
+    return a * x_LOI + (b * gram + c * gram @ gram) @ x_LOI

@@ -18,10 +18,11 @@ import torch
 from torch import nn
 
 from jaxgpt.config import Config
+from jaxgpt.param_groups import param_groups
 from torch_ref.attention import choose_attention
-from torch_ref.loss import cross_entropy
+from torch_ref.loss import cross_entropy, token_losses
 from torch_ref.models import Model, init_params, param_shapes
-from torch_ref.optim import OptimState, clip_by_global_norm, global_norm, optimizer, param_groups
+from torch_ref.optim import OptimState, clip_by_global_norm, global_norm, optimizer
 from torch_ref.sharding import Mesh, add_over_processes, process_count, process_index
 from torch_ref.weights import by_path, refuse_foreign, with_leaves
 
@@ -52,7 +53,8 @@ class Step:
     Attributes:
       train: (state, batch_MBT [M, B, T + 1] int32, hyper) -> (state, metrics). Donates the state. M and B are this
         process's, metrics are over all.
-      evaluate: (params, batch_BT [B, T + 1] int32, mask_B) -> (loss_nats, n_tokens), summed over this process's rows.
+      evaluate: (params, batch_BT [B, T + 1] int32, masks_BTC [B, T, C]) -> losses_C, in nats, summed over each mask and
+        this process's rows.
       init_params: (seed) -> fresh parameters, on the CPU.
       init_state: (params) -> state at step 0. Donates the parameters. Raises InputError where they are another model's.
       put_state: (state on any device, such as a checkpoint's) -> state to go on from. Donates it.
@@ -120,14 +122,14 @@ def make_step(config: Config, vocab_size: int, mesh: Mesh, *, is_compiled: bool 
         return state._replace(params=own(state.params))
 
     state_shapes = init(shapes)
-    loss = torch.compile(loss_sum, dynamic=False) if is_compiled else loss_sum
+    loss, losses = (torch.compile(f, dynamic=False) if is_compiled else f for f in (loss_sum, row_losses))
     return Step(
         train=functools.partial(train_step, config, model, transform, implementation, loss_sum=loss),
-        evaluate=functools.partial(eval_step, config, model, implementation, loss_sum=loss),
+        evaluate=functools.partial(eval_step, config, model, implementation, row_losses=losses),
         init_params=lambda seed: init_params(config.model, vocab_size, dtype=dtype, seed=seed),
         init_state=lambda params: init(own(params)),
         put_state=put_state,
-        warm_up=functools.partial(warm_up, config, model, implementation, loss_sum=loss),
+        warm_up=functools.partial(warm_up, config, model, implementation, loss_sum=loss, row_losses=losses),
         model=model,
         mesh=mesh,
         state_shapes=state_shapes,
@@ -144,6 +146,11 @@ def set_precision(config: Config) -> None:
 
 
 def loss_sum(config: Config, model: Model, implementation: str, params, batch_BT, mask_BT=None, dropout_key=None):
+    x_BTD, weight_VD, settings = last_hidden(config, model, implementation, params, batch_BT, dropout_key)
+    return cross_entropy(x_BTD, weight_VD, batch_BT[:, 1:], mask_BT, **settings)
+
+
+def last_hidden(config: Config, model: Model, implementation: str, params, batch_BT, dropout_key=None):
     module = model.bind(params)
     x_BTD = module(
         batch_BT[:, :-1],
@@ -153,7 +160,7 @@ def loss_sum(config: Config, model: Model, implementation: str, params, batch_BT
         dropout_key=dropout_key,
     )
     chunk_len = max(1, config.train.loss_chunk_tokens // config.train.micro_batch_size)
-    return cross_entropy(x_BTD, module.head_weight(), batch_BT[:, 1:], mask_BT, chunk_len=chunk_len)
+    return x_BTD, module.head_weight(), {"chunk_len": chunk_len, "softcap": config.model.softcap}
 
 
 def train_step(
@@ -222,22 +229,29 @@ def next_loss_scale(current: LossScale, is_finite) -> LossScale:
     return LossScale(scale, n_good)
 
 
+def row_losses(config: Config, model: Model, implementation: str, params, batch_BT):
+    x_BTD, weight_VD, settings = last_hidden(config, model, implementation, params, batch_BT)
+    return token_losses(x_BTD, weight_VD, batch_BT[:, 1:], **settings)
+
+
 @torch.no_grad()
 def eval_step(
-    config: Config, model: Model, implementation: str, params, batch_BT, mask_B, *, loss_sum=loss_sum
+    config: Config, model: Model, implementation: str, params, batch_BT, masks_BTC, *, row_losses=row_losses
 ):  # fmt: skip
-    mask_BT = mask_B[:, None].expand(batch_BT.shape[0], batch_BT.shape[1] - 1)
-    return loss_sum(config, model, implementation, params, batch_BT, mask_BT)
+    losses_BT = row_losses(config, model, implementation, params, batch_BT)
+    return torch.where(masks_BTC > 0, losses_BT[..., None], 0).sum(dim=(0, 1))
 
 
-def warm_up(config: Config, model: Model, implementation: str, params, batch_BT, *, loss_sum=loss_sum) -> None:
+def warm_up(
+    config: Config, model: Model, implementation: str, params, batch_BT, *, loss_sum=loss_sum, row_losses=row_losses
+) -> None:
     dropout_key = True if config.model.dropout else None
     loss_nats, _ = loss_sum(config, model, implementation, params, batch_BT, dropout_key=dropout_key)
     loss_nats.backward()
     for param in params.values():
         take_grad(param)
-    mask_B = torch.ones(len(batch_BT), device=batch_BT.device)
-    eval_step(config, model, implementation, params, batch_BT, mask_B, loss_sum=loss_sum)
+    masks_BTC = torch.ones((*batch_BT[:, 1:].shape, 2), dtype=torch.bool, device=batch_BT.device)
+    eval_step(config, model, implementation, params, batch_BT, masks_BTC, row_losses=row_losses)
 
 
 class Arriving:

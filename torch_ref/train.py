@@ -6,6 +6,7 @@ Exit codes as there: 0 done, 2 bad input, 3 diverged, 75 stopped by a signal wit
 """
 
 import dataclasses
+import json
 import math
 import os
 import signal
@@ -13,7 +14,6 @@ import time
 from contextlib import ExitStack
 from pathlib import Path
 
-import numpy as np
 import torch
 import torch.distributed as dist
 from torch._dynamo.exc import TorchDynamoException
@@ -22,19 +22,22 @@ from jaxgpt import config as config_lib
 from jaxgpt import schedule
 from jaxgpt.command_line import parse_args
 from jaxgpt.config import Config, count_microbatches
-from jaxgpt.data.batches import Batches, eval_rows, prefetch
-from jaxgpt.data.shards import Dataset, check_ids, open_dataset
+from jaxgpt.data.batches import prefetch
+from jaxgpt.data.sources import ShardReader, Source, TextReader, choose_vocab_size, count_token_bytes, open_source
+from jaxgpt.derive import Derivation, derive
 from jaxgpt.errors import EXIT_DIVERGED, EXIT_DONE, EXIT_STOPPED, InputError, run_verb
 from jaxgpt.flops import count_params, flops_per_token
-from jaxgpt.log import MetricsFile, Progress, Sinks, console, draw_losses, print_facts, read_metrics
+from jaxgpt.log import Progress, console, print_facts
 from jaxgpt.meter import Diverged, Meter
+from jaxgpt.param_groups import param_groups
+from jaxgpt.run_dir import draw_curve, list_changes, open_logs, refuse_old_run
 from jaxgpt.run_lock import lock_run
-from jaxgpt.tokenizer import Tokenizer, tokenizer_from_json
+from jaxgpt.smoke import shrink
 from torch_ref.checkpoint import CheckpointError, Checkpoints
-from torch_ref.optim import param_groups
 from torch_ref.sharding import (
     Mesh,
     count_batch_devices,
+    gather_texts,
     make_mesh,
     own_rows,
     process_count,
@@ -46,9 +49,9 @@ from torch_ref.sharding import (
 from torch_ref.step import Step, TrainState, make_step
 from torch_ref.validation import evaluate_split
 
-FULL_CHECK_TOKENS = 100_000_000
 FLAGS = {
     "resume": "go on from the newest checkpoint in run.dir that verifies",
+    "smoke": "a few steps of a small copy of this run on embedded text: does it work here?",
     "compile": "compile forward and backward pass with torch.compile; the default on CUDA",
     "no_compile": "do not; the default on a CPU",
 }
@@ -56,20 +59,18 @@ FLAGS = {
 
 def main(args: list[str]) -> int:
     # config
-    config, flags = parse_args(args, FLAGS, __doc__ or "")
-    config = name_run(config, args)
-    run_dir = Path(config.run.dir)
+    given, flags = parse_args(args, FLAGS, __doc__ or "")
+    given = name_run(given, args)
+    given = shrink(given) if flags["smoke"] else given
+    run_dir = Path(given.run.dir)
 
     # data
-    data = open_dataset(config.data.dir)
-    tokenizer = tokenizer_from_json(data.tokenizer_json) if data.tokenizer_json else None
-    vocab_size = choose_vocab_size(config, data)
-    source = {
-        split.name: Batches(split, config.model.seq_len, config.run.seed, config.data.sampling, vocab_size)
-        for split in (data.train, data.val)
-    }
-    val_starts = eval_rows(data.val, config.model.seq_len, config.eval.tokens)
-    token_bytes = count_token_bytes(tokenizer)
+    source = open_source(given.data)
+    vocab_size = choose_vocab_size(given.model.vocab_size, source)
+    derivation = derive(given, vocab_size)
+    config = derivation.config
+    val_rows, val_starts = source.val_rows(config.model.seq_len, config.eval.tokens, vocab_size)
+    token_bytes = count_token_bytes(source, console.print)
 
     with ExitStack() as stack:
         # devices
@@ -86,8 +87,8 @@ def main(args: list[str]) -> int:
         about = {
             "config": config_lib.to_dict(config),
             "vocab_size": vocab_size,
-            "data_sha256": data.digest,
-            "tokenizer": data.tokenizer_json,
+            "data_sha256": source.digest,
+            "tokenizer": source.tokenizer_json,
         }
         if process_index() == 0:
             stack.enter_context(lock_run(run_dir))
@@ -98,29 +99,33 @@ def main(args: list[str]) -> int:
         )
 
         # resume
+        first_step, cursors = 0, None
         if flags["resume"]:
-            first_step, state = resume(saved, step, about)
+            first_step, state, cursors = resume(saved, step, about)
         else:
-            first_step, state = 0, step.init_state(initial_params(config, step))
-        print_header(config, data, step, n_micro, first_step)
+            state = step.init_state(initial_params(config, step))
+        print_header(derivation, source, step, n_micro, first_step)
         n_steps = config.train.steps
         if first_step >= n_steps:
             console.print(f"the run is at step {first_step} of {n_steps} already; --train.steps=N takes it further")
-            return close_run(run_dir, EXIT_DONE)
+            return EXIT_DONE
         if step.is_compiled:
             compile_step(step, config.train.micro_batch_size, state)
 
         # loop
         stop = stack.enter_context(StopSignal(config.log.every))
-        files = open_logs(config, run_dir, first_step)
-        feed = prefetch(make_feed(config, source["train"], mesh, n_rows, first_step))
+        files = open_logs(given, run_dir, first_step) if process_index() == 0 else []
+        reader = source.reader(config.model.seq_len, config.run.seed, vocab_size, cursors)
+        stack.callback(reader.close)
+        feed = prefetch(make_feed(config, reader, mesh, n_rows, first_step))
         progress = stack.enter_context(Progress(n_steps, first_step))
         meter = Meter(config, vocab_size, mesh.device_kind, mesh.size, progress, files, console.print)
         exit_code = EXIT_DONE
         try:
             for n_done in range(first_step + 1, n_steps + 1):
                 hyper = step.hyper(schedule.hyper_at(config, n_done - 1))
-                state, metrics = step.train(state, next(feed), hyper)
+                batch, cursors = next(feed)
+                state, metrics = step.train(state, batch, hyper)
                 meter.push(n_done, metrics)
 
                 is_stopped, is_last = stop.is_agreed(n_done), n_done == n_steps
@@ -132,12 +137,12 @@ def main(args: list[str]) -> int:
                 val_loss = None
                 if wants_eval:
                     result = evaluate_split(
-                        step, state.params, source["val"], val_starts, n_rows=n_rows, token_bytes=token_bytes
+                        step, state.params, val_rows, val_starts, n_rows=n_rows, token_bytes=token_bytes
                     )
                     meter.add(**result.metrics())
                     val_loss = result.loss
                 if wants_save:
-                    save(saved, n_done, state, about, val_loss, must=is_last or is_stopped)
+                    save(saved, n_done, state, about | gather_cursors(cursors), val_loss, must=is_last or is_stopped)
                 meter.resume()
                 if is_stopped and not is_last:
                     exit_code = EXIT_STOPPED
@@ -172,32 +177,6 @@ def is_due(n_done: int, every: int) -> bool:
     return every > 0 and n_done % every == 0
 
 
-def choose_vocab_size(config: Config, data: Dataset) -> int:
-    vocab_size = config.model.vocab_size or data.vocab_size
-    if not vocab_size:
-        raise InputError(
-            f"model.vocab_size=0 takes the tokenizer's, but {data.directory} names none; "
-            "set --model.vocab_size=50304 for GPT-2 tokens"
-        )
-    if data.vocab_size and vocab_size < data.vocab_size:
-        raise InputError(
-            f"model.vocab_size={vocab_size} is below the {data.vocab_size} ids of {data.directory}'s tokenizer; "
-            f"set --model.vocab_size={data.vocab_size} or more"
-        )
-    for split in (data.train, data.val):
-        if split.n_tokens <= FULL_CHECK_TOKENS:
-            check_ids(split, vocab_size)
-    return vocab_size
-
-
-def count_token_bytes(tokenizer: Tokenizer | None) -> np.ndarray | None:
-    try:
-        return tokenizer.token_bytes() if tokenizer else None
-    except InputError as error:
-        console.print(f"bits per byte are left out: {error}")
-        return None
-
-
 def initial_params(config: Config, step: Step) -> dict[str, torch.Tensor]:
     if config.train.init_from:
         raise InputError(
@@ -207,44 +186,21 @@ def initial_params(config: Config, step: Step) -> dict[str, torch.Tensor]:
     return step.init_params(config.run.seed)
 
 
-def resume(saved: Checkpoints, step: Step, about: dict) -> tuple[int, TrainState]:
+def resume(saved: Checkpoints, step: Step, about: dict) -> tuple[int, TrainState, dict | None]:
     n_done = saved.latest()
     if n_done is None:
         raise InputError(f"{saved.directory} has no checkpoint to resume from; start without --resume")
-    then, now = saved.about(n_done), about
-    old, new = (config_lib.flatten(values["config"]) for values in (then, now))
-    changed = {name: (old.get(name), value) for name, value in new.items() if old.get(name) != value}
-    listed = {name: f"{name} {was!r} -> {is_now!r}" for name, (was, is_now) in changed.items()}
-    architecture = [text for name, text in listed.items() if name.startswith("model.") and name != "model.dropout"]
-    if then["vocab_size"] != now["vocab_size"]:
-        architecture.append(f"vocabulary {then['vocab_size']} -> {now['vocab_size']}")
-    if architecture:
-        raise InputError(f"checkpoint {n_done} in {saved.directory} is another model: {'; '.join(architecture)}")
-    for name, what in (("data_sha256", "data"), ("tokenizer", "tokenizer")):
-        if then[name] != now[name]:
-            raise InputError(
-                f"the {what} in data.dir={now['config']['data']['dir']} changed since checkpoint {n_done} of "
-                f"{saved.directory}; bring the old {what} back, or start a new run"
-            )
+    then = saved.about(n_done)
+    changes = list_changes(then, about, n_done, saved.directory)
     n_done, state, _ = saved.restore(step.state_shapes, step=n_done, verify=False)  # latest() just did
-    console.print(f"resuming from step {n_done}" + (f"; changed: {'; '.join(listed.values())}" if listed else ""))
-    return n_done, step.put_state(state)
+    console.print(f"resuming from step {n_done}" + (f"; changed: {changes}" if changes else ""))
+    return n_done, step.put_state(state), then.get("cursors")
 
 
-def refuse_old_run(run_dir: Path) -> None:
-    if any(path.name.isdigit() for path in (run_dir / "checkpoints").glob("*")):
-        raise InputError(
-            f"run.dir={run_dir} holds a run already; --resume goes on with it, or choose another --run.dir"
-        )
-
-
-def open_logs(config: Config, run_dir: Path, first_step: int) -> list:
-    if process_index() != 0:
-        return []
-    (run_dir / "config.py").write_text(config_lib.to_source(config), encoding="utf-8")
-    log = config.log
-    sinks = Sinks(run_dir, config_lib.to_dict(config), tensorboard=log.tensorboard, wandb_project=log.wandb_project)
-    return [MetricsFile(run_dir / "metrics.jsonl", first_step), sinks]
+def gather_cursors(cursors: dict) -> dict:
+    parts = [json.loads(text) for text in gather_texts(json.dumps(cursors))]
+    merged = {lane: cursor for part in parts for lane, cursor in part.items()}
+    return {"cursors": merged} if merged else {}
 
 
 def compile_step(step: Step, n_rows: int, state: TrainState) -> None:
@@ -263,15 +219,13 @@ def compile_step(step: Step, n_rows: int, state: TrainState) -> None:
     console.print(f"compiled the step ({n_rows} rows) in {time.perf_counter() - begin:.1f} s")
 
 
-def make_feed(config: Config, batches: Batches, mesh: Mesh, n_rows: int, first_step: int):
+def make_feed(config: Config, reader: ShardReader | TextReader, mesh: Mesh, n_rows: int, first_step: int):
     lo, hi = own_rows(mesh, n_rows)
     seq_len = config.model.seq_len
     for step in range(first_step, config.train.steps):
-        n_all = schedule.batch_tokens_at(config, step) // seq_len
         n_before = schedule.tokens_before(config, step) // seq_len
-        n_micro = n_all // n_rows
-        parts = [batches.rows(step, n_before, n_all, m * n_rows + lo, m * n_rows + hi) for m in range(n_micro)]
-        yield to_device(np.stack(parts), mesh)
+        n_micro = schedule.batch_tokens_at(config, step) // seq_len // n_rows
+        yield to_device(reader.micro_rows(step, n_before, n_micro, n_rows, lo, hi), mesh), reader.cursors()
 
 
 def save(
@@ -313,7 +267,8 @@ class StopSignal:
         return bool(is_set)
 
 
-def print_header(config: Config, data: Dataset, step: Step, n_micro: dict[int, int], first_step: int) -> None:
+def print_header(derivation: Derivation, source: Source, step: Step, n_micro: dict[int, int], first_step: int) -> None:
+    config = derivation.config
     train, mesh = config.train, step.mesh
     vocab_size = step.model.vocab_size
     n_params = count_params(config.model, vocab_size)
@@ -323,19 +278,23 @@ def print_header(config: Config, data: Dataset, step: Step, n_micro: dict[int, i
     for path, group in groups.items():
         counted.setdefault(f"{group.algorithm} lr {group.lr:g} decay {group.weight_decay:g}", []).append(sizes[path])
     tokens = schedule.tokens_before(config, config.train.steps)
+    n_epochs = f" = {tokens / source.n_train_tokens:.2f} epochs" if source.n_train_tokens else ""
+    for warning in derivation.warnings:
+        console.print(f"[yellow]warning: {warning}")
     print_facts(
         config.run.dir,
         {
             "model": f"{config.model.family}, {n_params.total:,} parameters ({n_params.total - n_params.wpe:,} without "
             f"positions), {config.model.n_layer} layers x {config.model.n_embd}, "
             f"context {config.model.seq_len}, vocabulary {vocab_size}",
-            "data": f"{data.directory}: {data.train.n_tokens:,} train, {data.val.n_tokens:,} val tokens",
+            "derived": "; ".join(f"{name}: {value}" for name, value in derivation.facts.items()),
+            "data": source.describe(),
             "batch": " then ".join(
                 f"{total:,} tokens = {count} x {train.micro_batch_size} rows x {config.model.seq_len} x "
                 f"{count_batch_devices(mesh)} device(s)"
                 for total, count in n_micro.items()
             ),
-            "steps": f"{config.train.steps:,}, {tokens:,} tokens = {tokens / data.train.n_tokens:.2f} epochs"
+            "steps": f"{config.train.steps:,}, {tokens:,} tokens{n_epochs}"
             + (f"; from step {first_step}" if first_step else "")
             + ("; the warm-up is longer than the run" if config.optim.schedule.warmup_steps > train.steps else ""),
             "optimizer": "; ".join(f"{name}: {len(n)} tensors, {sum(n):,}" for name, n in counted.items()),
@@ -351,9 +310,7 @@ def print_header(config: Config, data: Dataset, step: Step, n_micro: dict[int, i
 def close_run(run_dir: Path, exit_code: int) -> int:
     if process_index() != 0:
         return exit_code
-    records = read_metrics(run_dir / "metrics.jsonl")
-    if records:
-        draw_losses(records, run_dir / "loss.png")
+    draw_curve(run_dir)
     if exit_code == EXIT_STOPPED:
         console.print("stopped with its state saved; the same command with --resume goes on")
     elif exit_code == EXIT_DONE:

@@ -15,15 +15,17 @@ from jaxgpt.errors import InputError
 
 RULES = (
     (r"h\.\d+\.(attn|mlp)\.c_\w+\.weight", True),
+    (r"h\.\d+\.attn\.ve_gate\.weight|smear_gate\.weight", True),
     (r"h\.\d+\.(attn|mlp)\.c_\w+\.bias", False),
     (r"(h\.\d+\.ln_[12]|ln_f)\.(weight|bias)", False),
-    (r"(wte|wpe)\.weight", False),
+    (r"(wte|wpe|lm_head)\.weight|value_embeds\.\d+\.weight", False),
+    (r"(resid|x0)_lambdas|(smear|backout)_lambda", False),
     (r"step|n_skipped|n_skipped_in_row|loss_scale\.(scale|n_good)|opt_state\.count", False),
 )
 """(regular expression for the whole path, is it transposed). Linear weights are [in, out] there, [out, in] here."""
 
-TREES = r"(params|opt_state\.(mu|nu|momentum))\."
-"""Prefixes of a state's trees of parameters; each follows its parameter's rule."""
+TREES = r"(params|opt_state\.(mu|nu|momentum|square))\."
+"""Prefixes of a state's trees by parameter; each leaf follows its parameter's rule."""
 
 
 def is_transposed(path: str) -> bool:

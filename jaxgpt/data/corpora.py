@@ -229,11 +229,9 @@ def _read_jsonl(path: Path, field: str) -> Iterator[Piece]:
 
 def _read_parquet(path: Path, field: str) -> Iterator[Piece]:
     """A document per row; nulls and empty strings are left out."""
-    try:
-        import pyarrow
-        import pyarrow.parquet
-    except ImportError as error:
-        raise InputError(f"{path} needs pyarrow to be read; pip install 'jaxgpt[hf]'") from error
+    import pyarrow  # here, because importing it is slow
+    import pyarrow.parquet
+
     n_documents = 0
     try:
         with pyarrow.parquet.ParquetFile(path) as file:
@@ -302,6 +300,7 @@ def download(
     sha256: str = "",
     size: int = 0,
     progress: Callable[[int, int | None], None] = lambda n_bytes, total: None,
+    way_out: str = "give a copy by --input",
     n_tries: int = 5,
     wait_s: float = 1.0,
 ) -> None:
@@ -309,7 +308,8 @@ def download(
 
     Args:
       sha256, size: what the file must be; empty and 0: unknown.
-      progress: told the bytes that are there, and the total if the server says it.
+      progress: told the bytes that are there, and the total if the server says it. What it raises ends the download.
+      way_out: what to do where the server has not got the file.
       n_tries: attempts in a row that bring nothing new, before it gives up.
       wait_s: wait before the second of them; doubled before each further one.
 
@@ -331,7 +331,7 @@ def download(
             if getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EACCES, errno.EROFS):
                 raise
             if 400 <= status < 500 and status not in (408, 429):
-                raise InputError(f"{url} answers {status}; see whether it moved, or give a copy by --input") from error
+                raise InputError(f"{url} answers {status}; see whether it moved, or {way_out}") from error
             n_there = part.stat().st_size if part.exists() else 0
             n_failed = 1 if n_there > n_before else n_failed + 1
             if n_failed >= n_tries:
@@ -345,7 +345,7 @@ def download(
             return
         part.unlink()
         if is_whole:
-            raise InputError(f"{url} {problem}; it was damaged or changed: try again, or give a copy by --input")
+            raise InputError(f"{url} {problem}; it was damaged or changed: try again, or {way_out}")
         # Else what was there before may not belong to what came now: once more, from the front.
 
 

@@ -4,44 +4,51 @@ NNX defines modules and names. Everything after `init_params` sees a flat dict s
 {"h.0.attn.c_attn.weight": array}, which sharding, optimizers, checkpoints and weight files are keyed by.
 """
 
-from typing import cast
+from typing import Any, cast
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from jaxgpt.config import GPT2Config
+from jaxgpt.model_config import ModelConfig
 from jaxgpt.models.gpt2 import GPT2
+from jaxgpt.models.nanochat import Nanochat
 
-FAMILIES = {"gpt2": GPT2}
+FAMILIES: dict[str, Any] = {"gpt2": GPT2, "nanochat": Nanochat}
 
 
-def build(config: GPT2Config, vocab_size: int, *, dtype, seed) -> nnx.Module:
+def build(config: ModelConfig, vocab_size: int, *, dtype, seed) -> nnx.Module:
     """A model with fresh weights; seed is an integer, traced or not."""
     return FAMILIES[config.family](config, vocab_size, dtype=dtype, rngs=nnx.Rngs(params=jax.random.key(seed)))
 
 
-def init_params(config: GPT2Config, vocab_size: int, *, dtype=jnp.float32, seed=0) -> dict[str, jax.Array]:
+def init_params(config: ModelConfig, vocab_size: int, *, dtype=jnp.float32, seed=0) -> dict[str, jax.Array]:
     """Fresh weights by path. Each is the same on any number of devices."""
     _, state = nnx.split(build(config, vocab_size, dtype=dtype, seed=seed), nnx.Param)
     return {".".join(map(str, path)): leaf.get_value() for path, leaf in nnx.to_flat_state(state)}
 
 
-def param_shapes(config: GPT2Config, vocab_size: int, dtype=jnp.float32) -> dict[str, jax.ShapeDtypeStruct]:
+def param_shapes(config: ModelConfig, vocab_size: int, dtype=jnp.float32) -> dict[str, jax.ShapeDtypeStruct]:
     """What `init_params` would return, without computing anything."""
     return jax.eval_shape(lambda: init_params(config, vocab_size, dtype=dtype))
 
 
 class Model:
-    """A family's module as pure functions of a flat parameter dict."""
+    """A family's module as pure functions of a flat parameter dict; models of equal configs are equal."""
 
-    def __init__(self, config: GPT2Config, vocab_size: int):
+    def __init__(self, config: ModelConfig, vocab_size: int):
         self.config, self.vocab_size = config, vocab_size
         self._module = nnx.eval_shape(lambda: build(config, vocab_size, dtype=jnp.float32, seed=0))
         self._graphdef, state = nnx.split(self._module, nnx.Param)
         self._flat = nnx.to_flat_state(state)
 
-    def bind(self, params: dict[str, jax.Array]) -> GPT2:
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Model) and (self.config, self.vocab_size) == (other.config, other.vocab_size)
+
+    def __hash__(self) -> int:
+        return hash((self.config, self.vocab_size))
+
+    def bind(self, params: dict[str, jax.Array]) -> GPT2 | Nanochat:
         """The module with these parameters in it: call it, or its `decode`, `logits` and `head_weight`."""
         leaves = [(path, leaf.replace(params[".".join(map(str, path))])) for path, leaf in self._flat]
-        return cast(GPT2, nnx.merge(self._graphdef, nnx.from_flat_state(leaves)))
+        return cast(GPT2 | Nanochat, nnx.merge(self._graphdef, nnx.from_flat_state(leaves)))

@@ -13,8 +13,8 @@ import jax.numpy as jnp
 from flax import nnx
 
 from jaxgpt.attention import attention
-from jaxgpt.config import GPT2Config
-from jaxgpt.layers import Embedding, LayerNorm, Linear, dropout, gelu
+from jaxgpt.layers import Embedding, LayerNorm, Linear, dropout, gelu, normal, rematerialise
+from jaxgpt.model_config import GPT2Config
 from jaxgpt.sharding import shard_batch
 
 INIT_STD = 0.02
@@ -26,9 +26,9 @@ class CausalSelfAttention(nnx.Module):
     def __init__(self, config: GPT2Config, *, dtype, rngs):
         n_embd = config.n_embd
         self.config = config
-        self.c_attn = Linear(n_embd, 3 * n_embd, bias=config.bias, std=INIT_STD, dtype=dtype, rngs=rngs)
+        self.c_attn = Linear(n_embd, 3 * n_embd, bias=config.bias, init=normal(INIT_STD), dtype=dtype, rngs=rngs)
         std = INIT_STD * (2 * config.n_layer) ** -0.5
-        self.c_proj = Linear(n_embd, n_embd, bias=config.bias, std=std, dtype=dtype, rngs=rngs)
+        self.c_proj = Linear(n_embd, n_embd, bias=config.bias, init=normal(std), dtype=dtype, rngs=rngs)
 
     def __call__(self, x_BTD, cache=None, offset=0, *, implementation="xla", dropout_key=None):
         """Returns the output and, when a cache (k, v) is given, the cache with this call's keys and values."""
@@ -57,9 +57,9 @@ class MLP(nnx.Module):
     def __init__(self, config: GPT2Config, *, dtype, rngs):
         n_embd = config.n_embd
         self.config = config
-        self.c_fc = Linear(n_embd, 4 * n_embd, bias=config.bias, std=INIT_STD, dtype=dtype, rngs=rngs)
+        self.c_fc = Linear(n_embd, 4 * n_embd, bias=config.bias, init=normal(INIT_STD), dtype=dtype, rngs=rngs)
         std = INIT_STD * (2 * config.n_layer) ** -0.5
-        self.c_proj = Linear(4 * n_embd, n_embd, bias=config.bias, std=std, dtype=dtype, rngs=rngs)
+        self.c_proj = Linear(4 * n_embd, n_embd, bias=config.bias, init=normal(std), dtype=dtype, rngs=rngs)
 
     def __call__(self, x_BTD, *, dropout_key=None):
         h_BTF = gelu(self.c_fc(x_BTD), self.config.gelu)
@@ -88,8 +88,8 @@ class GPT2(nnx.Module):
 
     def __init__(self, config: GPT2Config, vocab_size: int, *, dtype, rngs):
         self.config = config
-        self.wte = Embedding(vocab_size, config.n_embd, std=INIT_STD, dtype=dtype, rngs=rngs)
-        self.wpe = Embedding(config.seq_len, config.n_embd, std=INIT_STD, dtype=dtype, rngs=rngs)
+        self.wte = Embedding(vocab_size, config.n_embd, init=normal(INIT_STD), dtype=dtype, rngs=rngs)
+        self.wpe = Embedding(config.seq_len, config.n_embd, init=normal(INIT_STD), dtype=dtype, rngs=rngs)
         self.h = nnx.List([Block(config, dtype=dtype, rngs=rngs) for _ in range(config.n_layer)])
         self.ln_f = LayerNorm(config.n_embd, bias=config.bias, dtype=dtype)
 
@@ -152,11 +152,3 @@ def fold(key, i):
 
 def split_key(key):
     return (None, None) if key is None else jax.random.split(key)
-
-
-def rematerialise(function, policy):
-    """Wraps a block so that its backward pass recomputes what `policy` does not keep."""
-    if policy == "none":
-        return function
-    keep = {"dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable, "block": None}[policy]
-    return jax.checkpoint(function, policy=keep)

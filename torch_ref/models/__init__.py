@@ -1,26 +1,29 @@
 """jaxgpt/models/__init__.py in PyTorch: a module's parameters are the tensors of the dict, not copies."""
 
+from typing import Any
+
 import torch
 from torch import nn
 
-from jaxgpt.config import GPT2Config
+from jaxgpt.model_config import ModelConfig
 from torch_ref.models.gpt2 import GPT2
+from torch_ref.models.nanochat import Nanochat
 
-FAMILIES = {"gpt2": GPT2}
+FAMILIES: dict[str, Any] = {"gpt2": GPT2, "nanochat": Nanochat}
 
 
-def build(config: GPT2Config, vocab_size: int, *, dtype, seed) -> GPT2:
+def build(config: ModelConfig, vocab_size: int, *, dtype, seed) -> GPT2 | Nanochat:
     """Fresh weights are drawn on the CPU: the same on any device, and other ones than jaxgpt's."""
     rngs = None if seed is None else torch.Generator().manual_seed(seed)
     return FAMILIES[config.family](config, vocab_size, dtype=dtype, rngs=rngs)
 
 
-def init_params(config: GPT2Config, vocab_size: int, *, dtype=torch.float32, seed=0) -> dict[str, torch.Tensor]:
+def init_params(config: ModelConfig, vocab_size: int, *, dtype=torch.float32, seed=0) -> dict[str, torch.Tensor]:
     module = build(config, vocab_size, dtype=dtype, seed=seed)
     return {path: param.detach() for path, param in module.named_parameters()}
 
 
-def param_shapes(config: GPT2Config, vocab_size: int, dtype=torch.float32) -> dict[str, torch.Tensor]:
+def param_shapes(config: ModelConfig, vocab_size: int, dtype=torch.float32) -> dict[str, torch.Tensor]:
     """Tensors on the meta device, which have a shape and a dtype and no memory."""
     with torch.device("meta"):
         module = build(config, vocab_size, dtype=dtype, seed=None)
@@ -28,14 +31,14 @@ def param_shapes(config: GPT2Config, vocab_size: int, dtype=torch.float32) -> di
 
 
 class Model:
-    def __init__(self, config: GPT2Config, vocab_size: int):
+    def __init__(self, config: ModelConfig, vocab_size: int):
         self.config, self.vocab_size = config, vocab_size
         with torch.device("meta"):
             self._module = build(config, vocab_size, dtype=torch.float32, seed=None)
-        names = [path.rpartition(".") for path, _ in self._module.named_parameters()]
-        self._slots = {f"{owner}.{name}": (self._module.get_submodule(owner), name) for owner, _, name in names}
+        names = {path: path.rpartition(".") for path, _ in self._module.named_parameters()}
+        self._slots = {path: (self._module.get_submodule(owner), name) for path, (owner, _, name) in names.items()}
 
-    def bind(self, params: dict[str, nn.Parameter]) -> GPT2:
+    def bind(self, params: dict[str, nn.Parameter]) -> GPT2 | Nanochat:
         """There is one module: it holds what was bound last."""
         _bind(self._slots, params)  # pyright: ignore[reportCallIssue], the decorator has no types
         return self._module

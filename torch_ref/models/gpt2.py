@@ -7,11 +7,10 @@ import functools
 
 import torch
 from torch import nn
-from torch.utils.checkpoint import checkpoint, create_selective_checkpoint_contexts
 
-from jaxgpt.config import GPT2Config
+from jaxgpt.model_config import GPT2Config
 from torch_ref.attention import attention
-from torch_ref.layers import Embedding, LayerNorm, Linear, dropout, gelu
+from torch_ref.layers import Embedding, LayerNorm, Linear, dropout, gelu, normal, rematerialise
 
 INIT_STD = 0.02
 
@@ -21,9 +20,9 @@ class CausalSelfAttention(nn.Module):
         super().__init__()
         n_embd = config.n_embd
         self.config = config
-        self.c_attn = Linear(n_embd, 3 * n_embd, bias=config.bias, std=INIT_STD, dtype=dtype, rngs=rngs)
+        self.c_attn = Linear(n_embd, 3 * n_embd, bias=config.bias, init=normal(INIT_STD), dtype=dtype, rngs=rngs)
         std = INIT_STD * (2 * config.n_layer) ** -0.5
-        self.c_proj = Linear(n_embd, n_embd, bias=config.bias, std=std, dtype=dtype, rngs=rngs)
+        self.c_proj = Linear(n_embd, n_embd, bias=config.bias, init=normal(std), dtype=dtype, rngs=rngs)
 
     def forward(self, x_BTD, cache=None, offset=0, *, implementation="math", dropout_key=None):
         config = self.config
@@ -47,9 +46,9 @@ class MLP(nn.Module):
         super().__init__()
         n_embd = config.n_embd
         self.config = config
-        self.c_fc = Linear(n_embd, 4 * n_embd, bias=config.bias, std=INIT_STD, dtype=dtype, rngs=rngs)
+        self.c_fc = Linear(n_embd, 4 * n_embd, bias=config.bias, init=normal(INIT_STD), dtype=dtype, rngs=rngs)
         std = INIT_STD * (2 * config.n_layer) ** -0.5
-        self.c_proj = Linear(4 * n_embd, n_embd, bias=config.bias, std=std, dtype=dtype, rngs=rngs)
+        self.c_proj = Linear(4 * n_embd, n_embd, bias=config.bias, init=normal(std), dtype=dtype, rngs=rngs)
 
     def forward(self, x_BTD, *, dropout_key=None):
         h_BTF = gelu(self.c_fc(x_BTD), self.config.gelu)
@@ -77,8 +76,8 @@ class GPT2(nn.Module):
     def __init__(self, config: GPT2Config, vocab_size: int, *, dtype, rngs):
         super().__init__()
         self.config = config
-        self.wte = Embedding(vocab_size, config.n_embd, std=INIT_STD, dtype=dtype, rngs=rngs)
-        self.wpe = Embedding(config.seq_len, config.n_embd, std=INIT_STD, dtype=dtype, rngs=rngs)
+        self.wte = Embedding(vocab_size, config.n_embd, init=normal(INIT_STD), dtype=dtype, rngs=rngs)
+        self.wpe = Embedding(config.seq_len, config.n_embd, init=normal(INIT_STD), dtype=dtype, rngs=rngs)
         self.h = nn.ModuleList([Block(config, dtype=dtype, rngs=rngs) for _ in range(config.n_layer)])
         self.ln_f = LayerNorm(config.n_embd, bias=config.bias, dtype=dtype)
 
@@ -117,13 +116,3 @@ class GPT2(nn.Module):
             x_BTD, layer_cache = block(x_BTD, layer_cache, offset)
             new_cache.append(layer_cache)
         return self.ln_f(x_BTD), new_cache
-
-
-def rematerialise(function, policy):
-    if policy == "none":
-        return function
-    if policy == "block":
-        return functools.partial(checkpoint, function, use_reentrant=False)
-    dots = [torch.ops.aten.mm.default]  # of linear layers; attention's are batched and so bmm
-    keep = functools.partial(create_selective_checkpoint_contexts, dots)
-    return functools.partial(checkpoint, function, use_reentrant=False, context_fn=keep)

@@ -1,0 +1,32 @@
+"""nanochat on one A100 with 40 GB, two layers deeper and with a longer context.
+
+Model: nanochat of November 2025, depth 14: 252,313,600 parameters.
+Batch: 264,192 tokens = 43 x 4 rows x 1536. Steps: 19,100, 5.05 billion tokens, 20 for each parameter.
+No 262,144: that is not a multiple of 4 x 1536.
+Memory: 8.84 GiB, as XLA compiles this step for an A100 40GB.
+Machine: one A100 with 40 GB.
+Data: python -m jaxgpt.prepare fineweb-edu --shards 104, then
+    python -m jaxgpt.train_tokenizer --data data/fineweb-edu --vocab-size 65536
+Run: python -m jaxgpt.train --config configs/a100_40gb_d14.py
+"""
+
+from jaxgpt.config import (
+    NANOCHAT_2025,
+    CheckpointConfig,
+    Config,
+    DataConfig,
+    EvalConfig,
+    NanochatConfig,
+    SampleConfig,
+    TrainConfig,
+)
+
+config = Config(
+    model=NanochatConfig(era="2025", depth=14, seq_len=1536, vocab_size=65_536),
+    data=DataConfig(dir="data/fineweb-edu", sampling="stream"),
+    train=TrainConfig(steps=0, batch_tokens=264_192, micro_batch_size=4),
+    optim=NANOCHAT_2025,
+    eval=EvalConfig(every=250, tokens=20 * 524_288),
+    checkpoint=CheckpointConfig(every=1000),
+    sample=SampleConfig(every=2000, prompt="The capital of France is", max_tokens=64),
+)

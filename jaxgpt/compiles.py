@@ -1,0 +1,120 @@
+"""Footprints by compilation, each in a process of its own, remembered on disk.
+
+A process each, because XLA keeps what it allocates, ends the process on some errors, and wants its environment set
+before it is loaded. An answer is remembered as JSON under the config, the device and the versions that gave it;
+nothing that could be executed is stored.
+"""
+
+import hashlib
+import json
+import os
+import subprocess
+import sys
+from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+
+from jaxgpt import config as config_lib
+from jaxgpt.config import Config
+from jaxgpt.errors import Failure, InputError
+from jaxgpt.footprint import Footprint
+from jaxgpt.topology import ENVIRONMENT, Topology, missing_plugin
+
+PACKAGES = ("jax", "jaxlib", "jax-cuda13-plugin", "nvidia-cudnn-cu13", "libtpu")
+SECTIONS = ("model", "train", "optim", "mesh")
+"""Parts of a config that the compiled step depends on."""
+FREE_FIELDS = {"train": ("init_from", "max_skips"), "mesh": ("platform",)}
+"""Fields of those that it does not depend on."""
+
+
+@dataclass(frozen=True)
+class Compiles:
+    """Asks compilers, and remembers.
+
+    Attributes:
+      directory: of the remembered answers; None: remember nothing.
+    """
+
+    directory: Path | None
+
+    def footprints(self, config: Config, vocab_size: int, topology: Topology) -> list[Footprint]:
+        """One footprint per batch size of the run's stages.
+
+        Raises:
+          InputError: the config does not go together with the device.
+          Failure: the compiler refused or died.
+        """
+        asked = self._key(config, vocab_size, topology)
+        path = self.directory / f"{hashlib.sha256(asked.encode()).hexdigest()[:32]}.json" if self.directory else None
+        if path and path.is_file():
+            result = json.loads(path.read_text(encoding="utf-8"))["result"]
+        else:
+            result = self._compile(config, vocab_size, topology)
+            if path:
+                path.parent.mkdir(parents=True, exist_ok=True)
+                unfinished = path.with_suffix(f".{os.getpid()}")
+                unfinished.write_text(json.dumps({"asked": json.loads(asked), "result": result}), encoding="utf-8")
+                unfinished.replace(path)
+        if "error" in result:
+            raise (InputError if result["is_input"] else Failure)(result["error"])
+        return [Footprint.from_json(values) for values in result["footprints"]]
+
+    def knows(self, config: Config, vocab_size: int, topology: Topology) -> bool:
+        """Whether the answer is remembered."""
+        asked = self._key(config, vocab_size, topology)
+        name = f"{hashlib.sha256(asked.encode()).hexdigest()[:32]}.json"
+        return self.directory is not None and (self.directory / name).is_file()
+
+    def _key(self, config: Config, vocab_size: int, topology: Topology) -> str:
+        values = {name: dict(config_lib.to_dict(config)[name]) for name in SECTIONS}
+        for section, names in FREE_FIELDS.items():
+            for name in names:
+                values[section].pop(name)
+        code = hashlib.sha256()
+        for path in sorted(Path(__file__).parent.rglob("*.py")):
+            if path.parent.name == "models" or path.stem in COMPILED_MODULES:
+                code.update(path.read_bytes())
+        asked = {
+            "config": values, "vocab_size": vocab_size, "shape": topology.shape, "device": topology.device.name,
+            "versions": _versions(), "code": code.hexdigest(),
+        }  # fmt: skip
+        return json.dumps(asked, sort_keys=True)
+
+    def _compile(self, config: Config, vocab_size: int, topology: Topology) -> dict:
+        install = missing_plugin(topology.platform)
+        if install:
+            raise Failure(f"compiling for {topology.name} needs a plug-in: {install}")
+        request = {
+            "config": config_lib.to_dict(config), "vocab_size": vocab_size, "device": topology.name,
+            "directory": str(self.directory or ""), "versions": _versions(),
+        }  # fmt: skip
+        inherited = {name: value for name, value in os.environ.items() if name != "XLA_FLAGS"}
+        paths = os.pathsep.join([str(Path(__file__).parents[1]), os.environ.get("PYTHONPATH", "")])
+        done = subprocess.run(
+            [sys.executable, "-W", "ignore", "-c", "from jaxgpt.footprint import answer; answer()"],
+            input=json.dumps(request), capture_output=True, text=True, check=False,
+            env=inherited | ENVIRONMENT | {"PYTHONPATH": paths},
+        )  # fmt: skip
+        if done.returncode or not done.stdout:
+            lines = [line for line in done.stderr.splitlines() if line.strip()] or ["it said nothing"]
+            how = f"signal {-done.returncode}" if done.returncode < 0 else f"exit code {done.returncode}"
+            raise Failure(f"the compiler for {topology.name} died ({how}): {lines[-1][:300]}")
+        return json.loads(done.stdout)
+
+
+COMPILED_MODULES = (
+    "attention", "derive", "footprint", "census", "hardware", "layers", "loss", "optim", "sharding", "step", "topology",
+)  # fmt: skip
+"""Modules whose text decides what is compiled: an answer is forgotten when one changes."""
+
+
+def installed_version(package: str) -> str:
+    """Empty when the package is not here."""
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return ""
+
+
+def _versions() -> dict[str, str]:
+    return {name: installed_version(name) for name in PACKAGES}

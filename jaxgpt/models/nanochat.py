@@ -1,0 +1,234 @@
+"""nanochat's model, top to bottom, in both eras: that of November 2025 and that of July 2026 (`config.era`).
+
+Both: rotary positions, parameterless RMSNorm before each sublayer and on queries and keys, relu^2, no biases, an
+untied head whose logits are capped by a tanh. 2026 adds value embeddings mixed in by gates, short attention windows,
+smear (a little of the token before), residual and x0 lambdas, and backout (a little of the middle layer, taken off).
+
+Paths of parameters are nanochat's without the leading `transformer.` (`h.0.attn.c_q.weight`). Linear weights are
+[in, out]; `lm_head.weight` is [V, D], a row per token, as the embedding. nanochat keeps embeddings in bfloat16; here
+all parameters are float32. Its rotary embedding turns by minus the angle, which the code below keeps.
+
+References: https://github.com/karpathy/nanochat gpt.py (c6abcdf, 92d63d4); RoPE, arXiv:2104.09864; RMSNorm,
+arXiv:1910.07467; relu^2, arXiv:2109.08668; value residuals, arXiv:2410.17897.
+"""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from jaxgpt.attention import attention
+from jaxgpt.layers import Embedding, Linear, normal, rematerialise, rms_norm, rotary, softcap, uniform, zeros
+from jaxgpt.model_config import GATE_CHANNELS, NanochatConfig
+from jaxgpt.sharding import shard_batch
+
+HEAD_STD = 0.001
+VALUE_GATE_SCALE = 3.0
+"""A gate is this times a sigmoid."""
+GATE_INIT = 0.02
+"""Gates start uniform in [0, GATE_INIT)."""
+C_FC_INIT_SCALE = 0.4
+BACKOUT_INIT = 0.2
+RESID_LAMBDAS_INIT = (1.15, 1.05)
+X0_LAMBDAS_INIT = (0.20, 0.05)
+"""Values of the first and of the last layer, in a straight line between."""
+
+
+def matrix_init(config: NanochatConfig, n_in: int, n_out: int):
+    """What a matrix that is neither zero nor an embedding starts from."""
+    if config.is_2026:
+        bound = (3 / config.n_embd) ** 0.5
+        return uniform(-bound, bound)
+    return normal(n_in**-0.5 * min(1.0, (n_out / n_in) ** 0.5))
+
+
+class CausalSelfAttention(nnx.Module):
+    """Projections for q, k and v, a value embedding where the layer has one, attention in a window."""
+
+    def __init__(self, config: NanochatConfig, layer: int, *, dtype, rngs):
+        n_embd, kv_dim = config.n_embd, config.n_kv_head * config.head_dim
+        self.config, self.layer = config, layer
+        linear = functools.partial(Linear, bias=False, dtype=dtype, rngs=rngs)
+        self.c_q = linear(n_embd, n_embd, init=matrix_init(config, n_embd, n_embd))
+        self.c_k = linear(n_embd, kv_dim, init=matrix_init(config, n_embd, kv_dim))
+        self.c_v = linear(n_embd, kv_dim, init=matrix_init(config, n_embd, kv_dim))
+        self.c_proj = linear(n_embd, n_embd, init=zeros)
+        if config.has_value_embed(layer):
+            self.ve_gate = linear(GATE_CHANNELS["value_embed"], config.n_kv_head, init=uniform(0.0, GATE_INIT))
+
+    def __call__(self, x_BTD, value_embed_BTD=None, cache=None, offset=0, *, implementation="xla"):
+        """Returns the output and, when a cache (k, v) is given, the cache with this call's keys and values."""
+        config = self.config
+        n_rows, n_queries, n_embd = x_BTD.shape
+        kv_heads = (n_rows, n_queries, config.n_kv_head, config.head_dim)
+        q_BTNH = self.c_q(x_BTD).reshape(n_rows, n_queries, config.n_head, config.head_dim)
+        k_BTKH, v_BTKH = self.c_k(x_BTD).reshape(kv_heads), self.c_v(x_BTD).reshape(kv_heads)
+        if value_embed_BTD is not None:
+            gate_BTK = VALUE_GATE_SCALE * jax.nn.sigmoid(self.ve_gate(x_BTD[..., : GATE_CHANNELS["value_embed"]]))
+            v_BTKH = v_BTKH + gate_BTK[..., None] * value_embed_BTD.reshape(kv_heads)
+        positions_T = offset + jnp.arange(n_queries)
+        q_BTNH, k_BTKH = (
+            config.qk_scale * rms_norm(rotary(x, positions_T, config.rope_base)) for x in (q_BTNH, k_BTKH)
+        )
+        if cache is not None:
+            cache = tuple(
+                jax.lax.dynamic_update_slice_in_dim(old, new, offset, axis=1)
+                for old, new in zip(cache, (k_BTKH, v_BTKH), strict=True)
+            )
+        k_BSKH, v_BSKH = cache or (k_BTKH, v_BTKH)
+        window = config.window(self.layer)
+        y_BTNH = attention(
+            q_BTNH, k_BSKH, v_BSKH,
+            implementation=implementation, offset=offset, window=window if window < config.seq_len else None,
+        )  # fmt: skip
+        return self.c_proj(y_BTNH.reshape(n_rows, n_queries, n_embd)), cache
+
+
+class MLP(nnx.Module):
+    """Four times as wide, relu squared, and back."""
+
+    def __init__(self, config: NanochatConfig, *, dtype, rngs):
+        n_embd = config.n_embd
+        scale = C_FC_INIT_SCALE if config.is_2026 else 1.0
+        init = matrix_init(config, n_embd, 4 * n_embd)
+        self.c_fc = Linear(
+            n_embd, 4 * n_embd, bias=False, init=lambda *args: scale * init(*args), dtype=dtype, rngs=rngs
+        )
+        self.c_proj = Linear(4 * n_embd, n_embd, bias=False, init=zeros, dtype=dtype, rngs=rngs)
+
+    def __call__(self, x_BTD):
+        h_BTF = jax.nn.relu(self.c_fc(x_BTD))
+        return self.c_proj(h_BTF * h_BTF)
+
+
+class Block(nnx.Module):
+    """x + attention(norm(x)), then x + mlp(norm(x))."""
+
+    def __init__(self, config: NanochatConfig, layer: int, *, dtype, rngs):
+        self.attn = CausalSelfAttention(config, layer, dtype=dtype, rngs=rngs)
+        self.mlp = MLP(config, dtype=dtype, rngs=rngs)
+
+    def __call__(self, x_BTD, value_embed_BTD=None, cache=None, offset=0, *, implementation="xla"):
+        y_BTD, cache = self.attn(rms_norm(x_BTD), value_embed_BTD, cache, offset, implementation=implementation)
+        x_BTD = x_BTD + y_BTD
+        x_BTD = x_BTD + self.mlp(rms_norm(x_BTD))
+        return shard_batch(x_BTD), cache
+
+
+class Nanochat(nnx.Module):
+    """The model from token ids to last hidden states; `loss.cross_entropy` and `logits` apply head and softcap."""
+
+    def __init__(self, config: NanochatConfig, vocab_size: int, *, dtype, rngs):
+        assert config.n_embd, "derive_model(config) fills in the width"
+        n_embd, n_layer = config.n_embd, config.n_layer
+        self.config = config
+        table = functools.partial(Embedding, vocab_size, dtype=dtype, rngs=rngs)
+        self.wte = table(n_embd, init=normal(0.8 if config.is_2026 else 1.0))
+        self.lm_head = table(n_embd, init=normal(HEAD_STD) if config.is_2026 else zeros)
+        self.h = nnx.List([Block(config, i, dtype=dtype, rngs=rngs) for i in range(n_layer)])
+        if config.is_2026:
+            kv_dim = config.n_kv_head * config.head_dim
+            layers = [i for i in range(n_layer) if config.has_value_embed(i)]
+            init = matrix_init(config, n_embd, kv_dim)
+            self.value_embeds = nnx.Dict({str(i): table(kv_dim, init=init) for i in layers})
+            self.resid_lambdas = nnx.Param(jnp.linspace(*RESID_LAMBDAS_INIT, n_layer, dtype=dtype))
+            self.x0_lambdas = nnx.Param(jnp.linspace(*X0_LAMBDAS_INIT, n_layer, dtype=dtype))
+            self.smear_gate = Linear(
+                GATE_CHANNELS["smear"], 1, bias=False, init=uniform(0.0, GATE_INIT), dtype=dtype, rngs=rngs
+            )
+            self.smear_lambda = nnx.Param(jnp.zeros((1,), dtype))
+            self.backout_lambda = nnx.Param(jnp.full((1,), BACKOUT_INIT, dtype))
+
+    def __call__(self, tokens_BT, *, dtype, implementation="xla", remat="none", dropout_key=None):
+        """Hidden states after the last norm, [B, T, D] in `dtype`.
+
+        Args:
+          tokens_BT: ids in [0, vocab_size), T at most seq_len.
+          dtype: of the computation.
+          implementation: of attention.
+          remat: none, dots or block; what the backward pass finds instead of recomputing.
+          dropout_key: None; the family has no dropout.
+        """
+        assert dropout_key is None
+        x0_BTD = x_BTD = self.embed(tokens_BT, 0, dtype)
+        middle_BTD = None
+        for i, block in enumerate(self.h):
+            run = functools.partial(block, implementation=implementation)
+            x_BTD = self.mix(i, x_BTD, x0_BTD)
+            value_embed_BTD = self.value_embed(i, tokens_BT, dtype)
+            x_BTD = rematerialise(lambda x, v, run=run: run(x, v)[0], remat)(x_BTD, value_embed_BTD)
+            middle_BTD = x_BTD if i == self.config.n_layer // 2 else middle_BTD
+        return self.finish(x_BTD, middle_BTD)
+
+    def embed(self, tokens_BT, offset, dtype, before_B1=None):
+        """Normed token embeddings of positions offset .. offset + T; 2026: each with some of the one before it.
+
+        Args:
+          before_B1: the id before the first, where offset is not 0.
+        """
+        x_BTD = rms_norm(self.wte(tokens_BT).astype(dtype))
+        if not self.config.is_2026:
+            return shard_batch(x_BTD)
+        before_B1D = jnp.zeros_like(x_BTD[:, :1])
+        if before_B1 is not None:
+            before_B1D = jnp.where(offset > 0, rms_norm(self.wte(before_B1).astype(dtype)), 0)
+        previous_BTD = jnp.concatenate([before_B1D, x_BTD[:, :-1]], axis=1)
+        gate_BT1 = jax.nn.sigmoid(self.smear_gate(x_BTD[..., : GATE_CHANNELS["smear"]]))
+        return shard_batch(x_BTD + self.smear_lambda[...].astype(dtype) * gate_BT1 * previous_BTD)
+
+    def mix(self, layer: int, x_BTD, x0_BTD):
+        """What a layer starts from: the residual stream, and in 2026 some of its beginning."""
+        if not self.config.is_2026:
+            return x_BTD
+        resid, x0 = (scale[...][layer].astype(x_BTD.dtype) for scale in (self.resid_lambdas, self.x0_lambdas))
+        return resid * x_BTD + x0 * x0_BTD
+
+    def value_embed(self, layer: int, tokens_BT, dtype):
+        """The layer's own embedding of the tokens, [B, T, K x H]; None where it has none."""
+        if not self.config.has_value_embed(layer):
+            return None
+        return shard_batch(self.value_embeds[str(layer)](tokens_BT).astype(dtype))
+
+    def finish(self, x_BTD, middle_BTD):
+        """The last norm; in 2026 after some of the middle layer's output is taken off."""
+        if self.config.is_2026:
+            x_BTD = x_BTD - self.backout_lambda[...].astype(x_BTD.dtype) * middle_BTD
+        return rms_norm(x_BTD)
+
+    def head_weight(self):
+        """The output head, [V, D]."""
+        return self.lm_head.weight[...]
+
+    def logits(self, x_BTD):
+        """Capped scores over the vocabulary, float32 or wider."""
+        wide = jnp.promote_types(x_BTD.dtype, jnp.float32)
+        weight_VD = self.head_weight().astype(x_BTD.dtype)
+        logits_BTV = jnp.einsum("BTD,VD->BTV", x_BTD, weight_VD, preferred_element_type=wide)
+        return softcap(logits_BTV, self.config.softcap)
+
+    def init_cache(self, n_rows: int, n_positions: int, dtype):
+        """For `decode`: the ids so far, which smear looks back at, and keys and values, one pair per layer."""
+        shape = (n_rows, n_positions, self.config.n_kv_head, self.config.head_dim)
+        pairs = [(jnp.zeros(shape, dtype), jnp.zeros(shape, dtype)) for _ in self.h]
+        return jnp.zeros((n_rows, n_positions), jnp.int32), pairs
+
+    def decode(self, tokens_BT, cache, offset, *, dtype):
+        """Hidden states of new tokens at positions offset .. offset + T, given the cache of all before.
+
+        The caller keeps offset + T within the cache: XLA would shift a write that runs over its end.
+
+        Returns:
+          [B, T, D] hidden states and the cache with the new ids, keys and values.
+        """
+        ids_BS, pairs = cache
+        before_B1 = jax.lax.dynamic_slice_in_dim(ids_BS, jnp.maximum(offset - 1, 0), 1, axis=1)
+        ids_BS = jax.lax.dynamic_update_slice_in_dim(ids_BS, tokens_BT, offset, axis=1)
+        x0_BTD = x_BTD = self.embed(tokens_BT, offset, dtype, before_B1)
+        middle_BTD, new_pairs = None, []
+        for i, (block, pair) in enumerate(zip(self.h, pairs, strict=True)):
+            x_BTD = self.mix(i, x_BTD, x0_BTD)
+            x_BTD, pair = block(x_BTD, self.value_embed(i, tokens_BT, dtype), pair, offset)
+            new_pairs.append(pair)
+            middle_BTD = x_BTD if i == self.config.n_layer // 2 else middle_BTD
+        return self.finish(x_BTD, middle_BTD), (ids_BS, new_pairs)

@@ -1,0 +1,97 @@
+"""Runs small enough for seconds, in which every part of a recipe is at work: what gates and mutations are tried on."""
+
+import dataclasses
+from typing import Any
+
+import numpy as np
+
+from jaxgpt.config import (
+    NANOCHAT_2025,
+    NANOCHAT_2026,
+    Config,
+    GPT2Config,
+    MeshConfig,
+    MuonConfig,
+    NanochatConfig,
+    OptimConfig,
+    ScheduleConfig,
+    TrainConfig,
+)
+from parity_tests.trajectories import settle
+
+VOCAB = 64
+N_ROWS = 8
+RECIPES = ("adamw", "muon", "nanochat2025", "nanochat2026")
+MUON_LR = 5e-3
+"""Of GPT-2. At 0.02 Newton-Schulz, which lifts small singular values a hundredfold, lifts float32's rounding to 6e-5 in
+200 steps, and bfloat16's out of its gates."""
+NANOCHAT_LR = {"2025": 0.25, "2026": 1.0}
+"""Part of nanochat's learning rates that is taken: in 2025 for the reason above, 2026's follow the small batch."""
+SMEAR_LR = 0.2 / 32
+"""Of smear and backout, whose 0.2 follows no batch: divided by what all others are. At 0.2 the steps are as large as
+the values, and lift float32's rounding to 7e-5 in 200 steps."""
+NANOCHAT_DECAY = 0.1
+"""Of 2026. Cautious decay asks for a sign: where rounding turns it, one weight is off by rate x decay x itself. By the
+0.6 that the rule gives so small a model these add up to 1e-5 in 200 steps, ten times what all other rounding does."""
+
+
+def make_config(recipe: str, n_steps: int, dtype: str, *, is_small: bool = False) -> Config:
+    """A recipe's config, settled.
+
+    Args:
+      is_small: fewest layers that show all of it, for mutants, each of which is compiled anew.
+    """
+    make = _make_nanochat if "nanochat" in recipe else _make_gpt2
+    config = make(recipe, n_steps, is_small)
+    return settle(config, n_steps, dtype, VOCAB)
+
+
+def _make_gpt2(algorithm: Any, n_steps: int, is_small: bool) -> Config:
+    """Biases, clipping, decay, warm-up of learning rate and momentum, two microbatches, two chunks of the loss."""
+    return Config(
+        model=GPT2Config(seq_len=32, n_layer=1 if is_small else 2, n_head=2, n_embd=32, bias=True),
+        train=TrainConfig(steps=n_steps, batch_tokens=N_ROWS * 32, micro_batch_size=4, loss_chunk_tokens=64),
+        optim=OptimConfig(
+            algorithm=algorithm, lr=1e-3, grad_clip=0.5, schedule=ScheduleConfig(warmup_steps=min(20, n_steps // 4)),
+            muon=MuonConfig(lr=MUON_LR, momentum_warmup_steps=10, weight_decay=0.1),
+        ),
+        mesh=MeshConfig(data=1, platform="cpu"),
+    )  # fmt: skip
+
+
+def _make_nanochat(recipe: str, n_steps: int, is_small: bool) -> Config:
+    """nanochat's optimizer on a small model with every part of the era: two kinds of window, gates, lambdas."""
+    era: Any = recipe.removeprefix("nanochat")
+    optim = {"2025": NANOCHAT_2025, "2026": NANOCHAT_2026}[era]
+    part = NANOCHAT_LR[era]
+    muon = dataclasses.replace(optim.muon, lr=part * optim.muon.lr, momentum_warmup_steps=n_steps // 4)
+    if era == "2026":
+        muon = dataclasses.replace(muon, weight_decay=NANOCHAT_DECAY, decay_follows_horizon=False)
+    groups = tuple(
+        dataclasses.replace(group, lr=SMEAR_LR if group.name == "smear" else part * (group.lr or 0))
+        for group in optim.groups
+    )
+    schedule = dataclasses.replace(optim.schedule, warmup_steps=min(optim.schedule.warmup_steps, n_steps // 4))
+    return Config(
+        model=NanochatConfig(
+            era=era, depth=2 if is_small else 4, head_dim=16, n_embd=64, seq_len=64, short_window=17,
+            window_pattern="SL" if is_small and era == "2026" else "",
+        ),
+        train=TrainConfig(steps=n_steps, batch_tokens=N_ROWS * 64, micro_batch_size=4, loss_chunk_tokens=128),
+        optim=dataclasses.replace(optim, schedule=schedule, muon=muon, groups=groups),
+        mesh=MeshConfig(data=1, platform="cpu"),
+    )  # fmt: skip
+
+
+def make_batches(n_steps: int, seq_len: int) -> list[np.ndarray]:
+    """[M, B, T + 1] per step: a Markov chain with four likely successors per token, so that there is much to learn."""
+    n_micro = 2
+    rng = np.random.default_rng(0)
+    successors = rng.integers(0, VOCAB, (VOCAB, 4))
+    n = n_steps * N_ROWS
+    columns = [rng.integers(0, VOCAB, n)]
+    for _ in range(seq_len):
+        likely = successors[columns[-1], rng.integers(0, 4, n)]
+        columns.append(np.where(rng.random(n) < 0.1, rng.integers(0, VOCAB, n), likely))
+    rows = np.stack(columns, axis=1).astype(np.int32)
+    return list(rows.reshape(n_steps, n_micro, N_ROWS // n_micro, seq_len + 1))

@@ -1,0 +1,157 @@
+"""The verb, and the compilers behind it where their plug-ins are installed (extras plan-gpu, plan-tpu)."""
+
+import dataclasses
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from jaxgpt import plan
+from jaxgpt.compiles import Compiles
+from jaxgpt.config import Config, GPT2Config, MeshConfig, TrainConfig
+from jaxgpt.errors import Failure, InputError
+from jaxgpt.footprint import bytes_wanted
+from jaxgpt.log import console
+from jaxgpt.outlook import look
+from jaxgpt.topology import missing_plugin, parse_topology
+
+REPO = Path(__file__).parents[1]
+NEEDS_GPU_COMPILER = pytest.mark.skipif(bool(missing_plugin("gpu")), reason=f"needs {missing_plugin('gpu')}")
+NEEDS_TPU_COMPILER = pytest.mark.skipif(bool(missing_plugin("tpu")), reason=f"needs {missing_plugin('tpu')}")
+SMALL = Config(
+    model=GPT2Config(seq_len=1024, n_layer=1, n_head=8, n_embd=512, vocab_size=1024),
+    train=TrainConfig(steps=10, batch_tokens=8 * 1024, micro_batch_size=1, loss_chunk_tokens=256),
+)
+
+
+@pytest.fixture(scope="module")
+def compiles(tmp_path_factory):
+    return Compiles(tmp_path_factory.mktemp("compiles"))
+
+
+def run(*args):
+    with console.capture() as captured:
+        code = plan.main(list(args))
+    return code, captured.get()
+
+
+ARGS = ("--config", str(REPO / "configs/gpt2_124m.py"), "--estimate")
+
+
+@pytest.mark.parametrize(
+    ("args", "part"),
+    [
+        ((*ARGS,), "--device is missing"),
+        ((*ARGS, "--device", "a200"), "--device=a200 is not known"),
+        ((*ARGS, "--device", "h100x8", "--mesh.tensor=16"), "16 devices, but --device=h100x8 has 8"),
+        ((*ARGS, "--device", "h100x7"), "batch_tokens=491520 is not a multiple of"),
+        ((*ARGS, "--device", "h100", "--max-depth"), "model.family=gpt2 has none"),
+        ((*ARGS, "--device", "h100", "--sweep", "n_layers=2"), "--sweep n_layers=2 is not"),
+        ((*ARGS, "--device", "h100", "--dollars-per-hour", "much"), "--dollars-per-hour=much is not a number"),
+        ((*ARGS, "--device", "h100", "--memory-fraction", "2"), "is above 1"),
+        ((*ARGS, "--device"), "--device needs a value"),
+        ((*ARGS, "--device", "l4", "--train.dtype=float64"), "train.dtype=float64 has no peak on l4"),
+    ],
+)
+def test_what_cannot_be_planned_is_one_line(args, part):
+    with pytest.raises(InputError) as error:
+        run(*args)
+    assert part in str(error.value) and "\n" not in str(error.value)
+
+
+def test_an_estimate_says_that_it_is_one():
+    code, out = run(*ARGS, "--device", "a100-40gb", "--dollars-per-hour", "2")
+    assert code == 0 and "ESTIMATE" in out and "fits" in out and "$" in out
+    _, out = run(*ARGS, "--device", "a100-40gb", "--device", "rtx4090")
+    assert out.count("ESTIMATE") == 2 and "rtx4090" in out
+
+
+def test_without_a_plugin_it_names_the_install_and_estimates(monkeypatch):
+    monkeypatch.setattr(plan, "missing_plugin", lambda platform: "pip install 'jaxgpt[plan-gpu]'")
+    code, out = run(*ARGS[:2], "--device", "h100")
+    assert code == 0 and "pip install 'jaxgpt[plan-gpu]'" in out and "ESTIMATE" in out
+
+
+def test_fit_prints_what_to_paste():
+    _, out = run(*ARGS, "--device", "rtx3090", "--fit")
+    pasted = out.strip().splitlines()[-1]
+    assert pasted.startswith("--train.micro_batch_size=") and "--train.remat=none" in pasted
+    _, again = run(*ARGS, "--device", "rtx3090", *pasted.split())
+    assert "fits" in again and "491,520 tokens" in again
+
+
+def test_sweep_draws_a_picture(tmp_path):
+    png = tmp_path / "sweep.png"
+    code, out = run(*ARGS, "--device", "l4", "--sweep", "micro_batch_size=4,12", "remat=none,block", "--png", str(png))
+    assert code == 0 and out.count("micro_batch_size=") == 4 and png.read_bytes().startswith(b"\x89PNG")
+
+
+def test_a_tpu_compiler_out_of_memory_says_how_much_it_needed():
+    message = "RESOURCE_EXHAUSTED: Ran out of memory in memory space hbm. Used 21.50G of 15.75G hbm. Exceeded by 5.7G."
+    assert bytes_wanted(message) == 21.5 * 2**30
+    assert bytes_wanted("INTERNAL: Mosaic failed") is None
+
+
+def test_a_dead_compiler_is_a_failure_and_is_not_remembered(monkeypatch, tmp_path):
+    monkeypatch.setattr("jaxgpt.compiles.missing_plugin", lambda platform: "")
+    dead = subprocess.CompletedProcess([], -6, "", "F0000 Check failed: something\n")
+    monkeypatch.setattr("jaxgpt.compiles.subprocess.run", lambda *args, **kwargs: dead)
+    with pytest.raises(Failure, match=r"died \(signal 6\): F0000 Check failed"):
+        Compiles(tmp_path).footprints(SMALL, 1024, parse_topology("h100"))
+    assert not list(tmp_path.iterdir())
+
+
+def sharded(n_devices):
+    return dataclasses.replace(SMALL, mesh=MeshConfig(data=1, fsdp=n_devices))
+
+
+@NEEDS_GPU_COMPILER
+def test_fsdp_divides_the_state_of_a_gpu_step(compiles):
+    whole = look(sharded(1), 1024, parse_topology("h100"), compiles).footprint
+    part = look(sharded(8), 1024, parse_topology("h100x8"), compiles).footprint
+    for name in ("params_bytes", "opt_state_bytes", "gradients_bytes"):
+        assert getattr(whole, name) / 8 == pytest.approx(getattr(part, name), rel=0.05), name
+    assert part.attention[0] == "cudnn" and whole.collectives == ()
+    kinds = {kind for kind, *_ in part.collectives}
+    assert {"all-gather", "reduce-scatter"} <= kinds
+    assert sum(part.gathered_whole.values()) < 0.3 * whole.params_bytes
+
+
+@NEEDS_GPU_COMPILER
+def test_flash_attention_keeps_temporaries_linear_in_time(compiles):
+    """Twice the context, twice the memory, and far less than one layer's scores would take."""
+
+    def temporaries(seq_len):
+        model = dataclasses.replace(SMALL.model, seq_len=seq_len)
+        config = dataclasses.replace(SMALL, model=model, train=dataclasses.replace(SMALL.train, batch_tokens=seq_len))
+        return look(config, 1024, parse_topology("a100-40gb"), compiles).footprint.activations_bytes
+
+    long = temporaries(8192)
+    assert long < 2.3 * temporaries(4096)
+    assert long < 0.2 * SMALL.model.n_head * 8192**2 * 4
+
+
+@NEEDS_GPU_COMPILER
+def test_an_answer_is_remembered_and_a_comment_in_the_config_forgets_nothing(compiles, monkeypatch):
+    topology = parse_topology("h100")
+    first = compiles.footprints(sharded(1), 1024, topology)
+    assert compiles.knows(sharded(1), 1024, topology)
+    monkeypatch.setattr("jaxgpt.compiles.subprocess.run", None)
+    assert compiles.footprints(sharded(1), 1024, topology) == first
+
+
+@NEEDS_TPU_COMPILER
+def test_fsdp_divides_the_state_of_a_tpu_step(compiles):
+    part = look(sharded(8), 1024, parse_topology("v5e-8"), compiles).footprint
+    whole = look(sharded(1), 1024, parse_topology("h100"), None).footprint
+    for name in ("params_bytes", "opt_state_bytes"):
+        assert getattr(whole, name) / 8 == pytest.approx(getattr(part, name), rel=0.05), name
+    assert part.attention[0] == "splash" and part.collectives and part.compile_s > 0
+
+
+def test_the_verb_runs_as_a_command():
+    """In a fresh process, as a user does; the plug-ins must not disturb it."""
+    command = [sys.executable, "-m", "jaxgpt.plan", *ARGS, "--device", "v5e-8", "--train.micro_batch_size=10"]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=REPO, check=False)
+    assert done.returncode == 0 and "ESTIMATE" in done.stdout and done.stderr == "", done.stderr

@@ -1,0 +1,64 @@
+"""Every shipped config runs in miniature, and what its docstring says of it is computed here."""
+
+import ast
+import json
+import math
+from pathlib import Path
+
+import pytest
+
+from jaxgpt.config import load
+from jaxgpt.derive import derive
+from jaxgpt.errors import InputError
+from jaxgpt.flops import count_params
+from jaxgpt.model_config import NanochatConfig
+from jaxgpt.train import main
+
+CONFIGS = sorted((Path(__file__).parents[1] / "configs").glob("*.py"))
+NANOCHAT = [path for path in CONFIGS if isinstance(load(path).model, NanochatConfig) and path.stem != "nanochat_cpu"]
+
+
+@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
+def test_smoke(path, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    assert main(["--config", str(path), "--smoke"]) == 0
+    run = tmp_path / "runs" / "smoke" / path.stem
+    records = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    assert [record["step"] for record in records] == list(range(1, 7))
+    assert all(math.isfinite(record["train_loss"]) and math.isfinite(record["grad_norm"]) for record in records)
+    assert [step for step in ("3", "6") if (run / "checkpoints" / step / "manifest.json").exists()] == ["3", "6"]
+    wanted, ran = load(path), json.loads((run / "checkpoints" / "6" / "manifest.json").read_text())["about"]["config"]
+    assert ran["model"]["family"] == wanted.model.family and ran["optim"]["algorithm"] == wanted.optim.algorithm
+    assert ran["train"]["dtype"] == wanted.train.dtype and ran["data"]["sampling"] == wanted.data.sampling
+    assert "sample --run" in capsys.readouterr().out
+
+
+def test_smoke_replaces_its_own_directory_and_spares_others(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    arguments = ["--config", str(CONFIGS[0].with_name("quickstart.py")), "--smoke"]
+    earlier = tmp_path / "runs" / "smoke" / "quickstart"
+    (earlier / "data").mkdir(parents=True)
+    (earlier / "checkpoints" / "6").mkdir(parents=True)
+    assert main(arguments) == 0
+    other = tmp_path / "elsewhere" / "smoke" / "x"
+    other.mkdir(parents=True)
+    (other / "notes.txt").write_text("mine")
+    with pytest.raises(InputError, match="which it did not make"):
+        main([*arguments, "--run.dir=elsewhere/x"])
+    assert (other / "notes.txt").read_text() == "mine"
+
+
+@pytest.mark.parametrize("path", NANOCHAT, ids=lambda path: path.stem)
+def test_docstring_says_what_the_config_is(path):
+    config = load(path)
+    config = derive(config, config.model.vocab_size).config
+    train, seq_len = config.train, config.model.seq_len
+    text = " ".join((ast.get_docstring(ast.parse(path.read_text())) or "").split())
+    n_devices = 8 if "8 devices" in text else 1
+    n_micro = train.batch_tokens // (train.micro_batch_size * seq_len * n_devices)
+    assert f"{count_params(config.model, config.model.vocab_size).total:,} parameters" in text
+    assert f"{train.batch_tokens:,} tokens = {n_micro} x {train.micro_batch_size} rows x {seq_len}" in text
+    assert f"{train.steps:,}" in text.replace("steps:", "Steps:")
+    assert f"{train.steps * train.batch_tokens / 1e9:.2f} billion tokens" in text
+    assert f"--vocab-size {config.model.vocab_size}" in text
+    assert f"--config configs/{path.name}" in text

@@ -1,0 +1,384 @@
+"""What a run of one framework leaves behind, and the runs themselves: the same weights, the same batches.
+
+`run_jax` and `run_torch` take the training steps of a config on one machine, from given weights, and give the numbers
+that `parity_tests.compare` judges. With is_traced they also walk the model layer by layer, forward and backward.
+"""
+
+import contextlib
+import dataclasses
+import os
+import re
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxgpt import schedule
+from jaxgpt import step as jax_step
+from jaxgpt.config import Config, GPT2Config, HostsConfig, MeshConfig, count_microbatches
+from jaxgpt.data.sources import choose_vocab_size, open_source
+from jaxgpt.derive import derive
+from jaxgpt.errors import InputError
+from jaxgpt.loss import cross_entropy as jax_cross_entropy
+from jaxgpt.model_config import NanochatConfig
+from jaxgpt.sharding import make_mesh as make_jax_mesh
+from jaxgpt.train import initial_params
+
+Arrays = dict[str, np.ndarray]
+
+
+@dataclass(frozen=True)
+class Trajectory:
+    """One framework's numbers. Arrays are by path, in jaxgpt's layout ([in, out]).
+
+    Attributes:
+      logits: of the first microbatch, before the first step.
+      grads: of the mean loss of the first batch, before clipping.
+      losses, grad_norms: of every step.
+      first, last: parameters after the first and after the last step.
+      opt_state: leaves of the optimizer's state after the last step.
+      places: with is_traced, forward and backward pass of the first microbatch, in the order in which they are made.
+    """
+
+    name: str
+    logits: np.ndarray
+    grads: Arrays
+    losses: list[float]
+    grad_norms: list[float]
+    first: Arrays
+    last: Arrays
+    opt_state: Arrays
+    places: Arrays = field(default_factory=dict)
+
+
+def settle(config: Config, n_steps: int, dtype: Any, vocab_size: int) -> Config:
+    """The config as both frameworks run it to be compared: derived, one device, attention spelled out, no dropout.
+
+    Muon's iteration is in float64 where everything else is; the config's dtype for it stays otherwise.
+    """
+    model = config.model
+    config = dataclasses.replace(
+        config,
+        model=dataclasses.replace(model, dropout=0.0) if isinstance(model, GPT2Config) else model,
+        train=dataclasses.replace(config.train, dtype=dtype, attention="xla"),
+        mesh=MeshConfig(data=1, platform=choose_platform(config.mesh.platform)),
+        hosts=HostsConfig(),
+    )
+    config = derive(config, vocab_size).config
+    muon = dataclasses.replace(config.optim.muon, **({"ns_dtype": dtype} if dtype == "float64" else {}))
+    return dataclasses.replace(
+        config,
+        optim=dataclasses.replace(config.optim, muon=muon),
+        train=dataclasses.replace(config.train, steps=max(config.train.steps, n_steps)),
+    )
+
+
+def choose_platform(wanted: str) -> Literal["cpu", "gpu"]:
+    """gpu where both frameworks see one, else cpu. Raises InputError where one that is asked for is not there."""
+    torch = import_torch()
+    seen = {"jax": jax.default_backend() == "gpu", "torch": torch.cuda.is_available()}
+    if wanted not in ("", "cpu") and not (wanted == "gpu" and all(seen.values())):
+        blind = ", ".join(name for name, is_there in seen.items() if not is_there) or "torch"
+        raise InputError(f"mesh.platform={wanted} is not here for {blind}; drop it to compare on the CPU")
+    return "gpu" if all(seen.values()) and wanted != "cpu" else "cpu"
+
+
+def import_torch() -> Any:
+    """The module torch. Raises InputError where it is not installed."""
+    try:
+        import torch
+    except ImportError as error:
+        raise InputError("this needs PyTorch; pip install 'jaxgpt[torch]'") from error
+    return torch
+
+
+def refuse_tf32(config: Config) -> None:
+    """Raises InputError where a product of float32 may be less than float32 on either side."""
+    torch = import_torch()
+    precision = config.train.matmul_precision
+    if precision != "highest":
+        raise InputError(
+            f"train.matmul_precision={precision} allows TF32, whose errors hide bugs; "
+            "compare with --train.matmul_precision=highest"
+        )
+    if os.environ.get("NVIDIA_TF32_OVERRIDE", "") == "1":
+        raise InputError("NVIDIA_TF32_OVERRIDE=1 turns float32 products into TF32 on both sides; unset it to compare")
+    if torch.backends.cuda.matmul.allow_tf32:
+        raise InputError("torch.backends.cuda.matmul.allow_tf32=True allows TF32; set it to False to compare")
+
+
+def read_batches(config: Config, n_steps: int, dtype: str) -> tuple[Config, int, list[np.ndarray]]:
+    """The settled config, the vocabulary of its data, and the batches [M, B, T + 1] of its first steps."""
+    source = open_source(config.data)
+    vocab_size = choose_vocab_size(config.model.vocab_size, source)
+    config = settle(config, n_steps, dtype, vocab_size)
+    seq_len, n_rows = config.model.seq_len, config.train.micro_batch_size
+    reader = source.reader(seq_len, config.run.seed, vocab_size)
+    found = []
+    try:
+        for step in range(n_steps):
+            n_micro = count_microbatches(config, schedule.batch_tokens_at(config, step), 1)
+            n_before = schedule.tokens_before(config, step) // seq_len
+            found.append(reader.micro_rows(step, n_before, n_micro, n_rows, 0, n_rows))
+    finally:
+        reader.close()
+    return config, vocab_size, found
+
+
+NEARLY_ZERO = r"(lm_head|smear_gate|h\.\d+\.(attn|mlp)\.c_proj|h\.\d+\.attn\.ve_gate)\.weight|smear_lambda"
+"""Weights of nanochat that start at or near zero."""
+
+
+def draw_params(config: Config, vocab_size: int) -> Arrays:
+    """The weights that jaxgpt starts this run with.
+
+    Where nanochat starts at or near zero there is noise instead: with an output that is zero, most gradients of the
+    first step are too, and would agree whatever the code does.
+    """
+    mesh = make_jax_mesh(config.mesh)
+    with jax.enable_x64(config.train.dtype == "float64"), jax.set_mesh(mesh):
+        step = jax_step.make_step(config, vocab_size, mesh)
+        params = {path: np.asarray(leaf) for path, leaf in initial_params(config, step, vocab_size).items()}
+    if not isinstance(config.model, NanochatConfig) or config.train.init_from:
+        return params
+    rng, std = np.random.default_rng(config.run.seed), config.model.n_embd**-0.5
+    return {
+        path: (std * rng.standard_normal(leaf.shape)).astype(leaf.dtype) if re.fullmatch(NEARLY_ZERO, path) else leaf
+        for path, leaf in params.items()
+    }
+
+
+# The two sides
+
+
+def run_jax(
+    config: Config,
+    vocab_size: int,
+    params: Arrays,
+    batches: Sequence[np.ndarray],
+    *,
+    is_traced: bool = False,
+    known: Trajectory | None = None,
+) -> Trajectory:
+    """jaxgpt's training steps on these batches, on the devices of config.mesh.
+
+    Args:
+      known: a run whose logits and first gradients are this one's too, which saves compiling them.
+    """
+    with _jax_step(config, vocab_size, params) as (step, placed):
+        logits, grads = (known.logits, known.grads) if known else _jax_first_batch(config, step, placed, batches[0])
+        places = _jax_places(config, step, placed, batches[0][0]) if is_traced else {}
+        state, losses, norms, first = step.init_state(placed), [], [], {}
+        for i, batch in enumerate(batches):
+            state, metrics = step.train(state, batch, step.hyper(schedule.hyper_at(config, i)))
+            losses.append(float(metrics["loss"]))
+            norms.append(float(metrics["grad_norm"]))
+            if i == 0:
+                first = to_arrays(state.params)
+        opt_state = to_arrays(state.opt_state)
+        return Trajectory("jaxgpt", logits, grads, losses, norms, first, to_arrays(state.params), opt_state, places)
+
+
+def first_batch(config: Config, vocab_size: int, params: Arrays, batch_MBT: np.ndarray) -> tuple[np.ndarray, Arrays]:
+    """What `run_jax` says of logits and gradients, without the training."""
+    with _jax_step(config, vocab_size, params) as (step, placed):
+        return _jax_first_batch(config, step, placed, batch_MBT)
+
+
+@contextlib.contextmanager
+def _jax_step(config: Config, vocab_size: int, params: Arrays) -> Iterator[tuple[jax_step.Step, Any]]:
+    """jaxgpt's step, and the parameters on its devices."""
+    mesh = make_jax_mesh(config.mesh)
+    with (
+        jax.enable_x64(config.train.dtype == "float64"),
+        jax.default_matmul_precision("highest"),
+        jax.set_mesh(mesh),
+    ):
+        step = jax_step.make_step(config, vocab_size, mesh)
+        shapes = step.state_shapes.params
+        yield step, {path: jax.device_put(params[path], shape.sharding) for path, shape in shapes.items()}
+
+
+def to_arrays(tree: Any) -> Arrays:
+    """A jaxgpt tree as path -> numpy, by the names that its checkpoints use."""
+    leaves = jax.tree_util.tree_leaves_with_path(tree)
+    return {jax.tree_util.keystr(path, simple=True, separator="."): np.array(leaf) for path, leaf in leaves}
+
+
+def _jax_first_batch(config: Config, step: jax_step.Step, params, batch_MBT) -> tuple[np.ndarray, Arrays]:
+    """Logits of the first microbatch, and gradients of the mean loss over all."""
+    run = jax.jit(lambda params, batch_BT: _jax_first_pass(config, step, params, batch_BT))
+    passes = [run(params, batch_BT) for batch_BT in batch_MBT]
+    grads = {path: sum(np.asarray(grads[path]) for _, grads in passes) for path in params}
+    return np.asarray(passes[0][0]), {path: grad / batch_MBT[..., 1:].size for path, grad in grads.items()}
+
+
+def _jax_first_pass(config: Config, step: jax_step.Step, params, batch_BT):
+    """Logits, and gradients of the summed loss."""
+    module = step.model.bind(params)
+    dtype = jnp.dtype(config.train.dtype)
+    logits_BTV = module.logits(module(batch_BT[:, :-1], dtype=dtype, implementation=step.attention[0]))
+    loss = lambda params: jax_step.loss_sum(config, step.model, step.attention[0], params, batch_BT)[0]  # noqa: E731
+    return logits_BTV, jax.grad(loss)(params)
+
+
+def _jax_places(config: Config, step: jax_step.Step, params, batch_BT) -> Arrays:
+    """Zeros are added at each place, so that the gradient with respect to them is that place's."""
+    order: list[str] = []
+
+    def forward(params, zeros):
+        values = {}
+        order.clear()
+
+        def tap(name, x):
+            order.append(name)
+            values[name] = x if zeros is None else x + zeros[name]
+            return values[name]
+
+        module = step.model.bind(params)
+        x_BTD = walk(module, batch_BT[:, :-1], jnp.dtype(config.train.dtype), step.attention[0], tap)
+        values["logits"] = module.logits(x_BTD)
+        softcap = config.model.softcap
+        nats, n_tokens = jax_cross_entropy(x_BTD, module.head_weight(), batch_BT[:, 1:], softcap=softcap)
+        return nats / n_tokens, values
+
+    def both(params, zeros):
+        grads, values = jax.grad(lambda *args: forward(*args), argnums=(0, 1), has_aux=True)(params, zeros)
+        return values, *grads
+
+    shapes = jax.eval_shape(lambda params: forward(params, None)[1], params)
+    zeros = {name: jnp.zeros(shape.shape, shape.dtype) for name, shape in shapes.items() if name != "logits"}
+    values, param_grads, place_grads = jax.jit(both)(params, zeros)
+    return _in_order(order, *(to_arrays(tree) for tree in (values, param_grads, place_grads)))
+
+
+def run_torch(
+    config: Config, vocab_size: int, params: Arrays, batches: Sequence[np.ndarray], *, is_traced: bool = False
+) -> Trajectory:
+    """torch_ref's, from the same weights.
+
+    Raises:
+      InputError: torch is not installed or allows TF32, or the weights are another model's.
+    """
+    torch = import_torch()
+    from torch_ref import sharding, weights
+    from torch_ref import step as torch_step
+
+    mesh = sharding.make_mesh(config.mesh)
+    step = torch_step.make_step(config, vocab_size, mesh)
+    refuse_tf32(config)
+    state = step.init_state(weights.to_torch(params))
+    batch_MBT = sharding.to_device(batches[0], mesh)
+    with torch.no_grad():
+        module = step.model.bind(state.params)
+        dtype = getattr(torch, config.train.dtype)
+        logits_BTV = module.logits(module(batch_MBT[0, :, :-1], dtype=dtype, implementation=step.attention[0]))
+    for batch_BT in batch_MBT:
+        torch_step.loss_sum(config, step.model, step.attention[0], state.params, batch_BT)[0].backward()
+    n_tokens = batches[0][..., 1:].size
+    grads = {path: torch_step.take_grad(param) / n_tokens for path, param in state.params.items()}
+    places = _torch_places(config, step, state.params, batch_MBT[0]) if is_traced else {}
+    losses, norms, first = [], [], {}
+    for i, batch in enumerate(batches):
+        hyper = step.hyper(schedule.hyper_at(config, i))
+        state, metrics = step.train(state, sharding.to_device(batch, mesh), hyper)
+        losses.append(float(metrics["loss"]))
+        norms.append(float(metrics["grad_norm"]))
+        if i == 0:
+            first = weights.to_numpy(state.params)
+    opt_state = weights.to_numpy(weights.by_path(state.opt_state, "opt_state"))
+    opt_state = {path.removeprefix("opt_state."): leaf for path, leaf in opt_state.items()}
+    return Trajectory(
+        "torch_ref", _numpy(logits_BTV), weights.to_numpy(grads), losses, norms, first,
+        weights.to_numpy(state.params), opt_state, places,
+    )  # fmt: skip
+
+
+def _torch_places(config: Config, step: Any, params, batch_BT) -> Arrays:
+    torch = import_torch()
+    from torch_ref.loss import cross_entropy
+    from torch_ref.step import take_grad
+    from torch_ref.weights import to_numpy
+
+    values = {}
+
+    def tap(name, x):
+        x.retain_grad()
+        values[name] = x
+        return x
+
+    module = step.model.bind(params)
+    dtype = getattr(torch, config.train.dtype)
+    x_BTD = walk(module, batch_BT[:, :-1], dtype, step.attention[0], tap)
+    softcap = config.model.softcap
+    nats, n_tokens = cross_entropy(x_BTD, module.head_weight(), batch_BT[:, 1:], softcap=softcap)
+    (nats / n_tokens).backward()
+    place_grads = {name: _numpy(x.grad) for name, x in values.items()}
+    values["logits"] = module.logits(x_BTD)
+    param_grads = to_numpy({path: take_grad(param) for path, param in params.items()})
+    return _in_order(list(place_grads), {name: _numpy(x) for name, x in values.items()}, param_grads, place_grads)
+
+
+def _numpy(tensor: Any) -> np.ndarray:
+    return tensor.detach().cpu().double().numpy()
+
+
+def walk(module: Any, tokens_BT, dtype, implementation: str, tap: Callable[[str, Any], Any]):
+    """A model's forward pass, either framework's, layer by layer: tap(name, value) -> value sees each output."""
+    family = {"gpt2": _walk_gpt2, "nanochat": _walk_nanochat}[module.config.family]
+    return family(module, tokens_BT, dtype, implementation, tap)
+
+
+def _walk_gpt2(module: Any, tokens_BT, dtype, implementation: str, tap: Callable[[str, Any], Any]):
+    x_BTD = tap("embedding", module.embed(tokens_BT, 0, dtype))
+    for i, block in enumerate(module.h):
+        y_BTD = tap(f"h.{i}.ln_1", block.ln_1(x_BTD))
+        x_BTD = x_BTD + tap(f"h.{i}.attn", block.attn(y_BTD, implementation=implementation)[0])
+        y_BTD = tap(f"h.{i}.ln_2", block.ln_2(x_BTD))
+        x_BTD = tap(f"h.{i}", x_BTD + tap(f"h.{i}.mlp", block.mlp(y_BTD)))
+    return tap("ln_f", module.ln_f(x_BTD))
+
+
+def _walk_nanochat(module: Any, tokens_BT, dtype, implementation: str, tap: Callable[[str, Any], Any]):
+    rms_norm = sys.modules[type(module).__module__].rms_norm  # of the framework that the module belongs to
+    x0_BTD = x_BTD = tap("embedding", module.embed(tokens_BT, 0, dtype))
+    middle_BTD = None
+    for i, block in enumerate(module.h):
+        if module.config.is_2026:
+            x_BTD = tap(f"h.{i}.mix", module.mix(i, x_BTD, x0_BTD))
+        value_embed_BTD = module.value_embed(i, tokens_BT, dtype)
+        if value_embed_BTD is not None:
+            value_embed_BTD = tap(f"h.{i}.value_embed", value_embed_BTD)
+        y_BTD = block.attn(rms_norm(x_BTD), value_embed_BTD, implementation=implementation)[0]
+        x_BTD = x_BTD + tap(f"h.{i}.attn", y_BTD)
+        x_BTD = tap(f"h.{i}", x_BTD + tap(f"h.{i}.mlp", block.mlp(rms_norm(x_BTD))))
+        middle_BTD = x_BTD if i == module.config.n_layer // 2 else middle_BTD
+    return tap("last norm", module.finish(x_BTD, middle_BTD))
+
+
+def _in_order(order: list[str], values: Arrays, param_grads: Arrays, place_grads: Arrays) -> Arrays:
+    """Forward from the embedding to the logits, backward from the last layer to the first.
+
+    Behind the gradient of a layer's output come those of its own parameters, last ones first.
+    """
+    places = {f"forward: {name}": values[name] for name in [*order, "logits"]}
+    for name in reversed(order):
+        places[f"backward: output of {name}"] = place_grads[name]
+        own = [path for path in param_grads if re.fullmatch(_parameters_of(name), path)]
+        places |= {f"backward: {path}": param_grads[path] for path in sorted(own, reverse=True)}
+    return places
+
+
+def _parameters_of(place: str) -> str:
+    """Regular expression of the parameters whose gradients are complete behind this place of the backward pass."""
+    ends = {
+        "embedding": r"(wte|wpe|smear_gate)\.weight|smear_lambda|(resid|x0)_lambdas",
+        "ln_f": r"ln_f\..*",
+        "last norm": r"lm_head\.weight|backout_lambda",
+    }
+    layer, _, part = place.removeprefix("h.").partition(".")
+    return ends.get(place) or (rf"value_embeds\.{layer}\..*" if part == "value_embed" else rf"h\.{layer}\.{part}\..+")

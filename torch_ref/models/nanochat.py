@@ -1,0 +1,187 @@
+"""jaxgpt/models/nanochat.py in PyTorch. `forward` is what is `__call__` there; the cache is written in place."""
+
+import functools
+
+import torch
+from torch import nn
+
+from jaxgpt.model_config import GATE_CHANNELS, NanochatConfig
+from torch_ref.attention import attention
+from torch_ref.layers import Embedding, Linear, normal, rematerialise, rms_norm, rotary, softcap, uniform, zeros
+
+HEAD_STD = 0.001
+VALUE_GATE_SCALE = 3.0
+GATE_INIT = 0.02
+C_FC_INIT_SCALE = 0.4
+BACKOUT_INIT = 0.2
+RESID_LAMBDAS_INIT = (1.15, 1.05)
+X0_LAMBDAS_INIT = (0.20, 0.05)
+
+
+def matrix_init(config: NanochatConfig, n_in: int, n_out: int):
+    if config.is_2026:
+        bound = (3 / config.n_embd) ** 0.5
+        return uniform(-bound, bound)
+    return normal(n_in**-0.5 * min(1.0, (n_out / n_in) ** 0.5))
+
+
+class CausalSelfAttention(nn.Module):
+    def __init__(self, config: NanochatConfig, layer: int, *, dtype, rngs):
+        super().__init__()
+        n_embd, kv_dim = config.n_embd, config.n_kv_head * config.head_dim
+        self.config, self.layer = config, layer
+        linear = functools.partial(Linear, bias=False, dtype=dtype, rngs=rngs)
+        self.c_q = linear(n_embd, n_embd, init=matrix_init(config, n_embd, n_embd))
+        self.c_k = linear(n_embd, kv_dim, init=matrix_init(config, n_embd, kv_dim))
+        self.c_v = linear(n_embd, kv_dim, init=matrix_init(config, n_embd, kv_dim))
+        self.c_proj = linear(n_embd, n_embd, init=zeros)
+        if config.has_value_embed(layer):
+            self.ve_gate = linear(GATE_CHANNELS["value_embed"], config.n_kv_head, init=uniform(0.0, GATE_INIT))
+
+    def forward(self, x_BTD, value_embed_BTD=None, cache=None, offset=0, *, implementation="math"):
+        config = self.config
+        n_rows, n_queries, n_embd = x_BTD.shape
+        kv_heads = (n_rows, n_queries, config.n_kv_head, config.head_dim)
+        q_BTNH = self.c_q(x_BTD).reshape(n_rows, n_queries, config.n_head, config.head_dim)
+        k_BTKH, v_BTKH = self.c_k(x_BTD).reshape(kv_heads), self.c_v(x_BTD).reshape(kv_heads)
+        if value_embed_BTD is not None:
+            gate_BTK = VALUE_GATE_SCALE * torch.sigmoid(self.ve_gate(x_BTD[..., : GATE_CHANNELS["value_embed"]]))
+            v_BTKH = v_BTKH + gate_BTK[..., None] * value_embed_BTD.reshape(kv_heads)
+        positions_T = offset + torch.arange(n_queries, device=x_BTD.device)
+        q_BTNH, k_BTKH = (
+            config.qk_scale * rms_norm(rotary(x, positions_T, config.rope_base)) for x in (q_BTNH, k_BTKH)
+        )
+        if cache is not None:
+            for old, new in zip(cache, (k_BTKH, v_BTKH), strict=True):
+                old[:, offset : offset + n_queries] = new
+        k_BSKH, v_BSKH = cache or (k_BTKH, v_BTKH)
+        window = config.window(self.layer)
+        y_BTNH = attention(
+            q_BTNH, k_BSKH, v_BSKH,
+            implementation=implementation, offset=offset, window=window if window < config.seq_len else None,
+        )  # fmt: skip
+        return self.c_proj(y_BTNH.reshape(n_rows, n_queries, n_embd)), cache
+
+
+class MLP(nn.Module):
+    def __init__(self, config: NanochatConfig, *, dtype, rngs):
+        super().__init__()
+        n_embd = config.n_embd
+        scale = C_FC_INIT_SCALE if config.is_2026 else 1.0
+        init = matrix_init(config, n_embd, 4 * n_embd)
+        self.c_fc = Linear(
+            n_embd, 4 * n_embd, bias=False, init=lambda *args: scale * init(*args), dtype=dtype, rngs=rngs
+        )
+        self.c_proj = Linear(4 * n_embd, n_embd, bias=False, init=zeros, dtype=dtype, rngs=rngs)
+
+    def forward(self, x_BTD):
+        h_BTF = torch.relu(self.c_fc(x_BTD))
+        return self.c_proj(h_BTF * h_BTF)
+
+
+class Block(nn.Module):
+    def __init__(self, config: NanochatConfig, layer: int, *, dtype, rngs):
+        super().__init__()
+        self.attn = CausalSelfAttention(config, layer, dtype=dtype, rngs=rngs)
+        self.mlp = MLP(config, dtype=dtype, rngs=rngs)
+
+    def forward(self, x_BTD, value_embed_BTD=None, cache=None, offset=0, *, implementation="math"):
+        y_BTD, cache = self.attn(rms_norm(x_BTD), value_embed_BTD, cache, offset, implementation=implementation)
+        x_BTD = x_BTD + y_BTD
+        x_BTD = x_BTD + self.mlp(rms_norm(x_BTD))
+        return x_BTD, cache
+
+
+class Nanochat(nn.Module):
+    def __init__(self, config: NanochatConfig, vocab_size: int, *, dtype, rngs):
+        super().__init__()
+        assert config.n_embd, "derive_model(config) fills in the width"
+        n_embd, n_layer = config.n_embd, config.n_layer
+        self.config = config
+        table = functools.partial(Embedding, vocab_size, dtype=dtype, rngs=rngs)
+        self.wte = table(n_embd, init=normal(0.8 if config.is_2026 else 1.0))
+        self.lm_head = table(n_embd, init=normal(HEAD_STD) if config.is_2026 else zeros)
+        self.h = nn.ModuleList([Block(config, i, dtype=dtype, rngs=rngs) for i in range(n_layer)])
+        if config.is_2026:
+            kv_dim = config.n_kv_head * config.head_dim
+            layers = [i for i in range(n_layer) if config.has_value_embed(i)]
+            init = matrix_init(config, n_embd, kv_dim)
+            self.value_embeds = nn.ModuleDict({str(i): table(kv_dim, init=init) for i in layers})
+            self.resid_lambdas = nn.Parameter(torch.linspace(*RESID_LAMBDAS_INIT, n_layer, dtype=dtype))
+            self.x0_lambdas = nn.Parameter(torch.linspace(*X0_LAMBDAS_INIT, n_layer, dtype=dtype))
+            self.smear_gate = Linear(
+                GATE_CHANNELS["smear"], 1, bias=False, init=uniform(0.0, GATE_INIT), dtype=dtype, rngs=rngs
+            )
+            self.smear_lambda = nn.Parameter(torch.zeros(1, dtype=dtype))
+            self.backout_lambda = nn.Parameter(torch.full((1,), BACKOUT_INIT, dtype=dtype))
+
+    def forward(self, tokens_BT, *, dtype, implementation="math", remat="none", dropout_key=None):
+        assert dropout_key is None
+        x0_BTD = x_BTD = self.embed(tokens_BT, 0, dtype)
+        middle_BTD = None
+        for i, block in enumerate(self.h):
+            run = functools.partial(block, implementation=implementation)
+            x_BTD = self.mix(i, x_BTD, x0_BTD)
+            value_embed_BTD = self.value_embed(i, tokens_BT, dtype)
+            x_BTD = rematerialise(lambda x, v, run=run: run(x, v)[0], remat)(x_BTD, value_embed_BTD)
+            middle_BTD = x_BTD if i == self.config.n_layer // 2 else middle_BTD
+        return self.finish(x_BTD, middle_BTD)
+
+    def embed(self, tokens_BT, offset, dtype, before_B1=None):
+        x_BTD = rms_norm(self.wte(tokens_BT).to(dtype))
+        if not self.config.is_2026:
+            return x_BTD
+        before_B1D = torch.zeros_like(x_BTD[:, :1])
+        if before_B1 is not None and offset > 0:
+            before_B1D = rms_norm(self.wte(before_B1).to(dtype))
+        previous_BTD = torch.cat([before_B1D, x_BTD[:, :-1]], dim=1)
+        gate_BT1 = torch.sigmoid(self.smear_gate(x_BTD[..., : GATE_CHANNELS["smear"]]))
+        return x_BTD + self.smear_lambda.to(dtype) * gate_BT1 * previous_BTD
+
+    def mix(self, layer: int, x_BTD, x0_BTD):
+        if not self.config.is_2026:
+            return x_BTD
+        resid, x0 = (scale[layer].to(x_BTD.dtype) for scale in (self.resid_lambdas, self.x0_lambdas))
+        return resid * x_BTD + x0 * x0_BTD
+
+    def value_embed(self, layer: int, tokens_BT, dtype):
+        if not self.config.has_value_embed(layer):
+            return None
+        return self.value_embeds[str(layer)](tokens_BT).to(dtype)
+
+    def finish(self, x_BTD, middle_BTD):
+        if self.config.is_2026:
+            x_BTD = x_BTD - self.backout_lambda.to(x_BTD.dtype) * middle_BTD
+        return rms_norm(x_BTD)
+
+    def head_weight(self):
+        return self.lm_head.weight
+
+    def logits(self, x_BTD):
+        wide = torch.promote_types(x_BTD.dtype, torch.float32)
+        weight_VD = self.head_weight().to(x_BTD.dtype)
+        logits_BTV = torch.einsum("BTD,VD->BTV", x_BTD.to(wide), weight_VD.to(wide))
+        return softcap(logits_BTV, self.config.softcap)
+
+    def init_cache(self, n_rows: int, n_positions: int, dtype):
+        shape = (n_rows, n_positions, self.config.n_kv_head, self.config.head_dim)
+        device = self.wte.weight.device
+        pairs = [
+            (torch.zeros(shape, dtype=dtype, device=device), torch.zeros(shape, dtype=dtype, device=device))
+            for _ in self.h
+        ]
+        return torch.zeros((n_rows, n_positions), dtype=torch.int32, device=device), pairs
+
+    def decode(self, tokens_BT, cache, offset, *, dtype):
+        ids_BS, pairs = cache
+        before = max(offset - 1, 0)
+        before_B1 = ids_BS[:, before : before + 1]
+        ids_BS[:, offset : offset + tokens_BT.shape[1]] = tokens_BT
+        x0_BTD = x_BTD = self.embed(tokens_BT, offset, dtype, before_B1)
+        middle_BTD, new_pairs = None, []
+        for i, (block, pair) in enumerate(zip(self.h, pairs, strict=True)):
+            x_BTD = self.mix(i, x_BTD, x0_BTD)
+            x_BTD, pair = block(x_BTD, self.value_embed(i, tokens_BT, dtype), pair, offset)
+            new_pairs.append(pair)
+            middle_BTD = x_BTD if i == self.config.n_layer // 2 else middle_BTD
+        return self.finish(x_BTD, middle_BTD), (ids_BS, new_pairs)
