@@ -2,7 +2,7 @@
 
 A process each, because XLA keeps what it allocates, ends the process on some errors, and wants its environment set
 before it is loaded. An answer is remembered as JSON under the config, the device and the versions that gave it;
-nothing that could be executed is stored.
+nothing that could be executed is stored, and no refusal: some pass.
 """
 
 import hashlib
@@ -50,7 +50,7 @@ class Compiles:
             result = json.loads(path.read_text(encoding="utf-8"))["result"]
         else:
             result = self._compile(config, vocab_size, topology)
-            if path:
+            if path and "error" not in result:
                 path.parent.mkdir(parents=True, exist_ok=True)
                 unfinished = path.with_suffix(f".{os.getpid()}")
                 unfinished.write_text(json.dumps({"asked": json.loads(asked), "result": result}), encoding="utf-8")

@@ -17,12 +17,13 @@ from jaxgpt.hardware import DEVICES, DEVICES_PER_HOST, Device, GpuDescription, T
 ENVIRONMENT = {
     "JAX_PLATFORMS": "cpu",
     "TPU_SKIP_MDS_QUERY": "1",
+    "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",
     "TPU_ACCELERATOR_TYPE": "v5litepod-1",
     "TPU_WORKER_HOSTNAMES": "localhost",
     "TPU_WORKER_ID": "0",
     "TF_CPP_MIN_LOG_LEVEL": "3",
 }
-"""For the process that compiles: no accelerator of its own, and no question to a metadata server."""
+"""For the process that compiles: no accelerator of its own, no question to a metadata server, and no lock on a TPU."""
 
 PLUGINS = {"gpu": (("jax_plugins.xla_cuda13",), "plan-gpu"), "tpu": (("libtpu",), "plan-tpu")}
 """platform -> modules, and the extra that installs them."""

@@ -25,7 +25,7 @@ RECIPES = ("adamw", "muon", "nanochat2025", "nanochat2026")
 MUON_LR = 5e-3
 """Of GPT-2. At 0.02 Newton-Schulz, which lifts small singular values a hundredfold, lifts float32's rounding to 6e-5 in
 200 steps, and bfloat16's out of its gates."""
-NANOCHAT_LR = {"2025": 0.25, "2026": 1.0}
+NANOCHAT_LR = {"2025": 0.1, "2026": 1.0}
 """Part of nanochat's learning rates that is taken: in 2025 for the reason above, 2026's follow the small batch."""
 SMEAR_LR = 0.2 / 32
 """Of smear and backout, whose 0.2 follows no batch: divided by what all others are. At 0.2 the steps are as large as

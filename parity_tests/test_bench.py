@@ -50,9 +50,8 @@ def config(tmp_path_factory):
 class Sleeping:
     """A step of STEP_S, on a device that works while the host goes on, or on the host."""
 
-    about = {}
-
     def __init__(self, *, is_asynchronous):
+        self.about = {}
         self.is_asynchronous, self.is_done_at, self.n = is_asynchronous, 0.0, 0
 
     def dispatch(self):
@@ -244,7 +243,8 @@ def test_a_bench_from_the_command_line(config, tmp_path):
     assert path.with_suffix(".png").read_bytes().startswith(b"\x89PNG")
     operations = found["operations"]["jaxgpt"]
     assert sum(o["share"] for o in operations) == pytest.approx(1) and len(operations) > 10
-    assert json.load(gzip.open(newest_trace(str(tmp_path / "out" / "b" / "jaxgpt"))))["traceEvents"]
+    trace = newest_trace(str(tmp_path / "out" / "b" / "jaxgpt"))
+    assert json.loads(gzip.decompress(trace.read_bytes()))["traceEvents"]
     assert "jaxgpt over this" in done.stdout and found["command"] in page.read_text()
 
 
@@ -261,7 +261,7 @@ def test_the_loader_alone(config, tmp_path):
     path = tmp_path / "d.json"
     done = run_bench("data", "--config", config, "--json", path)
     found = json.loads(path.read_text())
-    assert found["appetites"] == pytest.approx(found["appetites"]) and found["tokens_per_s"] > 0
+    assert found["tokens_per_s"] > 1e5 and found["step_tokens_per_s"] > 0
     assert done.returncode == (found["appetites"] < bench.WANTED_APPETITES), done.stderr
     assert "M tokens/s" in done.stdout
 
@@ -286,8 +286,9 @@ def test_refusals(config, arguments, message):
 
 
 def test_what_a_program_refuses_reaches_the_user(config):
-    done = run_bench("--config", config, "--rounds", 1, "--steps", 2, "--mesh.data=1", "--mesh.fsdp=4")
-    assert done.returncode == 2 and done.stderr.startswith("error: jaxgpt ended with code 2: mesh.data=1 x mesh.fsdp=4")
+    done = run_bench("--config", config, "--rounds", 1, "--steps", 2, "--mesh.fsdp=2")
+    assert done.returncode == 2, done.stderr
+    assert done.stderr.startswith("error: jaxgpt ended with code 2: mesh.data=1 x mesh.fsdp=2")
 
 
 # Traces

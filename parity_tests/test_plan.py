@@ -49,6 +49,7 @@ ARGS = ("--config", str(REPO / "configs/gpt2_124m.py"), "--estimate")
         ((*ARGS, "--device", "h100", "--max-depth"), "model.family=gpt2 has none"),
         ((*ARGS, "--device", "h100", "--sweep", "n_layers=2"), "--sweep n_layers=2 is not"),
         ((*ARGS, "--device", "h100", "--dollars-per-hour", "much"), "--dollars-per-hour=much is not a number"),
+        ((*ARGS, "--device", "h100", "--dollars-per-hour", "0"), "--dollars-per-hour=0 is not above 0"),
         ((*ARGS, "--device", "h100", "--memory-fraction", "2"), "is above 1"),
         ((*ARGS, "--device"), "--device needs a value"),
         ((*ARGS, "--device", "l4", "--train.dtype=float64"), "train.dtype=float64 has no peak on l4"),

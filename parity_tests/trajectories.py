@@ -145,7 +145,7 @@ def draw_params(config: Config, vocab_size: int) -> Arrays:
         params = {path: np.asarray(leaf) for path, leaf in initial_params(config, step, vocab_size).items()}
     if not isinstance(config.model, NanochatConfig) or config.train.init_from:
         return params
-    rng, std = np.random.default_rng(config.run.seed), config.model.n_embd**-0.5
+    rng, std = np.random.default_rng(config.run.seed), 0.5 * config.model.n_embd**-0.5
     return {
         path: (std * rng.standard_normal(leaf.shape)).astype(leaf.dtype) if re.fullmatch(NEARLY_ZERO, path) else leaf
         for path, leaf in params.items()
