@@ -11,7 +11,7 @@ GradScaler (halve on overflow, double after 2000 good steps; arXiv:1710.03740).
 import functools
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import NamedTuple, cast
+from typing import Any, NamedTuple, cast
 
 import jax
 import jax.numpy as jnp
@@ -138,13 +138,12 @@ def make_step(config: Config, vocab_size: int, mesh: Mesh) -> Step:
 
 def loss_sum(config: Config, model: Model, implementation: str, params, batch_BT, mask_BT=None, dropout_key=None):
     """Summed loss and token count of rows of T + 1 tokens; position t predicts token t + 1."""
-    x_BTD, weight_VD, settings = last_hidden(config, model, implementation, params, batch_BT, dropout_key)
+    x_BTD, weight_VD, settings = last_hidden(config, model.bind(params), implementation, batch_BT, dropout_key)
     return cross_entropy(x_BTD, weight_VD, batch_BT[:, 1:], mask_BT, **settings)
 
 
-def last_hidden(config: Config, model: Model, implementation: str, params, batch_BT, dropout_key=None):
+def last_hidden(config: Config, module: Any, implementation: str, batch_BT, dropout_key=None):
     """Hidden states of all but the last token, the head, and how the loss is to be computed from them."""
-    module = model.bind(params)
     x_BTD = module(
         batch_BT[:, :-1],
         dtype=jnp.dtype(config.train.dtype),
@@ -222,7 +221,7 @@ def next_loss_scale(current: LossScale, is_finite) -> LossScale:
 
 def row_losses(config: Config, model: Model, implementation: str, params, batch_BT):
     """The loss of each position of rows of T + 1 tokens, [B, T]."""
-    x_BTD, weight_VD, settings = last_hidden(config, model, implementation, params, batch_BT)
+    x_BTD, weight_VD, settings = last_hidden(config, model.bind(params), implementation, batch_BT)
     return token_losses(x_BTD, weight_VD, batch_BT[:, 1:], **settings)
 
 

@@ -98,13 +98,14 @@ def main(args: list[str]) -> int:
         if first_step >= n_steps:
             console.print(f"the run is at step {first_step} of {n_steps} already; --train.steps=N takes it further")
             return EXIT_DONE
+        rows_of_steps = [tokens // config.model.seq_len for tokens in n_micro]
+        reader = source.reader(config.model.seq_len, config.run.seed, vocab_size, cursors, rows_of_steps)
+        stack.callback(reader.close)
         train_step = {tokens: compile_step(step, count, n_rows) for tokens, count in n_micro.items()}
 
         # loop
         stop = stack.enter_context(StopSignal(config.log.every))
         files = open_logs(given, run_dir, first_step) if jax.process_index() == 0 else []
-        reader = source.reader(config.model.seq_len, config.run.seed, vocab_size, cursors)
-        stack.callback(reader.close)
         feed = prefetch(make_feed(config, reader, mesh, n_rows, first_step))
         progress = stack.enter_context(Progress(n_steps, first_step))
         kind = mesh.devices.flat[0].device_kind

@@ -1,18 +1,20 @@
 """Every shipped config runs in miniature, and what its docstring says of it is computed here."""
 
 import ast
+import dataclasses
 import json
 import math
 from pathlib import Path
 
 import pytest
 
-from jaxgpt.config import load
+from jaxgpt.config import StageConfig, load, to_source
 from jaxgpt.derive import derive
 from jaxgpt.errors import InputError
 from jaxgpt.flops import count_params
 from jaxgpt.model_config import NanochatConfig
 from jaxgpt.train import main
+from torch_ref.train import main as torch_main
 
 CONFIGS = sorted((Path(__file__).parents[1] / "configs").glob("*.py"))
 NANOCHAT = [path for path in CONFIGS if isinstance(load(path).model, NanochatConfig) and path.stem != "nanochat_cpu"]
@@ -62,3 +64,24 @@ def test_docstring_says_what_the_config_is(path):
     assert f"{train.steps * train.batch_tokens / 1e9:.2f} billion tokens" in text
     assert f"--vocab-size {config.model.vocab_size}" in text
     assert f"--config configs/{path.name}" in text
+
+
+@pytest.mark.parametrize("train", [main, torch_main], ids=["jaxgpt", "torch_ref"])
+def test_lanes_that_do_not_divide_a_later_stage_are_refused_before_compiling(train, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    path = CONFIGS[0].with_name("nanochat_cpu.py")
+    assert main(["--config", str(path), "--smoke"]) == 0
+    capsys.readouterr()
+    config = load(path)
+    row = config.model.seq_len
+    stages = (StageConfig(from_step=3, batch_tokens=18 * row),)
+    changed = dataclasses.replace(
+        config,
+        data=dataclasses.replace(config.data, dir="runs/smoke/nanochat_cpu/data", tokenizer="", lanes=4),
+        train=dataclasses.replace(config.train, micro_batch_size=2, batch_tokens=12 * row, stages=stages),
+        eval=dataclasses.replace(config.eval, tokens=row),
+    )
+    (tmp_path / "lanes.py").write_text(to_source(changed))
+    with pytest.raises(InputError, match=r"data\.lanes=4 does not divide the 18 rows of a step"):
+        train(["--config", "lanes.py"])
+    assert "compiled" not in capsys.readouterr().out

@@ -146,12 +146,11 @@ def set_precision(config: Config) -> None:
 
 
 def loss_sum(config: Config, model: Model, implementation: str, params, batch_BT, mask_BT=None, dropout_key=None):
-    x_BTD, weight_VD, settings = last_hidden(config, model, implementation, params, batch_BT, dropout_key)
+    x_BTD, weight_VD, settings = last_hidden(config, model.bind(params), implementation, batch_BT, dropout_key)
     return cross_entropy(x_BTD, weight_VD, batch_BT[:, 1:], mask_BT, **settings)
 
 
-def last_hidden(config: Config, model: Model, implementation: str, params, batch_BT, dropout_key=None):
-    module = model.bind(params)
+def last_hidden(config: Config, module: Any, implementation: str, batch_BT, dropout_key=None):
     x_BTD = module(
         batch_BT[:, :-1],
         dtype=getattr(torch, config.train.dtype),
@@ -230,7 +229,7 @@ def next_loss_scale(current: LossScale, is_finite) -> LossScale:
 
 
 def row_losses(config: Config, model: Model, implementation: str, params, batch_BT):
-    x_BTD, weight_VD, settings = last_hidden(config, model, implementation, params, batch_BT)
+    x_BTD, weight_VD, settings = last_hidden(config, model.bind(params), implementation, batch_BT)
     return token_losses(x_BTD, weight_VD, batch_BT[:, 1:], **settings)
 
 

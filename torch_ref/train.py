@@ -109,14 +109,15 @@ def main(args: list[str]) -> int:
         if first_step >= n_steps:
             console.print(f"the run is at step {first_step} of {n_steps} already; --train.steps=N takes it further")
             return EXIT_DONE
+        rows_of_steps = [tokens // config.model.seq_len for tokens in n_micro]
+        reader = source.reader(config.model.seq_len, config.run.seed, vocab_size, cursors, rows_of_steps)
+        stack.callback(reader.close)
         if step.is_compiled:
             compile_step(step, config.train.micro_batch_size, state)
 
         # loop
         stop = stack.enter_context(StopSignal(config.log.every))
         files = open_logs(given, run_dir, first_step) if process_index() == 0 else []
-        reader = source.reader(config.model.seq_len, config.run.seed, vocab_size, cursors)
-        stack.callback(reader.close)
         feed = prefetch(make_feed(config, reader, mesh, n_rows, first_step))
         progress = stack.enter_context(Progress(n_steps, first_step))
         meter = Meter(config, vocab_size, mesh.device_kind, mesh.size, progress, files, console.print)

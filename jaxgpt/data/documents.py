@@ -110,7 +110,9 @@ class TextSplit:
         Raises:
           InputError: the file cannot be read, or is no longer what it was when it was opened.
         """
-        pyarrow, parquet = _import_pyarrow()
+        import pyarrow  # here, because importing it is slow
+        from pyarrow import parquet
+
         file, row_group = self.place_of(group)
         try:
             with parquet.ParquetFile(self.files[file].path, page_checksum_verification=True) as source:
@@ -144,15 +146,6 @@ class TextData:
         delimiter = end if begin is None else begin
         assert delimiter is not None  # open_text refuses a tokenizer without
         return delimiter
-
-
-def _import_pyarrow() -> tuple[Any, Any]:
-    try:
-        import pyarrow
-        import pyarrow.parquet
-    except ImportError as error:
-        raise InputError("text in parquet files needs pyarrow; pip install 'jaxgpt[hf]'") from error
-    return pyarrow, pyarrow.parquet
 
 
 def _first_line(error: BaseException) -> str:
@@ -214,7 +207,9 @@ def open_splits(directory: Path) -> tuple[TextSplit, TextSplit]:
 
 
 def _inspect(path: Path) -> TextFile:
-    pyarrow, parquet = _import_pyarrow()
+    import pyarrow
+    from pyarrow import parquet
+
     try:
         with parquet.ParquetFile(path) as source:
             schema, metadata = source.schema_arrow, source.metadata

@@ -9,7 +9,7 @@ batch depends on the step alone).
 """
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, Protocol, cast
@@ -19,7 +19,7 @@ import numpy as np
 from jaxgpt.config import DataConfig
 from jaxgpt.data.batches import Batches, eval_rows
 from jaxgpt.data.documents import TextData, open_text
-from jaxgpt.data.packing import PackedRows, Packing, TextBatches, val_rows
+from jaxgpt.data.packing import PackedRows, Packing, TextBatches, require_lanes, val_rows
 from jaxgpt.data.shards import Dataset, Split, check_ids, open_dataset
 from jaxgpt.errors import InputError
 from jaxgpt.tokenizer import Tokenizer, tokenizer_from_json
@@ -116,17 +116,27 @@ class Source:
         )
 
     def reader(
-        self, seq_len: int, seed: int, vocab_size: int, cursors: dict[str, Any] | None = None
+        self,
+        seq_len: int,
+        seed: int,
+        vocab_size: int,
+        cursors: dict[str, Any] | None = None,
+        rows_of_steps: Iterable[int] = (),
     ) -> ShardReader | TextReader:
         """Training rows from the start, or from where `cursors` say.
 
+        Args:
+          rows_of_steps: rows of a step, for each size of batch that will be asked for.
+
         Raises:
-          InputError: too little text, or cursors of another run.
+          InputError: too little text, cursors of another run, or a step that the lanes do not divide.
         """
         config = self.config
         if isinstance(self.data, Dataset):
             sampling = cast(Literal["random", "sequential"], config.sampling)
             return ShardReader(Batches(self.data.train, seq_len, seed, sampling, vocab_size))
+        for n_rows in rows_of_steps:
+            require_lanes(config.lanes, n_rows)
         batches = TextBatches(
             self.data, seq_len, cast(Packing, config.sampling), n_lanes=config.lanes, vocab_size=vocab_size,
             n_threads=config.tokenizer_threads, cursors=cursors,
