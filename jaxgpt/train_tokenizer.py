@@ -4,9 +4,9 @@
     python -m jaxgpt.train_tokenizer --data data/pydocs_text --vocab-size 4096
     python -m jaxgpt.train_tokenizer --data data/climbmix
 
-DIR holds text shards: shard_*.parquet, a column `text`, a document per row. All but the last file, which is for validation,
-are read in order until --max-chars, and of each document the first --doc-cap characters, so that a few long ones do not
-decide. The tokenizer goes to DIR/tokenizer.json, where training on DIR finds it.
+DIR holds text shards: shard_*.parquet, a column `text`, a document per row. All but the last file, which is for
+validation, are read in order until --max-chars, and of each document the first --doc-cap characters, so that a few
+long ones do not decide. The tokenizer goes to DIR/tokenizer.json, where training on DIR finds it.
 
 A larger vocabulary makes fewer tokens of a text, and more rows of the embedding: 32768 suits nanochat's models, 4096 a
 model of a few million parameters. Its last nine ids are control tokens (<|bos|>, <|user_start|> ...), which text never

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from jaxgpt.config import StageConfig, load, to_source
+from jaxgpt.config import MeshConfig, StageConfig, load, to_source
 from jaxgpt.derive import derive
 from jaxgpt.errors import InputError
 from jaxgpt.flops import count_params
@@ -80,6 +80,7 @@ def test_lanes_that_do_not_divide_a_later_stage_are_refused_before_compiling(tra
         data=dataclasses.replace(config.data, dir="runs/smoke/nanochat_cpu/data", tokenizer="", lanes=4),
         train=dataclasses.replace(config.train, micro_batch_size=2, batch_tokens=12 * row, stages=stages),
         eval=dataclasses.replace(config.eval, tokens=row),
+        mesh=MeshConfig(data=1),
     )
     (tmp_path / "lanes.py").write_text(to_source(changed))
     with pytest.raises(InputError, match=r"data\.lanes=4 does not divide the 18 rows of a step"):
