@@ -2,7 +2,7 @@
 
 Read off the optimized HLO text of one device's program: collectives of the entry and of the loops under it, times the
 trips of those loops. A collective that XLA wraps so that it overlaps with other work (async start and done, TPU's
-fused collectives) counts once.
+fused collectives) counts once. A TPU's reduce-scatter is a fusion of an all-reduce with the slice that is kept.
 
 Bytes are those of a ring, the least that a device can send: of an array of F bytes over g devices an all-gather or
 reduce-scatter moves F (g - 1) / g, an all-reduce twice that, an all-to-all of F bytes on each device F (g - 1) / g, a
@@ -11,7 +11,7 @@ permute its piece. References: Thakur et al. 2005; NCCL's performance page on bu
 
 import math
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 KINDS = ("all-gather", "reduce-scatter", "all-reduce", "all-to-all", "collective-permute")
 DTYPE_BYTES = {"pred": 1, "s8": 1, "u8": 1, "bf16": 2, "f16": 2, "s16": 2, "u16": 2, "f32": 4, "s32": 4, "u32": 4,
@@ -25,6 +25,8 @@ _CALLED = re.compile(
     r"=(?:\{([^}]*)\}|%?([\w.\-]+))"
 )
 ASYNC_START = 'custom_call_target="AsyncCollectiveStart"'
+FUSED_REDUCE_SCATTER = "all-reduce-scatter"
+"""What the TPU compiler calls such a fusion; its all-reduce sends half of what one by itself would."""
 
 
 @dataclass(frozen=True)
@@ -122,6 +124,10 @@ def _walk(name: str, count: int, computations: dict[str, list[str]], n_devices: 
             for inner in called:
                 if any(ASYNC_START in text for text in computations.get(inner, ())):
                     _walk(inner, count, computations, n_devices, found)
+                elif inner.startswith(FUSED_REDUCE_SCATTER):
+                    reduced: list[Collective] = []
+                    _walk(inner, count, computations, n_devices, reduced)
+                    found += [replace(one, kind="reduce-scatter", sent_bytes=one.sent_bytes / 2) for one in reduced]
         elif re.search(r" (call|conditional|async-start)\(", line):
             for inner in called:
                 _walk(inner, count, computations, n_devices, found)

@@ -55,6 +55,8 @@ RECIPES = (
     *(Recipe(f"GPT-2 124M on {device}", "gpt2_124m", device, "4 to 5 days (nanoGPT)" if device == "a100-40gbx8" else "")
       for device in ("a100-40gb", "a100-80gb", "h100", "h200", "b200", "rtx3090", "rtx4090", "l4", "a100-40gbx8",
                      "v4x1", "v5e", "v5px1", "v6e")),
+    Recipe("GPT-2 124M on t4, float16", "gpt2_124m", "t4", "",
+           {"train.dtype": "float16", "train.attention": "xla", "train.micro_batch_size": "2"}),
     Recipe("GPT-2 124M on v5e-8, fsdp", "gpt2_124m", "v5e-8", "", {"mesh.fsdp": "8", "train.micro_batch_size": "10"}),
 )  # fmt: skip
 PODS = (
@@ -64,19 +66,23 @@ PODS = (
            {**_D32, "mesh.fsdp": "256", "train.micro_batch_size": "2"}),
 )  # fmt: skip
 """What one card cannot hold; depth 32 is nanochat's 1,000 dollar model."""
+OTHERS_ON = "h100"
+"""The card for configs of the repository that no recipe names: they are compiled to judge the estimate."""
 
 
 def write_page(path: Path, ask: Ask, choose_vocab_size: Callable[[Config], int], configs: Path) -> None:
     """Compiles the recipes, or remembers, and writes the page."""
-    rows, pods = (_look_at(recipes, ask, choose_vocab_size, configs) for recipes in (RECIPES, PODS))
-    outlooks = [outlook for _, outlook in rows + pods if isinstance(outlook, Outlook)]
+    shown = {recipe.config for recipe in RECIPES}
+    others = [Recipe(path.stem, path.stem, OTHERS_ON) for path in sorted(configs.glob("*.py")) if path.stem not in shown]
+    rows, others, pods = (_look_at(recipes, ask, choose_vocab_size, configs) for recipes in (RECIPES, others, PODS))
+    outlooks = [outlook for _, outlook in rows + others + pods if isinstance(outlook, Outlook)]
     if any(outlook.is_estimate for outlook in outlooks):
         raise Failure(
             f"{path} holds compilers' figures only; install both plug-ins: pip install 'jaxgpt[plan-gpu,plan-tpu]'"
         )
     estimates = [
         (recipe, outlook, ask.estimate(outlook.config, outlook.vocab_size, outlook.topology))  # pyright: ignore[reportFunctionMemberAccess]
-        for recipe, outlook in rows
+        for recipe, outlook in rows + others + pods
         if isinstance(outlook, Outlook)
     ]
     versions = ", ".join(f"{name} {installed_version(name)}" for name in PACKAGES)
@@ -94,6 +100,10 @@ takes two to three times that.
 
 The conservative A100 recipe's guess of 0.8 GB for weights is bfloat16; parameters, gradients and optimizer state are
 float32 here.
+
+## The other configs, on one {OTHERS_ON}
+
+{_table(others)}
 
 ## Pods
 

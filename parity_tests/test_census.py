@@ -35,7 +35,13 @@ TPU = """HloModule step
   ROOT %c.2 = bf16[16,8] custom-call(%ag.2), custom_call_target="AsyncCollectiveDone"
 }
 
+%all-reduce-scatter.1 (p: f32[64,8]) -> f32[8,8] {
+  %ar = f32[64,8]{0,1:T(8,128)} all-reduce(%p), channel_id=2, replica_groups={{0,1,2,3,4,5,6,7}}, to_apply=%add
+  ROOT %ds = f32[8,8]{0,1:T(8,128)S(1)} dynamic-slice(%ar, %i, %j), dynamic_slice_sizes={8,8}
+}
+
 %body (p: (u32[], f32[8,4])) -> (u32[], f32[8,4]) {
+  %rs = f32[8,8]{0,1:T(8,128)S(1)} fusion(%g), kind=kCustom, calls=%all-reduce-scatter.1
   %s = (bf16[2,8], bf16[16,8]) fusion(%a), kind=kCustom, calls=%start
   %k = f32[4]{0} custom-call(%q), frontend_attributes={kernel={
 }}, metadata={op_name="splash"}
@@ -64,6 +70,7 @@ def test_gpu_program():
 def test_tpu_program_counts_an_overlapped_collective_once_and_reads_trips_off_the_condition():
     rows = {(kind, size): (count, sent) for kind, size, count, sent in summarize(take_census(TPU, 8))}
     assert rows[("all-gather", 8)] == (4, pytest.approx(4 * 16 * 8 * 2 * 7 / 8))
+    assert rows[("reduce-scatter", 8)] == (4, pytest.approx(4 * 64 * 8 * 4 * 7 / 8)) and ("all-reduce", 8) not in rows
     assert rows[("collective-permute", 8)][0] == 4
     assert rows[("collective-permute", 8)][1] == pytest.approx(4 * 4 * 4 * 4, rel=0.1)
 

@@ -27,9 +27,9 @@ def layer_norm(x, weight, bias=None, eps=LAYER_NORM_EPS):
     return F.layer_norm(x.to(wide), x.shape[-1:], weight.to(wide), bias, eps).to(x.dtype)
 
 
-def rms_norm(x):
+def rms_norm(x, scale=1.0):
     wide = torch.promote_types(x.dtype, torch.float32)
-    return F.rms_norm(x.to(wide), x.shape[-1:]).to(x.dtype)
+    return (F.rms_norm(x.to(wide), x.shape[-1:]) * scale).to(x.dtype)
 
 
 def rotary(x_BTNH, positions_T, base):

@@ -223,6 +223,7 @@ def polar_express(x_LOI, *, steps, dtype):
 
 
 def quintic(x_LOI, coefficients):
+    # In half precision torch computes an elementwise operation in float32 with numbers unrounded, as jaxgpt spells out.
     a, b, c = coefficients
     gram = x_LOI @ x_LOI.mT
-    return a * x_LOI + (b * gram + c * gram @ gram) @ x_LOI
+    return a * x_LOI + (b * gram + c * (gram @ gram)) @ x_LOI

@@ -68,9 +68,7 @@ class CausalSelfAttention(nnx.Module):
             gate_BTK = VALUE_GATE_SCALE * jax.nn.sigmoid(self.ve_gate(x_BTD[..., : GATE_CHANNELS["value_embed"]]))
             v_BTKH = v_BTKH + gate_BTK[..., None] * value_embed_BTD.reshape(kv_heads)
         positions_T = offset + jnp.arange(n_queries)
-        q_BTNH, k_BTKH = (
-            config.qk_scale * rms_norm(rotary(x, positions_T, config.rope_base)) for x in (q_BTNH, k_BTKH)
-        )
+        q_BTNH, k_BTKH = (rms_norm(rotary(x, positions_T, config.rope_base), config.qk_scale) for x in (q_BTNH, k_BTKH))
         if cache is not None:
             cache = tuple(
                 jax.lax.dynamic_update_slice_in_dim(old, new, offset, axis=1)

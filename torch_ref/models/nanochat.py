@@ -48,9 +48,7 @@ class CausalSelfAttention(nn.Module):
             gate_BTK = VALUE_GATE_SCALE * torch.sigmoid(self.ve_gate(x_BTD[..., : GATE_CHANNELS["value_embed"]]))
             v_BTKH = v_BTKH + gate_BTK[..., None] * value_embed_BTD.reshape(kv_heads)
         positions_T = offset + torch.arange(n_queries, device=x_BTD.device)
-        q_BTNH, k_BTKH = (
-            config.qk_scale * rms_norm(rotary(x, positions_T, config.rope_base)) for x in (q_BTNH, k_BTKH)
-        )
+        q_BTNH, k_BTKH = (rms_norm(rotary(x, positions_T, config.rope_base), config.qk_scale) for x in (q_BTNH, k_BTKH))
         if cache is not None:
             for old, new in zip(cache, (k_BTKH, v_BTKH), strict=True):
                 old[:, offset : offset + n_queries] = new
