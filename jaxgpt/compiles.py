@@ -103,7 +103,8 @@ class Compiles:
 
 
 COMPILED_MODULES = (
-    "attention", "derive", "footprint", "census", "hardware", "layers", "loss", "optim", "sharding", "step", "topology",
+    "attention", "derive", "footprint", "census", "hardware", "layers", "loss", "optim", "programs", "sharding", "step",
+    "topology",
 )  # fmt: skip
 """Modules whose text decides what is compiled: an answer is forgotten when one changes."""
 

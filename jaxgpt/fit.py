@@ -67,14 +67,23 @@ def row_choices(config: Config, vocab_size: int, topology: Topology) -> list[int
     """
     placed = place(apply_overrides(config, {"train.micro_batch_size": "1"}), vocab_size, topology)
     unit = placed.model.seq_len * placed.mesh.data * placed.mesh.fsdp
-    rows = math.gcd(*(tokens // unit for tokens in placed.stage_batch_tokens()))
-    if not rows or any(tokens % unit for tokens in placed.stage_batch_tokens()):
+    rows = rows_that_divide(placed, placed.mesh.data * placed.mesh.fsdp)
+    if not rows:
         raise InputError(
             f"train.batch_tokens={placed.train.batch_tokens} is not a multiple of model.seq_len={placed.model.seq_len} "
             f"x {unit // placed.model.seq_len} devices = {unit}; the next is "
             f"{-(-placed.train.batch_tokens // unit) * unit}"
         )
-    return [n for n in range(1, rows + 1) if rows % n == 0]
+    return rows
+
+
+def rows_that_divide(config: Config, n_devices: int) -> list[int]:
+    """Values of micro_batch_size that divide the batch of every stage over devices that split its rows, rising."""
+    unit = config.model.seq_len * n_devices
+    if any(tokens % unit for tokens in config.stage_batch_tokens()):
+        return []
+    most = math.gcd(*(tokens // unit for tokens in config.stage_batch_tokens()))
+    return [n for n in range(1, most + 1) if most % n == 0]
 
 
 def fit_micro_batch(config: Config, vocab_size: int, topology: Topology, look: Look, count: Look) -> Fit:

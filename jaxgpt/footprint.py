@@ -21,14 +21,13 @@ from pathlib import Path
 from typing import Any
 
 import jax
-import numpy as np
 
 from jaxgpt import config as config_lib
-from jaxgpt import schedule
 from jaxgpt.census import gathered_whole, summarize, take_census
 from jaxgpt.config import Config, count_microbatches
 from jaxgpt.derive import derive
 from jaxgpt.errors import Failure, InputError
+from jaxgpt.programs import lower_train
 from jaxgpt.sharding import count_batch_devices, make_mesh
 from jaxgpt.step import Step, make_step
 from jaxgpt.topology import open_devices, parse_topology
@@ -101,7 +100,7 @@ def compile_run(config: Config, vocab_size: int, devices: list, remember=None) -
         found = []
         for count in sorted(counts):
             try:
-                lowered = lower_step(step, config, count)
+                lowered = lower_train(step, count, config.train.micro_batch_size * n_devices)
             except (RuntimeError, NotImplementedError, ValueError) as error:
                 raise Failure(explain(error, step, config)) from error
             compile_it = functools.partial(compile_footprint, step, config, count, lowered)
@@ -109,17 +108,8 @@ def compile_run(config: Config, vocab_size: int, devices: list, remember=None) -
         return found
 
 
-def lower_step(step: Step, config: Config, n_micro: int):
-    """The training step for batches of `n_micro` microbatches, traced but not compiled."""
-    n_rows = config.train.micro_batch_size * count_batch_devices(step.mesh)
-    batch = jax.ShapeDtypeStruct((n_micro, n_rows, config.model.seq_len + 1), np.int32)
-    hyper = step.hyper(schedule.NO_HYPER)
-    shapes = {name: jax.ShapeDtypeStruct(value.shape, value.dtype) for name, value in hyper.items()}
-    return step.train.lower(step.state_shapes, batch, shapes)
-
-
 def compile_footprint(step: Step, config: Config, n_micro: int, lowered) -> Footprint:
-    """Compiles one step that `lower_step` traced. Call under `jax.set_mesh(step.mesh)`."""
+    """Compiles one step that `lower_train` traced. Call under `jax.set_mesh(step.mesh)`."""
     state = step.state_shapes
     params_bytes, opt_state_bytes = (
         sum(map(device_bytes, jax.tree.leaves(t))) for t in (state.params, state.opt_state)

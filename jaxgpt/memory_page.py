@@ -73,7 +73,9 @@ OTHERS_ON = "h100"
 def write_page(path: Path, ask: Ask, choose_vocab_size: Callable[[Config], int], configs: Path) -> None:
     """Compiles the recipes, or remembers, and writes the page."""
     shown = {recipe.config for recipe in RECIPES}
-    others = [Recipe(path.stem, path.stem, OTHERS_ON) for path in sorted(configs.glob("*.py")) if path.stem not in shown]
+    others = [
+        Recipe(path.stem, path.stem, OTHERS_ON) for path in sorted(configs.glob("*.py")) if path.stem not in shown
+    ]
     rows, others, pods = (_look_at(recipes, ask, choose_vocab_size, configs) for recipes in (RECIPES, others, PODS))
     outlooks = [outlook for _, outlook in rows + others + pods if isinstance(outlook, Outlook)]
     if any(outlook.is_estimate for outlook in outlooks):

@@ -137,7 +137,7 @@ def look(
     if compiles:
         footprints = compiles.footprints(config, vocab_size, topology)
     else:
-        footprints = [estimate_run(config, vocab_size, topology)]
+        footprints = [estimate_run(config, vocab_size, topology.platform)]
     most = max(footprints, key=lambda one: one.total_bytes)
     largest = max(footprints, key=lambda one: one.n_micro)
     attention = most.attention[0]

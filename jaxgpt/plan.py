@@ -28,13 +28,14 @@ from jaxgpt.compiles import Compiles
 from jaxgpt.config import Config
 from jaxgpt.data.shards import open_dataset
 from jaxgpt.errors import EXIT_DONE, Failure, InputError, run_verb
+from jaxgpt.estimate import known_gap
 from jaxgpt.fit import Fit, fit_depth, fit_micro_batch
 from jaxgpt.log import console, print_facts
+from jaxgpt.memory import GIB, gib
 from jaxgpt.memory_page import draw_sweep, write_page
 from jaxgpt.outlook import Outlook, look, place
 from jaxgpt.topology import Topology, missing_plugin, parse_topology
 
-GIB = 2**30
 ASSUMED_VOCAB_SIZE = 50_304
 """For model.vocab_size=0 where the data is not here to ask: GPT-2's, padded. Larger than any small tokenizer's."""
 CACHE = Path.home() / ".cache" / "jaxgpt" / "plan"
@@ -95,12 +96,31 @@ def main(args: list[str]) -> int:
         for topology in topologies:
             sweep(config, vocab_size, topology, ask, request.values["sweep"], request.one("png"))
         return EXIT_DONE
-    outlooks = [ask(config, vocab_size, topology) for topology in topologies]
-    if len(outlooks) == 1:
-        print_outlook(outlooks[0], dollars)
-    else:
-        print_table([(one.topology.name, one) for one in outlooks], "device", dollars)
+    if len(topologies) == 1:
+        print_outlook(ask(config, vocab_size, topologies[0]), dollars)
+        return EXIT_DONE
+    rows = ask_each(config, vocab_size, [(topology.name, {}, topology) for topology in topologies], ask)
+    print_table(rows, "device", dollars)
     return EXIT_DONE
+
+
+def ask_each(
+    config: Config, vocab_size: int, cases: list[tuple[str, dict[str, str], Topology]], ask: "Asker"
+) -> list[tuple[str, Outlook]]:
+    """The outlook of each case: a label, settings on top of the config, devices. What cannot be is told and left out.
+
+    Raises:
+      InputError: none can be.
+    """
+    rows: list[tuple[str, Outlook]] = []
+    for label, overrides, topology in cases:
+        try:
+            rows.append((label, ask(apply_overrides(config, overrides), vocab_size, topology)))
+        except (InputError, Failure) as error:
+            console.print(f"{label}: {error}", soft_wrap=True, highlight=False, markup=False, style="yellow")
+    if not rows:
+        raise InputError("nothing is left to show: each case has its reason above")
+    return rows
 
 
 def read_request(args: list[str]) -> Request:
@@ -194,10 +214,6 @@ def choose_vocab_size(config: Config) -> int:
     return found or ASSUMED_VOCAB_SIZE
 
 
-def gib(n_bytes: float) -> str:
-    return f"{n_bytes / GIB:.2f} GiB" if abs(n_bytes) >= 0.1 * GIB else f"{n_bytes / 2**20:.1f} MiB"
-
-
 def seconds(value: float) -> str:
     return f"{value:.2f} s" if value >= 1 else f"{value * 1e3:.1f} ms"
 
@@ -207,7 +223,10 @@ def price(outlook: Outlook, dollars: float | None) -> str:
 
 
 def source(outlook: Outlook) -> str:
-    return "ESTIMATE, no compiler was asked" if outlook.is_estimate else f"compiled in {outlook.compile_s:.0f} s"
+    if not outlook.is_estimate:
+        return f"compiled in {outlook.compile_s:.0f} s"
+    gap = known_gap(outlook.config, outlook.topology.platform)
+    return f"ESTIMATE, no compiler was asked{'; ' if gap else ''}{gap}"
 
 
 def print_outlook(outlook: Outlook, dollars: float | None) -> None:
@@ -215,6 +234,8 @@ def print_outlook(outlook: Outlook, dollars: float | None) -> None:
     one, bound, config = outlook.footprint, outlook.bound, outlook.config
     mesh = " x ".join(f"{name} {getattr(config.mesh, name)}" for name in ("data", "fsdp", "tensor"))
     sent = "; ".join(f"{count} {kind} over {size}, {gib(sent)}" for kind, size, count, sent in one.collectives)
+    is_blind = outlook.is_estimate and outlook.topology.n_devices > 1
+    nothing_sent = "not known without a compiler" if is_blind else "none"
     device = outlook.topology.device
     facts = {
         "source": source(outlook),
@@ -234,9 +255,8 @@ def print_outlook(outlook: Outlook, dollars: float | None) -> None:
         "FLOPs": f"{outlook.flops_per_token / 1e6:,.1f} M per token; "
         f"{outlook.step_flops / 1e12:,.1f} T executed per step",
         "bounds": f"compute {seconds(bound.compute_s)}, memory {seconds(bound.memory_s)}, "
-        + (f"collectives {seconds(bound.collectives_s)}" if one.collectives else "no collectives known"
-           if outlook.is_estimate and outlook.topology.n_devices > 1 else "no collectives"),
-        "collectives": sent or "none",
+        + (f"collectives {seconds(bound.collectives_s)}" if one.collectives else f"collectives {nothing_sent}"),
+        "collectives": sent or nothing_sent,
         "at best": f"{seconds(bound.step_s)} a step ({bound.limit}), {outlook.tokens_per_s:,.0f} tokens/s",
         "horizon": f"{outlook.n_steps:,} steps, {outlook.n_tokens:,} tokens, at best {outlook.days:.2f} days"
         + (f", {price(outlook, dollars)}" if dollars else ""),
@@ -256,17 +276,19 @@ def print_table(rows: list[tuple[str, Outlook]], title: str, dollars: float | No
         parts = (one.params_bytes, one.opt_state_bytes, one.gradients_bytes, one.activations_bytes + one.code_bytes)
         verdict = "fits" if outlook.fits else "[red]no"
         if outlook.needs_fraction:
-            verdict = f"[yellow]with {outlook.needs_fraction}"
+            verdict = f"[yellow]fraction {outlook.needs_fraction}"
         table.add_row(
             label, *(f"{part / GIB:.2f}" for part in (*parts, one.total_bytes, outlook.usable_bytes)),
             f"{verdict} {outlook.margin_bytes / GIB:+.1f}", seconds(outlook.bound.step_s),
             f"{outlook.tokens_per_s:,.0f}", f"{outlook.days:.2f}", *([price(outlook, dollars)] if dollars else []),
             "ESTIMATE" if outlook.is_estimate else f"{outlook.compile_s:.0f} s",
         )  # fmt: skip
-    wide = Console(width=max(console.width, 130), force_terminal=console.is_terminal, quiet=console.quiet)
+    wide = Console(width=max(console.width, 160), force_terminal=console.is_terminal, quiet=console.quiet)
     with wide.capture() as captured:
         wide.print(table)
     console.out(captured.get(), end="", highlight=False)
+    if any(outlook.needs_fraction for _, outlook in rows):
+        console.print("fraction: it fits with this XLA_CLIENT_MEM_FRACTION in the environment", style="dim")
 
 
 def search(
@@ -277,8 +299,8 @@ def search(
     tried: dict[str, Outlook] = {}
 
     def try_it(candidate: Config) -> Outlook:
-        label = f"depth={candidate.model.n_layer} " if is_depth else ""
-        label += f"micro_batch_size={candidate.train.micro_batch_size} remat={candidate.train.remat}"
+        rows = f"micro_batch_size={candidate.train.micro_batch_size} remat={candidate.train.remat}"
+        label = f"depth={candidate.model.n_layer}" if is_depth else rows
         if label not in tried:
             tried[label] = ask(candidate, vocab_size, topology)
         return tried[label]
@@ -299,17 +321,11 @@ def sweep(config: Config, vocab_size: int, topology: Topology, ask: Asker, setti
     names, choices = zip(*(read_setting(text) for text in settings), strict=True)
     combinations = list(itertools.product(*choices))
     ask.n_expected, ask.seconds = len(combinations), []
-    rows: list[tuple[str, Outlook]] = []
-    for values in combinations:
-        label = " ".join(f"{name.split('.')[-1]}={value}" for name, value in zip(names, values, strict=True))
-        try:
-            rows.append(
-                (label, ask(apply_overrides(config, dict(zip(names, values, strict=True))), vocab_size, topology))
-            )
-        except (InputError, Failure) as error:
-            console.print(f"{label}: {error}", soft_wrap=True, highlight=False, markup=False, style="yellow")
-    if not rows:
-        raise InputError(f"--sweep {' '.join(settings)}: no setting compiles for {topology.name}")
+    cases = [
+        (" ".join(f"{name.split('.')[-1]}={value}" for name, value in setting.items()), setting, topology)
+        for setting in (dict(zip(names, values, strict=True)) for values in combinations)
+    ]
+    rows = ask_each(config, vocab_size, cases, ask)
     print_table(rows, topology.name)
     path = Path(png or f"{config.run.dir}/plan_{topology.name.replace(':', '_')}.png")
     path.parent.mkdir(parents=True, exist_ok=True)

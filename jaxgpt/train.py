@@ -8,7 +8,6 @@ import json
 import math
 import os
 import signal
-import time
 from contextlib import ExitStack
 from pathlib import Path
 
@@ -27,8 +26,10 @@ from jaxgpt.engine import Engine
 from jaxgpt.errors import EXIT_DIVERGED, EXIT_DONE, EXIT_STOPPED, InputError, run_verb
 from jaxgpt.flops import count_params, flops_per_token
 from jaxgpt.log import Progress, console, print_facts
+from jaxgpt.memory import advice_on_memory, describe_memory
 from jaxgpt.meter import Diverged, Meter
 from jaxgpt.param_groups import param_groups
+from jaxgpt.programs import compile_programs, remember_programs
 from jaxgpt.run_dir import draw_curve, list_changes, open_logs, refuse_old_run
 from jaxgpt.run_lock import lock_run
 from jaxgpt.sharding import batch_sharding, count_batch_devices, make_mesh, put_rows, start_hosts
@@ -64,6 +65,7 @@ def main(args: list[str]) -> int:
     start_hosts(config.hosts, config.mesh.platform)
     jax.config.update("jax_enable_x64", config.train.dtype == "float64")
     mesh = make_mesh(config.mesh)
+    remember_programs()
     console.quiet = jax.process_index() != 0
     n_devices = count_batch_devices(mesh)
     n_rows = config.train.micro_batch_size * n_devices
@@ -79,6 +81,7 @@ def main(args: list[str]) -> int:
     }
     with ExitStack() as stack:
         stack.enter_context(jax.set_mesh(mesh))
+        stack.enter_context(advice_on_memory(config, vocab_size, mesh))
         if jax.process_index() == 0:
             stack.enter_context(lock_run(run_dir))
         if not flags["resume"]:
@@ -101,7 +104,10 @@ def main(args: list[str]) -> int:
         rows_of_steps = [tokens // config.model.seq_len for tokens in n_micro]
         reader = source.reader(config.model.seq_len, config.run.seed, vocab_size, cursors, rows_of_steps)
         stack.callback(reader.close)
-        train_step = {tokens: compile_step(step, count, n_rows) for tokens, count in n_micro.items()}
+        train_step, step = compile_programs(step, n_micro, n_rows, console.print)
+        for tokens, compiled in train_step.items():
+            memory = describe_memory(compiled, mesh)
+            console.print(f"memory for {tokens:,} tokens a step: {memory}, by the compiler", soft_wrap=True)
 
         # loop
         stop = stack.enter_context(StopSignal(config.log.every))
@@ -189,16 +195,6 @@ def gather_cursors(cursors: dict) -> dict:
     parts = [json.loads(text) for text in gather_texts(json.dumps(cursors))]
     merged = {lane: cursor for part in parts for lane, cursor in part.items()}
     return {"cursors": merged} if merged else {}
-
-
-def compile_step(step: Step, n_micro: int, n_rows: int):
-    """The training step for one batch size, compiled before step 0 so that training never stalls."""
-    batch = jax.ShapeDtypeStruct((n_micro, n_rows, step.model.config.seq_len + 1), np.int32)
-    hyper = {name: jax.ShapeDtypeStruct(v.shape, v.dtype) for name, v in step.hyper(schedule.NO_HYPER).items()}
-    begin = time.perf_counter()
-    compiled = step.train.lower(step.state_shapes, batch, hyper).compile()
-    console.print(f"compiled the step ({n_micro} x {n_rows} rows) in {time.perf_counter() - begin:.1f} s")
-    return compiled
 
 
 def make_feed(config: Config, reader: ShardReader | TextReader, mesh, n_rows: int, first_step: int):

@@ -21,6 +21,7 @@ from jaxgpt.engine import Engine
 from jaxgpt.errors import InputError
 from jaxgpt.model_config import ModelConfig
 from jaxgpt.models import Model, param_shapes
+from jaxgpt.programs import remember_programs
 from jaxgpt.sharding import make_mesh, shard_params
 from jaxgpt.step import param_dtype
 from jaxgpt.tokenizer import GPT2Tokenizer, Tokenizer, tokenizer_from_json
@@ -160,6 +161,7 @@ def _read_about(about: Any, source: str) -> tuple[Config, int, Tokenizer | None]
 
 
 def _make_mesh(platform: str, n_devices: int) -> Mesh:
+    remember_programs()
     return make_mesh(dataclasses.replace(MeshConfig(data=n_devices), platform=platform))
 
 

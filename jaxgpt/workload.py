@@ -12,7 +12,6 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
 from jaxgpt import schedule
 from jaxgpt.attention import attention
@@ -26,6 +25,7 @@ from jaxgpt.hotspots import find_hotspots, record
 from jaxgpt.loss import cross_entropy
 from jaxgpt.optim import clip_by_global_norm, global_norm, optimizer
 from jaxgpt.param_groups import param_groups
+from jaxgpt.programs import lower_train
 from jaxgpt.sharding import batch_sharding, count_batch_devices, make_mesh, put_rows, start_hosts
 from jaxgpt.step import Step, make_step
 
@@ -128,9 +128,8 @@ def _training_step(config: Config, vocab_size: int, step: Step, source) -> Repea
     def hyper(n):
         return step.hyper(schedule.hyper_at(config, min(n, config.train.steps - 1)))
 
-    shapes = (jax.ShapeDtypeStruct((n_micro, n_rows, seq_len + 1), np.int32), hyper(0))
     begin = time.perf_counter()
-    compiled = step.train.lower(step.state_shapes, *shapes).compile()
+    compiled = lower_train(step, n_micro, n_rows).compile()
     compile_s = time.perf_counter() - begin
     state = step.init_state(step.init_params(config.run.seed))
     feed, n_done = prefetch(read_batches()), 0

@@ -22,10 +22,12 @@ FLOORS = (
     ("models",),
     ("optim", "weights", "engine"),
     ("step", "checkpoint"),
+    ("programs",),
     ("validation", "trained", "workload", "footprint"),
     ("compiles", "estimate"),
     ("outlook",),
     ("fit", "memory_page"),
+    ("memory",),
     ("prepare", "train_tokenizer", "train", "sample", "evaluate", "bench", "plan"),
 )
 """A module imports only from floors before its own. The last floor holds the verbs."""

@@ -21,7 +21,6 @@ EXCEPTIONS = {
     ("loss.py", "_summed_loss_backward"): "autograd.Function has no nondiff_argnums, which put chunk_len first",
     ("sharding.py", "make_mesh"): "a process has one device; there is no list to choose from",
     ("train.py", "initial_params"): "train.init_from, which needs the vocabulary, is jaxgpt's alone",
-    ("train.py", "compile_step"): "torch.compile compiles by running, on the state, and for any number of microbatches",
 }
 """(file, function) -> why its arguments differ."""
 

@@ -11,7 +11,7 @@ import math
 import os
 import signal
 import time
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 import torch
@@ -83,6 +83,7 @@ def main(args: list[str]) -> int:
         n_micro = {tokens: count_microbatches(config, tokens, n_devices) for tokens in config.stage_batch_tokens()}
 
         # model and state
+        stack.enter_context(one_line_when_full(config, n_devices))
         step = make_step(config, vocab_size, mesh, is_compiled=wants_compile(flags, mesh))
         about = {
             "config": config_lib.to_dict(config),
@@ -172,6 +173,27 @@ def wants_compile(flags: dict[str, bool], mesh: Mesh) -> bool:
     if flags["compile"] and flags["no_compile"]:
         raise InputError("--compile and --no_compile are both given; keep one")
     return flags["compile"] or (mesh.device.type == "cuda" and not flags["no_compile"])
+
+
+@contextmanager
+def one_line_when_full(config: Config, n_devices: int):
+    """Turns CUDA's refusal for lack of memory into one line with the next smaller microbatch that divides the batch.
+
+    Raises:
+      InputError: in place of torch.OutOfMemoryError.
+    """
+    try:
+        yield
+    except torch.OutOfMemoryError as error:
+        rows, seq_len = config.train.micro_batch_size, config.model.seq_len
+        unit = n_devices * seq_len
+        fewer = [n for n in range(1, rows) if all(tokens % (n * unit) == 0 for tokens in config.stage_batch_tokens())]
+        way_out = f"--train.micro_batch_size={fewer[-1]}" if fewer else "--train.remat=block or a smaller model"
+        first_line = next(iter(str(error).splitlines()), type(error).__name__)
+        raise InputError(
+            f"train.micro_batch_size={rows} with train.remat={config.train.remat} does not fit ({first_line[:200]}); "
+            f"try {way_out}"
+        ) from error
 
 
 def is_due(n_done: int, every: int) -> bool:

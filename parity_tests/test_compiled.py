@@ -1,0 +1,182 @@
+"""What is compiled, and when: programs without an array of all logits, all of them before step 0."""
+
+import dataclasses
+import json
+import math
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import jax
+import pytest
+
+from jaxgpt import config as config_lib
+from jaxgpt import meter, train
+from jaxgpt.config import (
+    NANOCHAT_2026,
+    CheckpointConfig,
+    Config,
+    DataConfig,
+    EvalConfig,
+    GPT2Config,
+    LogConfig,
+    MeshConfig,
+    NanochatConfig,
+    SampleConfig,
+    StageConfig,
+    TrainConfig,
+)
+from jaxgpt.derive import derive
+from jaxgpt.programs import compile_programs, lower_evaluate, lower_train
+from jaxgpt.sharding import make_mesh
+from jaxgpt.step import make_step
+from jaxgpt.topology import missing_plugin
+from parity_tests.test_train import TEXT, write_text
+
+REPO = Path(__file__).parents[1]
+VOCAB = 1009
+MODELS = {
+    "gpt2": GPT2Config(seq_len=128, n_layer=1, n_head=2, n_embd=128),
+    "nanochat": NanochatConfig(era="2026", depth=2, head_dim=64, n_embd=128, seq_len=128),
+}
+N_TOKENS = 8 * 128
+"""Of a microbatch; more than there are columns in any weight, so that only logits can be as large as the bound."""
+
+
+def make_config(family, **train_settings):
+    config = Config(
+        model=MODELS[family],
+        train=TrainConfig(
+            steps=1,
+            batch_tokens=2 * N_TOKENS,
+            micro_batch_size=8,
+            loss_chunk_tokens=64,
+            **{"dtype": "float32", **train_settings},
+        ),
+        mesh=MeshConfig(data=1),
+    )
+    config = dataclasses.replace(config, optim=NANOCHAT_2026) if family == "nanochat" else config
+    return derive(config, VOCAB).config
+
+
+def array_sizes(program):
+    """Elements of every array that a compiled program names."""
+    shapes = re.findall(r"\b(?:f64|f32|bf16|f16|s32|pred)\[([\d,]+)\]", program)
+    return [math.prod(map(int, shape.split(","))) for shape in set(shapes)]
+
+
+def check_logits(program, chunk_tokens):
+    sizes = array_sizes(program)
+    assert chunk_tokens * VOCAB in sizes, "the chunk's logits were not found: the reader is blind"
+    assert max(sizes) < N_TOKENS * VOCAB / 2
+
+
+@pytest.mark.parametrize("family", MODELS)
+def test_no_array_of_tokens_times_vocabulary_on_this_machine(family):
+    config = make_config(family)
+    mesh = make_mesh(config.mesh)
+    with jax.set_mesh(mesh):
+        step = make_step(config, VOCAB, mesh)
+        check_logits(lower_train(step, 2, 8).compile().as_text(), 64)
+        check_logits(lower_evaluate(step, 8).compile().as_text(), 64)
+
+
+def test_one_chunk_of_all_tokens_would_be_seen():
+    config = make_config("gpt2", loss_chunk_tokens=N_TOKENS)
+    mesh = make_mesh(config.mesh)
+    with jax.set_mesh(mesh), pytest.raises(AssertionError):
+        check_logits(lower_train(make_step(config, VOCAB, mesh), 2, 8).compile().as_text(), N_TOKENS)
+
+
+COMPILE_FOR_A100 = """
+import json, sys
+import jax
+from jaxgpt import config as config_lib
+from jaxgpt.programs import lower_train
+from jaxgpt.sharding import make_mesh
+from jaxgpt.step import make_step
+from jaxgpt.topology import open_devices, parse_topology
+config = config_lib.from_dict(json.load(sys.stdin))
+mesh = make_mesh(config.mesh, open_devices(parse_topology("a100-40gb")))
+with jax.set_mesh(mesh):
+    step = make_step(config, int(sys.argv[1]), mesh)
+    assert step.attention[0] == "cudnn", step.attention
+    print(lower_train(step, 2, 8).compile().as_text())
+"""
+
+
+@pytest.mark.skipif(bool(missing_plugin("gpu")), reason=f"compiling for a GPU takes: {missing_plugin('gpu')}")
+@pytest.mark.parametrize("family", MODELS)
+def test_no_array_of_tokens_times_vocabulary_on_an_a100(family):
+    from jaxgpt.topology import ENVIRONMENT
+
+    config = make_config(family, dtype="bfloat16")
+    environment = {name: value for name, value in os.environ.items() if name != "XLA_FLAGS"} | ENVIRONMENT
+    done = subprocess.run(
+        [sys.executable, "-c", COMPILE_FOR_A100, str(VOCAB)], input=json.dumps(config_lib.to_dict(config)),
+        capture_output=True, text=True, cwd=REPO, env=environment, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr[-2000:]
+    check_logits(done.stdout, 64)
+
+
+def test_programs_are_those_that_were_asked_for():
+    config = dataclasses.replace(make_config("gpt2"), mesh=MeshConfig(data=1))
+    mesh, said = make_mesh(config.mesh), []
+    with jax.set_mesh(mesh):
+        programs, step = compile_programs(
+            make_step(config, VOCAB, mesh), {N_TOKENS: 1, 2 * N_TOKENS: 2}, 8, said.append
+        )
+    assert list(programs) == [N_TOKENS, 2 * N_TOKENS]
+    for n_micro, program in zip((1, 2), programs.values(), strict=True):
+        assert f"s32[{n_micro},8,129]" in program.as_text()
+    assert sorted(line.partition(" in ")[0] for line in said) == [
+        "compiled the evaluation", "compiled the step (1 x 8 rows)", "compiled the step (2 x 8 rows)",
+    ]  # fmt: skip
+    assert "s32[8,129]" in step.evaluate.as_text()
+
+
+@pytest.mark.filterwarnings("ignore:Sparse:UserWarning")
+def test_nothing_is_compiled_twice_and_nothing_of_a_step_after_the_first(tmp_path, monkeypatch):
+    """Three stages, evaluations, samples and checkpoints: only the first sample still compiles, its own decoding."""
+    config = Config(
+        data=DataConfig(dir=str(write_text(tmp_path, TEXT))),
+        model=GPT2Config(seq_len=16, n_layer=1, n_head=2, n_embd=16),
+        train=TrainConfig(
+            steps=16,
+            batch_tokens=128,
+            micro_batch_size=8,
+            dtype="float32",
+            stages=(StageConfig(from_step=6, batch_tokens=256), StageConfig(from_step=11, batch_tokens=512)),
+        ),
+        eval=EvalConfig(every=5, tokens=300),
+        log=LogConfig(every=1),
+        checkpoint=CheckpointConfig(every=4),
+        sample=SampleConfig(every=3, max_tokens=40, prompt="g"),
+        mesh=MeshConfig(data=1),
+    )
+    path = tmp_path / "c.py"
+    path.write_text(config_lib.to_source(config))
+    events = []
+
+    def listen(name, _seconds, **about):
+        if name.endswith("backend_compile_duration"):
+            events.append(about["fun_name"])
+
+    original = meter.Meter.push
+    monkeypatch.setattr(meter.Meter, "push", lambda self, n, m: (original(self, n, m), events.append(n)))
+    jax.monitoring.register_event_duration_secs_listener(listen)
+    try:
+        assert train.main([f"--config={path}", f"--run.dir={tmp_path / 'run'}"]) == 0
+    finally:
+        jax.monitoring.unregister_event_duration_listener(listen)
+    steps = [i for i, event in enumerate(events) if isinstance(event, int)]
+    assert len(steps) == 16 and steps[0] > 4, "the listener hears nothing"
+    after = {}
+    for n, (begin, end) in enumerate(zip(steps, [*steps[1:], len(events)], strict=True), start=1):
+        if end - begin > 1:
+            after[n] = events[begin + 1 : end]
+    assert set(after) <= {3}, after  # step 3 has the first sample
+    assert not [name for name in after.get(3, []) if "train" in name or "eval" in name], after
