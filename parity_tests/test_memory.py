@@ -17,7 +17,6 @@ from jaxgpt.footprint import compile_run
 from jaxgpt.memory import CLEARLY_LESS, advice_on_memory, describe_memory, gib, way_out
 from jaxgpt.prepare import main as prepare
 from jaxgpt.programs import lower_train
-from jaxgpt.programs import compile_programs
 from jaxgpt.sharding import make_mesh
 from jaxgpt.step import make_step
 from torch_ref import train as torch_train
@@ -28,19 +27,6 @@ SMALL = Config(
     mesh=MeshConfig(data=1),
 )
 FULL = "RESOURCE_EXHAUSTED: Out of memory while trying to allocate 4294967296 bytes."
-
-
-class RefusesToRun:
-    """A compiled step that a device without room runs."""
-
-    def __init__(self, refuse):
-        self._refuse = refuse
-
-    def __call__(self, *_):
-        self._refuse()
-
-    def memory_analysis(self):
-        return None
 
 
 @pytest.fixture(scope="module")
