@@ -42,7 +42,11 @@ CACHE = Path.home() / ".cache" / "jaxgpt" / "plan"
 PORTABLE_DEVICES = ("h100", "v6e", "h100x8", "v6ex8")
 WITH_VALUE = ("device", "dollars_per_hour", "memory_fraction", "cache", "png", "report")
 WITH_LIST = ("sweep", "portable")
-SWITCHES = {"fit": "", "max_depth": "", "estimate": ""}
+SWITCHES = {
+    "fit": "search for the largest train.micro_batch_size that fits",
+    "max_depth": "search for the deepest nanochat that fits",
+    "estimate": "ask no compiler",
+}
 
 
 @dataclass
@@ -338,9 +342,11 @@ def read_setting(text: str) -> tuple[str, list[str]]:
     name, has_value, values = text.partition("=")
     known = field_paths()
     found = [path for path in known if path == name or path.split(".")[-1] == name]
-    if len(found) != 1 or not has_value or not values:
-        hint = f"one of {', '.join(found)}" if found else "a setting such as micro_batch_size=2,4,8"
-        raise InputError(f"--sweep {text} is not {hint}")
+    if not has_value or not values:
+        raise InputError(f"--sweep {text} has no values; write them as in micro_batch_size=2,4,8")
+    if len(found) != 1:
+        hint = f"may mean {', '.join(found)}; write one of them" if found else f"names no config field {name}"
+        raise InputError(f"--sweep {text} {hint}")
     return found[0], values.split(",")
 
 

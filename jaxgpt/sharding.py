@@ -17,6 +17,7 @@ from jax.sharding import PartitionSpec as P
 
 from jaxgpt.config import HostsConfig, MeshConfig
 from jaxgpt.errors import InputError
+from jaxgpt.malloc import keep_freed_memory
 
 BATCH = ("data", "fsdp")
 """Mesh axes over which the rows of a batch are split."""
@@ -98,6 +99,8 @@ def make_mesh(config: MeshConfig, devices: list | None = None) -> Mesh:
                 f"mesh.platform={config.platform} is not here; this jax sees {jax.default_backend()}; "
                 "install the extra jaxgpt[cuda] or jaxgpt[tpu], or drop the setting"
             ) from error
+        if devices[0].platform == "cpu":
+            keep_freed_memory()
     inner = config.fsdp * config.tensor
     data = config.data or max(len(devices) // inner, 1)
     wanted = data * inner

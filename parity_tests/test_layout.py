@@ -10,7 +10,7 @@ import pytest
 REPO = Path(__file__).parents[1]
 
 FLOORS = (
-    ("errors", "hardware", "progress", "census"),
+    ("errors", "hardware", "progress", "census", "malloc"),
     ("model_config", "optim_config", "turns", "topology"),
     ("config", "param_groups", "log", "tokenizer", "evaluation", "run_lock", "sealed", "data.pydocs"),
     ("bpe", "run_dir", "command_line", "schedule", "flops", "data.manifest"),

@@ -7,12 +7,16 @@ from pathlib import Path
 
 import pytest
 
+from jaxgpt import config as config_lib
 from jaxgpt import plan
+from jaxgpt.command_line import apply_overrides
 from jaxgpt.compiles import Compiles
 from jaxgpt.config import Config, GPT2Config, MeshConfig, TrainConfig
 from jaxgpt.errors import Failure, InputError
+from jaxgpt.estimate import known_gap
 from jaxgpt.footprint import bytes_wanted
 from jaxgpt.log import console
+from jaxgpt.memory_page import NEAR, PODS, RECIPES
 from jaxgpt.outlook import look
 from jaxgpt.topology import missing_plugin, parse_topology
 
@@ -47,7 +51,14 @@ ARGS = ("--config", str(REPO / "configs/gpt2_124m.py"), "--estimate")
         ((*ARGS, "--device", "h100x8", "--mesh.tensor=16"), "16 devices, but --device=h100x8 has 8"),
         ((*ARGS, "--device", "h100x7"), "batch_tokens=491520 is not a multiple of"),
         ((*ARGS, "--device", "h100", "--max-depth"), "model.family=gpt2 has none"),
-        ((*ARGS, "--device", "h100", "--sweep", "n_layers=2"), "--sweep n_layers=2 is not"),
+        ((*ARGS, "--device", "h100", "--sweep", "n_layers=2"), "--sweep n_layers=2 names no config field n_layers"),
+        ((*ARGS, "--device", "h100", "--sweep", "n_layer"), "--sweep n_layer has no values"),
+        ((*ARGS, "--device", "h100", "--sweep", "every=2"), "may mean eval.every, "),
+        ((*ARGS, "--device", "h100x8", "--mesh.fsdp=5"), "5 devices, but --device=h100x8 has 8"),
+        (
+            (*ARGS, "--device", "h100x8", "--mesh.fsdp=8", "--model.n_embd=780", "--train.micro_batch_size=10"),
+            "mesh.fsdp=8 does not divide",
+        ),
         ((*ARGS, "--device", "h100", "--dollars-per-hour", "much"), "--dollars-per-hour=much is not a number"),
         ((*ARGS, "--device", "h100", "--dollars-per-hour", "0"), "--dollars-per-hour=0 is not above 0"),
         ((*ARGS, "--device", "h100", "--memory-fraction", "2"), "is above 1"),
@@ -80,6 +91,20 @@ def test_an_estimate_that_is_known_to_be_off_says_so():
     assert "too low" in out
     _, out = run(*ARGS, "--device", "h100")
     assert "too low" not in out
+
+
+def test_the_estimate_is_near_the_compilers_figures_on_the_page():
+    """docs/memory.md, which a compiler's figures fill, against the estimate of today, except where the verb warns."""
+    rows = [line.split(" | ") for line in (REPO / "docs/memory.md").read_text().splitlines() if line.startswith("| ")]
+    compiled = {row[0].removeprefix("| "): row[6] for row in rows if len(row) > 10}
+    errors = {}
+    for recipe in (*RECIPES, *PODS):
+        config = apply_overrides(config_lib.load(REPO / f"configs/{recipe.config}.py"), recipe.overrides)
+        outlook = look(config, config.model.vocab_size, parse_topology(recipe.device), None)
+        if not known_gap(outlook.config, outlook.topology.platform):
+            errors[recipe.title] = outlook.footprint.total_bytes / 2**30 / float(compiled[recipe.title]) - 1
+    assert len(errors) > 15
+    assert {title: error for title, error in errors.items() if abs(error) > NEAR} == {}
 
 
 def test_without_a_plugin_it_names_the_install_and_estimates(monkeypatch):
