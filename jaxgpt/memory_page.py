@@ -73,12 +73,19 @@ PODS = (
 OTHERS_ON = "h100"
 """The card for configs of the repository that no recipe names: they are compiled to judge the estimate."""
 
+VOCAB_SIZES = {"nanochat_cpu": 4096, "quickstart": 96, "shakespeare_char": 65, "shakespeare_char_cpu": 65}
+"""Of configs that leave it to their data, which need not be here."""
+
 
 def write_page(path: Path, ask: Ask, choose_vocab_size: Callable[[Config], int], configs: Path) -> None:
     """Compiles the recipes, or remembers, and writes the page."""
     shown = {recipe.config for recipe in RECIPES}
     others = [
-        Recipe(path.stem, path.stem, OTHERS_ON) for path in sorted(configs.glob("*.py")) if path.stem not in shown
+        Recipe(
+            name, name, OTHERS_ON, overrides={"model.vocab_size": str(VOCAB_SIZES[name])} if name in VOCAB_SIZES else {}
+        )
+        for name in sorted(path.stem for path in configs.glob("*.py"))
+        if name not in shown
     ]
     rows, others, pods = (_look_at(recipes, ask, choose_vocab_size, configs) for recipes in (RECIPES, others, PODS))
     outlooks = [outlook for _, outlook in rows + others + pods if isinstance(outlook, Outlook)]
@@ -95,10 +102,11 @@ def write_page(path: Path, ask: Ask, choose_vocab_size: Callable[[Config], int],
     text = f"""# Memory and speed of the recipes, by the compiler
 
 Written by `python -m jaxgpt.plan --report {path}`; do not edit. Nothing ran: each training step was compiled for the
-card, on a machine without it ({versions}). Figures are GiB on one device. Usable is what JAX takes of a GPU
-(XLA_CLIENT_MEM_FRACTION, {GPU_MEMORY_FRACTION} by default; at most all but {GPU_RESERVE_BYTES / GIB:.2f} GiB, which
-CUDA and its libraries need), or what libtpu shows of a TPU. Times are the least that peaks allow, not forecasts: a run
-takes two to three times that.
+card, on a machine without it
+({versions}).
+Figures are GiB on one device. Usable is what JAX takes of a GPU (XLA_CLIENT_MEM_FRACTION, {GPU_MEMORY_FRACTION} by
+default; at most all but {GPU_RESERVE_BYTES / GIB:.2f} GiB, which CUDA and its libraries need), or what libtpu shows of
+a TPU. Times are the least that the peaks allow, not forecasts.
 
 ## One card, one host
 
