@@ -134,5 +134,28 @@ def _splash(q_BTNH, k_BSKH, v_BSKH, *, window=None, interpret=False):
         splash.MultiHeadMask([mask] * n_heads), head_shards=1, q_seq_shards=1, block_sizes=sizes, interpret=interpret
     )
     heads_first = [x.swapaxes(1, 2) for x in (q_BTNH * head_dim**-0.5, k_BSNH, v_BSNH)]
-    y_BNTH: jax.Array = jax.vmap(kernel)(*heads_first)  # pyright: ignore[reportAssignmentType]
+    kernel = jax.vmap(kernel)
+    y_BNTH = kernel(*heads_first) if q_BTNH.dtype == jnp.float32 else _one_pass(kernel, *heads_first)
     return y_BNTH.swapaxes(1, 2)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
+def _one_pass(kernel, *inputs):
+    """Runs a kernel and its gradient as if `train.matmul_precision` were "default".
+
+    Mosaic refuses products of bfloat16 at the precision "highest", which means nothing for them.
+    """
+    return _one_pass_forward(kernel, *inputs)[0]
+
+
+def _one_pass_forward(kernel, *inputs):
+    with jax.default_matmul_precision("default"):
+        return jax.vjp(kernel, *inputs)
+
+
+def _one_pass_backward(kernel, pull_back, d_y):
+    with jax.default_matmul_precision("default"):
+        return pull_back(d_y)
+
+
+_one_pass.defvjp(_one_pass_forward, _one_pass_backward)

@@ -362,11 +362,11 @@ def print_portable(paths: list[str], topologies: list[Topology], compiles: Compi
         sent.add_column(name)
     is_good = True
     for path in paths:
-        cells = []
+        given, cells = config_lib.load(path), []
+        vocab_size = choose_vocab_size(given)
         for topology in topologies:
-            config = spread(config_lib.load(path), topology)
             try:
-                outlook = ask(config, choose_vocab_size(config), topology)
+                outlook = ask(spread(given, topology), vocab_size, topology)
             except (InputError, Failure) as error:
                 is_good = is_good and isinstance(error, InputError)
                 cells.append(f"[red]no: {escape(str(error))}")
