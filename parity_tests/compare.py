@@ -87,10 +87,11 @@ def compare(ours: Trajectory, theirs: Trajectory, gates: dict[str, Gate]) -> lis
         "loss, max": (f"step {np.argmax(loss) + 1}", np.max(loss)),
         "loss, mean": (f"{n} steps", np.mean(loss)),
         "gradient norm": (f"step {np.argmax(norm) + 1}", np.max(norm)),
-        "gradients, step 1": find_worst(ours.grads, theirs.grads),
+        "gradients, step 1": find_worst(_without_lambdas(ours.grads), _without_lambdas(theirs.grads)),
         "parameters, step 1": find_worst(ours.first, theirs.first),
         "parameters, last step": find_worst(ours.last, theirs.last),
         "optimizer state": find_worst(ours.opt_state, theirs.opt_state, lambda_scales(theirs.opt_state)),
+        "lambdas, gradients": find_worst(_only_lambdas(ours.grads), _only_lambdas(theirs.grads)),
         "key biases, gradients": find_worst_key_bias(ours.grads, theirs.grads, theirs.grads),
         "key biases, last step": find_worst_key_bias(ours.last, theirs.last, theirs.last),
     }
@@ -106,6 +107,10 @@ def refuse_other_run(ours: Trajectory, theirs: Trajectory) -> None:
     for path in sorted(a.keys() | b.keys()):
         if a.get(path) != b.get(path):
             raise InputError(f"two models: {path} is {a.get(path)} in {ours.name}, {b.get(path)} in {theirs.name}")
+    a, b = ({path: leaf.shape for path, leaf in side.opt_state.items()} for side in (ours, theirs))
+    for path in sorted(a.keys() | b.keys()):
+        if a.get(path) != b.get(path):
+            raise InputError(f"two optimizers: {path} is {a.get(path)} in {ours.name}, {b.get(path)} in {theirs.name}")
     if len(ours.losses) != len(theirs.losses):
         raise InputError(f"two lengths: {ours.name} took {len(ours.losses)} steps, {theirs.name} {len(theirs.losses)}")
 
@@ -125,13 +130,25 @@ def relative_distance(ours: np.ndarray, theirs: np.ndarray) -> float:
     return float(np.linalg.norm(a - b) / (size if size > 0 else 1.0))
 
 
-def lambda_scales(opt_state: Arrays) -> dict[str, float]:
-    """What the first moments of nanochat's lambdas are measured by: their second moments' root, which divides them.
+def is_lambda(path: str) -> bool:
+    """One of nanochat's factors on activations, whose gradient is a sum over all of them that nearly cancels."""
+    return re.fullmatch(r"\w+_lambdas?", path) is not None
 
-    The gradient of a lambda is a sum over all activations that nearly cancels, and a mean of such sums of both signs
-    may be near 0 by chance.
+
+def _only_lambdas(arrays: Arrays) -> Arrays:
+    return {path: array for path, array in arrays.items() if is_lambda(path)}
+
+
+def _without_lambdas(arrays: Arrays) -> Arrays:
+    return {path: array for path, array in arrays.items() if not is_lambda(path)}
+
+
+def lambda_scales(opt_state: Arrays) -> dict[str, float]:
+    """What the first moments of lambdas are measured by: their second moments' root, which divides them.
+
+    A mean of such sums of both signs may be near 0 by chance.
     """
-    means = [path for path in opt_state if re.fullmatch(r"mu\.\w+_lambdas?", path)]
+    means = [path for path in opt_state if path.startswith("mu.") and is_lambda(path.removeprefix("mu."))]
     return {path: float(np.linalg.norm(opt_state[f"nu.{path.removeprefix('mu.')}"] ** 0.5)) for path in means}
 
 
@@ -143,7 +160,7 @@ def _distance(path: str, ours: np.ndarray, theirs: np.ndarray) -> float:
 
 
 def find_worst(ours: Arrays, theirs: Arrays, scales: dict[str, float] | None = None) -> tuple[str, float]:
-    """The tensor that differs most, and by how much, key biases left out. NaN counts as most.
+    """The tensor that differs most, and by how much, key biases left out. NaN counts as most. ("", 0) of no tensors.
 
     Args:
       scales: path -> what a difference is relative to, where it is not the tensor's own norm.
@@ -151,8 +168,8 @@ def find_worst(ours: Arrays, theirs: Arrays, scales: dict[str, float] | None = N
     distances = {path: _distance(path, ours[path], theirs[path]) for path in theirs}
     for path, scale in (scales or {}).items():
         distances[path] = float(np.linalg.norm(ours[path] - theirs[path]) / (scale or 1.0))
-    worst = max(distances, key=lambda path: np.nan_to_num(distances[path], nan=np.inf))
-    return worst, distances[worst]
+    worst = max(distances, key=lambda path: np.nan_to_num(distances[path], nan=np.inf), default="")
+    return worst, distances.get(worst, 0.0)
 
 
 def find_worst_key_bias(ours: Arrays, theirs: Arrays, scale: Arrays) -> tuple[str, float]:
@@ -178,15 +195,16 @@ def trace(ours: Trajectory, theirs: Trajectory, gates: dict[str, Gate]) -> str:
     paths = [name for name in names if name in theirs.grads]
     found: list[tuple[str, Callable[[], float], float | None]] = []
     for name in theirs.places:
-        limit = gates["trace, " + name.partition(":")[0]].limit
         path = name.removeprefix("backward: ")
+        limit = gates["lambdas, gradients" if is_lambda(path) else "trace, " + name.partition(":")[0]].limit
         found.append((name, lambda n=name, p=path: _distance(p, ours.places[n], theirs.places[n]), limit))
     for what, a, b, quantity in (
         ("gradient of the whole model", ours.grads, theirs.grads, "gradients, step 1"),
         ("update of step 1", ours.first, theirs.first, "parameters, step 1"),
     ):
         for path in paths:
-            found.append((f"{what}: {path}", lambda a=a, b=b, p=path: _distance(p, a[p], b[p]), gates[quantity].limit))
+            gate = gates["lambdas, gradients" if is_lambda(path) and a is ours.grads else quantity]
+            found.append((f"{what}: {path}", lambda a=a, b=b, p=path: _distance(p, a[p], b[p]), gate.limit))
     for i, (a, b) in enumerate(zip(ours.losses, theirs.losses, strict=True)):
         found.append((f"loss of step {i + 1}", lambda a=a, b=b: abs(a - b), gates["loss, max"].limit))
     for name, measure, limit in found:
@@ -350,7 +368,7 @@ def main(args: list[str]) -> int:
     given, rest = read_arguments(args)
     os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")  # or JAX leaves no memory of a GPU to torch
     if given.report:
-        from parity_tests.mutations import write_report
+        from parity_tests.report import write_report
 
         return write_report(given.report)
     if given.runs:

@@ -1,12 +1,12 @@
-"""Bugs planted in jaxgpt, one at a time, and the bench that judges them: what the gates are worth.
+"""Bugs planted in jaxgpt, one at a time: what the gates are worth. bench.py judges them.
 
 Here those of GPT-2, AdamW and Muon; nanochat_mutations.py has nanochat's. A mutation is `(plan) -> plan`, with patches
-of jaxgpt entered on `plan.stack`. `Bench.judge` trains the mutant for a few steps against the unmutated torch_ref.
+of jaxgpt entered on `plan.stack`.
 """
 
 import dataclasses
 import functools
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import Any
@@ -14,18 +14,11 @@ from unittest import mock
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
 from jaxgpt import attention, layers, loss, optim, schedule, step
 from jaxgpt.config import Config
 from jaxgpt.models import gpt2
-from parity_tests.compare import Row, compare
-from parity_tests.small_runs import VOCAB, make_batches, make_config
-from parity_tests.tolerances import PARITY
-from parity_tests.trajectories import Arrays, Trajectory, draw_params, first_batch, run_jax, run_torch
-
-MASKED_ID = 7
-"""Where a comparison masks tokens, these targets are not counted: another number in each microbatch."""
+from parity_tests.trajectories import Arrays
 
 
 @dataclass(frozen=True)
@@ -64,7 +57,7 @@ class Mutation:
     Attributes:
       recipe: the run in which it can show.
       is_masked: some targets are masked, on both sides.
-      is_update: it touches neither logits nor gradients.
+      is_update: it touches neither logits nor gradients: a brief judgement runs the optimizer alone.
       is_early: it shows in logits or gradients of the first batch: a brief judgement leaves the training out.
     """
 
@@ -343,76 +336,3 @@ MUTATIONS: dict[str, Mutation] = {
         lambda plan: plan.set_muon(momentum_warmup_steps=0), "muon", is_update=True
     ),
 }
-
-
-# Judging them
-
-
-def run_reference(recipe: str, n_steps: int, dtype: str, *, is_small: bool = False) -> tuple[Arrays, Trajectory]:
-    """The weights that all start from, and torch_ref's run."""
-    config = make_config(recipe, n_steps, dtype, is_small=is_small)
-    params = draw_params(config, VOCAB)
-    return params, run_torch(config, VOCAB, params, make_batches(n_steps, config.model.seq_len))
-
-
-def run_unmutated(recipe: str, params: Arrays, n_steps: int, dtype: str, *, is_small: bool = False) -> Trajectory:
-    """jaxgpt's run as it is."""
-    config = make_config(recipe, n_steps, dtype, is_small=is_small)
-    return run_jax(config, VOCAB, params, make_batches(n_steps, config.model.seq_len))
-
-
-def _masking(module: Any) -> Any:
-    """Either framework's step with a loss that leaves out the targets MASKED_ID."""
-    original = module.cross_entropy
-
-    def masked(x, weight, targets, mask=None, **settings):
-        return original(x, weight, targets, targets != MASKED_ID, **settings)
-
-    return mock.patch.object(module, "cross_entropy", masked)
-
-
-@dataclass(frozen=True)
-class Bench:
-    """What mutants of one kind are judged against: their weights, torch_ref's run, and jaxgpt's without a bug."""
-
-    dtype: str
-    n_steps: int
-    params: Arrays
-    reference: Trajectory
-    unmutated: Trajectory
-
-    def judge(self, mutation: Mutation, *, is_brief: bool = False) -> list[Row]:
-        """Plants the bug, trains, compares. A small model: each mutant is compiled anew."""
-        with ExitStack() as stack:
-            config = make_config(mutation.recipe, self.n_steps, self.dtype, is_small=True)
-            plan = Plan(stack, config, self.params)
-            if mutation.is_masked:
-                stack.enter_context(_masking(step))
-            plan = mutation.plant(plan)
-            batches = make_batches(self.n_steps, config.model.seq_len)
-            if is_brief and mutation.is_early:
-                logits, grads = first_batch(plan.config, VOCAB, plan.params, batches[0])
-                ours = dataclasses.replace(self.unmutated, logits=logits, grads=grads)
-            else:
-                known = self.unmutated if mutation.is_update else None
-                ours = run_jax(plan.config, VOCAB, plan.params, batches, known=known)
-        return compare(ours, self.reference, PARITY[self.dtype])
-
-
-@functools.cache
-def set_up_bench(recipe: str, is_masked: bool, dtype: str, n_steps: int) -> Bench:
-    with ExitStack() as stack:
-        if is_masked:
-            from torch_ref import step as torch_step
-
-            for module in (step, torch_step):
-                stack.enter_context(_masking(module))
-        params, reference = run_reference(recipe, n_steps, dtype, is_small=True)
-        unmutated = run_unmutated(recipe, params, n_steps, dtype, is_small=True)
-    return Bench(dtype, n_steps, params, reference, unmutated)
-
-
-def find_loudest(rows: Iterable[Row]) -> Row | None:
-    """The judged quantity that is outside of its gate by the largest factor; None where all are inside."""
-    outside = [row for row in rows if not row.is_inside]
-    return max(outside, key=lambda row: np.nan_to_num(row.margin, nan=np.inf), default=None)

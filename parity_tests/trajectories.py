@@ -169,7 +169,7 @@ def run_jax(
     Args:
       known: a run whose logits and first gradients are this one's too, which saves compiling them.
     """
-    with _jax_step(config, vocab_size, params) as (step, placed):
+    with enter_jax(config, vocab_size, params) as (step, placed):
         logits, grads = (known.logits, known.grads) if known else _jax_first_batch(config, step, placed, batches[0])
         places = _jax_places(config, step, placed, batches[0][0]) if is_traced else {}
         state, losses, norms, first = step.init_state(placed), [], [], {}
@@ -185,13 +185,13 @@ def run_jax(
 
 def first_batch(config: Config, vocab_size: int, params: Arrays, batch_MBT: np.ndarray) -> tuple[np.ndarray, Arrays]:
     """What `run_jax` says of logits and gradients, without the training."""
-    with _jax_step(config, vocab_size, params) as (step, placed):
+    with enter_jax(config, vocab_size, params) as (step, placed):
         return _jax_first_batch(config, step, placed, batch_MBT)
 
 
 @contextlib.contextmanager
-def _jax_step(config: Config, vocab_size: int, params: Arrays) -> Iterator[tuple[jax_step.Step, Any]]:
-    """jaxgpt's step, and the parameters on its devices."""
+def enter_jax(config: Config, vocab_size: int, params: Arrays) -> Iterator[tuple[jax_step.Step, Any]]:
+    """jaxgpt's step, and the parameters on its devices, in the surroundings that both need."""
     mesh = make_jax_mesh(config.mesh)
     with (
         jax.enable_x64(config.train.dtype == "float64"),

@@ -1,0 +1,117 @@
+"""What judges a mutation: the weights, torch_ref's run and jaxgpt's own, against which the mutant's stands.
+
+`Bench.judge` trains the mutant for a few steps. A brief judgement takes the least that can show the bug: logits and
+gradients of one batch, or the optimizer alone.
+"""
+
+import dataclasses
+import functools
+from collections.abc import Iterable
+from contextlib import ExitStack
+from dataclasses import dataclass
+from typing import Any
+from unittest import mock
+
+import numpy as np
+
+from jaxgpt import step
+from parity_tests.compare import Row, compare
+from parity_tests.mutations import MUTATIONS, Mutation, Plan
+from parity_tests.nanochat_mutations import NANOCHAT_MUTATIONS
+from parity_tests.small_runs import VOCAB, make_batches, make_config
+from parity_tests.tolerances import PARITY
+from parity_tests.trajectories import Arrays, Trajectory, draw_params, first_batch, run_jax, run_torch
+from parity_tests.updates import Update, draw_gradients, update_jax, update_torch
+
+ALL_MUTATIONS = MUTATIONS | NANOCHAT_MUTATIONS
+MASKED_ID = 7
+"""Where a comparison masks tokens, these targets are not counted: another number in each microbatch."""
+
+
+def run_reference(recipe: str, n_steps: int, dtype: str, *, is_small: bool = False) -> tuple[Arrays, Trajectory]:
+    """The weights that all start from, and torch_ref's run."""
+    config = make_config(recipe, n_steps, dtype, is_small=is_small)
+    params = draw_params(config, VOCAB)
+    return params, run_torch(config, VOCAB, params, make_batches(n_steps))
+
+
+def run_unmutated(recipe: str, params: Arrays, n_steps: int, dtype: str, *, is_small: bool = False) -> Trajectory:
+    """jaxgpt's run as it is."""
+    return run_jax(make_config(recipe, n_steps, dtype, is_small=is_small), VOCAB, params, make_batches(n_steps))
+
+
+def _masking(module: Any) -> Any:
+    """Either framework's step with a loss that leaves out the targets MASKED_ID."""
+    original = module.cross_entropy
+
+    def masked(x, weight, targets, mask=None, **settings):
+        return original(x, weight, targets, targets != MASKED_ID, **settings)
+
+    return mock.patch.object(module, "cross_entropy", masked)
+
+
+@dataclass(frozen=True)
+class Bench:
+    """What mutants of one kind are judged against.
+
+    Attributes:
+      reference, unmutated: runs of torch_ref, and of jaxgpt without a bug.
+      gradients: what optimizers are given in brief judgements, one set a step.
+      updated: what torch_ref's optimizer makes of them.
+    """
+
+    dtype: str
+    n_steps: int
+    params: Arrays
+    reference: Trajectory
+    unmutated: Trajectory
+    gradients: list[Arrays]
+    updated: Update
+
+    def judge(self, mutation: Mutation, *, is_brief: bool = False) -> list[Row]:
+        """Plants the bug, runs, compares."""
+        reference = self.reference
+        with ExitStack() as stack:
+            config = make_config(mutation.recipe, self.n_steps, self.dtype, is_small=True)
+            plan = Plan(stack, config, self.params)
+            if mutation.is_masked:
+                stack.enter_context(_masking(step))
+            plan = mutation.plant(plan)
+            batches = make_batches(self.n_steps)
+            if is_brief and mutation.is_update:
+                ours = _with_update(self.unmutated, update_jax(plan.config, VOCAB, plan.params, self.gradients))
+                reference = _with_update(reference, self.updated)
+            elif is_brief and mutation.is_early:
+                logits, grads = first_batch(plan.config, VOCAB, plan.params, batches[0])
+                ours = dataclasses.replace(self.unmutated, logits=logits, grads=grads)
+            else:
+                known = self.unmutated if mutation.is_update else None
+                ours = run_jax(plan.config, VOCAB, plan.params, batches, known=known)
+        return compare(ours, reference, PARITY[self.dtype])
+
+
+def _with_update(run: Trajectory, update: Update) -> Trajectory:
+    first, last, opt_state = update
+    return dataclasses.replace(run, first=first, last=last, opt_state=opt_state)
+
+
+@functools.cache
+def set_up_bench(recipe: str, is_masked: bool, dtype: str, n_steps: int) -> Bench:
+    """Small models: each mutant is compiled anew."""
+    with ExitStack() as stack:
+        if is_masked:
+            from torch_ref import step as torch_step
+
+            for module in (step, torch_step):
+                stack.enter_context(_masking(module))
+        params, reference = run_reference(recipe, n_steps, dtype, is_small=True)
+        unmutated = run_unmutated(recipe, params, n_steps, dtype, is_small=True)
+    gradients = draw_gradients(unmutated.grads, n_steps)
+    updated = update_torch(make_config(recipe, n_steps, dtype, is_small=True), VOCAB, params, gradients)
+    return Bench(dtype, n_steps, params, reference, unmutated, gradients, updated)
+
+
+def find_loudest(rows: Iterable[Row]) -> Row | None:
+    """The judged quantity that is outside of its gate by the largest factor; None where all are inside."""
+    outside = [row for row in rows if not row.is_inside]
+    return max(outside, key=lambda row: np.nan_to_num(row.margin, nan=np.inf), default=None)
