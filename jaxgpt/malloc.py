@@ -2,7 +2,7 @@
 
 On a CPU XLA asks malloc for all temporaries of a program at once, at each call. glibc gets blocks of more than 32 MB
 from the system and gives them back when they are freed, so that each step pays anew for every page that it touches: a
-third of the time of a small model's step (docs/log.md).
+third of the time of a small model's step (docs/log.md). Blocks above 64 MB stay with the main thread only.
 """
 
 import ctypes

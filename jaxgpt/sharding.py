@@ -89,9 +89,9 @@ def make_mesh(config: MeshConfig, devices: list | None = None) -> Mesh:
       InputError: the platform is not there, or the devices do not multiply to the mesh.
     """
     if devices is None:
-        if "xla_force_host_platform_device_count" in os.environ.get("XLA_FLAGS", ""):
-            # Simulated devices share a few threads; programs in flight at once can wait for each other for ever.
-            jax.config.update("jax_cpu_enable_async_dispatch", False)
+        # On a CPU programs run in this thread: of simulated devices, which share a few threads, programs in flight at
+        # once can wait for each other for ever; and glibc keeps large blocks for the main thread alone.
+        jax.config.update("jax_cpu_enable_async_dispatch", False)
         try:
             devices = jax.devices(config.platform or None)
         except RuntimeError as error:
