@@ -75,10 +75,10 @@ def prepare(config: Config, part: str = "step") -> Repeated:
     vocab_size = choose_vocab_size(config.model.vocab_size, source)
     config = derive(config, vocab_size).config
     start_hosts(config.hosts, config.mesh.platform)
-    if jax.process_count() > 1:
-        raise InputError(f"bench times one process; hosts.count={jax.process_count()}: leave hosts.* out")
     jax.config.update("jax_enable_x64", config.train.dtype == "float64")
     mesh = make_mesh(config.mesh)
+    if jax.process_count() > 1:
+        raise InputError(f"bench times one process; hosts.count={jax.process_count()}: leave hosts.* out")
     jax.set_mesh(mesh)
     step = make_step(config, vocab_size, mesh)
     if part == "step":
