@@ -18,10 +18,34 @@ def linear(x, weight_IO, bias_O=None):
 
     Leading axes are flattened first: a batched product makes XLA on CPU transpose copies for the weight gradient.
     """
-    y = x.reshape(-1, x.shape[-1]) @ weight_IO.astype(x.dtype)
+    y = _product(x.reshape(-1, x.shape[-1]), weight_IO.astype(x.dtype))
     if bias_O is not None:
         y = y + bias_O.astype(x.dtype)
     return y.reshape(*x.shape[:-1], weight_IO.shape[-1])
+
+
+@jax.custom_vjp
+def _product(x_NI, weight_IO):
+    """x @ weight, whose backward pass is the usual one; on a CPU with a transposed copy of x.
+
+    XLA's fast product on CPU takes no transposed left side, and the copy costs a tenth of what it saves.
+    """
+    return x_NI @ weight_IO
+
+
+def _product_forward(x_NI, weight_IO):
+    return x_NI @ weight_IO, (x_NI, weight_IO)
+
+
+def _product_backward(inputs, d_y_NO):
+    x_NI, weight_IO = inputs
+    x_IN = jax.lax.platform_dependent(
+        x_NI, cpu=lambda x_NI: jax.lax.optimization_barrier(x_NI.T), default=lambda x_NI: x_NI.T
+    )
+    return d_y_NO @ weight_IO.T, x_IN @ d_y_NO
+
+
+_product.defvjp(_product_forward, _product_backward)
 
 
 def layer_norm(x, weight, bias=None, eps=LAYER_NORM_EPS):
