@@ -135,7 +135,8 @@ def _splash(q_BTNH, k_BSKH, v_BSKH, *, window=None, interpret=False):
     )
     heads_first = [x.swapaxes(1, 2) for x in (q_BTNH * head_dim**-0.5, k_BSNH, v_BSNH)]
     kernel = jax.vmap(kernel)
-    y_BNTH = kernel(*heads_first) if q_BTNH.dtype == jnp.float32 else _one_pass(kernel, *heads_first)
+    run = kernel if q_BTNH.dtype == jnp.float32 else functools.partial(_one_pass, kernel)
+    y_BNTH: jax.Array = run(*heads_first)  # pyright: ignore[reportAssignmentType]
     return y_BNTH.swapaxes(1, 2)
 
 
