@@ -3,7 +3,7 @@
 Model: value embeddings, short windows, smear, backout: 286,261,730 parameters.
 Batch, learning rates, weight decay and horizon follow from the depth: 524,288 tokens = 16 x 16 rows x 2048, and 2,520
 steps: 1.32 billion tokens, 12 for each parameter of blocks and head. 1.0e18 FLOPs, or 42 minutes at 40 % of an H100.
-Memory: 16.7 GiB, as XLA compiles this step for an H100.
+Memory: 16.6 GiB, as XLA compiles this step for an H100.
 Machine: one card with 24 GB or more.
 Data: python -m jaxgpt.prepare climbmix --shards 32, then
     python -m jaxgpt.train_tokenizer --data data/climbmix --vocab-size 32768

@@ -3,7 +3,7 @@
 Model: nanochat of November 2025, depth 20: 560,988,160 parameters.
 Batch: 524,288 tokens = 1 x 32 rows x 2048 x 8 devices. Steps: 21,400, 11.22 billion tokens, 20 for each parameter.
 There it took 3 h 51 min with everything, and reached CORE 0.2219.
-Memory: 59.9 GiB on each, as XLA compiles this step for an H100.
+Memory: 59.9 GiB on each, as XLA compiles this step for an H100: run it with XLA_CLIENT_MEM_FRACTION=0.98.
 Machine: eight H100.
 Data: python -m jaxgpt.prepare fineweb-edu --shards 224, then
     python -m jaxgpt.train_tokenizer --data data/fineweb-edu --vocab-size 65536
