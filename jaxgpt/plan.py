@@ -14,6 +14,7 @@ laid out by --mesh.fsdp and the rest. --device given several times makes one tab
 
 import dataclasses
 import itertools
+import os
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -38,7 +39,7 @@ from jaxgpt.topology import Topology, missing_plugin, parse_topology
 
 ASSUMED_VOCAB_SIZE = 50_304
 """For model.vocab_size=0 where the data is not here to ask: GPT-2's, padded. Larger than any small tokenizer's."""
-CACHE = Path.home() / ".cache" / "jaxgpt" / "plan"
+CACHE = Path(os.path.expanduser("~"), ".cache", "jaxgpt", "plan")
 PORTABLE_DEVICES = ("h100", "v6e", "h100x8", "v6ex8")
 WITH_VALUE = ("device", "dollars_per_hour", "memory_fraction", "cache", "png", "report")
 WITH_LIST = ("sweep", "portable")

@@ -18,7 +18,7 @@ import numpy as np
 from jaxgpt import schedule
 from jaxgpt.step import Step
 
-CACHE = Path.home() / ".cache" / "jaxgpt" / "xla"
+CACHE = Path(os.path.expanduser("~"), ".cache", "jaxgpt", "xla")
 
 
 def remember_programs() -> None:
@@ -26,7 +26,7 @@ def remember_programs() -> None:
 
     JAX_COMPILATION_CACHE_DIR names another directory, JAX_ENABLE_COMPILATION_CACHE=false keeps nothing.
     """
-    if not os.environ.get("JAX_COMPILATION_CACHE_DIR"):
+    if not os.environ.get("JAX_COMPILATION_CACHE_DIR") and CACHE.is_absolute():  # a container may have no home
         jax.config.update("jax_compilation_cache_dir", str(CACHE))
 
 

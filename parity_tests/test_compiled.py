@@ -29,7 +29,7 @@ from jaxgpt.config import (
     TrainConfig,
 )
 from jaxgpt.derive import derive
-from jaxgpt.programs import compile_programs, lower_evaluate, lower_train
+from jaxgpt.programs import CACHE, compile_programs, lower_evaluate, lower_train, remember_programs
 from jaxgpt.sharding import make_mesh
 from jaxgpt.step import make_step
 from jaxgpt.topology import missing_plugin
@@ -183,3 +183,16 @@ def test_nothing_is_compiled_after_the_first_step_sample_and_checkpoint(tmp_path
     assert set(after) == {3, 4}, after  # the first sample, the first checkpoint
     assert set(after[3]) == {"jit(prefill)", "jit(decode_step)", "jit(choose_token)"} | SMALL_PROGRAMS, after
     assert set(after[4]) == {"jit(_is_finite)"}, after
+
+
+def test_programs_are_remembered_where_the_user_says(monkeypatch):
+    before = jax.config.jax_compilation_cache_dir
+    try:
+        monkeypatch.setenv("JAX_COMPILATION_CACHE_DIR", "elsewhere")
+        remember_programs()
+        assert jax.config.jax_compilation_cache_dir == before
+        monkeypatch.delenv("JAX_COMPILATION_CACHE_DIR")
+        remember_programs()
+        assert jax.config.jax_compilation_cache_dir == str(CACHE)
+    finally:
+        jax.config.update("jax_compilation_cache_dir", before)
