@@ -15,6 +15,7 @@ from jax.sharding import PartitionSpec as P
 
 from jaxgpt.config import Config
 from jaxgpt.errors import InputError
+from jaxgpt.splash import splash
 
 MASKED = -1e30
 """Score of a key that must not be seen: finite, so that a row is never NaN; exp of it is exactly 0."""
@@ -80,7 +81,8 @@ def attention(
             )
         )(q_BTNH, k_BSKH, v_BSKH)
     if implementation == "splash":
-        return _per_shard(functools.partial(_splash, window=window))(q_BTNH, k_BSKH, v_BSKH)
+        k_BSNH, v_BSNH = (_repeat_heads(x, q_BTNH.shape[2]) for x in (k_BSKH, v_BSKH))
+        return _per_shard(functools.partial(splash, window=window))(q_BTNH, k_BSNH, v_BSNH)
     assert implementation == "xla", implementation
     return _xla(q_BTNH, k_BSKH, v_BSKH, offset, window, dropout_rate, dropout_key)
 
@@ -115,48 +117,3 @@ def _per_shard(kernel):
         return kernel
     spec = P(("data", "fsdp"), None, "tensor", None)
     return jax.shard_map(kernel, mesh=mesh, in_specs=(spec, spec, spec), out_specs=spec, check_vma=False)
-
-
-def _splash(q_BTNH, k_BSKH, v_BSKH, *, window=None, interpret=False):
-    """TPU flash attention. The kernel wants heads before time, works row by row, and leaves the scale to us."""
-    from jax.experimental.pallas.ops.tpu import splash_attention as splash
-
-    n_heads, seq_len, head_dim = q_BTNH.shape[2], q_BTNH.shape[1], q_BTNH.shape[3]
-    k_BSNH, v_BSNH = (_repeat_heads(x, n_heads) for x in (k_BSKH, v_BSKH))
-    shape = (seq_len, seq_len)
-    mask = splash.CausalMask(shape) if window is None else splash.LocalMask(shape, (window - 1, 0), offset=0)
-    block = next(size for size in (512, 256, 128) if seq_len % size == 0)
-    sizes = splash.BlockSizes(
-        block_q=block, block_kv=block, block_kv_compute=block,
-        block_q_dkv=block, block_kv_dkv=block, block_kv_dkv_compute=block, block_q_dq=block, block_kv_dq=block,
-    )  # fmt: skip
-    kernel = splash.make_splash_mha(
-        splash.MultiHeadMask([mask] * n_heads), head_shards=1, q_seq_shards=1, block_sizes=sizes, interpret=interpret
-    )
-    heads_first = [x.swapaxes(1, 2) for x in (q_BTNH * head_dim**-0.5, k_BSNH, v_BSNH)]
-    kernel = jax.vmap(kernel)
-    run = kernel if q_BTNH.dtype == jnp.float32 else functools.partial(_one_pass, kernel)
-    y_BNTH: jax.Array = run(*heads_first)  # pyright: ignore[reportAssignmentType]
-    return y_BNTH.swapaxes(1, 2)
-
-
-@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
-def _one_pass(kernel, *inputs):
-    """Runs a kernel and its gradient as if `train.matmul_precision` were "default".
-
-    Mosaic refuses products of bfloat16 at the precision "highest", which means nothing for them.
-    """
-    return _one_pass_forward(kernel, *inputs)[0]
-
-
-def _one_pass_forward(kernel, *inputs):
-    with jax.default_matmul_precision("default"):
-        return jax.vjp(kernel, *inputs)
-
-
-def _one_pass_backward(kernel, pull_back, d_y):
-    with jax.default_matmul_precision("default"):
-        return pull_back(d_y)
-
-
-_one_pass.defvjp(_one_pass_forward, _one_pass_backward)

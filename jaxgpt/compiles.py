@@ -103,7 +103,7 @@ class Compiles:
 
 
 COMPILED_MODULES = (
-    "attention", "derive", "footprint", "census", "hardware", "layers", "loss", "optim", "programs", "sharding", "step",
+    "attention", "splash", "derive", "footprint", "census", "hardware", "layers", "loss", "optim", "programs", "sharding", "step",
     "topology",
 )  # fmt: skip
 """Modules whose text decides what is compiled: an answer is forgotten when one changes."""

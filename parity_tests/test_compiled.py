@@ -180,9 +180,10 @@ def test_nothing_is_compiled_after_the_first_step_sample_and_checkpoint(tmp_path
     for n, (begin, end) in enumerate(zip(steps, [*steps[1:], len(events)], strict=True), start=1):
         if end - begin > 1:
             after[n] = events[begin + 1 : end]
-    assert set(after) == {3, 4}, after  # the first sample, the first checkpoint
-    assert set(after[3]) == {"jit(prefill)", "jit(decode_step)", "jit(choose_token)"} | SMALL_PROGRAMS, after
-    assert set(after[4]) == {"jit(_is_finite)"}, after
+    assert set(after) <= {3, 4}, after  # the first sample, the first checkpoint; less where a test before made them
+    decoding = {"jit(prefill)", "jit(decode_step)", "jit(choose_token)"}
+    assert decoding - {"jit(choose_token)"} <= set(after[3]) <= decoding | SMALL_PROGRAMS, after
+    assert set(after.get(4, [])) <= {"jit(_is_finite)"}, after
 
 
 def test_programs_are_remembered_where_the_user_says(monkeypatch):

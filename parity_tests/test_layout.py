@@ -10,7 +10,7 @@ import pytest
 REPO = Path(__file__).parents[1]
 
 FLOORS = (
-    ("errors", "hardware", "progress", "census", "malloc"),
+    ("errors", "hardware", "progress", "census", "malloc", "splash"),
     ("model_config", "optim_config", "turns", "topology"),
     ("config", "param_groups", "log", "tokenizer", "evaluation", "run_lock", "sealed", "data.pydocs"),
     ("bpe", "run_dir", "command_line", "schedule", "flops", "data.manifest"),
@@ -32,7 +32,7 @@ FLOORS = (
 )
 """A module imports only from floors before its own. The last floor holds the verbs."""
 
-WITH_JAX = ("attention", "sharding", "layers", "loss")
+WITH_JAX = ("splash", "attention", "sharding", "layers", "loss")
 FRAMEWORK_FREE = tuple(name for floor in FLOORS[:8] for name in floor if name not in WITH_JAX)
 """What torch_ref may import, and what must import neither framework."""
 

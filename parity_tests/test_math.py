@@ -5,13 +5,14 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxgpt.attention import _splash, attention, choose_attention
+from jaxgpt.attention import attention, choose_attention
 from jaxgpt.config import Config, GPT2Config, TrainConfig
 from jaxgpt.errors import InputError
 from jaxgpt.flops import count_params, flops_per_token
 from jaxgpt.layers import dropout, gelu, layer_norm, linear
 from jaxgpt.loss import cross_entropy
 from jaxgpt.models import Model, init_params, param_shapes
+from jaxgpt.splash import splash
 from parity_tests import tolerances
 
 torch = pytest.importorskip("torch")
@@ -58,7 +59,7 @@ def test_attention_with_offset_is_the_tail_of_the_whole():
 
 def test_splash_interpreted_equals_xla():
     q, k, v = (random(1, 256, 2, 64, seed=i) for i in range(3))
-    assert relative(_splash(q, k, v, interpret=True), attention(q, k, v)) < tolerances.FP32_OP * 4
+    assert relative(splash(q, k, v, interpret=True), attention(q, k, v)) < tolerances.FP32_OP * 4
 
 
 @pytest.mark.gpu
