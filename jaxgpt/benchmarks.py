@@ -187,8 +187,8 @@ PAGE_HEAD = """\
 Written by a command; run it again instead of editing. Each section is one run of it, kept in `{directory}` as JSON.
 Programs take turns in processes of their own, after compiling and warming up; a ratio is taken between neighbours in
 time. Times are medians. Host time is what the host spends on dispatching a step (schedules, the next batch, the call);
-for eager PyTorch it is the step. GFLOP/s and MFU come from `jaxgpt/flops.py`, `full` with attention over the whole
-square, `causal` with the half that counts. Peak memory is that of the device, on a CPU that of the process.
+for eager PyTorch, and on a CPU, it is the step. GFLOP/s and MFU come from `jaxgpt/flops.py`, `full` with attention over
+the whole square, `causal` with the half that counts. Peak memory is that of the device, on a CPU that of the process.
 
 On a GPU the same command does it, once the data is prepared:
 

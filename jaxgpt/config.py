@@ -8,6 +8,7 @@ Checks within a section stand in its `__post_init__`, checks across sections in 
 
 import dataclasses
 import json
+import math
 import pprint
 import runpy
 import types
@@ -257,6 +258,15 @@ class Config:
         """Tokens per step of each stage, the config's own first."""
         own = self.train.batch_tokens
         return [own] + [stage.batch_tokens or own for stage in self.train.stages]
+
+
+def rows_that_divide(config: Config, n_devices: int) -> list[int]:
+    """Values of micro_batch_size that divide the batch of every stage over devices that split its rows, rising."""
+    unit = config.model.seq_len * n_devices
+    if any(tokens % unit for tokens in config.stage_batch_tokens()):
+        return []
+    most = math.gcd(*(tokens // unit for tokens in config.stage_batch_tokens()))
+    return [n for n in range(1, most + 1) if most % n == 0]
 
 
 def count_microbatches(config: Config, batch_tokens: int, n_devices: int) -> int:

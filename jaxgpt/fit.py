@@ -1,11 +1,10 @@
 """The largest setting that fits a device: bisection, where each probe is a compilation."""
 
-import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
 from jaxgpt.command_line import apply_overrides
-from jaxgpt.config import Config
+from jaxgpt.config import Config, rows_that_divide
 from jaxgpt.derive import derive
 from jaxgpt.errors import InputError
 from jaxgpt.model_config import NanochatConfig
@@ -75,15 +74,6 @@ def row_choices(config: Config, vocab_size: int, topology: Topology) -> list[int
             f"{-(-placed.train.batch_tokens // unit) * unit}"
         )
     return rows
-
-
-def rows_that_divide(config: Config, n_devices: int) -> list[int]:
-    """Values of micro_batch_size that divide the batch of every stage over devices that split its rows, rising."""
-    unit = config.model.seq_len * n_devices
-    if any(tokens % unit for tokens in config.stage_batch_tokens()):
-        return []
-    most = math.gcd(*(tokens // unit for tokens in config.stage_batch_tokens()))
-    return [n for n in range(1, most + 1) if most % n == 0]
 
 
 def fit_micro_batch(config: Config, vocab_size: int, topology: Topology, look: Look, count: Look) -> Fit:

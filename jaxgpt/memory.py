@@ -13,13 +13,13 @@ import jax
 from jax.sharding import Mesh
 
 from jaxgpt.command_line import apply_overrides
-from jaxgpt.config import Config
+from jaxgpt.config import Config, rows_that_divide
 from jaxgpt.errors import InputError
 from jaxgpt.estimate import estimate_run
-from jaxgpt.fit import REMATS, largest_true, rows_that_divide
+from jaxgpt.fit import REMATS, largest_true
+from jaxgpt.hardware import GIB
 from jaxgpt.sharding import count_batch_devices
 
-GIB = 2**30
 CLEARLY_LESS = 0.85
 """Of the estimate for the setting that failed: the estimate may be off by the rest (docs/memory.md)."""
 

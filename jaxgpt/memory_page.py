@@ -12,11 +12,10 @@ from jaxgpt.command_line import apply_overrides
 from jaxgpt.compiles import PACKAGES, installed_version
 from jaxgpt.config import Config
 from jaxgpt.errors import Failure, InputError
-from jaxgpt.hardware import GPU_MEMORY_FRACTION, GPU_RESERVE_BYTES
+from jaxgpt.hardware import GIB, GPU_MEMORY_FRACTION, GPU_RESERVE_BYTES
 from jaxgpt.outlook import Outlook
 from jaxgpt.topology import Topology, parse_topology
 
-GIB = 2**30
 Ask = Callable[[Config, int, Topology], Outlook]
 NEAR = 0.15
 """An estimate this close to the compiler's figure counts as agreeing."""

@@ -60,6 +60,7 @@ def param_groups(config: OptimConfig, shapes: dict[str, tuple[int, ...]]) -> dic
         )
     if unused:
         raise InputError(
-            f"optim.groups: match={sorted(unused)[0]!r} fits no parameter; --help and docs/ list their paths"
+            f"optim.groups: match={sorted(unused)[0]!r} fits no parameter; "
+            f"there are {', '.join(list(shapes)[:3])} and so on"
         )
     return settings

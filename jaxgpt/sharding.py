@@ -85,6 +85,8 @@ def start_hosts(config: HostsConfig, platform: str) -> None:
 def make_mesh(config: MeshConfig, devices: list | None = None) -> Mesh:
     """The mesh data x fsdp x tensor over the devices of the platform asked for.
 
+    Without `devices` it also sets this process up for them: see below what a CPU needs.
+
     Raises:
       InputError: the platform is not there, or the devices do not multiply to the mesh.
     """

@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from jaxgpt import layers, optim
 from jaxgpt.attention import attention, choose_attention
 from jaxgpt.config import Config, GPT2Config, TrainConfig
 from jaxgpt.errors import InputError
@@ -213,3 +214,18 @@ def test_flops_are_nanogpts():
     """transformer_sizing.ipynb: 875,062,886,400 FLOPs per 1024 tokens by the PaLM formula, vocabulary 50257."""
     assert flops_per_token(GPT2Config(), 50257) * 1024 == 875_062_886_400
     assert flops_per_token(GPT2Config(), 50257, causal=True) < flops_per_token(GPT2Config(), 50257)
+
+
+def test_the_factor_of_a_norm_is_not_rounded_to_bfloat16():
+    """1.2 would become 1.203."""
+    x = random(4, 8, 64).astype(jnp.bfloat16)
+    expected = (1.2 * layers.rms_norm(x.astype(jnp.float32))).astype(jnp.bfloat16)
+    assert (layers.rms_norm(x, 1.2) == expected).all()
+
+
+def test_the_coefficients_of_newton_schulz_are_not_rounded_to_bfloat16():
+    """Sums of Polar Express's first quintic cancel: its rounded coefficients leave every entry some per cent short."""
+    x = (random(1, 16, 32) / 40).astype(jnp.bfloat16)
+    exact = optim.quintic(x.astype(jnp.float32), optim.POLAR_EXPRESS[0])
+    ours = optim.quintic(x, optim.POLAR_EXPRESS[0]).astype(jnp.float32)
+    assert abs(float((ours * exact).sum() / (exact * exact).sum()) - 1) < 1e-3

@@ -21,7 +21,7 @@ from torch._dynamo.exc import TorchDynamoException
 from jaxgpt import config as config_lib
 from jaxgpt import schedule
 from jaxgpt.command_line import parse_args
-from jaxgpt.config import Config, count_microbatches
+from jaxgpt.config import Config, count_microbatches, rows_that_divide
 from jaxgpt.data.batches import prefetch
 from jaxgpt.data.sources import ShardReader, Source, TextReader, choose_vocab_size, count_token_bytes, open_source
 from jaxgpt.derive import Derivation, derive
@@ -185,9 +185,8 @@ def one_line_when_full(config: Config, n_devices: int):
     try:
         yield
     except torch.OutOfMemoryError as error:
-        rows, seq_len = config.train.micro_batch_size, config.model.seq_len
-        unit = n_devices * seq_len
-        fewer = [n for n in range(1, rows) if all(tokens % (n * unit) == 0 for tokens in config.stage_batch_tokens())]
+        rows = config.train.micro_batch_size
+        fewer = [n for n in rows_that_divide(config, n_devices) if n < rows]
         way_out = f"--train.micro_batch_size={fewer[-1]}" if fewer else "--train.remat=block or a smaller model"
         first_line = next(iter(str(error).splitlines()), type(error).__name__)
         raise InputError(
