@@ -45,10 +45,10 @@ from jaxgpt.data.corpora import (
     open_files,
 )
 from jaxgpt.data.destination import FORMS, claim, is_there, publish, publish_text, train_command
-from jaxgpt.data.documents import TOKENIZER, open_splits
 from jaxgpt.data.encode import describe_tokens, encode_source
 from jaxgpt.data.manifest import read_manifest
 from jaxgpt.data.shards import Split, check_ids, inspect_shard, open_dataset, sha256_of, split_blocks
+from jaxgpt.data.text_data import TOKENIZER, open_splits
 from jaxgpt.data.text_shards import (
     GROUP_DOCUMENTS,
     SHARD_CHARS,

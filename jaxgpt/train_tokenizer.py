@@ -25,7 +25,7 @@ from typing import Any, NoReturn
 
 from jaxgpt.bpe import MAX_CHARS, MAX_DOCUMENT_CHARS, check_vocab_size, train_bpe
 from jaxgpt.data.destination import train_command
-from jaxgpt.data.documents import TOKENIZER, TextSplit, open_splits
+from jaxgpt.data.text_data import TOKENIZER, TextSplit, open_splits
 from jaxgpt.errors import EXIT_DONE, InputError, run_verb
 from jaxgpt.progress import Progress
 from jaxgpt.tokenizer import GPT2Tokenizer, Tokenizer

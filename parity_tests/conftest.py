@@ -4,6 +4,8 @@ Compiling is most of the suite's time. LLVM's optimisation is off: it changes sp
 """
 
 import os
+import signal
+from pathlib import Path
 
 import pytest
 
@@ -14,6 +16,8 @@ os.environ.setdefault("JAX_PLATFORMS", "cpu")
 os.environ.setdefault("JAX_CPU_ENABLE_ASYNC_DISPATCH", "false")  # as make_mesh does for simulated devices
 os.environ.setdefault("JAX_ENABLE_COMPILATION_CACHE", "false")
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # in the background; what tests start would inherit it
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(scope="module")
@@ -25,3 +29,37 @@ def one_thread():
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(before)
+
+
+TEST_DATA = Path(os.environ.get("JAXGPT_TEST_DATA", Path(__file__).parents[2] / "shared" / "data"))
+
+
+@pytest.fixture
+def in_tmp_path(tmp_path, monkeypatch):
+    """In an empty directory, with a wide screen."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("COLUMNS", "200")
+
+
+@pytest.fixture
+def gpt2_vocabulary(monkeypatch):
+    cache = TEST_DATA / "tiktoken_cache"
+    if not cache.is_dir():
+        pytest.skip(f"no GPT-2 vocabulary in {cache}; JAXGPT_TEST_DATA names the directory that holds it")
+    monkeypatch.setenv("TIKTOKEN_CACHE_DIR", str(cache))
+
+
+@pytest.fixture
+def shakespeare() -> Path:
+    path = TEST_DATA / "tinyshakespeare.txt"
+    if not path.is_file():
+        pytest.skip(f"no {path}; JAXGPT_TEST_DATA names the directory that holds it")
+    return path
+
+
+@pytest.fixture
+def marked(monkeypatch):
+    """A tokenizer.json of {"kind": "marked"} is read as `MarkedBytes`."""
+    from parity_tests.text_directories import read_marked
+
+    read_marked(monkeypatch)

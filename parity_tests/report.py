@@ -10,8 +10,8 @@ from pathlib import Path
 
 from jaxgpt.errors import InputError
 from jaxgpt.log import console
-from parity_tests.bench import ALL_MUTATIONS, find_loudest, run_reference, run_unmutated, set_up_bench
 from parity_tests.compare import DTYPES, Row, compare, describe_machine
+from parity_tests.judge import ALL_MUTATIONS, find_loudest, make_judge, run_reference, run_unmutated
 from parity_tests.small_runs import RECIPES
 from parity_tests.tolerances import PARITY
 from parity_tests.trajectories import import_torch
@@ -57,8 +57,8 @@ def write_report(path: Path) -> int:
 def judge(name: str, dtype: str) -> Row | None:
     """The loudest gate. In bfloat16 the losses of a few steps see what a first batch does not."""
     mutation = ALL_MUTATIONS[name]
-    bench = set_up_bench(mutation.recipe, mutation.is_masked, dtype, N_MUTANT_STEPS)
-    return find_loudest(bench.judge(mutation, is_brief=True)) or find_loudest(bench.judge(mutation))
+    judge = make_judge(mutation.recipe, mutation.is_masked, dtype, N_MUTANT_STEPS)
+    return find_loudest(judge.try_mutant(mutation, is_brief=True)) or find_loudest(judge.try_mutant(mutation))
 
 
 def format_report(floors: Floors, seen: Seen) -> str:

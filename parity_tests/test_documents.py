@@ -4,7 +4,6 @@ import gc
 import json
 import threading
 import time
-from pathlib import Path
 
 import numpy as np
 import pyarrow
@@ -12,50 +11,19 @@ import pyarrow.parquet
 import pytest
 
 from jaxgpt.data import documents
-from jaxgpt.data.documents import Encoder, Lane, Position, TextData, open_text
+from jaxgpt.data.documents import Encoder, Lane, Position
+from jaxgpt.data.text_data import TextData, open_text
 from jaxgpt.errors import InputError
 from jaxgpt.tokenizer import ByteTokenizer
+from parity_tests.text_directories import (
+    DELIMITER,
+    MarkedBytes,
+    tokenize_threads,
+    write_data,
+    write_file,
+)
 
-DELIMITER = 256
-
-
-class MarkedBytes(ByteTokenizer):
-    """Bytes, and a delimiter."""
-
-    name = "marked"
-    vocab_size = 257
-    begin_of_text = DELIMITER
-
-    def to_json(self):
-        return {"kind": "marked"}
-
-
-@pytest.fixture(autouse=True)
-def marked(monkeypatch):
-    """A tokenizer.json of {"kind": "marked"} is read as MarkedBytes."""
-    read = documents.tokenizer_from_json
-
-    def tokenizer_from_json(value):
-        return MarkedBytes() if value == {"kind": "marked"} else read(value)
-
-    monkeypatch.setattr(documents, "tokenizer_from_json", tokenizer_from_json)
-
-
-def write_file(path: Path, texts: list, group_rows: int = 5, kind=None, **options) -> None:
-    """Writes one parquet file; `texts` may hold None, and bytes, which need not be UTF-8."""
-    raw = [text.encode() if isinstance(text, str) else text for text in texts]
-    column = pyarrow.array(raw, pyarrow.binary()).view(pyarrow.string())
-    table = pyarrow.table({"text": column if kind is None else column.cast(kind)})
-    pyarrow.parquet.write_table(table, path, row_group_size=group_rows, **options)
-
-
-def write_data(directory: Path, *files: list, group_rows: int = 5, first: int = 0) -> Path:
-    """A directory with a file per list of texts, and a tokenizer."""
-    directory.mkdir(exist_ok=True)
-    for number, texts in enumerate(files):
-        write_file(directory / f"shard_{first + number:05d}.parquet", texts, group_rows)
-    (directory / "tokenizer.json").write_text('{"kind": "marked"}')
-    return directory
+pytestmark = pytest.mark.usefixtures("marked")
 
 
 def text_of(document) -> str:
@@ -75,10 +43,6 @@ def read(data: TextData, n_threads=2, max_tokens=None, split="train", n_chunks=N
 
 def flat(chunks) -> list:
     return [document for chunk in chunks for document in chunk.documents]
-
-
-def tokenize_threads() -> int:
-    return sum(thread.name.startswith("tokenize") for thread in threading.enumerate())
 
 
 TEXTS = [[f"file {f} text {i} " * (1 + (i * 7 + f) % 5) for i in range(n)] for f, n in enumerate((13, 3, 21))]

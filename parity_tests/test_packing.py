@@ -1,90 +1,33 @@
-"""Rows are what the plain algorithm gives, whoever reads them, however often the run is killed."""
+"""Rows are what the plain algorithms give, in training and validation, and however large a document is."""
 
-import copy
-import functools
-import itertools
 import json
-import threading
-import time
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from jaxgpt.data import documents, packing
-from jaxgpt.data.documents import Chunk, Document, Position, TextData, open_text
-from jaxgpt.data.packing import BestFit, TextBatches, require_lanes, val_rows
+from jaxgpt.data import documents
+from jaxgpt.data.documents import Chunk, Document, Position
+from jaxgpt.data.packing import BestFit
+from jaxgpt.data.text_batches import TextBatches, val_rows
+from jaxgpt.data.text_data import open_text
 from jaxgpt.errors import InputError
 from jaxgpt.tokenizer import ByteTokenizer
-from parity_tests.test_documents import (  # noqa: F401 - a fixture
+from parity_tests.plain_packing import plain_best_fit, plain_stream, refills
+from parity_tests.text_directories import (
     DELIMITER,
+    PACKINGS,
     MarkedBytes,
-    marked,
+    random_texts,
     tokenize_threads,
+    tokens_of,
     write_data,
-    write_file,
 )
 
-PACKINGS = ("stream", "best_fit")
-
-
-def random_texts(seed: int, n: int, mean: int = 20) -> list[str]:
-    """Texts of very different lengths, each with its own letters."""
-    rng = np.random.default_rng(seed)
-    lengths = np.minimum(1 + rng.pareto(1.2, n) * mean / 4, 40 * mean).astype(int)
-    return ["".join(map(chr, rng.integers(33, 127, length))) for length in lengths]
-
-
-def tokens_of(text: str) -> list[int]:
-    return [DELIMITER, *text.encode()]
+pytestmark = pytest.mark.usefixtures("marked")
 
 
 # The plain algorithms
-
-
-def plain_stream(texts: list[str], width: int, n_rows: int) -> np.ndarray:
-    flat: list[int] = []
-    while len(flat) < n_rows * (width - 1) + 1:
-        for text in texts:
-            flat += tokens_of(text)
-    return np.array([flat[i * (width - 1) : i * (width - 1) + width] for i in range(n_rows)])
-
-
-def refills(texts: list[str], group_rows: int, n_epochs: int | None = None):
-    """Lists of documents: row groups in parts of 128."""
-    for _ in itertools.count() if n_epochs is None else range(n_epochs):
-        for g in range(0, len(texts), group_rows):
-            group = texts[g : g + group_rows]
-            for i in range(0, len(group), 128):
-                yield [tokens_of(text) for text in group[i : i + 128]]
-
-
-def plain_best_fit(batches, width: int, n_rows: int, n_buffer: int = 1000) -> tuple[np.ndarray, int]:
-    """The algorithm in words: a list, searched from its front. Rows, and how many tokens were cut off."""
-    buffer: list[list[int]] = []
-    rows, n_discarded = [], 0
-    while len(rows) < n_rows:
-        row: list[int] = []
-        while len(row) < width:
-            while len(buffer) < n_buffer:
-                batch = next(batches, None)
-                if batch is None:
-                    break
-                buffer += batch
-            if not buffer:
-                return np.array(rows), n_discarded
-            room = width - len(row)
-            best = None
-            for i, document in enumerate(buffer):
-                if len(document) <= room and (best is None or len(document) > len(buffer[best])):
-                    best = i
-            if best is None:
-                best = min(range(len(buffer)), key=lambda i: len(buffer[i]))
-            document = buffer.pop(best)
-            n_discarded += max(0, len(document) - room)
-            row += document[:room]
-        rows.append(row)
-    return np.array(rows), n_discarded
 
 
 @pytest.mark.parametrize("seed, seq_len, mean", [(0, 64, 20), (1, 37, 20), (2, 256, 60), (3, 1, 5), (4, 16, 200)])
@@ -106,7 +49,7 @@ def test_best_fit_is_the_plain_algorithm(tmp_path, seed, seq_len, mean):
 @pytest.mark.parametrize("seed", range(4))
 def test_best_fit_takes_the_oldest_among_equals(monkeypatch, seed):
     """Few lengths, so nearly all are equal to others; tokens tell documents apart."""
-    monkeypatch.setattr(packing, "BUFFER_DOCUMENTS", 50)
+    monkeypatch.setattr(BestFit, "N_BUFFER", 50)
     rng = np.random.default_rng(seed)
     lists = [[i] * int(n) for i, n in enumerate(rng.choice([1, 2, 3, 5, 9], 1000))]
     chunks = [
@@ -130,129 +73,6 @@ def test_a_stream_is_the_plain_algorithm(tmp_path, seq_len):
         rows = np.concatenate([batches.rows(n, 0, n) for n in (1, n_rows - 3, 2)])
         assert batches.discarded_fraction == 0
     np.testing.assert_array_equal(rows, plain_stream(texts, seq_len + 1, n_rows))
-
-
-# Resume
-
-
-@pytest.fixture
-def data(tmp_path, monkeypatch) -> TextData:
-    """Small enough that an epoch is a few steps: 7 row groups, nulls, a document of several rows, a buffer of 20."""
-    monkeypatch.setattr(packing, "BUFFER_DOCUMENTS", 20)
-    monkeypatch.setattr(documents, "_CHUNK_ROWS", 4)
-    texts = random_texts(6, 60, 16)
-    texts[17] = "long " * 60
-    return open_text(
-        write_data(tmp_path / "data", [None, *texts[:33]], [], texts[33:], ["val", "x" * 90], group_rows=9)
-    )
-
-
-SEQ_LEN, N_ROWS, N_STEPS = 24, 4, 40
-
-
-def read(data: TextData, kind: str, n_lanes: int, hosts, cursors=None, n_steps=N_STEPS, n_rows=N_ROWS, **options):
-    """Steps as rows of all hosts, and the cursors after each as a checkpoint has them."""
-    parts = [TextBatches(data, SEQ_LEN, kind, n_lanes=n_lanes, cursors=cursors, **options) for _ in hosts]
-    try:
-        for _ in range(n_steps):
-            rows = np.concatenate([b.rows(n_rows, *span) for b, span in zip(parts, hosts, strict=True)])
-            yield rows, json.dumps(functools.reduce(dict.__or__, [part.cursors() for part in parts]), sort_keys=True)
-    finally:
-        for part in parts:
-            part.close()
-
-
-ONE, TWO = [(0, 4)], [(0, 2), (2, 4)]
-
-
-@pytest.mark.parametrize("n_lanes", [1, 2])
-@pytest.mark.parametrize("kind", PACKINGS)
-def test_killed_at_every_step_a_run_reads_on(data, kind, n_lanes):
-    """On as many hosts, on more, on fewer: the next batch is the next, and so is the cursor behind it."""
-    whole = list(read(data, kind, n_lanes, ONE))
-    epochs = [json.loads(cursors)["0"]["next"]["epoch"] for _, cursors in whole]
-    assert epochs[0] == 0 and epochs[-1] >= 2
-    for step in range(N_STEPS - 1):
-        for hosts in (ONE, TWO):
-            ((rows, cursors),) = read(data, kind, n_lanes, hosts, json.loads(whole[step][1]), n_steps=1)
-            np.testing.assert_array_equal(rows, whole[step + 1][0])
-            assert cursors == whole[step + 1][1]
-    for shared, alone in zip(read(data, kind, n_lanes, TWO), whole, strict=True):
-        np.testing.assert_array_equal(shared[0], alone[0])
-        assert shared[1] == alone[1]
-
-
-@pytest.mark.parametrize("kind", PACKINGS)
-def test_the_rows_of_a_step_are_dealt_to_lanes(data, kind):
-    """Lane l of 2 reads as a run of one lane would, were its row groups all that there is."""
-    both = [rows for rows, _ in read(data, kind, 2, ONE, n_steps=5)]
-    hosts = [[(0, 1), (1, 2), (2, 3), (3, 4)], [(0, 3), (3, 4)], [(0, 0), (0, 4)], [(0, 2), (2, 2), (2, 4)]]
-    for cuts in hosts:
-        np.testing.assert_array_equal([rows for rows, _ in read(data, kind, 2, cuts, n_steps=5)], both)
-    texts = [[], []]
-    for group in range(data.train.n_groups):
-        texts[group % 2].append([text for text in data.train.read_group(group).to_pylist() if text])
-    for lane in range(2):
-        found = np.concatenate([rows[lane * 2 : lane * 2 + 2] for rows in both])
-        if kind == "stream":
-            expected = plain_stream([*itertools.chain(*texts[lane])], SEQ_LEN + 1, 10)
-        else:
-            batches = itertools.cycle([[tokens_of(text) for text in group] for group in texts[lane]])
-            expected, _ = plain_best_fit(batches, SEQ_LEN + 1, 10, 20)
-        np.testing.assert_array_equal(found, expected)
-
-
-@pytest.mark.parametrize("kind", PACKINGS)
-def test_a_run_whose_batch_grows_keeps_its_rows(data, kind):
-    """Each lane's rows are the same, however many of them a step takes."""
-    sizes = [2, 4, 4, 8, 6]
-    alone = TextBatches(data, SEQ_LEN, kind, n_lanes=2)
-    hosts = [TextBatches(data, SEQ_LEN, kind, n_lanes=2) for _ in range(2)]
-    found = []
-    for n in sizes:
-        found.append(alone.rows(n, 0, n))
-        parts = [host.rows(n, i * n // 2, (i + 1) * n // 2) for i, host in enumerate(hosts)]
-        np.testing.assert_array_equal(np.concatenate(parts), found[-1])
-    steps = [rows for rows, _ in read(data, kind, 2, ONE, n_steps=6)]
-    for lane in range(2):
-        lane_rows = np.concatenate([rows[len(rows) // 2 * lane :][: len(rows) // 2] for rows in found])
-        np.testing.assert_array_equal(lane_rows, np.concatenate([rows[lane * 2 : lane * 2 + 2] for rows in steps]))
-    with pytest.raises(AssertionError, match=r"lanes range\(0, 2\), but lanes \[0\] are run"):
-        hosts[0].rows(4, 0, 4)
-    for batches in (alone, *hosts):
-        batches.close()
-
-
-@pytest.mark.parametrize("kind", PACKINGS)
-def test_rows_do_not_depend_on_the_number_of_threads(data, kind, monkeypatch):
-    expected = list(read(data, kind, 2, ONE, n_threads=1, n_steps=12))
-
-    def encode_array(self, text):
-        time.sleep(len(text) % 3 / 2000)  # they finish out of order
-        return ByteTokenizer.encode_array(self, text)
-
-    monkeypatch.setattr(MarkedBytes, "encode_array", encode_array)
-    for n_threads in (2, 7):
-        for found, wanted in zip(read(data, kind, 2, ONE, n_threads=n_threads, n_steps=12), expected, strict=True):
-            np.testing.assert_array_equal(found[0], wanted[0])
-            assert found[1] == wanted[1]
-
-
-def test_resume_with_the_real_buffer(tmp_path):
-    """1000 documents and more wait, some since the first epoch; the cursor stays small, its rows are the same."""
-    texts = random_texts(7, 1500, 40)
-    data = open_text(write_data(tmp_path / "data", texts[:800], texts[800:], ["val"], group_rows=300))
-    batches = TextBatches(data, 128, "best_fit")
-    for _ in range(4):
-        batches.rows(200, 0, 200)
-    saved = json.dumps(batches.cursors())
-    cursor = json.loads(saved)["0"]
-    n_waiting = sum(len(rows) for _, _, rows in cursor["buffer"])
-    assert cursor["next"]["epoch"] >= 1 and 900 <= n_waiting <= 1127 and len(saved) < 20_000
-    with TextBatches(data, 128, "best_fit", cursors=json.loads(saved)) as resumed:
-        np.testing.assert_array_equal(resumed.rows(500, 0, 500), batches.rows(500, 0, 500))
-        assert json.dumps(resumed.cursors()) == json.dumps(batches.cursors())
-    batches.close()
 
 
 # Large documents
@@ -307,181 +127,13 @@ def test_a_few_documents_are_not_read_over_and_over(tmp_path, monkeypatch):
 
 
 def test_of_a_large_document_best_fit_keeps_a_row(tmp_path, monkeypatch):
-    monkeypatch.setattr(packing, "BUFFER_DOCUMENTS", 2)
+    monkeypatch.setattr(BestFit, "N_BUFFER", 2)
     data = open_text(write_data(tmp_path / "data", ["x" * 100_000] * 3, ["val"]))
     with TextBatches(data, 32, "best_fit") as batches:
         np.testing.assert_array_equal(batches.rows(1, 0, 1), [[DELIMITER] + [ord("x")] * 32])
         assert batches.discarded_fraction == (100_001 - 33) / 100_001
         assert batches._packers is not None
         assert {len(document.tokens) for document in batches._packers[0].buffered()} == {33}
-
-
-# What a user can do wrong
-
-
-def test_fewer_row_groups_than_lanes(data):
-    assert data.train.n_groups == 7
-    with pytest.raises(InputError) as error:
-        TextBatches(data, SEQ_LEN, "stream", n_lanes=8)
-    expected = f"data.lanes=8 is not in [1, 7], the row groups that train has in {data.directory}; set --data.lanes=7"
-    assert expected in str(error.value)
-    with TextBatches(data, SEQ_LEN, "stream", n_lanes=7) as batches:
-        assert batches.rows(14, 0, 14).shape == (14, SEQ_LEN + 1)
-    with pytest.raises(InputError, match=r"set --data.lanes=1"):
-        TextBatches(data, SEQ_LEN, "stream", n_lanes=0)
-
-
-def test_lanes_that_do_not_divide_a_step(data):
-    with (
-        TextBatches(data, SEQ_LEN, "best_fit", n_lanes=5) as batches,
-        pytest.raises(InputError, match=r"data.lanes=5 does not divide the 12 rows of a step .*; nearest: 4, 6"),
-    ):
-        batches.rows(12, 0, 12)
-    with pytest.raises(InputError, match=r"nearest: 12$"):
-        require_lanes(24, 12)
-    require_lanes(4, 12)
-
-
-def test_a_tokenizer_with_more_ids_than_the_model(data):
-    message = r"model.vocab_size=256 is below the 257 ids of .*; set --model.vocab_size=257 or more"
-    with pytest.raises(InputError, match=message):
-        TextBatches(data, SEQ_LEN, "stream", vocab_size=256)
-    with pytest.raises(InputError, match=message):
-        val_rows(data, SEQ_LEN, "stream", 0, vocab_size=256)
-    TextBatches(data, SEQ_LEN, "stream", vocab_size=257).close()
-
-
-@pytest.mark.parametrize("kind", PACKINGS)
-def test_bad_text_stops_the_run_when_its_turn_comes(tmp_path, kind, monkeypatch):
-    monkeypatch.setattr(packing, "BUFFER_DOCUMENTS", 3)
-    good = [f"text {i:02d}" for i in range(40)]
-    data = open_text(write_data(tmp_path / "data", [*good, b"\xff"], ["val"], group_rows=1))
-    with TextBatches(data, 6, kind) as batches:
-        for _ in range(30):
-            assert batches.rows(1, 0, 1).shape == (1, 7)
-        for _ in range(2):
-            with pytest.raises(InputError, match=r"shard_00000.parquet row group 40 row 0 is not UTF-8"):
-                batches.rows(30, 0, 30)
-    assert tokenize_threads() == 0
-
-
-def test_a_reader_that_stops_early_leaves_no_thread(data):
-    n_threads = threading.active_count()
-    batches = TextBatches(data, SEQ_LEN, "best_fit", n_lanes=2, n_threads=3)
-    batches.rows(2, 0, 2)
-    batches.close()
-    batches.close()
-    assert tokenize_threads() == 0
-    TextBatches(data, SEQ_LEN, "best_fit").close()
-    assert threading.active_count() == n_threads
-
-
-# Cursors that nobody vouches for
-
-
-def some_cursors(data, kind) -> dict:
-    (*_, (_, cursors)) = read(data, kind, 2, ONE, n_steps=3)
-    return json.loads(cursors)
-
-
-def resume_from(data, kind, cursors, n_lanes=2, seq_len=SEQ_LEN):
-    with TextBatches(data, seq_len, kind, n_lanes=n_lanes, cursors=cursors) as batches:
-        return batches.rows(2, 0, 2)
-
-
-@pytest.mark.parametrize("kind", PACKINGS)
-def test_a_cursor_of_another_run_is_refused(data, kind):
-    cursors = some_cursors(data, kind)
-    other = PACKINGS[kind == "stream"]
-    went_wrong = [
-        ((other, cursors), f"data.packing={PACKINGS[kind != 'stream']}".replace(kind, other)),
-        ((kind, cursors, 1), "data.lanes=1, the checkpoint was written with 2; set --data.lanes=2"),
-        ((kind, cursors, 2, 16), "model.seq_len=16, the checkpoint was written with 24; set --model.seq_len=24"),
-    ]
-    for arguments, message in went_wrong:
-        with pytest.raises(InputError, match=message):
-            resume_from(data, *arguments)
-    write_file(data.directory / "shard_00000.parquet", ["changed"] * 34, group_rows=9)
-    with pytest.raises(InputError, match=r"the text or the tokenizer in data.dir=.* changed since the checkpoint"):
-        resume_from(open_text(data.directory), kind, cursors)
-
-
-def edits(value, path=()):
-    """Paths to every value inside a JSON value."""
-    yield path
-    items = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
-    for key, inner in items:
-        yield from edits(inner, (*path, key))
-
-
-BAD = (None, True, -1, 1.0, float("nan"), 10**40, "", "0", [], {}, [[0]], {"0": 0}, "x" * 10**5, [0] * 10**5)
-
-
-@pytest.mark.parametrize("kind", PACKINGS)
-def test_a_tampered_cursor_is_refused_in_one_line(data, kind):
-    """Every value of a cursor replaced by every kind of wrong one, and left out."""
-    whole = some_cursors(data, kind)
-    resume_from(data, kind, whole)
-    n_refused = 0
-    for path in edits(whole):
-        for bad in (*BAD, "drop", "add"):
-            cursors = copy.deepcopy(whole)
-            parent = functools.reduce(lambda value, key: value[key], path[:-1], cursors)
-            if bad == "add":
-                target = functools.reduce(lambda value, key: value[key], path, cursors)
-                if not isinstance(target, dict):
-                    continue
-                target["more"] = 0
-            elif not path:
-                cursors = bad
-            elif bad == "drop" and isinstance(parent, list):
-                continue  # a shorter buffer is a buffer
-            elif bad == "drop":
-                del parent[path[-1]]
-            else:
-                parent[path[-1]] = bad
-            if cursors is None or (bad == [] and path[-1:] in (("buffer",), (2,))):
-                continue  # no cursor, or an emptier buffer: nothing tells that it is wrong
-            with pytest.raises(InputError) as error:
-                resume_from(data, kind, cursors)
-            assert "\n" not in str(error.value) and len(str(error.value)) < 500, (path, bad)
-            n_refused += 1
-    assert n_refused > 150
-
-
-def test_a_cursor_out_of_range_is_refused(data):
-    whole = some_cursors(data, "best_fit")
-    row_groups = [file.group_rows for file in data.train.files]
-    assert row_groups == [(9, 9, 9, 7), (0,), (9, 9, 9)]
-
-    def refused(match, edit, kind="best_fit", cursors=whole):
-        cursors = copy.deepcopy(cursors)
-        edit(cursors["1"])
-        with pytest.raises(InputError, match=match):
-            resume_from(data, kind, cursors)
-            TextBatches(data, SEQ_LEN, kind, n_lanes=2, cursors=cursors).rows(2, 1, 2)
-
-    refused("file=3|file 3", lambda cursor: cursor["next"].update(file=3, row_group=0))
-    refused("file 1 row group 0 is not", lambda cursor: cursor["next"].update(file=1, row_group=0))
-    refused("file 0 row group 2 is not", lambda cursor: cursor["next"].update(file=0, row_group=2))  # lane 0's
-    refused(r"row=9 is not in \[0, 9\)", lambda cursor: cursor["next"].update(file=0, row_group=1, row=9))
-    refused("row 5 token 0 does not begin", lambda cursor: cursor["next"].update(row=5))
-    refused("row 0 token 1 does not begin", lambda cursor: cursor["next"].update(row=0, token=1))
-    refused(r"row=7 is not in \[0, 7\)", lambda cursor: cursor["buffer"].append([0, 3, [7]]))
-    refused("file 0 row group 0 is not", lambda cursor: cursor["buffer"].append([0, 0, [1]]))
-    refused("buffer has 19|buffer has 1[0-9]{2}", lambda cursor: cursor["buffer"].extend([[0, 3, [0]]] * 130))
-    refused("it is of lane 0", lambda cursor: cursor.update(lane=0))
-    stream = some_cursors(data, "stream")
-    begin = {"epoch": 0, "file": 0, "row_group": 1, "row": 0}
-    refused("token 100000 is behind the end", lambda c: c.update(next={**begin, "token": 10**5}), "stream", stream)
-    refused(r"buffer=.* is no list of up to 0", lambda c: c.update(buffer=[[0, 1, [0]]]), "stream", stream)
-    null = {"0": {**stream["0"], "next": {**begin, "row_group": 0, "token": 1}}, "1": stream["1"]}
-    with pytest.raises(InputError, match="token 1 is behind the end"):
-        resume_from(data, "stream", null)
-    null = copy.deepcopy(whole)
-    null["0"]["buffer"].append([0, 0, [0]])
-    with pytest.raises(InputError, match="row group 0 row 0 holds no text"):
-        resume_from(data, "best_fit", null)
 
 
 # Validation

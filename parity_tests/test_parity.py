@@ -10,8 +10,8 @@ import pytest
 from jaxgpt import layers
 from jaxgpt.config import MeshConfig
 from jaxgpt.models import Model, gpt2, nanochat
-from parity_tests.bench import run_reference, run_unmutated
 from parity_tests.compare import compare, trace
+from parity_tests.judge import run_reference, run_unmutated
 from parity_tests.small_runs import CLIP, RECIPES, VOCAB, make_batches, make_config
 from parity_tests.tolerances import PARITY
 from parity_tests.trajectories import draw_params, run_jax, run_torch, walk

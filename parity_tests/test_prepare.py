@@ -1,13 +1,8 @@
 """What is prepared is the text that was given, whole, in two splits; what cannot be is one line that says why."""
 
-import hashlib
-import json
 import os
 import subprocess
 import sys
-import threading
-import types
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import numpy as np
@@ -15,66 +10,12 @@ import pytest
 
 from jaxgpt import prepare
 from jaxgpt.data import corpora, encode
-from jaxgpt.data.corpora import SHAKESPEARE_BYTES, SHAKESPEARE_SHA256, download, is_val
-from jaxgpt.data.shards import LLMC_MAGIC, open_dataset, sha256_of, verify
+from jaxgpt.data.corpora import SHAKESPEARE_BYTES, SHAKESPEARE_SHA256, is_val
+from jaxgpt.data.shards import open_dataset, sha256_of
 from jaxgpt.errors import InputError
-from jaxgpt.tokenizer import tokenizer_from_json
+from parity_tests.preparing import DOCUMENTS, leftovers, manifest, refused, run, texts, write_jsonl, write_parquet
 
-TEST_DATA = Path(os.environ.get("JAXGPT_TEST_DATA", Path(__file__).parents[2] / "shared" / "data"))
-DOCUMENTS = [f"Document {i}, which says: {'tick ' * (i % 7)}{chr(960 + i)}.\n" * (1 + i % 3) for i in range(40)]
-
-
-@pytest.fixture(autouse=True)
-def here(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("COLUMNS", "200")
-
-
-@pytest.fixture
-def gpt2_vocabulary(monkeypatch):
-    cache = TEST_DATA / "tiktoken_cache"
-    if not cache.is_dir():
-        pytest.skip(f"no GPT-2 vocabulary in {cache}; JAXGPT_TEST_DATA names the directory that holds it")
-    monkeypatch.setenv("TIKTOKEN_CACHE_DIR", str(cache))
-
-
-@pytest.fixture
-def shakespeare() -> Path:
-    path = TEST_DATA / "tinyshakespeare.txt"
-    if not path.is_file():
-        pytest.skip(f"no {path}; JAXGPT_TEST_DATA names the directory that holds it")
-    return path
-
-
-def run(*args) -> int:
-    return prepare.main([str(arg) for arg in args])
-
-
-def refused(*args) -> str:
-    with pytest.raises(InputError) as error:
-        run(*args)
-    assert "\n" not in str(error.value)
-    return str(error.value)
-
-
-def texts(directory) -> dict[str, str]:
-    """The text of each split, decoded from the shards, after the checks that training makes."""
-    data = open_dataset(directory)
-    verify(data)
-    tokenizer = tokenizer_from_json(data.tokenizer_json)
-    return {s.name: tokenizer.decode(s.read(0, s.n_tokens)) for s in (data.train, data.val)}
-
-
-def manifest(directory) -> dict:
-    return json.loads(Path(directory, "manifest.json").read_text())
-
-
-def write_jsonl(path, documents=DOCUMENTS, field="text"):
-    Path(path).write_text("".join(json.dumps({"id": 1, field: text}) + "\n" for text in documents))
-
-
-def leftovers(directory=".") -> list[str]:
-    return sorted(str(p) for p in Path(directory).rglob("*") if p.suffix in (".tmp", ".part") or p.name == "lock")
+pytestmark = pytest.mark.usefixtures("in_tmp_path")
 
 
 # Exact counts
@@ -194,13 +135,6 @@ def test_documents_stay_whole(kind, tokenizer, request):
         assert got[name] == "".join(text + end for text, end in zip(own, ends, strict=True))
         assert splits[name]["n_documents"] == len(own) > 0
         assert splits[name]["n_bytes"] == len(got[name].replace("<|endoftext|>", "").encode())
-
-
-def write_parquet(path, documents, column="text"):
-    import pyarrow as pa
-    from pyarrow import parquet
-
-    parquet.write_table(pa.table({"id": list(range(len(documents))), column: documents}), path, row_group_size=7)
 
 
 def test_val_gets_its_fraction():
@@ -449,216 +383,3 @@ def test_two_at_a_time_are_one_too_many():
         fcntl.flock(lock, fcntl.LOCK_EX)
         assert "another prepare is writing data/book" in refused("book", "--input", "book.txt")
     assert run("book", "--input", "book.txt") == 0
-
-
-# Hugging Face's datasets, without it
-
-
-def test_openwebtext_without_its_package(monkeypatch):
-    monkeypatch.setitem(sys.modules, "datasets", None)
-    assert "pip install 'jaxgpt[hf]', or give local files" in refused("openwebtext", "--tokenizer", "byte")
-    assert not Path("data").exists() or os.listdir("data") == []
-
-
-def test_openwebtext(monkeypatch):
-    asked = []
-
-    def load_dataset(name, *, split, streaming, revision):
-        asked.append((name, split, streaming, revision))
-        if revision is None:
-            raise RuntimeError("Dataset scripts are no longer supported, but found openwebtext.py")
-        return ({"text": text} for text in DOCUMENTS)
-
-    monkeypatch.setitem(sys.modules, "datasets", types.SimpleNamespace(load_dataset=load_dataset))
-    assert run("openwebtext", "--tokenizer", "byte") == 0
-    assert asked[0] == ("Skylion007/openwebtext", "train", True, None) and asked[1][3] == "refs/convert/parquet"
-    splits = manifest("data/openwebtext")["splits"]
-    assert (splits["train"]["n_documents"], splits["val"]["n_documents"]) == (39, 1)
-    assert texts("data/openwebtext")["val"] == DOCUMENTS[1] + "\n"
-
-
-def test_openwebtext_that_breaks_off(monkeypatch):
-    def load_dataset(*args, **kwargs):
-        yield {"text": "the first"}
-        raise ConnectionError("reset")
-
-    monkeypatch.setitem(sys.modules, "datasets", types.SimpleNamespace(load_dataset=load_dataset))
-    assert "cannot be read after 1 documents (ConnectionError: reset)" in refused("openwebtext", "--tokenizer", "byte")
-
-
-# Downloads, from a server that misbehaves
-
-
-class Server:
-    """Serves `files` on 127.0.0.1. `plan` holds what to do with the next requests; after it, all goes well."""
-
-    def __init__(self, files: dict[str, bytes], plan=()):
-        self.files, self.plan, self.log = files, list(plan), []
-        outer = self
-
-        class Handler(BaseHTTPRequestHandler):
-            protocol_version = "HTTP/1.1"
-
-            def do_GET(self):
-                outer.answer(self)
-
-            def log_message(self, *args):
-                pass
-
-        self._server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-        self.url = f"http://127.0.0.1:{self._server.server_address[1]}"
-
-    def __enter__(self):
-        threading.Thread(target=self._server.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True).start()
-        return self
-
-    def __exit__(self, *_):
-        self._server.shutdown()
-        self._server.server_close()
-
-    def answer(self, request):
-        wanted = request.headers.get("Range")
-        self.log.append((request.path.rpartition("/")[2], wanted))
-        action = self.plan.pop(0) if self.plan else "serve"
-        request.close_connection = True
-        content = self.files.get(request.path.rpartition("/")[2])
-        if content is None or isinstance(action, int):
-            request.send_response(404 if content is None else action)
-            request.send_header("Content-Length", "0")
-            request.end_headers()
-            return
-        begin = int(wanted[6:-1]) if wanted and action != "ignore range" else 0
-        if begin >= len(content):
-            request.send_response(416)
-            request.send_header("Content-Range", f"bytes */{len(content)}")
-            request.send_header("Content-Length", "0")
-            request.end_headers()
-            return
-        request.send_response(206 if begin else 200)
-        if begin:
-            shift = 1 if action == "wrong range" else 0
-            request.send_header("Content-Range", f"bytes {begin + shift}-{len(content) - 1}/{len(content)}")
-        request.send_header("Content-Length", str(len(content) - begin))
-        request.end_headers()
-        body = content[begin:]
-        request.wfile.write(body[: len(body) // 2] if action == "cut" else body)
-
-
-CONTENT = np.random.default_rng(0).bytes(700_000)
-CHECKS = {"sha256": hashlib.sha256(CONTENT).hexdigest(), "size": len(CONTENT)}
-
-
-@pytest.mark.parametrize(
-    ("plan", "part", "ranges"),
-    [
-        ([], None, [None]),
-        (["cut"], None, [None, "bytes=350000-"]),
-        (["cut", "cut", 503], None, [None, "bytes=350000-", "bytes=525000-", "bytes=525000-"]),
-        ([500, 429, 503], None, [None] * 4),
-        (["cut", "ignore range"], None, [None, "bytes=350000-"]),
-        (["cut", "wrong range"], None, [None, "bytes=350000-", None]),
-        ([], CONTENT[:1000], ["bytes=1000-"]),
-        ([], CONTENT, ["bytes=700000-"]),
-        ([], CONTENT + b"more", ["bytes=700004-", None]),
-        ([], b"of another file", ["bytes=15-", None]),
-    ],
-)
-def test_download_arrives_whole(plan, part, ranges):
-    with Server({"x.bin": CONTENT}, plan) as server:
-        if part is not None:
-            Path("x.bin.part").write_bytes(part)
-        seen = []
-        download(f"{server.url}/x.bin", Path("x.bin"), **CHECKS, wait_s=0.001, progress=lambda *a: seen.append(a))
-        assert Path("x.bin").read_bytes() == CONTENT and leftovers() == []
-        assert [asked for _, asked in server.log] == ranges
-        assert not seen or seen[-1] == (700_000, 700_000)
-        download(f"{server.url}/x.bin", Path("x.bin"), **CHECKS)
-        assert len(server.log) == len(ranges)  # what is there is not fetched again
-
-
-def test_an_overlong_part_starts_over_even_if_nothing_is_known():
-    with Server({"x.bin": CONTENT}) as server:
-        Path("x.bin.part").write_bytes(CONTENT + b"more")
-        download(f"{server.url}/x.bin", Path("x.bin"))
-        assert Path("x.bin").read_bytes() == CONTENT
-
-
-def test_download_of_something_else_is_refused():
-    with Server({"x.bin": CONTENT[:-1] + b"?"}) as server:
-        with pytest.raises(InputError, match=r"has SHA-256 .*, not .*try again, or give a copy by --input"):
-            download(f"{server.url}/x.bin", Path("x.bin"), **CHECKS)
-        with pytest.raises(InputError, match=r"has 700000 bytes, not 5"):
-            download(f"{server.url}/x.bin", Path("x.bin"), size=5)
-        assert os.listdir() == []
-
-
-def test_download_gives_up_and_keeps_what_it_has():
-    with Server({"x.bin": CONTENT}, ["cut", *[503] * 5]) as server:
-        with pytest.raises(InputError, match=r"5 tries; 350000 bytes are kept in x.bin.part"):
-            download(f"{server.url}/x.bin", Path("x.bin"), **CHECKS, wait_s=0.001)
-        assert len(server.log) == 5 and os.listdir() == ["x.bin.part"]
-        with pytest.raises(InputError, match=r"answers 404; see whether it moved"):
-            download(f"{server.url}/gone.bin", Path("gone.bin"))
-        address = server.url
-    with pytest.raises(InputError, match=r"cannot be fetched .*2 tries; try again"):
-        download(f"{address}/y.bin", Path("y.bin"), n_tries=2, wait_s=0.001)
-
-
-def test_shakespeare_comes_over_the_network(monkeypatch, shakespeare, capsys):
-    with Server({"input.txt": shakespeare.read_bytes()}, ["cut"]) as server:
-        monkeypatch.setattr(corpora, "SHAKESPEARE_URL", f"{server.url}/input.txt")
-        monkeypatch.setattr(corpora.time, "sleep", lambda s: None)
-        assert run("shakespeare_char") == 0
-        assert open_dataset("data/shakespeare_char").val.n_tokens == 111_540 and leftovers() == []
-        assert run("shakespeare_char") == 0 and len(server.log) == 2
-
-
-def fineweb_shard(n: int, seed: int) -> bytes:
-    header = np.zeros(256, "<i4")
-    header[:3] = LLMC_MAGIC, 1, n
-    tokens = np.random.default_rng(seed).integers(0, 50256, n).astype("<u2")
-    tokens[::10] = 50256
-    return header.tobytes() + tokens.tobytes()
-
-
-def test_fineweb(monkeypatch, gpt2_vocabulary):
-    names = ["fineweb_val_000000.bin", *(f"fineweb_train_{i:06d}.bin" for i in (1, 2, 3))]
-    files = {name: fineweb_shard(1000 + i, i) for i, name in enumerate(names)}
-    monkeypatch.setattr(corpora.time, "sleep", lambda s: None)
-    with Server(dict(files), ["serve", "cut", *[503] * 9]) as server:
-        monkeypatch.setenv("HF_ENDPOINT", server.url)
-        assert "cannot be fetched" in refused("fineweb10B", "--shards", "2")
-        assert os.listdir("data/fineweb10B") == [".tmp"]
-        assert sorted(os.listdir("data/fineweb10B/.tmp")) == ["downloads", "lock"]
-        server.plan.clear()
-        server.log.clear()
-        assert run("fineweb10B", "--shards", "2") == 0
-        assert server.log == [(names[1], f"bytes={len(files[names[1]]) // 2}-"), (names[2], None)]
-        data = open_dataset("data/fineweb10B")
-        verify(data)
-        assert (data.train.n_tokens, data.val.n_tokens, data.vocab_size) == (2003, 1000, 50257)
-        about = manifest("data/fineweb10B")["splits"]["val"]
-        assert about["files"][0]["format"] == "llmc" and about["n_documents"] == 100
-        expected = (
-            tokenizer_from_json({"kind": "gpt2"}).decode_bytes(data.val.read(0, 1000)).replace(b"<|endoftext|>", b"")
-        )
-        assert about["n_bytes"] == len(expected)
-
-        assert "shards=2 there, shards=3 asked" in refused("fineweb10B", "--shards", "3")
-        server.log.clear()
-        assert run("fineweb10B", "--shards", "3", "--force") == 0
-        assert server.log == [(names[3], None)]  # the others stayed
-        assert open_dataset("data/fineweb10B").train.n_tokens == 1001 + 1002 + 1003 and leftovers() == []
-        assert "404" in refused("fineweb10B", "--shards", "4", "--out", "other")
-
-    assert run("fineweb10B", "--input", "data/fineweb10B", "--out", "copy") == 0
-    assert open_dataset("copy").digest == open_dataset("data/fineweb10B").digest
-    assert "--input has no fineweb_train_000004.bin" in refused(
-        "fineweb10B", "--input", "copy", "--shards", "4", "--out", "more"
-    )
-    content = bytearray(files[names[2]])
-    content[1024:1026] = (60_000).to_bytes(2, "little")
-    Path("copy", names[2]).write_bytes(content)
-    assert "token 0 is id 60000" in refused("fineweb10B", "--input", "copy", "--out", "bad")
-    Path("copy", names[2]).write_bytes(content[:-100])
-    assert "the file was cut short" in refused("fineweb10B", "--input", "copy", "--out", "bad")

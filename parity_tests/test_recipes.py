@@ -32,7 +32,8 @@ def test_smoke(path, tmp_path, monkeypatch, capsys):
     wanted, ran = load(path), json.loads((run / "checkpoints" / "6" / "manifest.json").read_text())["about"]["config"]
     assert ran["model"]["family"] == wanted.model.family and ran["optim"]["algorithm"] == wanted.optim.algorithm
     assert ran["train"]["dtype"] == wanted.train.dtype and ran["data"]["sampling"] == wanted.data.sampling
-    assert "sample --run" in capsys.readouterr().out
+    printed = capsys.readouterr().out
+    assert "sample --run" in printed and ("best_fit cut off" in printed) == (ran["data"]["sampling"] == "best_fit")
 
 
 def test_smoke_replaces_its_own_directory_and_spares_others(tmp_path, monkeypatch):

@@ -9,21 +9,20 @@ import numpy as np
 import pytest
 from numpy.typing import DTypeLike
 
-from jaxgpt.data import shards
+from jaxgpt.data import shard_writer, shards
 from jaxgpt.data.corpora import CORPORA
 from jaxgpt.data.manifest import write_manifest
+from jaxgpt.data.shard_writer import ShardWriter, write_shard
 from jaxgpt.data.shards import (
     HEADER_BYTES,
     LLMC_MAGIC,
     MAGIC,
-    ShardWriter,
     Split,
     check_ids,
     inspect_shard,
     open_dataset,
     pick_dtype,
     verify,
-    write_shard,
 )
 from jaxgpt.errors import InputError
 from jaxgpt.tokenizer import ByteTokenizer
@@ -121,7 +120,7 @@ def test_reading_outside_the_split_is_a_bug(tmp_path):
 
 def test_a_count_above_32_bits_survives_the_header():
     n = (5 << 32) + 7
-    words = np.frombuffer(shards._header(n, np.dtype("<u2")), "<i4")
+    words = np.frombuffer(shard_writer._header(n, np.dtype("<u2")), "<i4")
     assert (int(words[2]) & 0xFFFFFFFF) + (int(words[3]) << 32) == n and len(words) * 4 == HEADER_BYTES
 
 

@@ -14,11 +14,11 @@ from pyarrow import parquet
 from jaxgpt import prepare
 from jaxgpt.data import corpora, destination, text_shards
 from jaxgpt.data.corpora import is_val
-from jaxgpt.data.documents import open_splits
 from jaxgpt.data.shards import open_dataset
+from jaxgpt.data.text_data import open_splits
 from jaxgpt.data.text_shards import PAGE_CHARS, TEXT_CORPORA, TextCorpus, check_text_shard
 from jaxgpt.errors import InputError
-from parity_tests.test_prepare import Server, leftovers, refused, run, write_jsonl, write_parquet
+from parity_tests.preparing import Server, leftovers, refused, run, write_jsonl, write_parquet
 
 DOCUMENTS = [f"Document {i}, which says: {'tick ' * (i % 7)}{chr(960 + i)}.\n" * (1 + i % 3) for i in range(40)]
 

@@ -18,7 +18,7 @@ from pyarrow import parquet
 
 from jaxgpt import train_tokenizer
 from jaxgpt.bpe import train_bpe
-from jaxgpt.data.documents import open_text
+from jaxgpt.data.text_data import open_text
 from jaxgpt.errors import InputError
 from jaxgpt.tokenizer import CHAT_SPECIALS, SPLIT_PATTERN, tokenizer_from_json
 

@@ -156,6 +156,8 @@ def main(args: list[str]) -> int:
             feed.close()
             for file in files:
                 file.close()
+        if summary := reader.summary():
+            console.print(summary)
         return close_run(run_dir, exit_code)
 
 

@@ -13,9 +13,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from jaxgpt.data.documents import TOKENIZER, open_splits
 from jaxgpt.data.manifest import MANIFEST, read_manifest, write_manifest
 from jaxgpt.data.shards import open_dataset
+from jaxgpt.data.text_data import TOKENIZER, open_splits
 from jaxgpt.data.text_shards import TEXT_MANIFEST, TEXT_SHARD, read_text_manifest, write_text_manifest
 from jaxgpt.errors import InputError
 

@@ -10,7 +10,8 @@ from typing import Any
 import numpy as np
 
 from jaxgpt.data.corpora import PIECE_CHARS, Piece, Source, is_val
-from jaxgpt.data.shards import ShardWriter, pick_dtype
+from jaxgpt.data.shard_writer import ShardWriter
+from jaxgpt.data.shards import pick_dtype
 from jaxgpt.errors import InputError
 from jaxgpt.tokenizer import ByteTokenizer, CharTokenizer, GPT2Tokenizer, Tokenizer
 

@@ -18,9 +18,10 @@ import numpy as np
 
 from jaxgpt.config import DataConfig
 from jaxgpt.data.batches import Batches, eval_rows
-from jaxgpt.data.documents import TextData, open_text
-from jaxgpt.data.packing import PackedRows, Packing, TextBatches, require_lanes, val_rows
+from jaxgpt.data.packing import Packing
 from jaxgpt.data.shards import Dataset, Split, check_ids, open_dataset
+from jaxgpt.data.text_batches import PackedRows, TextBatches, require_lanes, val_rows
+from jaxgpt.data.text_data import TextData, open_text
 from jaxgpt.errors import InputError
 from jaxgpt.tokenizer import Tokenizer, tokenizer_from_json
 
@@ -58,6 +59,10 @@ class ShardReader:
         """Empty: a batch depends on the step."""
         return {}
 
+    def summary(self) -> str:
+        """Nothing to say."""
+        return ""
+
     def close(self) -> None:
         """Nothing to stop."""
 
@@ -79,6 +84,11 @@ class TextReader:
     def cursors(self) -> dict[str, Any]:
         """Where this process's lanes stand after the last step."""
         return self._batches.cursors()
+
+    def summary(self) -> str:
+        """What packing cost, for the end of a run; empty where it costs nothing."""
+        fraction = self._batches.discarded_fraction
+        return f"best_fit cut off {fraction:.1%} of the tokens that it took" if fraction else ""
 
     def close(self) -> None:
         """Stops the tokenizing threads."""

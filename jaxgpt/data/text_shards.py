@@ -25,7 +25,7 @@ import pyarrow
 import pyarrow.parquet
 
 from jaxgpt.data.corpora import HUB, Source, download, is_val
-from jaxgpt.data.documents import COLUMN
+from jaxgpt.data.text_data import COLUMN
 from jaxgpt.errors import InputError
 
 TEXT_MANIFEST = "text.json"

@@ -1,6 +1,6 @@
 """What judges a mutation: the weights, torch_ref's run and jaxgpt's own, against which the mutant's stands.
 
-`Bench.judge` trains the mutant for a few steps. A brief judgement takes the least that can show the bug: logits and
+`Judge.try_mutant` trains the mutant for a few steps. A brief trial takes the least that can show the bug: logits and
 gradients of one batch, or the optimizer alone.
 """
 
@@ -51,12 +51,12 @@ def _masking(module: Any) -> Any:
 
 
 @dataclass(frozen=True)
-class Bench:
+class Judge:
     """What mutants of one kind are judged against.
 
     Attributes:
       reference, unmutated: runs of torch_ref, and of jaxgpt without a bug.
-      gradients: what optimizers are given in brief judgements, one set a step.
+      gradients: what optimizers are given in brief trials, one set a step.
       updated: what torch_ref's optimizer makes of them.
     """
 
@@ -68,7 +68,7 @@ class Bench:
     gradients: list[Arrays]
     updated: Update
 
-    def judge(self, mutation: Mutation, *, is_brief: bool = False) -> list[Row]:
+    def try_mutant(self, mutation: Mutation, *, is_brief: bool = False) -> list[Row]:
         """Plants the bug, runs, compares."""
         reference = self.reference
         with ExitStack() as stack:
@@ -96,7 +96,7 @@ def _with_update(run: Trajectory, update: Update) -> Trajectory:
 
 
 @functools.cache
-def set_up_bench(recipe: str, is_masked: bool, dtype: str, n_steps: int) -> Bench:
+def make_judge(recipe: str, is_masked: bool, dtype: str, n_steps: int) -> Judge:
     """Small models: each mutant is compiled anew."""
     with ExitStack() as stack:
         if is_masked:
@@ -108,7 +108,7 @@ def set_up_bench(recipe: str, is_masked: bool, dtype: str, n_steps: int) -> Benc
         unmutated = run_unmutated(recipe, params, n_steps, dtype, is_small=True)
     gradients = draw_gradients(unmutated.grads, n_steps)
     updated = update_torch(make_config(recipe, n_steps, dtype, is_small=True), VOCAB, params, gradients)
-    return Bench(dtype, n_steps, params, reference, unmutated, gradients, updated)
+    return Judge(dtype, n_steps, params, reference, unmutated, gradients, updated)
 
 
 def find_loudest(rows: Iterable[Row]) -> Row | None:

@@ -1,0 +1,109 @@
+"""Where a lane of documents goes on: a cursor, JSON in a checkpoint that nobody vouches for, checked.
+
+It holds where reading goes on, and the places of the documents in the buffer, which are tokenized again when the run
+goes on.
+"""
+
+from dataclasses import dataclass
+from typing import Any
+
+from jaxgpt.data.documents import REFILL_ROWS, Position
+from jaxgpt.data.packing import BestFit
+from jaxgpt.data.text_data import TextData
+from jaxgpt.errors import InputError
+
+FORMAT = 1
+
+
+@dataclass(frozen=True)
+class Start:
+    """A cursor that has been checked."""
+
+    position: Position
+    token: int = 0
+    places: tuple[tuple[int, int], ...] = ()
+    """(group, row) of each document in the buffer."""
+
+
+_SETTINGS = {"packing": "data.sampling", "seq_len": "model.seq_len", "n_lanes": "data.lanes"}
+
+
+def check_cursors(cursors: Any, head: dict[str, Any], data: TextData) -> list[Start]:
+    if not isinstance(cursors, dict) or not cursors or not all(isinstance(c, dict) for c in cursors.values()):
+        raise _damaged("it is no JSON object of cursors")
+    for cursor in cursors.values():
+        if type(cursor.get("format")) is not int or cursor["format"] != FORMAT:
+            raise InputError(
+                f"data cursor: format={_show(cursor.get('format'))}, this code reads {FORMAT}; "
+                "resume with the version that wrote the checkpoint"
+            )
+        for name, setting in _SETTINGS.items():
+            if type(cursor.get(name)) is not type(head[name]):
+                raise _damaged(f"{name}={_show(cursor.get(name))}")
+            if cursor[name] != head[name]:
+                raise InputError(
+                    f"{setting}={head[name]}, the checkpoint was written with {_show(cursor[name])}; "
+                    f"set --{setting}={_show(cursor[name])}, or start a new run"
+                )
+        if cursor.get("data") != head["data"]:
+            raise InputError(
+                f"the text or the tokenizer in data.dir={data.directory} changed since the checkpoint was written; "
+                "bring the old files back, or start a new run with train.init_from"
+            )
+    lanes = [str(lane) for lane in range(head["n_lanes"])]
+    if set(cursors) != set(lanes):
+        wrong = _show(sorted(set(map(str, cursors)) ^ set(lanes)))
+        raise _damaged(f"{head['n_lanes']} lanes have one cursor each; missing, or too many: {wrong}")
+    return [_check_cursor(cursors[str(lane)], lane, head, data) for lane in range(head["n_lanes"])]
+
+
+def _check_cursor(cursor: dict[str, Any], lane: int, head: dict[str, Any], data: TextData) -> Start:
+    def bad(what: str) -> InputError:
+        return _damaged(f"lane {lane}: {what}")
+
+    def count(value: Any, name: str, limit: int = 1 << 53) -> int:
+        if type(value) is not int or not 0 <= value < limit:
+            raise bad(f"{name}={_show(value)} is not in [0, {limit})")
+        return value
+
+    def find(file: Any, row_group: Any) -> int:
+        group = data.train.find_group(count(file, "file"), count(row_group, "row_group"))
+        if group is None or group % head["n_lanes"] != lane:
+            raise bad(f"file {file} row group {row_group} is not one of the lane's")
+        return group
+
+    if set(cursor) != {*head, "lane", "next", "buffer"}:
+        raise bad(f"its fields are {_show(sorted(map(str, cursor)))}")
+    if count(cursor["lane"], "lane") != lane:
+        raise bad(f"it is of lane {cursor['lane']}")
+    following, buffer = cursor["next"], cursor["buffer"]
+    if not isinstance(following, dict) or set(following) != {"epoch", "file", "row_group", "row", "token"}:
+        raise bad(f"next={_show(following)}")
+    group = find(following["file"], following["row_group"])
+    row = count(following["row"], "row", data.train.rows_of(group))
+    position = Position(count(following["epoch"], "epoch"), group, row)
+    token = count(following["token"], "token")
+    is_best_fit = head["packing"] == "best_fit"
+    if is_best_fit and (row % REFILL_ROWS or token):
+        raise bad(f"row {row} token {token} does not begin a refill of {REFILL_ROWS} rows")
+    n_most = BestFit.N_BUFFER + REFILL_ROWS - 1 if is_best_fit else 0
+    if not isinstance(buffer, list) or len(buffer) > n_most:
+        raise bad(f"buffer={_show(buffer)} is no list of up to {n_most}")
+    places: list[tuple[int, int]] = []
+    for run in buffer:
+        if not isinstance(run, list) or len(run) != 3 or not isinstance(run[2], list) or len(run[2]) > n_most:
+            raise bad(f"buffer holds {_show(run)}, not [file, row group, [rows]]")
+        group = find(run[0], run[1])
+        places += [(group, count(row, "row", data.train.rows_of(group))) for row in run[2]]
+    if len(places) > n_most:
+        raise bad(f"buffer has {len(places)} documents, {n_most} at most fit")
+    return Start(position, token, tuple(places))
+
+
+def _damaged(what: str) -> InputError:
+    return InputError(f"data cursor: {what}; the checkpoint is damaged, resume from another")
+
+
+def _show(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= 40 else f"{text[:40]}..."

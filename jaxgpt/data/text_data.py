@@ -1,0 +1,253 @@
+"""A directory of text: parquet files of documents, and the tokenizer that reads them while the run trains.
+
+    shard_00000.parquet ... shard_06542.parquet    a column `text`, a document per row
+    tokenizer.json
+
+The last file is for validation, the others are for training; which numbers there are does not matter. A document has
+a place, (file, row group, row), and the places have an order: files by number, row groups, rows.
+"""
+
+import functools
+import hashlib
+import json
+import os
+import re
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from jaxgpt.data.shards import sha256_of
+from jaxgpt.errors import InputError
+from jaxgpt.tokenizer import Tokenizer, tokenizer_from_json
+
+TOKENIZER = "tokenizer.json"
+COLUMN = "text"
+_SHARD = re.compile(r"shard_(\d+)\.parquet", re.ASCII)
+_OPEN_THREADS = 8
+_HEAD_BYTES = 4096
+_TOKENIZER_LIMIT_BYTES = 256 << 20
+
+
+@dataclass(frozen=True)
+class TextFile:
+    """One parquet file, as its footer describes it."""
+
+    path: Path
+    group_rows: tuple[int, ...]
+    """Rows of each row group."""
+    size_bytes: int
+    sha256_of_ends: str
+    """Of the first kilobytes, where the first page has its checksum, and of the footer."""
+
+
+@dataclass(frozen=True)
+class TextSplit:
+    """The documents of one split. Its row groups that have rows are numbered through, from 0."""
+
+    name: str
+    directory: Path
+    files: tuple[TextFile, ...]
+
+    @functools.cached_property
+    def _groups(self) -> np.ndarray:
+        """File, row group and rows of each row group that has rows, int32 [n_groups, 3]; in rising order."""
+        groups = [(f, g, n) for f, file in enumerate(self.files) for g, n in enumerate(file.group_rows) if n]
+        return np.array(groups, np.int32).reshape(-1, 3)
+
+    @property
+    def n_groups(self) -> int:
+        return len(self._groups)
+
+    @property
+    def n_rows(self) -> int:
+        """Documents, nulls and empty ones included."""
+        return self.count_rows()
+
+    def count_rows(self, lane: int = 0, n_lanes: int = 1) -> int:
+        """Documents in the row groups lane, lane + n_lanes, ..., nulls and empty ones included."""
+        return int(self._groups[lane::n_lanes, 2].sum(dtype=np.int64))
+
+    def rows_of(self, group: int) -> int:
+        return int(self._groups[group, 2])
+
+    def place_of(self, group: int) -> tuple[int, int]:
+        """File index and row group in the file."""
+        file, row_group, _ = self._groups[group].tolist()
+        return file, row_group
+
+    def find_group(self, file: int, row_group: int) -> int | None:
+        """The inverse of `place_of`; None where no such row group has rows."""
+        first, last = np.searchsorted(self._groups[:, 0], (file, file + 1))
+        group = int(first + np.searchsorted(self._groups[first:last, 1], row_group))
+        return group if group < last and self._groups[group, 1] == row_group else None
+
+    def describe(self, group: int, row: int | None = None) -> str:
+        """A place in words, for messages."""
+        file, row_group = self.place_of(group)
+        return f"{self.files[file].path} row group {row_group}" + ("" if row is None else f" row {row}")
+
+    def read_group(self, group: int) -> Any:
+        """The texts of a row group, a pyarrow.ChunkedArray of strings, which may be null.
+
+        Raises:
+          InputError: the file cannot be read, or is no longer what it was when it was opened.
+        """
+        import pyarrow  # here, because importing it is slow
+        from pyarrow import parquet
+
+        file, row_group = self.place_of(group)
+        try:
+            with parquet.ParquetFile(self.files[file].path, page_checksum_verification=True) as source:
+                column = source.read_row_group(row_group, columns=[COLUMN], use_threads=False).column(0)
+        except (pyarrow.ArrowException, OSError, KeyError) as error:
+            raise InputError(f"{self.describe(group)} cannot be read ({_first_line(error)}); fetch it again") from error
+        if len(column) != self.rows_of(group):
+            raise InputError(
+                f"{self.describe(group)} has {len(column)} rows, {self.rows_of(group)} when the run opened it; "
+                "bring the old file back"
+            )
+        return column.cast(pyarrow.large_string()) if str(column.type) == "string_view" else column
+
+
+@dataclass(frozen=True)
+class TextData:
+    """A directory of text, checked and open."""
+
+    directory: Path
+    train: TextSplit
+    val: TextSplit
+    tokenizer: Tokenizer
+    tokenizer_json: dict[str, Any]
+    digest: str
+    """SHA-256 (hex) of the tokenizer and of each file's name, size and ends; the footer says where all text lies."""
+
+    @property
+    def delimiter(self) -> int:
+        """The id in front of every document: begin_of_text, else end_of_text."""
+        begin, end = self.tokenizer.begin_of_text, self.tokenizer.end_of_text
+        delimiter = end if begin is None else begin
+        assert delimiter is not None  # open_text refuses a tokenizer without
+        return delimiter
+
+
+def _first_line(error: BaseException) -> str:
+    return (str(error).splitlines() or [type(error).__name__])[0]
+
+
+# Opening
+
+
+def open_text(directory: str | Path, tokenizer_path: str | Path = "") -> TextData:
+    """Opens a directory of text and checks footers and tokenizer; reads no text.
+
+    Args:
+      tokenizer_path: the tokenizer's file; empty: tokenizer.json in the directory.
+
+    Raises:
+      InputError: what is wrong, in which file, and a way out.
+    """
+    directory = Path(directory)
+    train, val = open_splits(directory)
+    path = Path(tokenizer_path) if str(tokenizer_path) else directory / TOKENIZER
+    tokenizer, tokenizer_json = _read_tokenizer(path, directory)
+    files = [(file.path.name, file.size_bytes, file.sha256_of_ends) for file in train.files + val.files]
+    content = json.dumps({"tokenizer": tokenizer.digest(), "files": files}, separators=(",", ":"))
+    digest = hashlib.sha256(content.encode("ascii")).hexdigest()
+    return TextData(directory, train, val, tokenizer, tokenizer_json, digest)
+
+
+def open_splits(directory: Path) -> tuple[TextSplit, TextSplit]:
+    """The documents for training and for validation, which need no tokenizer. Raises as `open_text` does."""
+    out = "" if directory == Path("data/climbmix") else f" --out {directory}"
+    prepare = f"`python -m jaxgpt.prepare climbmix --shards 8{out}`"
+    try:
+        if not directory.is_dir():
+            own = f"`python -m jaxgpt.prepare NAME --input FILES --format text --out {directory}`"
+            raise InputError(f"data.dir={directory} does not exist; {prepare} fetches text, {own} takes yours")
+        names = [path.name for path in directory.iterdir() if path.is_file()]
+    except OSError as error:
+        message = f"data.dir={directory} cannot be read: {error.strerror}; check its permissions"
+        raise InputError(message) from error
+    numbered = sorted((int(match[1]), match[0]) for match in map(_SHARD.fullmatch, names) if match)
+    if len(numbered) < 2:
+        there = f"only {numbered[0][1]}" if numbered else "no shard_00000.parquet and so on"
+        raise InputError(
+            f"data.dir={directory} has {there}; the last file is for validation, so it takes two: "
+            f"{prepare} fetches more"
+        )
+    with ThreadPoolExecutor(_OPEN_THREADS) as pool:
+        files = tuple(pool.map(_inspect, (directory / name for _, name in numbered)))
+    train, val = TextSplit("train", directory, files[:-1]), TextSplit("val", directory, files[-1:])
+    for split in (train, val):
+        if not split.n_groups:
+            raise InputError(
+                f"data.dir={directory}: {', '.join(file.path.name for file in split.files[:4])} "
+                f"({split.name}) has no rows; fetch it again, or remove it so that another file takes its place"
+            )
+    _refuse_copy(train, val.files[0])
+    return train, val
+
+
+def _inspect(path: Path) -> TextFile:
+    import pyarrow
+    from pyarrow import parquet
+
+    try:
+        with parquet.ParquetFile(path) as source:
+            schema, metadata = source.schema_arrow, source.metadata
+            group_rows = tuple(metadata.row_group(i).num_rows for i in range(metadata.num_row_groups))
+        with open(path, "rb") as file:
+            head = file.read(_HEAD_BYTES)
+            size = file.seek(0, os.SEEK_END)
+            file.seek(-8, os.SEEK_END)
+            file.seek(-8 - int.from_bytes(file.read(4), "little"), os.SEEK_END)
+            sha256_of_ends = hashlib.sha256(head + file.read()).hexdigest()
+    except (pyarrow.ArrowException, OSError, ValueError) as error:
+        message = f"{path} is no parquet file, or was cut short ({_first_line(error)}); fetch it again"
+        raise InputError(message) from error
+    kinds = [str(field.type) for field in schema if field.name == COLUMN]
+    if len(kinds) != 1 or kinds[0] not in ("string", "large_string", "string_view"):
+        found = f"column {COLUMN!r} is {' and '.join(kinds)}, not string" if kinds else f"no column {COLUMN!r}"
+        raise InputError(
+            f"{path}: {found} (it has: {', '.join(schema.names[:8])}); "
+            "rename the column that holds the text, or leave the file out"
+        )
+    return TextFile(path, group_rows, size, sha256_of_ends)
+
+
+def _refuse_copy(train: TextSplit, val: TextFile) -> None:
+    for file in train.files:
+        is_alike = (file.size_bytes, file.sha256_of_ends) == (val.size_bytes, val.sha256_of_ends)
+        if is_alike and sha256_of(file.path) == sha256_of(val.path):
+            raise InputError(
+                f"{train.directory}: {val.path.name}, which is for validation, has the same content as "
+                f"{file.path.name}; a val loss on it means nothing: remove one of them"
+            )
+
+
+def _read_tokenizer(path: Path, directory: Path) -> tuple[Tokenizer, dict[str, Any]]:
+    train_it = f"`python -m jaxgpt.train_tokenizer --data {directory}`"
+    try:
+        with open(path, "rb") as file:
+            content = file.read(_TOKENIZER_LIMIT_BYTES + 1)
+        if len(content) > _TOKENIZER_LIMIT_BYTES:
+            raise InputError(f"it has more than {_TOKENIZER_LIMIT_BYTES} bytes")
+        value = json.loads(content.decode("utf-8"))
+        tokenizer = tokenizer_from_json(value)
+    except FileNotFoundError:
+        raise InputError(f"the tokenizer {path} is missing; {train_it} makes one") from None
+    except OSError as error:
+        raise InputError(f"the tokenizer {path} cannot be read: {error.strerror}; check its permissions") from error
+    except InputError as error:
+        raise InputError(f"{path}: {error}") from error
+    except (ValueError, RecursionError) as error:
+        raise InputError(f"the tokenizer {path} is no JSON ({_first_line(error)}); {train_it} makes one") from error
+    if tokenizer.begin_of_text is None and tokenizer.end_of_text is None:
+        raise InputError(
+            f"the {tokenizer.name} tokenizer in {path} has no token that parts documents; "
+            f"take one that has, such as {train_it} makes"
+        )
+    return tokenizer, value

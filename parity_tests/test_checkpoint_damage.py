@@ -1,0 +1,178 @@
+"""A damaged checkpoint is named and not read; the one before it is."""
+
+import json
+import os
+import shutil
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import pytest
+from jax.sharding import SingleDeviceSharding
+
+from jaxgpt import sealed
+from jaxgpt.checkpoint import Checkpoints
+from jaxgpt.errors import InputError
+from parity_tests.saved_states import (
+    assert_is_one_line,
+    flip_bit,
+    list_tree,
+    make_state,
+    names_in,
+    on_one_device,
+    payload,
+    restore_newest,
+    write_steps,
+)
+
+
+def test_one_flipped_bit_is_found_in_any_file(tmp_path):
+    write_steps(tmp_path, 1, 2)
+    files = [path for path in (tmp_path / "2").rglob("*") if path.is_file()]
+    assert len(files) > 5
+    for file in files:
+        content = file.read_bytes()
+        flip_bit(file)
+        step, warnings = restore_newest(tmp_path)
+        assert step == 1, file
+        assert len(warnings) == 1, file
+        assert f"{tmp_path / '2'} is not a checkpoint: its " in warnings[0]
+        assert file.name in warnings[0]
+        file.write_bytes(content)
+    assert restore_newest(tmp_path) == (2, [])
+
+
+def edit_manifest(path: Path, **changes) -> None:
+    manifest = json.loads((path / "manifest.json").read_text())
+    (path / "manifest.json").write_text(json.dumps({**manifest, **changes}))
+
+
+DAMAGE = {
+    "truncated": (lambda path: os.truncate(payload(path), 100), "holds 100 bytes, not "),
+    "deleted": (lambda path: payload(path).unlink(), "is missing"),
+    "broken manifest": (lambda path: (path / "manifest.json").write_text('{"step": 7'), "is not JSON"),
+    "zeroed manifest": (lambda path: (path / "manifest.json").write_bytes(bytes(4096)), "is not JSON"),
+    "empty manifest": (lambda path: (path / "manifest.json").write_text(""), "is not JSON"),
+    "foreign manifest": (lambda path: (path / "manifest.json").write_text("[]"), "not one of ours"),
+    "no manifest": (lambda path: (path / "manifest.json").unlink(), "it has no manifest.json"),
+    "edited manifest": (lambda path: edit_manifest(path, about={"lr": 1}), "changed after it was written"),
+    "newer format": (lambda path: edit_manifest(path, format=2), "its format is 2, this version reads 1"),
+    "empty directory": (lambda path: [shutil.rmtree(path), path.mkdir()], "it has no manifest.json"),
+    "renamed": (lambda path: [shutil.rmtree(path), shutil.copytree(path.parent / "2", path)], "holds step 2"),
+}
+
+
+@pytest.mark.parametrize("kind", DAMAGE)
+@pytest.mark.parametrize("verify", [True, False])
+def test_damage_falls_back_to_the_step_before(tmp_path, kind, verify):
+    damage, reason = DAMAGE[kind]
+    write_steps(tmp_path, 2, 7)
+    damage(tmp_path / "7")
+    step, warnings = restore_newest(tmp_path, verify=verify)
+    assert step == 2
+    assert len(warnings) == 1
+    assert f"{tmp_path / '7'} is not a checkpoint: it" in warnings[0]
+    assert reason in warnings[0]
+
+
+def test_manifest_cannot_point_outside(tmp_path):
+    write_steps(tmp_path, 2)
+    manifest = json.loads((tmp_path / "2" / "manifest.json").read_text())
+    manifest["files"]["../secret"] = {"bytes": 1, "sha256": ""}
+    edit_manifest(tmp_path / "2", files=manifest["files"], seal=sealed.seal(manifest))
+    with pytest.raises(InputError, match=r"names the file \.\./secret outside of it"):
+        restore_newest(tmp_path)
+
+
+def test_no_digests_no_proof(tmp_path):
+    """What verify=False gives up, and that orbax's own complaint still ends in one line."""
+    write_steps(tmp_path, 1)
+    metadata = tmp_path / "1" / "_METADATA"
+    metadata.write_bytes(bytes(metadata.stat().st_size))
+    with pytest.raises(InputError, match="1 cannot be read: ") as caught:
+        restore_newest(tmp_path, verify=False)
+    assert_is_one_line(caught.value)
+
+
+def test_nothing_to_restore(tmp_path):
+    with Checkpoints(tmp_path / "none", read_only=True) as checkpoints:
+        assert checkpoints.latest() is None
+        with pytest.raises(InputError, match=r"none holds no checkpoint to go on from"):
+            checkpoints.restore(on_one_device(make_state(0)))
+    (tmp_path / "9").write_text("a stray file")
+    (tmp_path / "notes").mkdir()
+    (tmp_path / "007").mkdir()
+    with Checkpoints(tmp_path) as checkpoints:
+        assert checkpoints.latest() is None
+
+
+def test_none_that_verifies_is_an_error_that_names_each(tmp_path):
+    write_steps(tmp_path, 1, 2)
+    flip_bit(payload(tmp_path / "1"))
+    (tmp_path / "2" / "manifest.json").unlink()
+    before = list_tree(tmp_path)
+    with Checkpoints(tmp_path) as checkpoints:
+        for call in (checkpoints.latest, lambda: checkpoints.restore(on_one_device(make_state(0)))):
+            with pytest.raises(InputError) as caught:
+                call()
+            assert f"{tmp_path / '1'} is not a checkpoint: its file" in str(caught.value)
+            assert f"{tmp_path / '2'} is not a checkpoint: it has no manifest" in str(caught.value)
+            assert_is_one_line(caught.value)
+    assert list_tree(tmp_path) == before
+
+
+def test_a_step_asked_for_must_verify(tmp_path):
+    write_steps(tmp_path, 1, 2, 3)
+    flip_bit(payload(tmp_path / "2"))
+    assert restore_newest(tmp_path, step=1) == (1, [])
+    with pytest.raises(InputError, match=r"2 is not a checkpoint: its file .* was changed"):
+        restore_newest(tmp_path, step=2)
+    with pytest.raises(InputError, match="5 is not a checkpoint: it has no manifest"):
+        restore_newest(tmp_path, step=5)
+    with Checkpoints(tmp_path, read_only=True) as checkpoints, pytest.raises(InputError, match="no manifest"):
+        checkpoints.about(5)
+
+
+def test_a_run_goes_on_from_an_older_step(tmp_path):
+    """Newer steps are set aside, under names that are free, and their numbers can be saved again."""
+    for _ in range(2):
+        write_steps(tmp_path, *{1, 2, 3} - set(map(int, filter(str.isdigit, names_in(tmp_path)))))
+        (tmp_path / "3" / "manifest.json").unlink()
+        flip_bit(payload(tmp_path / "2"))
+        warnings: list[str] = []
+        with Checkpoints(tmp_path, warn=warnings.append) as checkpoints:
+            assert checkpoints.latest() == 1
+            assert names_in(tmp_path) >= {"1", "2", "3"}
+            assert checkpoints.restore(on_one_device(make_state(0)))[0] == 1
+        aside = [line for line in warnings if "is set aside as" in line]
+        assert len(aside) == 2
+        assert "the run goes on from step 1" in aside[0]
+    assert names_in(tmp_path) == {"1", "2.rejected", "3.rejected", "2.rejected1", "3.rejected1"}
+    write_steps(tmp_path, 2)
+    assert restore_newest(tmp_path) == (2, [])
+
+
+def test_misfits_are_named(tmp_path):
+    def edit(change):
+        wanted = on_one_device(make_state(0))
+        change(wanted.params)
+        return wanted
+
+    def struct(shape, dtype):
+        return jax.ShapeDtypeStruct(shape, dtype, sharding=SingleDeviceSharding(jax.devices()[0]))
+
+    write_steps(tmp_path, 1)
+    cases = {
+        r"params\.scale has shape \(16,\), not \(8,\)": lambda p: p.update(scale=struct((8,), jnp.float32)),
+        r"params\.scale has dtype float32, not bfloat16": lambda p: p.update(scale=struct((16,), jnp.bfloat16)),
+        r"params\.b is missing in it": lambda p: p.update(b=struct((), jnp.int32)),
+        r"params\.scale is extra in it": lambda p: p.pop("scale"),
+        r"params\.x4 is missing in it; and 3 more;": lambda p: p.update(
+            {f"x{i}": struct((), jnp.int32) for i in range(8)}
+        ),
+    }
+    with Checkpoints(tmp_path, read_only=True) as checkpoints:
+        for message, change in cases.items():
+            with pytest.raises(InputError, match=rf"{tmp_path}/1 does not fit: .*{message}") as caught:
+                checkpoints.restore(edit(change))
+            assert_is_one_line(caught.value)
