@@ -102,7 +102,11 @@ def optimizer(config: OptimConfig, groups: dict[str, ParamSettings]) -> Transfor
 
 
 def global_norm(grads: dict[str, torch.Tensor]) -> torch.Tensor:
-    return torch.nn.utils.get_total_norm(grads.values())
+    """On a CPU by rows: there torch adds up the squares of a tensor one by one, and the norm of a large one is low."""
+    tensors = list(grads.values())
+    if tensors[0].device.type == "cpu":
+        tensors = [torch.linalg.vector_norm(tensor, dim=-1) for tensor in tensors]
+    return torch.nn.utils.get_total_norm(tensors)
 
 
 def clip_by_global_norm(grads: dict[str, torch.Tensor], norm: torch.Tensor, max_norm: float) -> dict[str, torch.Tensor]:
