@@ -93,9 +93,8 @@ def sample(settings: argparse.Namespace) -> int:
         stop_ids=tokenizer.stop_ids(),
     )
     say(f"{trained.origin}: {engine.dtype} on {trained.mesh.devices.flat[0].device_kind}, {tokenizer.name} tokens")
-    write(steps, prompt, tokenizer, settings.samples)
-    n_over = len(prompt_ids) + settings.max_tokens - engine.n_positions
-    if n_over > 0:
+    n_steps = write(steps, prompt, tokenizer, settings.samples)
+    if len(prompt_ids) + n_steps - 1 > engine.n_positions:
         say(f"longer than the context of {engine.n_positions} tokens: each time it was full, its last half went on")
     return EXIT_DONE
 
@@ -118,11 +117,11 @@ def read_prompt(settings: argparse.Namespace) -> str:
     return prompt
 
 
-def write(steps: Iterator[list[int | None]], prompt: str, tokenizer: Tokenizer, n_samples: int) -> None:
-    """Shows the first sample as it comes, then the others, and says how fast they came."""
+def write(steps: Iterator[list[int | None]], prompt: str, tokenizer: Tokenizer, n_samples: int) -> int:
+    """Shows the first sample as it comes, then the others, and says how fast they came. Returns how many steps."""
     decoders = [StreamDecoder(tokenizer) for _ in range(n_samples)]
     texts = [prompt] * n_samples
-    n_tokens, times_s = 0, [time.perf_counter()]
+    n_steps, n_tokens, times_s = 0, 0, [time.perf_counter()]
     show(prompt)
     try:
         for ids in steps:
@@ -133,6 +132,7 @@ def write(steps: Iterator[list[int | None]], prompt: str, tokenizer: Tokenizer, 
                     texts[row] += text
                     if row == 0:
                         show(text)
+            n_steps += 1
             n_tokens += n_samples - ids.count(None)
     finally:
         n_shown = len(texts[0])
@@ -142,6 +142,7 @@ def write(steps: Iterator[list[int | None]], prompt: str, tokenizer: Tokenizer, 
         say(speed_of(n_tokens, n_samples, times_s))
     for text in texts[1:]:
         show(f"{SEPARATOR}\n{text}")
+    return n_steps
 
 
 def speed_of(n_tokens: int, n_samples: int, times_s: list[float]) -> str:

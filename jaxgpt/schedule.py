@@ -9,6 +9,11 @@ import math
 from jaxgpt.config import Config, StageConfig
 
 
+def is_due(n_done: int, every: int) -> bool:
+    """Whether something is done after this many steps that is done every `every`; 0: never."""
+    return every > 0 and n_done % every == 0
+
+
 def stage_at(config: Config, step: int) -> StageConfig | None:
     """The stage that step (from 0) falls into; None before the first."""
     begun = [stage for stage in config.train.stages if stage.from_step <= step]

@@ -5,14 +5,10 @@ The run directory gets config.py, metrics.jsonl, checkpoints/ and loss.png. Exit
 """
 
 import json
-import math
-import os
-import signal
 from contextlib import ExitStack
 from pathlib import Path
 
 import jax
-import numpy as np
 
 from jaxgpt import config as config_lib
 from jaxgpt import schedule
@@ -20,21 +16,21 @@ from jaxgpt.checkpoint import CheckpointError, Checkpoints, gather_texts
 from jaxgpt.command_line import parse_args
 from jaxgpt.config import Config, count_microbatches
 from jaxgpt.data.batches import prefetch
-from jaxgpt.data.sources import ShardReader, Source, TextReader, choose_vocab_size, count_token_bytes, open_source
-from jaxgpt.derive import Derivation, derive
+from jaxgpt.data.sources import ShardReader, TextReader, choose_vocab_size, count_token_bytes, open_source
+from jaxgpt.derive import derive
 from jaxgpt.engine import Engine
 from jaxgpt.errors import EXIT_DIVERGED, EXIT_DONE, EXIT_STOPPED, InputError, run_verb
-from jaxgpt.flops import count_params, flops_per_token
-from jaxgpt.log import Progress, console, print_facts
+from jaxgpt.header import print_header
+from jaxgpt.log import Progress, console
 from jaxgpt.memory import advice_on_memory, describe_memory
 from jaxgpt.meter import Diverged, Meter
-from jaxgpt.param_groups import param_groups
 from jaxgpt.programs import compile_programs, remember_programs
 from jaxgpt.run_dir import draw_curve, list_changes, open_logs, refuse_old_run
 from jaxgpt.run_lock import lock_run
 from jaxgpt.sharding import batch_sharding, count_batch_devices, make_mesh, put_rows, start_hosts
 from jaxgpt.smoke import shrink
 from jaxgpt.step import Step, TrainState, make_step
+from jaxgpt.stop_signal import StopSignal
 from jaxgpt.tokenizer import Tokenizer
 from jaxgpt.validation import evaluate_split
 from jaxgpt.weights import adapt, load_pretrained
@@ -96,7 +92,9 @@ def main(args: list[str]) -> int:
             first_step, state, cursors = resume(saved, step, about)
         else:
             state = step.init_state(initial_params(config, step, vocab_size))
-        print_header(derivation, source, step, n_micro, first_step)
+        shapes = {path: shape.shape for path, shape in step.state_shapes.params.items()}
+        compute = describe_compute(config, step)
+        print_header(derivation, source, vocab_size, shapes, n_micro, n_devices, first_step, compute)
         n_steps = config.train.steps
         if first_step >= n_steps:
             console.print(f"the run is at step {first_step} of {n_steps} already; --train.steps=N takes it further")
@@ -110,7 +108,7 @@ def main(args: list[str]) -> int:
             console.print(f"memory for {tokens:,} tokens a step: {memory}, by the compiler", soft_wrap=True)
 
         # loop
-        stop = stack.enter_context(StopSignal(config.log.every))
+        stop = stack.enter_context(StopSignal(config.log.every, jax.process_count(), gather_texts))
         files = open_logs(given, run_dir, first_step) if jax.process_index() == 0 else []
         feed = prefetch(make_feed(config, reader, mesh, n_rows, first_step))
         progress = stack.enter_context(Progress(n_steps, first_step))
@@ -128,9 +126,9 @@ def main(args: list[str]) -> int:
                 warn_of_failed_save(saved)
 
                 is_stopped, is_last = stop.is_agreed(n_done), n_done == n_steps
-                wants_eval = is_last or is_due(n_done, config.eval.every)
-                wants_sample = is_due(n_done, config.sample.every)
-                wants_save = is_last or is_stopped or is_due(n_done, config.checkpoint.every)
+                wants_eval = is_last or schedule.is_due(n_done, config.eval.every)
+                wants_sample = schedule.is_due(n_done, config.sample.every)
+                wants_save = is_last or is_stopped or schedule.is_due(n_done, config.checkpoint.every)
                 if not (wants_eval or wants_sample or wants_save):
                     continue
                 meter.settle()
@@ -159,10 +157,6 @@ def main(args: list[str]) -> int:
         if summary := reader.summary():
             console.print(summary)
     return close_run(run_dir, exit_code)
-
-
-def is_due(n_done: int, every: int) -> bool:
-    return every > 0 and n_done % every == 0
 
 
 def initial_params(config: Config, step: Step, vocab_size: int) -> dict[str, jax.Array]:
@@ -248,76 +242,13 @@ def print_sample(config: Config, engine: Engine, params, tokenizer: Tokenizer, p
     console.print(settings.prompt + tokenizer.decode(ids), markup=False)
 
 
-class StopSignal:
-    """SIGTERM or Ctrl-C: the first finishes the step and saves, the second leaves at once.
-
-    Several processes must stop at one step: every `every` steps they ask each other.
-    """
-
-    def __init__(self, every: int):
-        self._every, self._is_set = every, False
-
-    def __enter__(self):
-        self._before = {n: signal.signal(n, self._receive) for n in (signal.SIGTERM, signal.SIGINT)}
-        return self
-
-    def __exit__(self, *_):
-        for number, handler in self._before.items():
-            signal.signal(number, handler)
-
-    def _receive(self, number, _frame):
-        if self._is_set:
-            os._exit(128 + number)
-        self._is_set = True
-        console.print(f"{signal.Signals(number).name}: finishing this step and saving; once more leaves at once")
-
-    def is_agreed(self, n_done: int) -> bool:
-        if jax.process_count() == 1:
-            return self._is_set
-        if n_done % self._every:
-            return False
-        from jax.experimental.multihost_utils import process_allgather
-
-        return bool(process_allgather(np.array(self._is_set)).any())
-
-
-def print_header(derivation: Derivation, source: Source, step: Step, n_micro: dict[int, int], first_step: int) -> None:
-    """What is about to run, in the user's terms."""
-    config = derivation.config
-    train, mesh = config.train, step.mesh
-    vocab_size = step.model.vocab_size
-    n_params = count_params(config.model, vocab_size)
-    groups = param_groups(config.optim, {p: s.shape for p, s in step.state_shapes.params.items()})
-    sizes = {path: math.prod(shape.shape) for path, shape in step.state_shapes.params.items()}
-    counted: dict[str, list[int]] = {}
-    for path, group in groups.items():
-        counted.setdefault(f"{group.algorithm} lr {group.lr:g} decay {group.weight_decay:g}", []).append(sizes[path])
-    tokens = schedule.tokens_before(config, config.train.steps)
+def describe_compute(config: Config, step: Step) -> str:
+    """Dtype, devices and attention, for the header."""
+    mesh = step.mesh
     axes = " x ".join(f"{name} {size}" for name, size in mesh.shape.items() if size > 1) or "one device"
-    n_epochs = f" = {tokens / source.n_train_tokens:.2f} epochs" if source.n_train_tokens else ""
-    for warning in derivation.warnings:
-        console.print(f"[yellow]warning: {warning}")
-    print_facts(
-        config.run.dir,
-        {
-            "model": f"{config.model.family}, {n_params.total:,} parameters ({n_params.total - n_params.wpe:,} without "
-            f"positions), {config.model.n_layer} layers x {config.model.n_embd}, "
-            f"context {config.model.seq_len}, vocabulary {vocab_size}",
-            "derived": "; ".join(f"{name}: {value}" for name, value in derivation.facts.items()),
-            "data": source.describe(),
-            "batch": " then ".join(
-                f"{total:,} tokens = {count} x {train.micro_batch_size} rows x {config.model.seq_len} x "
-                f"{count_batch_devices(mesh)} device(s)"
-                for total, count in n_micro.items()
-            ),
-            "steps": f"{config.train.steps:,}, {tokens:,} tokens{n_epochs}"
-            + (f"; from step {first_step}" if first_step else "")
-            + ("; the warm-up is longer than the run" if config.optim.schedule.warmup_steps > train.steps else ""),
-            "optimizer": "; ".join(f"{name}: {len(n)} tensors, {sum(n):,}" for name, n in counted.items()),
-            "compute": f"{train.dtype}, {mesh.size} x {mesh.devices.flat[0].device_kind} ({axes}), "
-            f"attention {step.attention[0]} ({step.attention[1]}), "
-            f"{flops_per_token(config.model, vocab_size) / 1e6:,.1f} MFLOPs per token",
-        },
+    return (
+        f"{config.train.dtype}, {mesh.size} x {mesh.devices.flat[0].device_kind} ({axes}), "
+        f"attention {step.attention[0]} ({step.attention[1]})"
     )
 
 

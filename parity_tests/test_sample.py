@@ -112,6 +112,13 @@ def test_stdout_is_the_prompt_and_what_the_engine_gives(here, capsys):
     assert not (here / "executed").exists()
 
 
+def test_a_context_that_was_full_is_told_of(here, capsys):
+    """The prompt has 2 tokens, the context 32, and the last token is read by nobody."""
+    for n, is_told in ((31, False), (32, True)):
+        err = written(capsys, "--run", "run", "--prompt", "1 ", "--max-tokens", str(n)).err
+        assert ("context of 32" in err) == is_told
+
+
 def test_seed_step_and_several_samples(here, capsys):
     arguments = ("--run", "run", "--prompt", "1 ", "--max-tokens", "20", "--temperature", "1.5")
     text = written(capsys, *arguments).out

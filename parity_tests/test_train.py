@@ -15,6 +15,7 @@ import pytest
 from jaxgpt import train
 from jaxgpt.errors import EXIT_DIVERGED, EXIT_STOPPED, InputError
 from jaxgpt.prepare import main as prepare
+from jaxgpt.stop_signal import StopSignal
 from parity_tests import tolerances
 from parity_tests.conftest import FAST_COMPILE
 
@@ -358,3 +359,20 @@ def test_tensorboard_gets_the_same_numbers(config, tmp_path):
     pytest.importorskip("tensorboardX")
     assert main(config, tmp_path, "--train.steps=3", "--log.tensorboard=true") == 0
     assert any((tmp_path / "tensorboard").glob("events*"))
+
+
+def test_several_processes_stop_at_one_step():
+    """They ask each other at every fourth step, and stop when any of them was told to."""
+    alone, mute, told = (
+        StopSignal(4, 1, lambda text: [text]),
+        StopSignal(4, 2, lambda text: [text, ""]),
+        StopSignal(4, 2, lambda text: [text, "stop"]),
+    )
+    assert not any(one.is_agreed(n) for one in (alone, mute) for n in range(1, 9))
+    assert [n for n in range(1, 9) if told.is_agreed(n)] == [4, 8]
+    with alone, mute:
+        os.kill(os.getpid(), signal.SIGTERM)  # the inner one hears it
+        assert [n for n in range(1, 9) if mute.is_agreed(n)] == [4, 8]
+    with alone:
+        os.kill(os.getpid(), signal.SIGTERM)
+        assert alone.is_agreed(1)

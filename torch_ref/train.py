@@ -7,15 +7,11 @@ Exit codes as there: 0 done, 2 bad input, 3 diverged, 75 stopped by a signal wit
 
 import dataclasses
 import json
-import math
-import os
-import signal
 import time
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 import torch
-import torch.distributed as dist
 from torch._dynamo.exc import TorchDynamoException
 
 from jaxgpt import config as config_lib
@@ -23,16 +19,16 @@ from jaxgpt import schedule
 from jaxgpt.command_line import parse_args
 from jaxgpt.config import Config, count_microbatches, rows_that_divide
 from jaxgpt.data.batches import prefetch
-from jaxgpt.data.sources import ShardReader, Source, TextReader, choose_vocab_size, count_token_bytes, open_source
-from jaxgpt.derive import Derivation, derive
+from jaxgpt.data.sources import ShardReader, TextReader, choose_vocab_size, count_token_bytes, open_source
+from jaxgpt.derive import derive
 from jaxgpt.errors import EXIT_DIVERGED, EXIT_DONE, EXIT_STOPPED, InputError, run_verb
-from jaxgpt.flops import count_params, flops_per_token
-from jaxgpt.log import Progress, console, print_facts
+from jaxgpt.header import print_header
+from jaxgpt.log import Progress, console
 from jaxgpt.meter import Diverged, Meter
-from jaxgpt.param_groups import param_groups
 from jaxgpt.run_dir import draw_curve, list_changes, open_logs, refuse_old_run
 from jaxgpt.run_lock import lock_run
 from jaxgpt.smoke import shrink
+from jaxgpt.stop_signal import StopSignal
 from torch_ref.checkpoint import CheckpointError, Checkpoints
 from torch_ref.sharding import (
     Mesh,
@@ -105,7 +101,10 @@ def main(args: list[str]) -> int:
             first_step, state, cursors = resume(saved, step, about)
         else:
             state = step.init_state(initial_params(config, step))
-        print_header(derivation, source, step, n_micro, first_step)
+        shapes = {path: tuple(shape.shape) for path, shape in step.state_shapes.params.items()}
+        compute = describe_compute(config, step)
+        samples = f"sample.every={config.sample.every} is for jaxgpt; none here" if config.sample.every else ""
+        print_header(derivation, source, vocab_size, shapes, n_micro, n_devices, first_step, compute, samples)
         n_steps = config.train.steps
         if first_step >= n_steps:
             console.print(f"the run is at step {first_step} of {n_steps} already; --train.steps=N takes it further")
@@ -117,7 +116,7 @@ def main(args: list[str]) -> int:
             compile_step(step, config.train.micro_batch_size, state)
 
         # loop
-        stop = stack.enter_context(StopSignal(config.log.every))
+        stop = stack.enter_context(StopSignal(config.log.every, process_count(), gather_texts))
         files = open_logs(given, run_dir, first_step) if process_index() == 0 else []
         feed = prefetch(make_feed(config, reader, mesh, n_rows, first_step))
         progress = stack.enter_context(Progress(n_steps, first_step))
@@ -131,8 +130,8 @@ def main(args: list[str]) -> int:
                 meter.push(n_done, metrics)
 
                 is_stopped, is_last = stop.is_agreed(n_done), n_done == n_steps
-                wants_eval = is_last or is_due(n_done, config.eval.every)
-                wants_save = is_last or is_stopped or is_due(n_done, config.checkpoint.every)
+                wants_eval = is_last or schedule.is_due(n_done, config.eval.every)
+                wants_save = is_last or is_stopped or schedule.is_due(n_done, config.checkpoint.every)
                 if not (wants_eval or wants_save):
                     continue
                 meter.settle()
@@ -197,10 +196,6 @@ def one_line_when_full(config: Config, n_devices: int):
         ) from error
 
 
-def is_due(n_done: int, every: int) -> bool:
-    return every > 0 and n_done % every == 0
-
-
 def initial_params(config: Config, step: Step) -> dict[str, torch.Tensor]:
     if config.train.init_from:
         raise InputError(
@@ -263,71 +258,11 @@ def save(
         console.print(f"[red]{error}")
 
 
-class StopSignal:
-    def __init__(self, every: int):
-        self._every, self._is_set = every, False
-
-    def __enter__(self):
-        self._before = {n: signal.signal(n, self._receive) for n in (signal.SIGTERM, signal.SIGINT)}
-        return self
-
-    def __exit__(self, *_):
-        for number, handler in self._before.items():
-            signal.signal(number, handler)
-
-    def _receive(self, number, _frame):
-        if self._is_set:
-            os._exit(128 + number)
-        self._is_set = True
-        console.print(f"{signal.Signals(number).name}: finishing this step and saving; once more leaves at once")
-
-    def is_agreed(self, n_done: int) -> bool:
-        if process_count() == 1:
-            return self._is_set
-        if n_done % self._every:
-            return False
-        is_set = torch.tensor(int(self._is_set))
-        dist.all_reduce(is_set, dist.ReduceOp.MAX)
-        return bool(is_set)
-
-
-def print_header(derivation: Derivation, source: Source, step: Step, n_micro: dict[int, int], first_step: int) -> None:
-    config = derivation.config
-    train, mesh = config.train, step.mesh
-    vocab_size = step.model.vocab_size
-    n_params = count_params(config.model, vocab_size)
-    groups = param_groups(config.optim, {p: tuple(s.shape) for p, s in step.state_shapes.params.items()})
-    sizes = {path: math.prod(shape.shape) for path, shape in step.state_shapes.params.items()}
-    counted: dict[str, list[int]] = {}
-    for path, group in groups.items():
-        counted.setdefault(f"{group.algorithm} lr {group.lr:g} decay {group.weight_decay:g}", []).append(sizes[path])
-    tokens = schedule.tokens_before(config, config.train.steps)
-    n_epochs = f" = {tokens / source.n_train_tokens:.2f} epochs" if source.n_train_tokens else ""
-    for warning in derivation.warnings:
-        console.print(f"[yellow]warning: {warning}")
-    print_facts(
-        config.run.dir,
-        {
-            "model": f"{config.model.family}, {n_params.total:,} parameters ({n_params.total - n_params.wpe:,} without "
-            f"positions), {config.model.n_layer} layers x {config.model.n_embd}, "
-            f"context {config.model.seq_len}, vocabulary {vocab_size}",
-            "derived": "; ".join(f"{name}: {value}" for name, value in derivation.facts.items()),
-            "data": source.describe(),
-            "batch": " then ".join(
-                f"{total:,} tokens = {count} x {train.micro_batch_size} rows x {config.model.seq_len} x "
-                f"{count_batch_devices(mesh)} device(s)"
-                for total, count in n_micro.items()
-            ),
-            "steps": f"{config.train.steps:,}, {tokens:,} tokens{n_epochs}"
-            + (f"; from step {first_step}" if first_step else "")
-            + ("; the warm-up is longer than the run" if config.optim.schedule.warmup_steps > train.steps else ""),
-            "optimizer": "; ".join(f"{name}: {len(n)} tensors, {sum(n):,}" for name, n in counted.items()),
-            "compute": f"torch {torch.__version__}, {train.dtype}, {mesh.size} x {mesh.device_kind}, "
-            f"attention {step.attention[0]} ({step.attention[1]}), "
-            f"{'torch.compile' if step.is_compiled else 'eager'}, "
-            f"{flops_per_token(config.model, vocab_size) / 1e6:,.1f} MFLOPs per token",
-        }
-        | ({"samples": f"sample.every={config.sample.every} is for jaxgpt; none here"} if config.sample.every else {}),
+def describe_compute(config: Config, step: Step) -> str:
+    mesh = step.mesh
+    return (
+        f"torch {torch.__version__}, {config.train.dtype}, {mesh.size} x {mesh.device_kind}, "
+        f"attention {step.attention[0]} ({step.attention[1]}), {'torch.compile' if step.is_compiled else 'eager'}"
     )
 
 

@@ -120,8 +120,9 @@ class Source:
         if isinstance(self.data, Dataset):
             return f"{self.data.directory}: {self.data.train.n_tokens:,} train, {self.data.val.n_tokens:,} val tokens"
         train, val = self.data.train, self.data.val
+        n_files = f"{len(train.files)} text shard{'s' * (len(train.files) > 1)}"
         return (
-            f"{self.data.directory}: {len(train.files)} text shards, {train.n_rows:,} documents; {val.n_rows:,} for "
+            f"{self.data.directory}: {n_files}, {train.n_rows:,} documents; {val.n_rows:,} for "
             f"validation; {self.config.sampling}, {self.n_ids:,} ids, {self.config.tokenizer_threads} threads"
         )
 
