@@ -310,7 +310,7 @@ def test_the_costliest_operation_is_found(tmp_path):
 
     x, y = jnp.ones((512, 512)), jnp.ones(64)
     compiled = jax.jit(work).lower(x, y).compile()
-    compiled(x, y)
+    jax.block_until_ready(compiled(x, y))
     with record(str(tmp_path)):
         for _ in range(4):
             jax.block_until_ready(compiled(x, y))
