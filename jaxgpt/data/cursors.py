@@ -29,6 +29,15 @@ _SETTINGS = {"packing": "data.sampling", "seq_len": "model.seq_len", "n_lanes": 
 
 
 def check_cursors(cursors: Any, head: dict[str, Any], data: TextData) -> list[Start]:
+    """Where each lane begins.
+
+    Args:
+      cursors: of all lanes, by lane.
+      head: the fields that each of them must have in common with this run.
+
+    Raises:
+      InputError: they are damaged, of another run, or of other data.
+    """
     if not isinstance(cursors, dict) or not cursors or not all(isinstance(c, dict) for c in cursors.values()):
         raise _damaged("it is no JSON object of cursors")
     for cursor in cursors.values():
