@@ -57,8 +57,8 @@ def write_report(path: Path) -> int:
 def judge(name: str, dtype: str) -> Row | None:
     """The loudest gate. In bfloat16 the losses of a few steps see what a first batch does not."""
     mutation = ALL_MUTATIONS[name]
-    judge = make_judge(mutation.recipe, mutation.is_masked, dtype, N_MUTANT_STEPS)
-    return find_loudest(judge.try_mutant(mutation, is_brief=True)) or find_loudest(judge.try_mutant(mutation))
+    one = make_judge(mutation.recipe, mutation.is_masked, dtype, N_MUTANT_STEPS)
+    return find_loudest(one.try_mutant(mutation, is_brief=True)) or find_loudest(one.try_mutant(mutation))
 
 
 def format_report(floors: Floors, seen: Seen) -> str:

@@ -39,9 +39,11 @@ def config_path(tmp_path_factory):
 
 def test_command(config_path, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(compare.console, "width", 160)
+    monkeypatch.setattr(compare.Progress, "LINE_EVERY_S", 0)
     arguments = [f"--config={config_path}", "--steps", "4", "--dtype=float64", "--trace", "--out", str(tmp_path)]
     assert compare.main(arguments) == 0
-    shown = capsys.readouterr().out
+    shown, progress = capsys.readouterr()
+    assert "jaxgpt: 4 of 4 steps" in progress and "torch_ref: 4 of 4 steps" in progress
     for word in ("quantity", "worst", "floor", "gate", "verdict", "gradients, step 1", "no difference", "inside all"):
         assert word in shown
     written = json.loads((tmp_path / "parity.json").read_text())
@@ -183,6 +185,23 @@ def test_nan_is_outside():
     tree = {"a": np.ones(3), "b": np.array([1.0, np.nan, 1.0])}
     worst, figure = compare.find_worst(tree, {"a": np.zeros(3), "b": np.ones(3)})
     assert worst == "b" and np.isnan(figure)
+
+
+@pytest.mark.parametrize(
+    ("outside", "dtype", "is_hinted"),
+    [
+        ({"parameters, step 300", "optimizer state"}, "float32", True),
+        ({"gradient norm"}, "bfloat16", True),
+        ({"parameters, step 300"}, "float64", False),
+        ({"parameters, step 300", "loss, max"}, "float32", False),
+        ({"parameters, step 1", "parameters, step 300"}, "float32", False),
+        (set(), "float32", False),
+    ],
+)
+def test_what_parts_late_only_may_be_rounding(outside, dtype, is_hinted):
+    quantities = {*compare.EARLY, "gradient norm", "parameters, step 300", "optimizer state"}
+    rows = [compare.Row(name, "w", 2.0 if name in outside else 0.5, 0.1, 1.0) for name in sorted(quantities)]
+    assert ("--dtype float64 tells it from a bug" in compare.explain(rows, dtype)) == is_hinted
 
 
 def test_key_biases_stand_apart():

@@ -25,6 +25,7 @@ from jaxgpt.derive import derive
 from jaxgpt.errors import InputError
 from jaxgpt.loss import cross_entropy as jax_cross_entropy
 from jaxgpt.model_config import NanochatConfig
+from jaxgpt.progress import Show
 from jaxgpt.sharding import make_mesh as make_jax_mesh
 from jaxgpt.train import initial_params
 
@@ -155,6 +156,10 @@ def draw_params(config: Config, vocab_size: int) -> Arrays:
 # The two sides
 
 
+def _be_silent(done: float, total: float | None, amount: str) -> None:
+    pass
+
+
 def run_jax(
     config: Config,
     vocab_size: int,
@@ -163,11 +168,13 @@ def run_jax(
     *,
     is_traced: bool = False,
     known: Trajectory | None = None,
+    show: Show = _be_silent,
 ) -> Trajectory:
     """jaxgpt's training steps on these batches, on the devices of config.mesh.
 
     Args:
       known: a run whose logits and first gradients are this one's too, which saves compiling them.
+      show: told after each step.
     """
     with enter_jax(config, vocab_size, params) as (step, placed):
         logits, grads = (known.logits, known.grads) if known else _jax_first_batch(config, step, placed, batches[0])
@@ -177,6 +184,7 @@ def run_jax(
             state, metrics = step.train(state, batch, step.hyper(schedule.hyper_at(config, i)))
             losses.append(float(metrics["loss"]))
             norms.append(float(metrics["grad_norm"]))
+            show(i + 1, len(batches), f"{i + 1} of {len(batches)} steps")
             if i == 0:
                 first = to_arrays(state.params)
         opt_state = to_arrays(state.opt_state)
@@ -257,7 +265,13 @@ def _jax_places(config: Config, step: jax_step.Step, params, batch_BT) -> Arrays
 
 
 def run_torch(
-    config: Config, vocab_size: int, params: Arrays, batches: Sequence[np.ndarray], *, is_traced: bool = False
+    config: Config,
+    vocab_size: int,
+    params: Arrays,
+    batches: Sequence[np.ndarray],
+    *,
+    is_traced: bool = False,
+    show: Show = _be_silent,
 ) -> Trajectory:
     """torch_ref's, from the same weights.
 
@@ -288,6 +302,7 @@ def run_torch(
         state, metrics = step.train(state, sharding.to_device(batch, mesh), hyper)
         losses.append(float(metrics["loss"]))
         norms.append(float(metrics["grad_norm"]))
+        show(i + 1, len(batches), f"{i + 1} of {len(batches)} steps")
         if i == 0:
             first = weights.to_numpy(state.params)
     opt_state = weights.to_numpy(weights.by_path(state.opt_state, "opt_state"))
