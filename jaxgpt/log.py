@@ -124,7 +124,7 @@ def describe(record: dict) -> str:
     parts = [f"step {record['step']}", f"loss {record['train_loss']:.4f}"]
     if record.get("val_loss") is not None:
         bits = record.get("val_bits_per_byte")
-        parts.append(f"val {record['val_loss']:.4f}" + (f" ({bits:.4f} bits per byte)" if bits is not None else ""))
+        parts.append(f"val {record['val_loss']:.4f}" + (f" ({bits:.4f} bits/byte)" if bits is not None else ""))
     parts += [f"lr {record['lr']:.2e}", f"{record['tokens_per_s'] / 1e3:,.1f}K tok/s"]
     if record.get("mfu") is not None:
         parts.append(f"MFU {record['mfu']:.1%}")
