@@ -10,9 +10,10 @@ import pyarrow
 import pyarrow.parquet
 import pytest
 
-from jaxgpt.data import documents
+from jaxgpt.data import documents, text_data
 from jaxgpt.data.documents import Encoder, Lane, Position
 from jaxgpt.data.text_data import TextData, open_text
+from jaxgpt.data.text_shards import TEXT_CORPORA
 from jaxgpt.errors import InputError
 from jaxgpt.tokenizer import ByteTokenizer
 from parity_tests.text_directories import (
@@ -249,7 +250,7 @@ def writes(name, content):
 
 
 FAULTS = {
-    lacks_directory: "data.dir={0} does not exist; `python -m jaxgpt.prepare climbmix --shards 8 --out {0}` fetches",
+    lacks_directory: "data.dir={0} does not exist; `python -m jaxgpt.prepare climbmix --shards 8 --out {0}` gets",
     has_one_file: "{0} has only shard_00000.parquet; the last file is for validation, so it takes two: `python",
     has_no_files: "{0} has no shard_00000.parquet and so on; the last file is for validation",
     lacks_text_column: "{0}/shard_00001.parquet: no column 'text' (it has: content, n); rename",
@@ -448,3 +449,23 @@ def test_footers_are_enough_to_open(tmp_path, monkeypatch):
     data = open_text(directory)
     assert json.loads((directory / "tokenizer.json").read_text()) == data.tokenizer_json
     assert [file.group_rows for file in data.train.files] == [(5, 5, 3), (3,), (5, 5, 5, 5, 1)]
+
+
+@pytest.mark.parametrize(
+    ("directory", "command"),
+    [
+        ("data/fineweb-edu", "fineweb-edu --shards 8"),
+        ("data/climbmix", "climbmix --shards 8"),
+        ("data/mine", "climbmix --shards 8 --out data/mine"),
+        ("elsewhere/fineweb-edu", "fineweb-edu --shards 8 --out elsewhere/fineweb-edu"),
+        ("data/pydocs_text", "pydocs --format text"),
+        ("data/pydocs", "pydocs --format text --out data/pydocs"),
+    ],
+)
+def test_a_missing_directory_is_prepared_by_its_name(directory, command, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert tuple(TEXT_CORPORA) == text_data.TEXT_CORPUS_NAMES
+    with pytest.raises(
+        InputError, match=f"data.dir={directory} does not exist; `python -m jaxgpt.prepare {command}` gets"
+    ):
+        open_text(directory)

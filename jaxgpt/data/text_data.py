@@ -19,10 +19,12 @@ from typing import Any
 
 import numpy as np
 
-from jaxgpt.data.shards import sha256_of
+from jaxgpt.data.shards import CORPUS_NAMES, sha256_of
 from jaxgpt.errors import InputError
 from jaxgpt.tokenizer import Tokenizer, tokenizer_from_json
 
+TEXT_CORPUS_NAMES = ("climbmix", "fineweb-edu")
+"""What `jaxgpt.prepare` fetches as text; here for the sake of messages, in `text_shards` for the rest."""
 TOKENIZER = "tokenizer.json"
 COLUMN = "text"
 _SHARD = re.compile(r"shard_(\d+)\.parquet", re.ASCII)
@@ -161,12 +163,11 @@ def open_text(directory: str | Path, tokenizer_path: str | Path = "") -> TextDat
 
 def open_splits(directory: Path) -> tuple[TextSplit, TextSplit]:
     """The documents for training and for validation, which need no tokenizer. Raises as `open_text` does."""
-    out = "" if directory == Path("data/climbmix") else f" --out {directory}"
-    prepare = f"`python -m jaxgpt.prepare climbmix --shards 8{out}`"
+    prepare = _prepare_command(directory)
     try:
         if not directory.is_dir():
             own = f"`python -m jaxgpt.prepare NAME --input FILES --format text --out {directory}`"
-            raise InputError(f"data.dir={directory} does not exist; {prepare} fetches text, {own} takes yours")
+            raise InputError(f"data.dir={directory} does not exist; {prepare} gets text, {own} takes yours")
         names = [path.name for path in directory.iterdir() if path.is_file()]
     except OSError as error:
         message = f"data.dir={directory} cannot be read: {error.strerror}; check its permissions"
@@ -175,8 +176,7 @@ def open_splits(directory: Path) -> tuple[TextSplit, TextSplit]:
     if len(numbered) < 2:
         there = f"only {numbered[0][1]}" if numbered else "no shard_00000.parquet and so on"
         raise InputError(
-            f"data.dir={directory} has {there}; the last file is for validation, so it takes two: "
-            f"{prepare} fetches more"
+            f"data.dir={directory} has {there}; the last file is for validation, so it takes two: {prepare} gets more"
         )
     with ThreadPoolExecutor(_OPEN_THREADS) as pool:
         files = tuple(pool.map(_inspect, (directory / name for _, name in numbered)))
@@ -189,6 +189,17 @@ def open_splits(directory: Path) -> tuple[TextSplit, TextSplit]:
             )
     _refuse_copy(train, val.files[0])
     return train, val
+
+
+def _prepare_command(directory: Path) -> str:
+    name = directory.name.removesuffix("_text")
+    if name in CORPUS_NAMES:
+        default, what = f"{name}_text", f"{name} --format text"
+    else:
+        default = name if name in TEXT_CORPUS_NAMES else "climbmix"
+        what = f"{default} --shards 8"
+    out = "" if directory == Path("data", default) else f" --out {directory}"
+    return f"`python -m jaxgpt.prepare {what}{out}`"
 
 
 def _inspect(path: Path) -> TextFile:
