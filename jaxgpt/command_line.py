@@ -5,6 +5,7 @@ A command line is collected whole and applied once, so `--model.n_head=3 --model
 
 import dataclasses
 import difflib
+import sys
 import types
 import typing
 from pathlib import Path
@@ -164,5 +165,7 @@ def _print_help(config: Config, flags: dict[str, str], doc: str) -> typing.NoRet
     kind = tyro.conf.AvoidSubcommands[
         tyro.conf.FlagConversionOff[Config]
     ]  # --log.tensorboard true, not --log.no_tensorboard
-    tyro.cli(kind, default=config, description=about, args=["--help"], use_underscores=True)
+    spec = sys.modules["__main__"].__spec__  # as python -m found it
+    prog = f"python -m {spec.name}" if spec else None
+    tyro.cli(kind, prog=prog, default=config, description=about, args=["--help"], use_underscores=True)
     raise SystemExit(0)

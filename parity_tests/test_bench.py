@@ -332,6 +332,11 @@ def test_a_program_text_is_read():
     assert found["copy.3"] == ("copy", "(f32[2], s32[])", "update")
 
 
+def test_help_says_how_the_verb_is_called():
+    done = run_bench("--help")
+    assert done.returncode == 0 and done.stdout.startswith("usage: python -m jaxgpt.bench ")
+
+
 def test_the_bench_itself_loads_no_framework():
     """It would take a GPU's memory away from the programs that it times."""
     script = "import sys, jaxgpt.bench; print(sorted({'jax', 'torch'} & set(sys.modules)))"
