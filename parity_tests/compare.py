@@ -382,9 +382,9 @@ def main(args: list[str]) -> int:
     config, vocab_size, batches = read_batches(config, given.steps, dtype)
     params = draw_params(config, vocab_size)
     with Progress() as progress:
-        settings: dict[str, Any] = {"is_traced": given.trace}
-        ours = run_jax(config, vocab_size, params, batches, show=progress.bar("jaxgpt"), **settings)
-        theirs = run_torch(config, vocab_size, params, batches, show=progress.bar("torch_ref"), **settings)
+        bars = [progress.bar(name) for name in ("jaxgpt", "torch_ref")]
+        ours = run_jax(config, vocab_size, params, batches, is_traced=given.trace, show=bars[0])
+        theirs = run_torch(config, vocab_size, params, batches, is_traced=given.trace, show=bars[1])
     rows = compare(ours, theirs, PARITY[dtype])
     machine = describe_machine(config)
     print_rows(

@@ -18,15 +18,9 @@ from jaxgpt.data.shards import open_dataset
 from jaxgpt.data.text_data import open_splits
 from jaxgpt.data.text_shards import PAGE_CHARS, TEXT_CORPORA, TextCorpus, check_text_shard
 from jaxgpt.errors import InputError
-from parity_tests.preparing import Server, leftovers, refused, run, write_jsonl, write_parquet
+from parity_tests.preparing import DOCUMENTS, Server, leftovers, refused, run, write_jsonl, write_parquet
 
-DOCUMENTS = [f"Document {i}, which says: {'tick ' * (i % 7)}{chr(960 + i)}.\n" * (1 + i % 3) for i in range(40)]
-
-
-@pytest.fixture(autouse=True)
-def here(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("COLUMNS", "200")
+pytestmark = pytest.mark.usefixtures("in_tmp_path")
 
 
 def texts(directory) -> dict[str, list[str]]:
