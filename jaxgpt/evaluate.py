@@ -20,13 +20,13 @@ from rich.console import Console
 from rich.table import Table
 
 from jaxgpt.config import Config, EvalConfig, MeshConfig, TrainConfig, load
+from jaxgpt.config.families import without_dropout
 from jaxgpt.data.sources import Source, open_directory
 from jaxgpt.errors import EXIT_DONE, InputError, run_verb
-from jaxgpt.model_config import without_dropout
-from jaxgpt.sharding import count_batch_devices
-from jaxgpt.step import Step, make_step
-from jaxgpt.trained import Trained, open_source, source_parser, with_tokenizer_of
-from jaxgpt.validation import Evaluation, evaluate_split
+from jaxgpt.inference.trained import Trained, open_source, source_parser, with_tokenizer_of
+from jaxgpt.parallel.mesh import count_batch_devices
+from jaxgpt.training.step import Step, make_step
+from jaxgpt.training.validation import Evaluation, evaluate_split
 
 DEFAULT_TOKENS = 1_000_000
 DEFAULT_ROWS = 8

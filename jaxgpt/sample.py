@@ -17,10 +17,10 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from jaxgpt.data.sources import open_directory
-from jaxgpt.engine import check_settings
+from jaxgpt.data.tokenizer import StreamDecoder, Tokenizer
 from jaxgpt.errors import EXIT_DONE, InputError, run_verb
-from jaxgpt.tokenizer import StreamDecoder, Tokenizer
-from jaxgpt.trained import open_source, source_parser, with_tokenizer_of
+from jaxgpt.inference.engine import check_settings
+from jaxgpt.inference.trained import open_source, source_parser, with_tokenizer_of
 
 SEPARATOR = "---------------"
 EXIT_INTERRUPTED = 130

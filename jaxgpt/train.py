@@ -11,29 +11,33 @@ from pathlib import Path
 import jax
 
 from jaxgpt import config as config_lib
-from jaxgpt import schedule
-from jaxgpt.checkpoint import CheckpointError, Checkpoints, gather_texts
-from jaxgpt.command_line import parse_args
-from jaxgpt.config import Config, count_microbatches
+from jaxgpt.config import Config, count_microbatches, schedule
+from jaxgpt.config.command_line import parse_args
+from jaxgpt.config.derive import derive
 from jaxgpt.data.batches import prefetch
 from jaxgpt.data.sources import ShardReader, TextReader, choose_vocab_size, count_token_bytes, open_source
-from jaxgpt.derive import derive
-from jaxgpt.engine import Engine
+from jaxgpt.data.tokenizer import Tokenizer
 from jaxgpt.errors import EXIT_DIVERGED, EXIT_DONE, EXIT_STOPPED, InputError, run_verb
-from jaxgpt.header import print_header
-from jaxgpt.log import Progress, console
-from jaxgpt.memory import advice_on_memory, describe_memory
-from jaxgpt.meter import Diverged, Meter
-from jaxgpt.programs import compile_programs, remember_programs
-from jaxgpt.run_dir import draw_curve, list_changes, open_logs, refuse_old_run
-from jaxgpt.run_lock import lock_run
-from jaxgpt.sharding import batch_sharding, count_batch_devices, make_mesh, put_rows, start_hosts
-from jaxgpt.smoke import shrink
-from jaxgpt.step import Step, TrainState, make_step
-from jaxgpt.stop_signal import StopSignal
-from jaxgpt.tokenizer import Tokenizer
-from jaxgpt.validation import evaluate_split
-from jaxgpt.weights import adapt, load_pretrained
+from jaxgpt.files import lock_run
+from jaxgpt.formats.weights import adapt, load_pretrained
+from jaxgpt.inference.engine import Engine
+from jaxgpt.parallel.compile_cache import remember_programs
+from jaxgpt.parallel.hosts import start_hosts
+from jaxgpt.parallel.mesh import count_batch_devices, make_mesh
+from jaxgpt.parallel.sharding import batch_sharding, put_rows
+from jaxgpt.parallel.texts import gather_texts
+from jaxgpt.prepare.smoke import shrink
+from jaxgpt.run.bar import Progress
+from jaxgpt.run.console import console
+from jaxgpt.run.directory import draw_curve, list_changes, open_logs, refuse_old_run
+from jaxgpt.run.header import print_header
+from jaxgpt.run.meter import Diverged, Meter
+from jaxgpt.run.stop_signal import StopSignal
+from jaxgpt.training.checkpoint import CheckpointError, Checkpoints
+from jaxgpt.training.memory import advice_on_memory, describe_memory
+from jaxgpt.training.programs import compile_programs
+from jaxgpt.training.step import Step, TrainState, make_step
+from jaxgpt.training.validation import evaluate_split
 
 FLAGS = {
     "resume": "go on from the newest checkpoint in run.dir that verifies",
@@ -77,7 +81,7 @@ def main(args: list[str]) -> int:
     }
     with ExitStack() as stack:
         stack.enter_context(jax.set_mesh(mesh))
-        stack.enter_context(advice_on_memory(config, vocab_size, mesh))
+        stack.enter_context(advice_on_memory(config, vocab_size, step))
         if jax.process_index() == 0:
             stack.enter_context(lock_run(run_dir))
         if not flags["resume"]:

@@ -23,12 +23,12 @@ from itertools import islice
 from pathlib import Path
 from typing import Any, NoReturn
 
-from jaxgpt.bpe import MAX_CHARS, MAX_DOCUMENT_CHARS, check_vocab_size, train_bpe
-from jaxgpt.data.destination import train_command
+from jaxgpt.data.bpe import MAX_CHARS, MAX_DOCUMENT_CHARS, check_vocab_size, train_bpe
 from jaxgpt.data.text_data import TOKENIZER, TextSplit, open_splits
+from jaxgpt.data.tokenizer import GPT2Tokenizer, Tokenizer
 from jaxgpt.errors import EXIT_DONE, InputError, run_verb
-from jaxgpt.progress import Progress
-from jaxgpt.tokenizer import GPT2Tokenizer, Tokenizer
+from jaxgpt.prepare.destination import train_command
+from jaxgpt.run.progress import Progress
 
 EXIT_INTERRUPTED = 130
 COMPARED_CHARS = 5_000_000

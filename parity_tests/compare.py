@@ -32,12 +32,13 @@ import numpy as np
 from rich.table import Table
 
 from jaxgpt import config as config_lib
-from jaxgpt.command_line import parse_args
 from jaxgpt.config import Config
+from jaxgpt.config.command_line import parse_args
 from jaxgpt.errors import InputError, run_verb
-from jaxgpt.log import console, read_metrics
-from jaxgpt.progress import Progress
-from jaxgpt.sealed import Damaged, read_seal
+from jaxgpt.run.console import console
+from jaxgpt.run.manifest import Damaged, read_seal
+from jaxgpt.run.metrics import read_metrics
+from jaxgpt.run.progress import Progress
 from parity_tests.tolerances import PARITY, Gate
 from parity_tests.trajectories import (
     Arrays,

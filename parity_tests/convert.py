@@ -21,14 +21,14 @@ import jax
 import numpy as np
 
 from jaxgpt import config as config_lib
-from jaxgpt import step as jax_step
-from jaxgpt.checkpoint import Checkpoints as JaxCheckpoints
 from jaxgpt.config import Config, MeshConfig, from_dict
 from jaxgpt.errors import InputError, run_verb
-from jaxgpt.log import console
-from jaxgpt.sealed import Damaged, read_seal
-from jaxgpt.sharding import make_mesh
-from jaxgpt.weights import save_hf
+from jaxgpt.formats.weights import save_hf
+from jaxgpt.parallel.mesh import make_mesh
+from jaxgpt.run.console import console
+from jaxgpt.run.manifest import Damaged, read_seal
+from jaxgpt.training import step as jax_step
+from jaxgpt.training.checkpoint import Checkpoints as JaxCheckpoints
 from parity_tests.trajectories import import_torch, to_arrays
 
 TORCH_STATE = "state.safetensors"
@@ -106,8 +106,8 @@ def _write_jax(directory: Path, saved: Saved) -> None:
 
 def _torch_shapes(config: Config, vocab_size: int) -> Any:
     import_torch()
-    from torch_ref import sharding
-    from torch_ref import step as torch_step
+    from torch_ref.parallel import sharding
+    from torch_ref.training import step as torch_step
 
     config = _one_device(config)
     return torch_step.make_step(config, vocab_size, sharding.make_mesh(config.mesh)).state_shapes
@@ -115,8 +115,8 @@ def _torch_shapes(config: Config, vocab_size: int) -> Any:
 
 def _read_torch(directory: Path, step: int, config: Config, vocab_size: int) -> dict[str, np.ndarray]:
     shapes = _torch_shapes(config, vocab_size)
-    from torch_ref.checkpoint import Checkpoints
-    from torch_ref.weights import by_path, to_numpy
+    from torch_ref.models.weights import by_path, to_numpy
+    from torch_ref.training.checkpoint import Checkpoints
 
     with Checkpoints(directory, read_only=True) as saved:
         return to_numpy(by_path(saved.restore(shapes, step=step, verify=False)[1]))
@@ -124,8 +124,8 @@ def _read_torch(directory: Path, step: int, config: Config, vocab_size: int) -> 
 
 def _write_torch(directory: Path, saved: Saved) -> None:
     shapes = _torch_shapes(saved.config, saved.vocab_size)
-    from torch_ref.checkpoint import Checkpoints
-    from torch_ref.weights import by_path, refuse_foreign, to_torch, with_leaves
+    from torch_ref.models.weights import by_path, refuse_foreign, to_torch, with_leaves
+    from torch_ref.training.checkpoint import Checkpoints
 
     tensors = to_torch(saved.leaves)
     refuse_foreign(tensors, by_path(shapes), f"checkpoint {saved.step}")

@@ -14,7 +14,7 @@ from unittest import mock
 
 import numpy as np
 
-from jaxgpt import step
+from jaxgpt.training import step
 from parity_tests.compare import Row, compare
 from parity_tests.mutations import MUTATIONS, Mutation, Plan
 from parity_tests.nanochat_mutations import NANOCHAT_MUTATIONS
@@ -100,7 +100,7 @@ def make_judge(recipe: str, is_masked: bool, dtype: str, n_steps: int) -> Judge:
     """Small models: each mutant is compiled anew."""
     with ExitStack() as stack:
         if is_masked:
-            from torch_ref import step as torch_step
+            from torch_ref.training import step as torch_step
 
             for module in (step, torch_step):
                 stack.enter_context(_masking(module))

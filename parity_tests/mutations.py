@@ -15,9 +15,10 @@ from unittest import mock
 import jax
 import jax.numpy as jnp
 
-from jaxgpt import attention, layers, loss, optim, schedule, step
-from jaxgpt.config import Config
-from jaxgpt.models import gpt2
+from jaxgpt.config import Config, schedule
+from jaxgpt.models import attention, gpt2, layers, loss
+from jaxgpt.optim.optimizer import optimizer as optim
+from jaxgpt.training import step
 from parity_tests.trajectories import Arrays
 
 

@@ -12,9 +12,11 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from jaxgpt import layers, loss, optim, schedule
-from jaxgpt.model_config import GATE_CHANNELS, NanochatConfig
-from jaxgpt.models import nanochat
+from jaxgpt.config import schedule
+from jaxgpt.config.families import NanochatConfig
+from jaxgpt.config.families.nanochat import GATE_CHANNELS
+from jaxgpt.models import layers, loss, nanochat
+from jaxgpt.optim.optimizer import optimizer as optim
 from parity_tests.mutations import Mutation, Plan
 
 # Attention

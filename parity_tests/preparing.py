@@ -7,10 +7,10 @@ from pathlib import Path
 
 import pytest
 
-from jaxgpt import prepare
 from jaxgpt.data.shards import open_dataset, verify
+from jaxgpt.data.tokenizer import tokenizer_from_json
 from jaxgpt.errors import InputError
-from jaxgpt.tokenizer import tokenizer_from_json
+from jaxgpt.prepare import __main__ as prepare
 
 DOCUMENTS = [f"Document {i}, which says: {'tick ' * (i % 7)}{chr(960 + i)}.\n" * (1 + i % 3) for i in range(40)]
 

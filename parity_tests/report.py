@@ -9,7 +9,7 @@ import os
 from pathlib import Path
 
 from jaxgpt.errors import InputError
-from jaxgpt.log import console
+from jaxgpt.run.console import console
 from parity_tests.compare import DTYPES, Row, compare, describe_machine
 from parity_tests.judge import ALL_MUTATIONS, find_loudest, make_judge, run_reference, run_unmutated
 from parity_tests.small_runs import RECIPES

@@ -14,7 +14,7 @@ import numpy as np
 import optax
 from jax.sharding import SingleDeviceSharding
 
-from jaxgpt.checkpoint import Checkpoints
+from jaxgpt.training.checkpoint import Checkpoints
 
 ABOUT = {"config": {"model": {"n_layer": 2}}, "data_sha256": "00ff", "lr": 3e-4, "note": None}
 

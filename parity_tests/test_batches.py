@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 
 from jaxgpt.data.batches import Batches, eval_rows, prefetch
-from jaxgpt.data.shard_writer import write_shard
 from jaxgpt.data.shards import ShardFile, Split, inspect_shard
 from jaxgpt.errors import InputError
+from jaxgpt.prepare.shard_writer import write_shard
 
 SEQ_LEN = 16
 

@@ -12,12 +12,15 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxgpt import bench, benchmarks, flops, train, workload
-from jaxgpt.config import load
+from jaxgpt import train
+from jaxgpt.bench import __main__ as bench
+from jaxgpt.bench import record as benchmarks
+from jaxgpt.bench import workload
+from jaxgpt.bench.interleave import N_SETTLING_STEPS, Program, take_turns, time_steps
+from jaxgpt.bench.profile import find_hotspots, newest_trace, own_times, read_instructions, record
+from jaxgpt.config import flops, load
+from jaxgpt.config.families import GPT2Config
 from jaxgpt.errors import Failure, InputError
-from jaxgpt.hotspots import find_hotspots, newest_trace, own_times, read_instructions, record
-from jaxgpt.model_config import GPT2Config
-from jaxgpt.turns import N_SETTLING_STEPS, Program, take_turns, time_steps
 from parity_tests.test_train import REPO, TEXT, environment, records, write_text
 
 CONFIG = """
@@ -86,7 +89,7 @@ def test_every_step_has_its_own_time(is_asynchronous):
 
 WORKER = """
 import sys
-from jaxgpt.turns import serve
+from jaxgpt.bench.interleave import serve
 name, path = sys.argv[1:]
 class Work:
     about = {"device": name}
@@ -250,7 +253,7 @@ def test_a_bench_from_the_command_line(config, tmp_path):
 
 def test_torch_ref_answers_in_turn(config):
     for part in ("step", "attention", "loss", "optimizer"):
-        command = [sys.executable, "-m", "torch_ref.bench", part, "eager", "--config", str(config)]
+        command = [sys.executable, "-m", "jaxgpt.bench.torch_workload", part, "eager", "--config", str(config)]
         with Program(part, command) as program:
             program.wait()
             turn = program.run(2)
@@ -339,6 +342,6 @@ def test_help_says_how_the_verb_is_called():
 
 def test_the_bench_itself_loads_no_framework():
     """It would take a GPU's memory away from the programs that it times."""
-    script = "import sys, jaxgpt.bench; print(sorted({'jax', 'torch'} & set(sys.modules)))"
+    script = "import sys, jaxgpt.bench.__main__; print(sorted({'jax', 'torch'} & set(sys.modules)))"
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, cwd=REPO, check=True)
     assert done.stdout == "[]\n" and Path(bench.__file__).exists()

@@ -2,7 +2,7 @@
 
 import pytest
 
-from jaxgpt.census import gathered_whole, summarize, take_census
+from jaxgpt.plan.census import gathered_whole, summarize, take_census
 
 GPU = """HloModule step, is_scheduled=true
 

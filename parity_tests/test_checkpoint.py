@@ -11,9 +11,10 @@ import numpy as np
 import pytest
 from jax.sharding import SingleDeviceSharding
 
-from jaxgpt import checkpoint, sealed
-from jaxgpt.checkpoint import CheckpointError, Checkpoints
 from jaxgpt.errors import InputError
+from jaxgpt.run import manifest as sealed
+from jaxgpt.training import checkpoint
+from jaxgpt.training.checkpoint import CheckpointError, Checkpoints
 from parity_tests.saved_states import (
     ABOUT,
     assert_is_one_line,

@@ -10,9 +10,9 @@ import jax.numpy as jnp
 import pytest
 from jax.sharding import SingleDeviceSharding
 
-from jaxgpt import sealed
-from jaxgpt.checkpoint import Checkpoints
 from jaxgpt.errors import InputError
+from jaxgpt.run import manifest as sealed
+from jaxgpt.training.checkpoint import Checkpoints
 from parity_tests.saved_states import (
     assert_is_one_line,
     flip_bit,

@@ -22,10 +22,10 @@ import numpy as np
 import pytest
 from jax.sharding import NamedSharding, PartitionSpec
 
-from jaxgpt import sealed
-from jaxgpt.checkpoint import CheckpointError, Checkpoints
 from jaxgpt.errors import InputError
-from jaxgpt.run_lock import lock_run
+from jaxgpt.files import lock_run
+from jaxgpt.run import manifest as sealed
+from jaxgpt.training.checkpoint import CheckpointError, Checkpoints
 from parity_tests.saved_states import (
     ABOUT,
     State,

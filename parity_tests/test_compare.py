@@ -9,16 +9,15 @@ import numpy as np
 import pytest
 import torch
 
-from jaxgpt import layers
 from jaxgpt.config import to_source
 from jaxgpt.errors import InputError
-from jaxgpt.models import gpt2
+from jaxgpt.models import gpt2, layers
 from parity_tests import compare, tolerances
 from parity_tests.small_runs import VOCAB, make_batches, make_config
 from parity_tests.test_train import TEXT, write_text
 from parity_tests.trajectories import Trajectory, draw_params, run_torch
-from torch_ref import step as torch_step
-from torch_ref import weights
+from torch_ref.models import weights
+from torch_ref.training import step as torch_step
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -155,7 +154,7 @@ def test_foreign_weights():
 
 
 def compare_mesh(config):
-    from torch_ref.sharding import make_mesh
+    from torch_ref.parallel.mesh import make_mesh
 
     return make_mesh(config.mesh)
 

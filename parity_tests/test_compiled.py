@@ -13,7 +13,7 @@ import jax
 import pytest
 
 from jaxgpt import config as config_lib
-from jaxgpt import meter, train
+from jaxgpt import train
 from jaxgpt.config import (
     NANOCHAT_2026,
     CheckpointConfig,
@@ -28,11 +28,13 @@ from jaxgpt.config import (
     StageConfig,
     TrainConfig,
 )
-from jaxgpt.derive import derive
-from jaxgpt.programs import CACHE, compile_programs, lower_evaluate, lower_train, remember_programs
-from jaxgpt.sharding import make_mesh
-from jaxgpt.step import make_step
-from jaxgpt.topology import missing_plugin
+from jaxgpt.config.derive import derive
+from jaxgpt.parallel.compile_cache import CACHE, remember_programs
+from jaxgpt.parallel.mesh import make_mesh
+from jaxgpt.plan.topology import missing_plugin
+from jaxgpt.run import meter
+from jaxgpt.training.programs import compile_programs, lower_evaluate, lower_train
+from jaxgpt.training.step import make_step
 from parity_tests.test_train import TEXT, write_text
 
 REPO = Path(__file__).parents[1]
@@ -93,10 +95,10 @@ COMPILE_FOR_A100 = """
 import json, sys
 import jax
 from jaxgpt import config as config_lib
-from jaxgpt.programs import lower_train
-from jaxgpt.sharding import make_mesh
-from jaxgpt.step import make_step
-from jaxgpt.topology import open_devices, parse_topology
+from jaxgpt.training.programs import lower_train
+from jaxgpt.parallel.mesh import make_mesh
+from jaxgpt.training.step import make_step
+from jaxgpt.plan.topology import open_devices, parse_topology
 config = config_lib.from_dict(json.load(sys.stdin))
 mesh = make_mesh(config.mesh, open_devices(parse_topology("a100-40gb")))
 with jax.set_mesh(mesh):
@@ -109,7 +111,7 @@ with jax.set_mesh(mesh):
 @pytest.mark.skipif(bool(missing_plugin("gpu")), reason=f"compiling for a GPU takes: {missing_plugin('gpu')}")
 @pytest.mark.parametrize("family", MODELS)
 def test_no_array_of_tokens_times_vocabulary_on_an_a100(family):
-    from jaxgpt.topology import ENVIRONMENT
+    from jaxgpt.plan.topology import ENVIRONMENT
 
     config = make_config(family, dtype="bfloat16")
     environment = {name: value for name, value in os.environ.items() if name != "XLA_FLAGS"} | ENVIRONMENT

@@ -8,7 +8,6 @@ from pathlib import Path
 
 import pytest
 
-from jaxgpt.command_line import apply_overrides, field_paths, parse_args
 from jaxgpt.config import (
     Config,
     GPT2Config,
@@ -22,6 +21,7 @@ from jaxgpt.config import (
     to_dict,
     to_source,
 )
+from jaxgpt.config.command_line import apply_overrides, field_paths, parse_args
 from jaxgpt.errors import InputError
 
 REPO = Path(__file__).parents[1]
@@ -163,7 +163,7 @@ def test_flags_and_space_separated_values():
 def test_help_shows_every_field(name):
     call = f"parse_args(['--config', 'configs/{name}.py', '--help'], {{}}, 'doc')"
     shown = subprocess.run(
-        [sys.executable, "-c", f"from jaxgpt.command_line import parse_args; {call}"],
+        [sys.executable, "-c", f"from jaxgpt.config.command_line import parse_args; {call}"],
         capture_output=True, text=True, cwd=REPO, env={"COLUMNS": "200", "PATH": ""}, check=False,
     )  # fmt: skip
     assert shown.returncode == 0, shown.stderr

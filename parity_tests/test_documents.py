@@ -13,9 +13,9 @@ import pytest
 from jaxgpt.data import documents, text_data
 from jaxgpt.data.documents import Encoder, Lane, Position
 from jaxgpt.data.text_data import TextData, open_text
-from jaxgpt.data.text_shards import TEXT_CORPORA
+from jaxgpt.data.tokenizer import ByteTokenizer
 from jaxgpt.errors import InputError
-from jaxgpt.tokenizer import ByteTokenizer
+from jaxgpt.prepare.text_shards import TEXT_CORPORA
 from parity_tests.text_directories import (
     DELIMITER,
     MarkedBytes,

@@ -9,11 +9,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from jaxgpt.data import corpora
-from jaxgpt.data.corpora import download
+from jaxgpt.data.download import download
 from jaxgpt.data.shards import LLMC_MAGIC, open_dataset, verify
+from jaxgpt.data.tokenizer import tokenizer_from_json
 from jaxgpt.errors import InputError
-from jaxgpt.tokenizer import tokenizer_from_json
+from jaxgpt.prepare import corpora
 from parity_tests.preparing import (
     DOCUMENTS,
     Server,

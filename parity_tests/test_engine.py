@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 
 from jaxgpt.config import GPT2Config
-from jaxgpt.engine import Engine, choose_token, decode_step, prefill
 from jaxgpt.errors import InputError
+from jaxgpt.inference.engine import Engine, choose_token, decode_step, prefill
 from jaxgpt.models import Model, init_params
 
 CONFIG = GPT2Config(seq_len=64, n_layer=2, n_head=4, n_embd=64, bias=True, gelu="tanh")

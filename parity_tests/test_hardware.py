@@ -2,9 +2,9 @@
 
 import pytest
 
+from jaxgpt.config.hardware import DEVICES, GIB, GpuDescription, find_device, largest_fraction, usable_bytes
 from jaxgpt.errors import InputError
-from jaxgpt.hardware import DEVICES, GIB, GpuDescription, find_device, largest_fraction, usable_bytes
-from jaxgpt.topology import parse_topology, target_config
+from jaxgpt.plan.topology import parse_topology, target_config
 
 BY_NAME = {device.name: device for device in DEVICES}
 

@@ -1,6 +1,7 @@
-"""The rooms of the repository, read off the sources: floors, framework-free modules, verbs that nobody imports."""
+"""The rooms of jaxgpt, read off the sources: who may import whom, which rooms know no framework, no circles."""
 
 import ast
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -10,97 +11,160 @@ import pytest
 REPO = Path(__file__).parents[1]
 
 FLOORS = (
-    ("errors", "hardware", "progress", "census", "malloc", "splash"),
-    ("model_config", "optim_config", "turns", "topology"),
-    ("config", "param_groups", "log", "tokenizer", "evaluation", "run_lock", "sealed", "data.pydocs"),
-    ("bpe", "run_dir", "stop_signal", "command_line", "schedule", "flops", "data.manifest"),
-    ("derive", "meter", "benchmarks", "roofline", "data.shards"),
-    ("data.batches", "data.corpora", "data.shard_writer", "data.text_data", "attention", "sharding"),
-    ("data.encode", "data.documents", "data.text_shards", "layers"),
-    ("data.destination", "data.packing", "smoke", "loss"),
-    ("data.cursors",),
-    ("data.text_batches",),
-    ("data.sources",),
-    ("header",),
-    ("models.gpt2", "models.nanochat", "hotspots"),
-    ("models",),
-    ("optim", "weights", "engine"),
-    ("step", "checkpoint"),
-    ("programs",),
-    ("validation", "trained", "workload", "footprint"),
-    ("compiles", "estimate"),
-    ("outlook",),
-    ("fit", "memory_page"),
-    ("memory",),
-    ("prepare", "train_tokenizer", "train", "sample", "evaluate", "bench", "plan"),
+    ("errors", "files"),
+    ("config",),
+    ("data", "parallel"),
+    ("run", "models", "optim"),
+    ("training", "formats", "prepare"),
+    ("inference", "plan"),
+    ("bench",),
 )
-"""A module imports only from floors before its own. The last floor holds the verbs."""
+"""A room imports only itself and rooms on lower floors. Above all of them stand the verbs, which nobody imports."""
 
-WITH_JAX = ("splash", "attention", "sharding", "layers", "loss")
-FRAMEWORK_FREE = tuple(name for floor in FLOORS[:12] for name in floor if name not in WITH_JAX)
-"""What torch_ref may import, and what must import neither framework."""
+WITH_JAX = ("parallel", "models", "optim", "training", "formats", "inference", "plan", "bench")
+MIRRORED = ("parallel", "models", "optim", "training")
+"""Rooms that torch_ref has too; of jaxgpt it imports the rooms without JAX."""
+FLOOR_OF = {room: i for i, rooms in enumerate(FLOORS) for room in rooms}
+N_LINES = 450
+"""Past this a file holds a second noun."""
 
 
-def module_name(path, root):
-    return ".".join(path.relative_to(root).with_suffix("").parts).removesuffix(".__init__")
+def modules(package):
+    """Dotted name -> source, of all files of a package."""
+    found = {}
+    for path in sorted((package).rglob("*.py")):
+        parts = (package.name, *path.relative_to(package).with_suffix("").parts)
+        found[".".join(parts).removesuffix(".__init__")] = path.read_text(encoding="utf-8")
+    return found
 
 
-def imports(path):
-    """Names of modules imported anywhere in a file, at the top or inside functions."""
-    for node in ast.walk(ast.parse(path.read_text())):
+def imports(source, known):
+    """Modules of the package that a source imports, at the top or inside functions."""
+    found = set()
+    for node in ast.walk(ast.parse(source)):
         if isinstance(node, ast.Import):
-            yield from (alias.name for alias in node.names)
-        elif isinstance(node, ast.ImportFrom):
-            yield node.module
-            yield from (f"{node.module}.{alias.name}" for alias in node.names)
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            found |= {f"{node.module}.{alias.name}" for alias in node.names}
+            found |= {node.module} if node.module in known else set()
+    return found
 
 
-FILES = {module_name(path, REPO / "jaxgpt"): path for path in (REPO / "jaxgpt").rglob("*.py")}
-FILES = {name: path for name, path in FILES.items() if name not in ("__init__", "data")}
+def room_of(name):
+    """The room of a module; empty for the package itself and for a verb."""
+    parts = name.split(".")
+    is_verb = parts[-1] == "__main__" or (len(parts) == 2 and parts[1] not in FLOOR_OF)
+    return "" if len(parts) == 1 or is_verb else parts[1]
 
 
-def test_every_module_has_a_floor():
-    assert set(FILES) == {name for floor in FLOORS for name in floor}
+def find_faults(package):
+    """Imports of a package that are against the rules, in words."""
+    sources = modules(package)
+    faults, used = [], {}
+    for name, source in sources.items():
+        used[name] = {module for module in imports(source, sources) if module in sources and module != package.name}
+        for module in used[name]:
+            room, theirs = room_of(name), room_of(module)
+            if not theirs:
+                faults.append(f"{name} imports the verb {module}")
+            elif room and room != theirs and FLOOR_OF[theirs] >= FLOOR_OF[room] and FLOOR_OF[room]:
+                faults.append(f"{name} (floor {FLOOR_OF[room]}) imports {module} (floor {FLOOR_OF[theirs]})")
+    return faults + find_circles(used)
 
 
-@pytest.mark.parametrize("name", sorted(FILES))
-def test_a_file_imports_only_from_floors_below(name):
-    floor_of = {module: i for i, floor in enumerate(FLOORS) for module in floor}
-    imported = {used.removeprefix("jaxgpt.") for used in imports(FILES[name]) if used.startswith("jaxgpt.")}
-    upward = {used for used in imported & set(floor_of) if floor_of[used] >= floor_of[name]}
-    assert not upward, f"{name} is on floor {floor_of[name]}"
+def find_circles(used):
+    """Circles of imports. A package's __init__ gathers its modules; it is no part of a circle with them."""
+    state, faults = {}, []
+
+    def visit(name, path):
+        state[name] = "open"
+        for module in sorted(used[name]):
+            if name.startswith(f"{module}."):
+                continue
+            if state.get(module) == "open":
+                faults.append("circle: " + " -> ".join([*path[path.index(module) :], module]))
+            elif module not in state:
+                visit(module, [*path, module])
+        state[name] = "done"
+
+    for name in sorted(used):
+        if name not in state:
+            visit(name, [name])
+    return faults
 
 
-def test_framework_free_modules_load_neither_framework():
+@pytest.mark.parametrize("package", ["jaxgpt", "torch_ref", "parity_tests"])
+def test_rooms_import_downwards_and_nothing_in_circles(package):
+    root = REPO / package
+    if package == "jaxgpt":
+        assert find_faults(root) == []
+    else:
+        sources = modules(root)
+        used = {n: {m for m in imports(s, sources) if m in sources and m != package} for n, s in sources.items()}
+        assert find_circles(used) == []
+
+
+def test_every_folder_is_a_room_on_a_floor():
+    folders = {path.parent.name for path in (REPO / "jaxgpt").glob("*/__init__.py")}
+    assert folders == FLOOR_OF.keys() - {"errors", "files"}
+
+
+@pytest.mark.parametrize(
+    ("files", "fault"),
+    [
+        ({"data/x.py": "from jaxgpt.training import step", "training/step.py": ""}, "data.x (floor 2) imports"),
+        ({"data/x.py": "from jaxgpt.parallel.mesh import m", "parallel/mesh.py": "m = 1"}, "(floor 2) imports"),
+        ({"run/a.py": "from jaxgpt.run import b", "run/b.py": "def f():\n    import jaxgpt.run.a"}, "circle: "),
+        ({"run/a.py": "from jaxgpt.train import main", "train.py": ""}, "imports the verb jaxgpt.train"),
+        ({"run/a.py": "from jaxgpt.plan.__main__ import m", "plan/__main__.py": ""}, "imports the verb jaxgpt.plan"),
+    ],
+)
+def test_what_is_against_the_rules_is_found(tmp_path, files, fault):
+    for name, text in files.items():
+        path = tmp_path / "jaxgpt" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text)
+        (path.parent / "__init__.py").touch()
+    assert any(fault in found for found in find_faults(tmp_path / "jaxgpt"))
+
+
+def test_rooms_without_jax_load_no_framework():
     """In a fresh interpreter: what the sources do not show, a dependency could still do."""
-    names = ", ".join(f"jaxgpt.{name}" for name in FRAMEWORK_FREE)
-    script = f"import sys, {names}; print(sorted({{'jax', 'torch', 'flax', 'orbax'}} & set(sys.modules)))"
+    names = [name for name in modules(REPO / "jaxgpt") if room_of(name) and room_of(name) not in WITH_JAX]
+    assert len(names) > 20
+    script = f"import sys, {', '.join(names)}; print(sorted({{'jax', 'torch', 'flax', 'orbax'}} & set(sys.modules)))"
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, cwd=REPO, check=True)
     assert done.stdout == "[]\n"
 
 
-def test_nothing_but_torch_ref_and_tests_needs_torch():
-    for name, path in FILES.items():
-        top = {used.split(".")[0] for node in ast.parse(path.read_text()).body for used in _names(node)}
-        assert "torch" not in top and "torch_ref" not in top, name
+IN_TORCH = r"jaxgpt\.bench\.\w*torch\w*"
+"""Programs that the benchmark starts in processes of their own."""
 
 
-def _names(node):
-    if isinstance(node, ast.Import):
-        return [alias.name for alias in node.names]
-    return [node.module] if isinstance(node, ast.ImportFrom) else []
+def test_no_file_of_jaxgpt_needs_torch_to_be_imported():
+    for name, source in modules(REPO / "jaxgpt").items():
+        if re.fullmatch(IN_TORCH, name):
+            continue
+        top = ast.Module([node for node in ast.parse(source).body if isinstance(node, ast.Import | ast.ImportFrom)], [])
+        assert not {used.split(".")[0] for used in imports(ast.unparse(top), ())} & {"torch", "torch_ref"}, name
 
 
-def test_torch_ref_imports_only_framework_free_modules():
-    allowed = {f"jaxgpt.{name}" for name in FRAMEWORK_FREE}
-    for path in (REPO / "torch_ref").rglob("*.py"):
-        used = {name for name in imports(path) if name.startswith("jaxgpt.")}
-        modules = {name for name in used if name.removeprefix("jaxgpt.") in FILES}
-        assert modules <= allowed, path
-        assert not any(name.split(".")[0] in ("jax", "flax", "optax", "orbax") for name in imports(path)), path
+def test_torch_ref_mirrors_the_math_and_imports_only_rooms_without_jax():
+    rooms = {path.parent.name for path in (REPO / "torch_ref").glob("*/__init__.py")}
+    assert rooms == set(MIRRORED)
+    known = modules(REPO / "jaxgpt")
+    for name, source in modules(REPO / "torch_ref").items():
+        used = imports(source, known)
+        assert not {module.split(".")[0] for module in used} & {"jax", "flax", "optax", "orbax"}, name
+        theirs = {room_of(module) for module in used if module in known}
+        assert not theirs & set(WITH_JAX), f"{name} imports rooms of JAX"
 
 
 def test_files_stay_readable():
-    """Past this a file holds a second noun."""
-    for path in [*(REPO / "jaxgpt").rglob("*.py"), *(REPO / "torch_ref").rglob("*.py")]:
-        assert len(path.read_text().splitlines()) <= 520, path
+    long = {
+        name: source.count("\n")
+        for package in ("jaxgpt", "torch_ref")
+        for name, source in modules(REPO / package).items()
+        if source.count("\n") > N_LINES
+    }
+    assert not long

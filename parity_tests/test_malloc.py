@@ -7,7 +7,7 @@ import pytest
 
 COUNT_FAULTS = """
 import ctypes, resource, sys
-from jaxgpt.malloc import keep_freed_memory
+from jaxgpt.parallel.malloc import keep_freed_memory
 if sys.argv[1] == "keep":
     assert keep_freed_memory()
 libc = ctypes.CDLL(None)

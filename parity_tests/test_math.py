@@ -5,15 +5,15 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxgpt import layers, optim
-from jaxgpt.attention import attention, choose_attention
 from jaxgpt.config import Config, GPT2Config, TrainConfig
+from jaxgpt.config.flops import count_params, flops_per_token
 from jaxgpt.errors import InputError
-from jaxgpt.flops import count_params, flops_per_token
-from jaxgpt.layers import dropout, gelu, layer_norm, linear
-from jaxgpt.loss import cross_entropy
-from jaxgpt.models import Model, init_params, param_shapes
-from jaxgpt.splash import splash
+from jaxgpt.models import Model, init_params, layers, param_shapes
+from jaxgpt.models.attention import attention, choose_attention
+from jaxgpt.models.layers import dropout, gelu, layer_norm, linear
+from jaxgpt.models.loss import cross_entropy
+from jaxgpt.models.splash import splash
+from jaxgpt.optim.optimizer import optimizer as optim
 from parity_tests import tolerances
 
 torch = pytest.importorskip("torch")

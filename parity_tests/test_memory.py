@@ -8,17 +8,17 @@ import pytest
 import torch
 
 from jaxgpt import train
-from jaxgpt.command_line import apply_overrides
 from jaxgpt.config import Config, GPT2Config, MeshConfig, TrainConfig
-from jaxgpt.derive import derive
+from jaxgpt.config.command_line import apply_overrides
+from jaxgpt.config.derive import derive
 from jaxgpt.errors import InputError
-from jaxgpt.estimate import estimate_run
-from jaxgpt.footprint import compile_run
-from jaxgpt.memory import CLEARLY_LESS, advice_on_memory, describe_memory, gib, way_out
-from jaxgpt.prepare import main as prepare
-from jaxgpt.programs import lower_train
-from jaxgpt.sharding import make_mesh
-from jaxgpt.step import make_step
+from jaxgpt.parallel.mesh import make_mesh
+from jaxgpt.plan.estimate import estimate_run
+from jaxgpt.plan.footprint import compile_run
+from jaxgpt.prepare.__main__ import main as prepare
+from jaxgpt.training.memory import CLEARLY_LESS, advice_on_memory, describe_memory, gib, way_out
+from jaxgpt.training.programs import lower_train
+from jaxgpt.training.step import make_step
 from torch_ref import train as torch_train
 
 SMALL = Config(
@@ -95,21 +95,22 @@ def test_a_full_cuda_device_is_one_line_with_a_smaller_microbatch(config_path, t
 def test_other_faults_of_the_device_pass_through(mesh):
     with (
         pytest.raises(jax.errors.JaxRuntimeError, match="INTERNAL: a cable fell out"),
-        advice_on_memory(SMALL, 128, mesh),
+        advice_on_memory(SMALL, 128, make_step(SMALL, 128, mesh)),
     ):
         raise jax.errors.JaxRuntimeError("INTERNAL: a cable fell out")
 
 
 @pytest.mark.parametrize("share", [10, 0.6, 0.3])
 def test_advice_stays_below_what_failed_and_within_the_device(mesh, share):
+    step = make_step(SMALL, 128, mesh)
     failed = estimate_run(SMALL, 128, "cpu").total_bytes
-    advice = way_out(SMALL, 128, mesh, int(share * failed))
+    advice = way_out(SMALL, 128, step, int(share * failed))
     found = dict(pair.removeprefix("--").split("=") for pair in re.findall(r"--train\.\S+=\S+", advice))
     total = estimate_run(apply_overrides(SMALL, found), 128, "cpu").total_bytes
     assert total <= min(CLEARLY_LESS, share) * failed
-    assert share < 1 or advice == way_out(SMALL, 128, mesh, 0)
+    assert share < 1 or advice == way_out(SMALL, 128, step, 0)
 
 
 def test_a_model_that_cannot_fit_is_told_so(mesh):
     one = dataclasses.replace(SMALL, train=dataclasses.replace(SMALL.train, micro_batch_size=1, remat="block"))
-    assert "split it over more devices (mesh.fsdp)" in way_out(one, 128, mesh, 1)
+    assert "split it over more devices (mesh.fsdp)" in way_out(one, 128, make_step(one, 128, mesh), 1)

@@ -7,7 +7,7 @@ import pytest
 
 REPO = Path(__file__).parents[1]
 FILES = {str(path.relative_to(REPO / "torch_ref")): path for path in sorted((REPO / "torch_ref").rglob("*.py"))}
-NAMESAKES = sorted(name for name in FILES if (REPO / "jaxgpt" / name).exists() and name != "__init__.py")
+NAMESAKES = sorted(name for name in FILES if (REPO / "jaxgpt" / name).exists() and not name.endswith("__init__.py"))
 
 RENAMED = {"__call__": "forward", "weight_IO": "weight_OI", "param_IO": "param_OI", "direction_IO": "direction_OI",
            "x_LIO": "x_LOI", "_xla": "_math"}  # fmt: skip
@@ -15,19 +15,19 @@ RENAMED = {"__call__": "forward", "weight_IO": "weight_OI", "param_IO": "param_O
 
 EXCEPTIONS = {
     (
-        "checkpoint.py",
+        "training/checkpoint.py",
         "Checkpoints._commit",
     ): "saves in the foreground, so it is given the state and makes the manifest",
-    ("loss.py", "_summed_loss_backward"): "autograd.Function has no nondiff_argnums, which put chunk_len first",
-    ("sharding.py", "make_mesh"): "a process has one device; there is no list to choose from",
+    ("models/loss.py", "_summed_loss_backward"): "autograd.Function has no nondiff_argnums, which put chunk_len first",
+    ("parallel/mesh.py", "make_mesh"): "a process has one device; there is no list to choose from",
     ("train.py", "initial_params"): "train.init_from, which needs the vocabulary, is jaxgpt's alone",
 }
 """(file, function) -> why its arguments differ."""
 
 ADDED = {
-    ("step.py", "make_step"): ["is_compiled"],
-    ("step.py", "train_step"): ["loss_sum"],
-    ("step.py", "eval_step"): ["row_losses"],
+    ("training/step.py", "make_step"): ["is_compiled"],
+    ("training/step.py", "train_step"): ["loss_sum"],
+    ("training/step.py", "eval_step"): ["row_losses"],
 }
 """(file, function) -> keywords that torch_ref adds at the end: what jax.jit does around a function, it does inside."""
 
@@ -57,7 +57,8 @@ def pair(name):
 
 def test_there_is_a_mirror():
     assert set(NAMESAKES) >= {
-        "attention.py", "layers.py", "loss.py", "optim.py", "step.py", "checkpoint.py", "train.py", "models/gpt2.py",
+        "models/attention.py", "models/layers.py", "models/loss.py", "models/gpt2.py", "models/nanochat.py",
+        "optim/optimizer.py", "training/step.py", "training/checkpoint.py", "train.py",
     }  # fmt: skip
 
 
@@ -77,7 +78,17 @@ def test_common_definitions_stand_in_the_same_order(name):
     assert [f for f in ours if f in theirs] == [f for f in theirs if f in ours]
 
 
-@pytest.mark.parametrize("name", ["attention.py", "layers.py", "loss.py", "optim.py", "step.py", "models/gpt2.py"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "models/attention.py",
+        "models/layers.py",
+        "models/loss.py",
+        "optim/optimizer.py",
+        "training/step.py",
+        "models/gpt2.py",
+    ],
+)
 def test_most_of_the_math_is_common(name):
     """A mirror in which little has its name is none."""
     ours, theirs = pair(name)

@@ -9,16 +9,17 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxgpt import optim
 from jaxgpt.config import NANOCHAT_2025, NANOCHAT_2026, Config, MeshConfig, NanochatConfig, TrainConfig
-from jaxgpt.derive import derive, derive_model
+from jaxgpt.config.derive import derive, derive_model
+from jaxgpt.config.flops import count_params, flops_per_token
+from jaxgpt.config.param_groups import param_groups
+from jaxgpt.config.schedule import hyper_at
 from jaxgpt.errors import InputError
-from jaxgpt.flops import count_params, flops_per_token
 from jaxgpt.models import Model, init_params, param_shapes
-from jaxgpt.param_groups import param_groups
-from jaxgpt.schedule import hyper_at
-from jaxgpt.sharding import batch_sharding, make_mesh, put_rows
-from jaxgpt.step import loss_sum, make_step
+from jaxgpt.optim.optimizer import optimizer as optim
+from jaxgpt.parallel.mesh import make_mesh
+from jaxgpt.parallel.sharding import batch_sharding, put_rows
+from jaxgpt.training.step import loss_sum, make_step
 from parity_tests import tolerances
 
 VOCAB = 40

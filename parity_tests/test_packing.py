@@ -11,8 +11,8 @@ from jaxgpt.data.documents import Chunk, Document, Position
 from jaxgpt.data.packing import BestFit
 from jaxgpt.data.text_batches import TextBatches, val_rows
 from jaxgpt.data.text_data import open_text
+from jaxgpt.data.tokenizer import ByteTokenizer
 from jaxgpt.errors import InputError
-from jaxgpt.tokenizer import ByteTokenizer
 from parity_tests.plain_packing import plain_best_fit, plain_stream, refills
 from parity_tests.text_directories import (
     DELIMITER,

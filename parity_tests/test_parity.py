@@ -7,9 +7,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxgpt import layers
 from jaxgpt.config import MeshConfig
-from jaxgpt.models import Model, gpt2, nanochat
+from jaxgpt.models import Model, gpt2, layers, nanochat
 from parity_tests.compare import compare, trace
 from parity_tests.judge import run_reference, run_unmutated
 from parity_tests.small_runs import CLIP, RECIPES, VOCAB, make_batches, make_config
@@ -115,7 +114,7 @@ def test_trace_finds_what_no_layer_has(reference, monkeypatch):
     monkeypatch.setattr(gpt2.GPT2, "__call__", lambda self, *args, **more: 1.001 * original(self, *args, **more))
     assert find_first(reference).startswith("gradient of the whole model: ")
     monkeypatch.undo()
-    monkeypatch.setattr("jaxgpt.optim.CLIP_EPS", 0.0)
+    monkeypatch.setattr("jaxgpt.optim.optimizer.CLIP_EPS", 0.0)
     assert find_first(reference).startswith("update of step 1: ")
 
 

@@ -8,17 +8,17 @@ from pathlib import Path
 import pytest
 
 from jaxgpt import config as config_lib
-from jaxgpt import plan
-from jaxgpt.command_line import apply_overrides
-from jaxgpt.compiles import Compiles
 from jaxgpt.config import Config, GPT2Config, MeshConfig, TrainConfig
+from jaxgpt.config.command_line import apply_overrides
 from jaxgpt.errors import Failure, InputError
-from jaxgpt.estimate import known_gap
-from jaxgpt.footprint import bytes_wanted
-from jaxgpt.log import console
-from jaxgpt.memory_page import NEAR, PODS, RECIPES
-from jaxgpt.outlook import look
-from jaxgpt.topology import missing_plugin, parse_topology
+from jaxgpt.plan import __main__ as plan
+from jaxgpt.plan.compiler import Compiles
+from jaxgpt.plan.estimate import known_gap
+from jaxgpt.plan.footprint import bytes_wanted
+from jaxgpt.plan.forecast import look
+from jaxgpt.plan.report import NEAR, PODS, RECIPES
+from jaxgpt.plan.topology import missing_plugin, parse_topology
+from jaxgpt.run.console import console
 
 REPO = Path(__file__).parents[1]
 NEEDS_GPU_COMPILER = pytest.mark.skipif(bool(missing_plugin("gpu")), reason=f"needs {missing_plugin('gpu')}")
@@ -134,9 +134,9 @@ def test_a_tpu_compiler_out_of_memory_says_how_much_it_needed():
 
 
 def test_a_dead_compiler_is_a_failure_and_is_not_remembered(monkeypatch, tmp_path):
-    monkeypatch.setattr("jaxgpt.compiles.missing_plugin", lambda platform: "")
+    monkeypatch.setattr("jaxgpt.plan.compiler.missing_plugin", lambda platform: "")
     dead = subprocess.CompletedProcess([], -6, "", "F0000 Check failed: something\n")
-    monkeypatch.setattr("jaxgpt.compiles.subprocess.run", lambda *args, **kwargs: dead)
+    monkeypatch.setattr("jaxgpt.plan.compiler.subprocess.run", lambda *args, **kwargs: dead)
     with pytest.raises(Failure, match=r"died \(signal 6\): F0000 Check failed"):
         Compiles(tmp_path).footprints(SMALL, 1024, parse_topology("h100"))
     assert not list(tmp_path.iterdir())
@@ -176,7 +176,7 @@ def test_an_answer_is_remembered_and_a_comment_in_the_config_forgets_nothing(com
     topology = parse_topology("h100")
     first = compiles.footprints(sharded(1), 1024, topology)
     assert compiles.knows(sharded(1), 1024, topology)
-    monkeypatch.setattr("jaxgpt.compiles.subprocess.run", None)
+    monkeypatch.setattr("jaxgpt.plan.compiler.subprocess.run", None)
     assert compiles.footprints(sharded(1), 1024, topology) == first
 
 

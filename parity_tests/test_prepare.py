@@ -8,11 +8,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from jaxgpt import prepare
-from jaxgpt.data import corpora, encode
-from jaxgpt.data.corpora import SHAKESPEARE_BYTES, SHAKESPEARE_SHA256, is_val
 from jaxgpt.data.shards import open_dataset, sha256_of
 from jaxgpt.errors import InputError
+from jaxgpt.prepare import __main__ as prepare
+from jaxgpt.prepare import corpora, encode
+from jaxgpt.prepare.corpora import SHAKESPEARE_BYTES, SHAKESPEARE_SHA256, is_val
 from parity_tests.preparing import DOCUMENTS, leftovers, manifest, refused, run, texts, write_jsonl, write_parquet
 
 pytestmark = pytest.mark.usefixtures("in_tmp_path")
@@ -264,7 +264,7 @@ def test_bad_command_line(args, expected):
 
 
 def test_an_error_is_one_line_and_code_2():
-    env = {**os.environ, "PYTHONPATH": str(Path(prepare.__file__).parents[1])}
+    env = {**os.environ, "PYTHONPATH": str(Path(prepare.__file__).parents[2])}
     command = [sys.executable, "-m", "jaxgpt.prepare", "shakespere"]
     done = subprocess.run(command, capture_output=True, text=True, env=env, timeout=60, check=False)
     assert done.returncode == 2 and done.stdout == ""
@@ -361,12 +361,12 @@ def test_interrupted_work_changes_nothing(monkeypatch, error, capsys):
 def test_what_a_kill_leaves_behind_is_not_picked_up():
     Path("book.txt").write_text("".join(DOCUMENTS))
     code = (
-        "import os, sys; from jaxgpt import prepare; from jaxgpt.data import encode\n"
+        "import os, sys; from jaxgpt.prepare import __main__ as prepare, encode\n"
         "write = encode.ShardWriter.write\n"
         "encode.ShardWriter.write = lambda self, tokens: (write(self, tokens), os.kill(os.getpid(), 9))\n"
         "prepare.main(['book', '--input', 'book.txt', '--shard-tokens', '100'])"
     )
-    env = {**os.environ, "PYTHONPATH": str(Path(prepare.__file__).parents[1])}
+    env = {**os.environ, "PYTHONPATH": str(Path(prepare.__file__).parents[2])}
     assert subprocess.run([sys.executable, "-c", code], env=env, timeout=60, check=False).returncode == -9
     assert leftovers("data/book")
     with pytest.raises(InputError, match=r"has no train shards"):

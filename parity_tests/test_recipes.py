@@ -9,10 +9,10 @@ from pathlib import Path
 import pytest
 
 from jaxgpt.config import MeshConfig, StageConfig, load, to_source
-from jaxgpt.derive import derive
+from jaxgpt.config.derive import derive
+from jaxgpt.config.families import NanochatConfig
+from jaxgpt.config.flops import count_params
 from jaxgpt.errors import InputError
-from jaxgpt.flops import count_params
-from jaxgpt.model_config import NanochatConfig
 from jaxgpt.train import main
 from torch_ref.train import main as torch_main
 

@@ -17,19 +17,19 @@ import torch
 import transformers
 
 from jaxgpt import evaluate, sample
-from jaxgpt.checkpoint import Checkpoints
 from jaxgpt.config import Config, DataConfig, EvalConfig, GPT2Config, MeshConfig, TrainConfig, to_dict
 from jaxgpt.data.batches import eval_rows
 from jaxgpt.data.shards import open_dataset
-from jaxgpt.engine import Engine
+from jaxgpt.data.tokenizer import ByteTokenizer, GPT2Tokenizer, tokenizer_from_json
 from jaxgpt.errors import InputError
+from jaxgpt.formats.weights import save_hf
+from jaxgpt.inference.engine import Engine
+from jaxgpt.inference.trained import choose_tokenizer, open_run
 from jaxgpt.models import Model, init_params
-from jaxgpt.prepare import main as prepare
-from jaxgpt.sharding import make_mesh
-from jaxgpt.step import make_step
-from jaxgpt.tokenizer import ByteTokenizer, GPT2Tokenizer, tokenizer_from_json
-from jaxgpt.trained import choose_tokenizer, open_run
-from jaxgpt.weights import save_hf
+from jaxgpt.parallel.mesh import make_mesh
+from jaxgpt.prepare.__main__ import main as prepare
+from jaxgpt.training.checkpoint import Checkpoints
+from jaxgpt.training.step import make_step
 from parity_tests import tolerances
 
 REPO = Path(__file__).parents[1]
@@ -83,7 +83,7 @@ one_model = functools.cache(Model)
 @pytest.fixture
 def here(place, monkeypatch):
     monkeypatch.chdir(place)
-    monkeypatch.setattr("jaxgpt.trained.Model", one_model)
+    monkeypatch.setattr("jaxgpt.inference.trained.Model", one_model)
     return place
 
 

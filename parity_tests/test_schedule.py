@@ -5,7 +5,7 @@ import math
 import pytest
 
 from jaxgpt.config import Config, GPT2Config, MuonConfig, OptimConfig, ScheduleConfig, StageConfig, TrainConfig
-from jaxgpt.schedule import batch_tokens_at, hyper_at, lr_scale_at, momentum_at, tokens_before
+from jaxgpt.config.schedule import batch_tokens_at, hyper_at, lr_scale_at, momentum_at, tokens_before
 
 
 def make(steps=100, stages=(), **schedule):

@@ -9,10 +9,8 @@ import numpy as np
 import pytest
 from numpy.typing import DTypeLike
 
-from jaxgpt.data import shard_writer, shards
-from jaxgpt.data.corpora import CORPORA
+from jaxgpt.data import shards
 from jaxgpt.data.manifest import write_manifest
-from jaxgpt.data.shard_writer import ShardWriter, write_shard
 from jaxgpt.data.shards import (
     HEADER_BYTES,
     LLMC_MAGIC,
@@ -24,8 +22,11 @@ from jaxgpt.data.shards import (
     pick_dtype,
     verify,
 )
+from jaxgpt.data.tokenizer import ByteTokenizer
 from jaxgpt.errors import InputError
-from jaxgpt.tokenizer import ByteTokenizer
+from jaxgpt.prepare import shard_writer
+from jaxgpt.prepare.corpora import CORPORA
+from jaxgpt.prepare.shard_writer import ShardWriter, write_shard
 
 
 def ids(n: int, seed: int = 0, limit: int = 256, dtype: DTypeLike = np.uint16) -> np.ndarray:

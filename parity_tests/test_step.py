@@ -9,8 +9,9 @@ import pytest
 
 from jaxgpt.config import Config, GPT2Config, MeshConfig, OptimConfig, ScheduleConfig, TrainConfig
 from jaxgpt.errors import InputError
-from jaxgpt.sharding import batch_sharding, make_mesh, put_rows, shard_params
-from jaxgpt.step import make_step
+from jaxgpt.parallel.mesh import make_mesh
+from jaxgpt.parallel.sharding import batch_sharding, put_rows, shard_params
+from jaxgpt.training.step import make_step
 from parity_tests import tolerances
 
 VOCAB = 64

@@ -11,8 +11,8 @@ import pytest
 from jaxgpt.data.packing import BestFit
 from jaxgpt.data.text_batches import TextBatches, require_lanes, val_rows
 from jaxgpt.data.text_data import TextData, open_text
+from jaxgpt.data.tokenizer import ByteTokenizer
 from jaxgpt.errors import InputError
-from jaxgpt.tokenizer import ByteTokenizer
 from parity_tests.plain_packing import plain_best_fit, plain_stream
 from parity_tests.text_directories import (
     N_STEPS,

@@ -11,13 +11,13 @@ import pyarrow as pa
 import pytest
 from pyarrow import parquet
 
-from jaxgpt import prepare
-from jaxgpt.data import corpora, destination, text_shards
-from jaxgpt.data.corpora import is_val
 from jaxgpt.data.shards import open_dataset
 from jaxgpt.data.text_data import open_splits
-from jaxgpt.data.text_shards import PAGE_CHARS, TEXT_CORPORA, TextCorpus, check_text_shard
 from jaxgpt.errors import InputError
+from jaxgpt.prepare import __main__ as prepare
+from jaxgpt.prepare import corpora, destination, text_shards
+from jaxgpt.prepare.corpora import is_val
+from jaxgpt.prepare.text_shards import PAGE_CHARS, TEXT_CORPORA, TextCorpus, check_text_shard
 from parity_tests.preparing import DOCUMENTS, Server, leftovers, refused, run, write_jsonl, write_parquet
 
 pytestmark = pytest.mark.usefixtures("in_tmp_path")
@@ -295,12 +295,12 @@ def test_the_last_file_is_for_validation_at_every_moment(monkeypatch):
 def test_what_a_kill_leaves_behind_is_not_picked_up():
     write_jsonl("x.jsonl", DOCUMENTS)
     code = (
-        "import os; from jaxgpt import prepare; from jaxgpt.data import text_shards\n"
+        "import os; from jaxgpt.prepare import __main__ as prepare, text_shards\n"
         "end = text_shards._Writer._end_file\n"
         "text_shards._Writer._end_file = lambda self: (end(self), os.kill(os.getpid(), 9))\n"
         "prepare.main('x --input x.jsonl --format text --shard-chars 300'.split())"
     )
-    env = {**os.environ, "PYTHONPATH": str(Path(prepare.__file__).parents[1])}
+    env = {**os.environ, "PYTHONPATH": str(Path(prepare.__file__).parents[2])}
     assert subprocess.run([sys.executable, "-c", code], env=env, timeout=60, check=False).returncode == -9
     assert leftovers("data/x_text")
     with pytest.raises(InputError):

@@ -13,9 +13,8 @@ import pytest
 import regex
 import tiktoken
 
-from jaxgpt.bpe import train_bpe
-from jaxgpt.errors import InputError
-from jaxgpt.tokenizer import (
+from jaxgpt.data.bpe import train_bpe
+from jaxgpt.data.tokenizer import (
     CHAT_SPECIALS,
     RUN_CHARS,
     SPLIT_PATTERN,
@@ -27,6 +26,7 @@ from jaxgpt.tokenizer import (
     Tokenizer,
     tokenizer_from_json,
 )
+from jaxgpt.errors import InputError
 
 TEST_DATA = Path(os.environ.get("JAXGPT_TEST_DATA", Path(__file__).parents[2] / "shared" / "data"))
 

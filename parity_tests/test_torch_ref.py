@@ -9,21 +9,23 @@ import numpy as np
 import pytest
 import torch
 
-from jaxgpt import optim as jax_optim
-from jaxgpt import step as jax_step
 from jaxgpt.config import Config, GPT2Config, MeshConfig, MuonConfig, OptimConfig, ScheduleConfig, TrainConfig
+from jaxgpt.config.param_groups import param_groups
 from jaxgpt.data.batches import Batches, eval_rows
-from jaxgpt.data.shard_writer import write_shard
 from jaxgpt.data.shards import Split, inspect_shard
 from jaxgpt.errors import InputError
-from jaxgpt.loss import cross_entropy as jax_cross_entropy
-from jaxgpt.param_groups import param_groups
-from jaxgpt.sharding import make_mesh as make_jax_mesh
-from jaxgpt.validation import evaluate_split as jax_evaluate_split
+from jaxgpt.models.loss import cross_entropy as jax_cross_entropy
+from jaxgpt.optim.optimizer import optimizer as jax_optim
+from jaxgpt.parallel.mesh import make_mesh as make_jax_mesh
+from jaxgpt.prepare.shard_writer import write_shard
+from jaxgpt.training import step as jax_step
+from jaxgpt.training.validation import evaluate_split as jax_evaluate_split
 from parity_tests import tolerances
-from torch_ref import attention, loss, optim, sharding, weights
-from torch_ref import step as torch_step
-from torch_ref.validation import evaluate_split
+from torch_ref.models import attention, loss, weights
+from torch_ref.optim.optimizer import optimizer as optim
+from torch_ref.parallel import sharding
+from torch_ref.training import step as torch_step
+from torch_ref.training.validation import evaluate_split
 
 torch.set_num_threads(1)  # two threads that wait for each other on busy cores are fifty times slower
 

@@ -14,11 +14,11 @@ import pytest
 import torch
 
 from jaxgpt.errors import EXIT_DIVERGED, EXIT_STOPPED, InputError
-from jaxgpt.prepare import main as prepare
-from jaxgpt.sealed import FORMAT, MANIFEST, read_seal, write_seal
+from jaxgpt.prepare.__main__ import main as prepare
+from jaxgpt.run.manifest import FORMAT, MANIFEST, read_seal, write_seal
 from parity_tests import tolerances
 from torch_ref import train
-from torch_ref.checkpoint import STATE, CheckpointError, Checkpoints
+from torch_ref.training.checkpoint import STATE, CheckpointError, Checkpoints
 
 torch.set_num_threads(1)  # two threads that wait for each other on busy cores are fifty times slower
 

@@ -14,8 +14,8 @@ import pytest
 
 from jaxgpt import train
 from jaxgpt.errors import EXIT_DIVERGED, EXIT_STOPPED, InputError
-from jaxgpt.prepare import main as prepare
-from jaxgpt.stop_signal import StopSignal
+from jaxgpt.prepare.__main__ import main as prepare
+from jaxgpt.run.stop_signal import StopSignal
 from parity_tests import tolerances
 from parity_tests.conftest import FAST_COMPILE
 
@@ -269,7 +269,7 @@ def test_resume_on_other_data(config, finished, tmp_path):
 def test_locked_run_directory(config, tmp_path):
     script = f"""
 import time
-from jaxgpt.run_lock import lock_run
+from jaxgpt.files import lock_run
 with lock_run({str(tmp_path)!r}):
     print("held", flush=True)
     time.sleep(60)

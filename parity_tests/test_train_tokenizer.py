@@ -17,10 +17,10 @@ import tiktoken
 from pyarrow import parquet
 
 from jaxgpt import train_tokenizer
-from jaxgpt.bpe import train_bpe
+from jaxgpt.data.bpe import train_bpe
 from jaxgpt.data.text_data import open_text
+from jaxgpt.data.tokenizer import CHAT_SPECIALS, SPLIT_PATTERN, tokenizer_from_json
 from jaxgpt.errors import InputError
-from jaxgpt.tokenizer import CHAT_SPECIALS, SPLIT_PATTERN, tokenizer_from_json
 
 WORDS = ("the", "a", "tokenizer", "learns", "pieces", "of", "words", "12", "2024", "and", "blanks", "it's", "IT'S")
 WORDS += ("(x)", "<|bos|>", "\u00e9t\u00e9", "\u4f60\u597d", "\U0001f600")

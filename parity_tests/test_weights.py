@@ -16,11 +16,11 @@ import torch
 import transformers
 from safetensors.numpy import load_file, save_file
 
-from jaxgpt import weights
 from jaxgpt.config import GPT2Config
 from jaxgpt.errors import InputError
+from jaxgpt.formats import weights
+from jaxgpt.formats.weights import adapt, crop, load_hf, load_nanogpt, load_pretrained, save_hf
 from jaxgpt.models import Model, init_params, param_shapes
-from jaxgpt.weights import adapt, crop, load_hf, load_nanogpt, load_pretrained, save_hf
 from parity_tests import tolerances
 
 TINY = GPT2Config(vocab_size=211, seq_len=256, n_layer=3, n_head=4, n_embd=64, bias=True, gelu="tanh")

@@ -13,7 +13,7 @@ from jaxgpt.data import documents, text_data
 from jaxgpt.data.packing import BestFit
 from jaxgpt.data.text_batches import TextBatches
 from jaxgpt.data.text_data import TextData, open_text
-from jaxgpt.tokenizer import ByteTokenizer
+from jaxgpt.data.tokenizer import ByteTokenizer
 
 DELIMITER = 256
 

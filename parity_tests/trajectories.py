@@ -17,17 +17,16 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxgpt import schedule
-from jaxgpt import step as jax_step
-from jaxgpt.config import Config, GPT2Config, HostsConfig, MeshConfig, count_microbatches
+from jaxgpt.config import Config, GPT2Config, HostsConfig, MeshConfig, count_microbatches, schedule
+from jaxgpt.config.derive import derive
+from jaxgpt.config.families import NanochatConfig
 from jaxgpt.data.sources import choose_vocab_size, open_source
-from jaxgpt.derive import derive
 from jaxgpt.errors import InputError
-from jaxgpt.loss import cross_entropy as jax_cross_entropy
-from jaxgpt.model_config import NanochatConfig
-from jaxgpt.progress import Show
-from jaxgpt.sharding import make_mesh as make_jax_mesh
+from jaxgpt.models.loss import cross_entropy as jax_cross_entropy
+from jaxgpt.parallel.mesh import make_mesh as make_jax_mesh
+from jaxgpt.run.progress import Show
 from jaxgpt.train import initial_params
+from jaxgpt.training import step as jax_step
 
 Arrays = dict[str, np.ndarray]
 
@@ -279,8 +278,9 @@ def run_torch(
       InputError: torch is not installed or allows TF32, or the weights are another model's.
     """
     torch = import_torch()
-    from torch_ref import sharding, weights
-    from torch_ref import step as torch_step
+    from torch_ref.models import weights
+    from torch_ref.parallel import sharding
+    from torch_ref.training import step as torch_step
 
     mesh = sharding.make_mesh(config.mesh)
     step = torch_step.make_step(config, vocab_size, mesh)
@@ -315,9 +315,9 @@ def run_torch(
 
 def _torch_places(config: Config, step: Any, params, batch_BT) -> Arrays:
     torch = import_torch()
-    from torch_ref.loss import cross_entropy
-    from torch_ref.step import take_grad
-    from torch_ref.weights import to_numpy
+    from torch_ref.models.loss import cross_entropy
+    from torch_ref.models.weights import to_numpy
+    from torch_ref.training.step import take_grad
 
     values = {}
 

@@ -11,9 +11,8 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from jaxgpt import schedule
-from jaxgpt import step as jax_step
-from jaxgpt.config import Config
+from jaxgpt.config import Config, schedule
+from jaxgpt.training import step as jax_step
 from parity_tests.trajectories import Arrays, enter_jax, import_torch, to_arrays
 
 Update = tuple[Arrays, Arrays, Arrays]
@@ -50,8 +49,9 @@ def update_jax(config: Config, vocab_size: int, params: Arrays, gradients: Seque
 def update_torch(config: Config, vocab_size: int, params: Arrays, gradients: Sequence[Arrays]) -> Update:
     """torch_ref's."""
     torch = import_torch()
-    from torch_ref import sharding, weights
-    from torch_ref import step as torch_step
+    from torch_ref.models import weights
+    from torch_ref.parallel import sharding
+    from torch_ref.training import step as torch_step
 
     step = torch_step.make_step(config, vocab_size, sharding.make_mesh(config.mesh))
     current = step.init_state(weights.to_torch(params)).params

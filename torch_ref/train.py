@@ -15,35 +15,27 @@ import torch
 from torch._dynamo.exc import TorchDynamoException
 
 from jaxgpt import config as config_lib
-from jaxgpt import schedule
-from jaxgpt.command_line import parse_args
-from jaxgpt.config import Config, count_microbatches, rows_that_divide
+from jaxgpt.config import Config, count_microbatches, rows_that_divide, schedule
+from jaxgpt.config.command_line import parse_args
+from jaxgpt.config.derive import derive
 from jaxgpt.data.batches import prefetch
 from jaxgpt.data.sources import ShardReader, TextReader, choose_vocab_size, count_token_bytes, open_source
-from jaxgpt.derive import derive
 from jaxgpt.errors import EXIT_DIVERGED, EXIT_DONE, EXIT_STOPPED, InputError, run_verb
-from jaxgpt.header import print_header
-from jaxgpt.log import Progress, console
-from jaxgpt.meter import Diverged, Meter
-from jaxgpt.run_dir import draw_curve, list_changes, open_logs, refuse_old_run
-from jaxgpt.run_lock import lock_run
-from jaxgpt.smoke import shrink
-from jaxgpt.stop_signal import StopSignal
-from torch_ref.checkpoint import CheckpointError, Checkpoints
-from torch_ref.sharding import (
-    Mesh,
-    count_batch_devices,
-    gather_texts,
-    make_mesh,
-    own_rows,
-    process_count,
-    process_index,
-    start_hosts,
-    stop_hosts,
-    to_device,
-)
-from torch_ref.step import Step, TrainState, make_step
-from torch_ref.validation import evaluate_split
+from jaxgpt.files import lock_run
+from jaxgpt.prepare.smoke import shrink
+from jaxgpt.run.bar import Progress
+from jaxgpt.run.console import console
+from jaxgpt.run.directory import draw_curve, list_changes, open_logs, refuse_old_run
+from jaxgpt.run.header import print_header
+from jaxgpt.run.meter import Diverged, Meter
+from jaxgpt.run.stop_signal import StopSignal
+from torch_ref.parallel.hosts import process_count, process_index, start_hosts, stop_hosts
+from torch_ref.parallel.mesh import Mesh, count_batch_devices, make_mesh
+from torch_ref.parallel.sharding import own_rows, to_device
+from torch_ref.parallel.texts import gather_texts
+from torch_ref.training.checkpoint import CheckpointError, Checkpoints
+from torch_ref.training.step import Step, TrainState, make_step
+from torch_ref.training.validation import evaluate_split
 
 FLAGS = {
     "resume": "go on from the newest checkpoint in run.dir that verifies",

@@ -17,8 +17,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from jaxgpt.data.tokenizer import tokenizer_from_json
 from jaxgpt.errors import InputError
-from jaxgpt.tokenizer import tokenizer_from_json
 
 MANIFEST = "manifest.json"
 FORMAT = 1

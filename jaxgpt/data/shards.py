@@ -23,8 +23,8 @@ from typing import Any
 import numpy as np
 
 from jaxgpt.data.manifest import MANIFEST, Entry, read_manifest
+from jaxgpt.data.tokenizer import GPT2Tokenizer
 from jaxgpt.errors import InputError
-from jaxgpt.tokenizer import GPT2Tokenizer
 
 HEADER_BYTES = 1024
 MAGIC = int.from_bytes(b"JGPT", "little")

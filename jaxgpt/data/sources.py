@@ -22,8 +22,8 @@ from jaxgpt.data.packing import Packing
 from jaxgpt.data.shards import Dataset, Split, check_ids, open_dataset
 from jaxgpt.data.text_batches import PackedRows, TextBatches, require_lanes, val_rows
 from jaxgpt.data.text_data import TextData, open_text
+from jaxgpt.data.tokenizer import Tokenizer, tokenizer_from_json
 from jaxgpt.errors import InputError
-from jaxgpt.tokenizer import Tokenizer, tokenizer_from_json
 
 FULL_CHECK_TOKENS = 100_000_000
 """Splits up to this size have all their ids checked at the start; larger ones batch by batch."""

@@ -20,8 +20,8 @@ from typing import Any
 import numpy as np
 
 from jaxgpt.data.shards import CORPUS_NAMES, sha256_of
+from jaxgpt.data.tokenizer import Tokenizer, tokenizer_from_json
 from jaxgpt.errors import InputError
-from jaxgpt.tokenizer import Tokenizer, tokenizer_from_json
 
 TEXT_CORPUS_NAMES = ("climbmix", "fineweb-edu")
 """What `jaxgpt.prepare` fetches as text; here for the sake of messages, in `text_shards` for the rest."""

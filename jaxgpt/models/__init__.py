@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from jaxgpt.model_config import ModelConfig
+from jaxgpt.config.families import ModelConfig
 from jaxgpt.models.gpt2 import GPT2
 from jaxgpt.models.nanochat import Nanochat
 

@@ -12,10 +12,10 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from jaxgpt.attention import attention
-from jaxgpt.layers import Embedding, LayerNorm, Linear, dropout, gelu, normal, rematerialise
-from jaxgpt.model_config import GPT2Config
-from jaxgpt.sharding import shard_batch
+from jaxgpt.config.families import GPT2Config
+from jaxgpt.models.attention import attention
+from jaxgpt.models.layers import Embedding, LayerNorm, Linear, dropout, gelu, normal, rematerialise
+from jaxgpt.parallel.sharding import shard_batch
 
 INIT_STD = 0.02
 

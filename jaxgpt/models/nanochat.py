@@ -18,10 +18,11 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from jaxgpt.attention import attention
-from jaxgpt.layers import Embedding, Linear, normal, rematerialise, rms_norm, rotary, softcap, uniform, zeros
-from jaxgpt.model_config import GATE_CHANNELS, NanochatConfig
-from jaxgpt.sharding import shard_batch
+from jaxgpt.config.families import NanochatConfig
+from jaxgpt.config.families.nanochat import GATE_CHANNELS
+from jaxgpt.models.attention import attention
+from jaxgpt.models.layers import Embedding, Linear, normal, rematerialise, rms_norm, rotary, softcap, uniform, zeros
+from jaxgpt.parallel.sharding import shard_batch
 
 HEAD_STD = 0.001
 VALUE_GATE_SCALE = 3.0

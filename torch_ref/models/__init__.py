@@ -5,7 +5,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from jaxgpt.model_config import ModelConfig
+from jaxgpt.config.families import ModelConfig
 from torch_ref.models.gpt2 import GPT2
 from torch_ref.models.nanochat import Nanochat
 

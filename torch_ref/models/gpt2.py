@@ -8,9 +8,9 @@ import functools
 import torch
 from torch import nn
 
-from jaxgpt.model_config import GPT2Config
-from torch_ref.attention import attention
-from torch_ref.layers import Embedding, LayerNorm, Linear, dropout, gelu, normal, rematerialise
+from jaxgpt.config.families import GPT2Config
+from torch_ref.models.attention import attention
+from torch_ref.models.layers import Embedding, LayerNorm, Linear, dropout, gelu, normal, rematerialise
 
 INIT_STD = 0.02
 

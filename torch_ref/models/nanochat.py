@@ -5,9 +5,10 @@ import functools
 import torch
 from torch import nn
 
-from jaxgpt.model_config import GATE_CHANNELS, NanochatConfig
-from torch_ref.attention import attention
-from torch_ref.layers import Embedding, Linear, normal, rematerialise, rms_norm, rotary, softcap, uniform, zeros
+from jaxgpt.config.families import NanochatConfig
+from jaxgpt.config.families.nanochat import GATE_CHANNELS
+from torch_ref.models.attention import attention
+from torch_ref.models.layers import Embedding, Linear, normal, rematerialise, rms_norm, rotary, softcap, uniform, zeros
 
 HEAD_STD = 0.001
 VALUE_GATE_SCALE = 3.0

@@ -1,0 +1,1 @@
+"""Timings in turns: `python -m jaxgpt.bench`."""

@@ -1,0 +1,57 @@
+"""What a run is, and what follows from it by arithmetic. A config file imports its dataclasses from here."""
+
+from jaxgpt.config.families import GPT2Config, ModelConfig, NanochatConfig
+from jaxgpt.config.optimizer import (
+    NANOCHAT_2025,
+    NANOCHAT_2026,
+    GroupConfig,
+    MuonConfig,
+    OptimConfig,
+    ScheduleConfig,
+)
+from jaxgpt.config.settings import (
+    CheckpointConfig,
+    Config,
+    DataConfig,
+    EvalConfig,
+    HostsConfig,
+    LogConfig,
+    MeshConfig,
+    RunConfig,
+    SampleConfig,
+    StageConfig,
+    TrainConfig,
+    count_microbatches,
+    rows_that_divide,
+)
+from jaxgpt.config.storage import flatten, from_dict, load, to_dict, to_source
+
+__all__ = [
+    "NANOCHAT_2025",
+    "NANOCHAT_2026",
+    "CheckpointConfig",
+    "Config",
+    "DataConfig",
+    "EvalConfig",
+    "GPT2Config",
+    "GroupConfig",
+    "HostsConfig",
+    "LogConfig",
+    "MeshConfig",
+    "ModelConfig",
+    "MuonConfig",
+    "NanochatConfig",
+    "OptimConfig",
+    "RunConfig",
+    "SampleConfig",
+    "ScheduleConfig",
+    "StageConfig",
+    "TrainConfig",
+    "count_microbatches",
+    "flatten",
+    "from_dict",
+    "load",
+    "rows_that_divide",
+    "to_dict",
+    "to_source",
+]

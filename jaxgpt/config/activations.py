@@ -1,0 +1,71 @@
+"""Memory that a training step needs beside its state, counted from the config.
+
+Temporaries are what the backward pass needs of the forward, plus the loss chunk. XLA fuses, reuses and pads, so this is
+a guess that docs/memory.md holds against the compiler's figure for each shipped config.
+"""
+
+from jaxgpt.config.settings import Config
+
+COMPUTE_BYTES = {"bfloat16": 2, "float16": 2, "float32": 4, "float64": 8}
+
+
+def kept_bytes(config: Config, attention: str) -> float:
+    """Activations that one microbatch keeps for its backward pass, on one device.
+
+    In numbers per token and layer: with remat=none what the sublayers' gradients need (both norms' inputs and outputs,
+    q, k and v, the attention's output, the MLP's hidden layer before and after its activation), with dots the outputs
+    of the matmuls, with block its input. Attention by xla keeps the scores too.
+    """
+    model, train = config.model, config.train
+    n_bytes = COMPUTE_BYTES[train.dtype]
+    width = model.n_embd / config.mesh.tensor
+    kv = model.n_kv_head / model.n_head
+    turned = 1.5 * (model.family == "nanochat")  # queries and keys once more, before rotation and norm
+    numbers = {"none": KEPT_WIDTHS + turned + 2 * kv, "dots": 8 + 2 * kv, "block": 1.0}[train.remat]
+    n_rows, seq_len = train.micro_batch_size, model.seq_len
+    kept = n_rows * seq_len * model.n_layer * width * numbers * n_bytes
+    if train.remat == "none":
+        if attention == "xla":
+            kept += model.n_layer * _scores_bytes(config)
+        if model.dropout:
+            kept += n_rows * seq_len * model.n_layer * 2 * width
+    return kept
+
+
+def _scores_bytes(config: Config) -> float:
+    """What one layer's attention writes out without a flash kernel: scores in float32, probabilities, what drops."""
+    model, train = config.model, config.train
+    n_scores = train.micro_batch_size * model.n_head / config.mesh.tensor * model.seq_len**2
+    n_bytes = COMPUTE_BYTES[train.dtype]
+    return n_scores * (4 + n_bytes + (1 + n_bytes if model.dropout else 0))
+
+
+KEPT_WIDTHS = 14.4
+"""Numbers per token and layer, in widths of the residual stream, beside keys and values, that XLA keeps."""
+
+
+def activations_bytes(config: Config, vocab_size: int, attention: str, params_bytes: int) -> float:
+    """Temporaries beside the gradient sums: kept activations, one block's recomputation, the loss chunk, weights.
+
+    The loss holds logits and their exponentials for one chunk, and the head's gradient; the weights stand once more in
+    the dtype of the computation, as does a part of the gradients of the microbatch at hand. Under fsdp the gathered
+    weights stay from the forward to the backward pass, or for all microbatches.
+    """
+    model, train = config.model, config.train
+    n_bytes = COMPUTE_BYTES[train.dtype]
+    n_tokens = train.micro_batch_size * model.seq_len
+    chunk_tokens = (
+        min(max(train.loss_chunk_tokens // train.micro_batch_size, 1), model.seq_len) * train.micro_batch_size
+    )
+    vocab = vocab_size / config.mesh.tensor
+    loss = chunk_tokens * vocab * (4 + n_bytes) + 4 * vocab * model.n_embd
+    block = 0.0
+    if train.remat != "none":
+        block = n_tokens * KEPT_WIDTHS * model.n_embd / config.mesh.tensor * n_bytes
+        block += _scores_bytes(config) if attention == "xla" else 0.0
+    whole = params_bytes * config.mesh.fsdp * n_bytes / 4 if config.mesh.fsdp > 1 else 0.0
+    return kept_bytes(config, attention) + block + loss + whole + WEIGHTS_SHARE * params_bytes
+
+
+WEIGHTS_SHARE = 0.3
+"""Of the parameters' bytes: copies in the dtype of the computation, and gradients not yet added."""

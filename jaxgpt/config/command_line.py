@@ -1,0 +1,172 @@
+"""The command line of a verb: `--config FILE --section.field=value ...`, and `--help` from the dataclasses.
+
+A command line is collected whole and applied once, so `--model.n_head=3 --model.n_embd=96` is judged as a pair.
+"""
+
+import dataclasses
+import difflib
+import sys
+import types
+import typing
+from pathlib import Path
+from typing import Any, Literal
+
+from jaxgpt.config.settings import Config
+from jaxgpt.config.storage import load
+from jaxgpt.errors import InputError
+
+
+def field_paths(kind: Any = Config, prefix: str = "") -> list[str]:
+    """Dotted names of all settings, such as model.n_layer."""
+    paths = []
+    for name, field_type in typing.get_type_hints(kind).items():
+        options = typing.get_args(field_type) if isinstance(field_type, types.UnionType) else (field_type,)
+        sections = [option for option in options if _is_section(option)]
+        for section in sections:
+            paths += field_paths(section, f"{prefix}{name}.")
+        if not sections:
+            paths.append(prefix + name)
+    return list(dict.fromkeys(paths))
+
+
+def _is_section(kind: Any) -> bool:
+    return isinstance(kind, type) and dataclasses.is_dataclass(kind)
+
+
+def _unknown(path: str) -> InputError:
+    known = field_paths()
+    by_leaf = [name for name in known if name.split(".")[-1] == path.split(".")[-1]]
+    near = by_leaf or difflib.get_close_matches(path, known, n=1, cutoff=0.5)
+    leaf = [name for name in known if difflib.get_close_matches(path.split(".")[-1], [name.split(".")[-1]])]
+    guess = (near or leaf or [""])[0]
+    hint = f"did you mean {guess}?" if guess else "--help lists them"
+    return InputError(f"no config field {path}; {hint}")
+
+
+def _parse(path: str, text: str, kind: Any) -> Any:
+    """One value from the command line. Raises InputError that names the field, the value and the type."""
+    options = typing.get_args(kind)
+    if typing.get_origin(kind) in (typing.Union, types.UnionType):
+        inner = [option for option in options if option is not type(None)]
+        return None if text == "None" else _parse(path, text, inner[0])
+    if typing.get_origin(kind) is Literal:
+        if text not in options:
+            raise InputError(f"{path}={text} is not one of {', '.join(map(repr, options))}")
+        return text
+    if kind is bool:
+        truth = {"true": True, "1": True, "yes": True, "false": False, "0": False, "no": False}
+        if text.lower() not in truth:
+            raise InputError(f"{path}={text} is not a bool; write true or false")
+        return truth[text.lower()]
+    if kind in (int, float):
+        try:
+            value = kind(text)
+        except ValueError:
+            raise InputError(f"{path}={text} is not {'an int' if kind is int else 'a float'}") from None
+        if kind is float and value != value:
+            raise InputError(f"{path}={text} is not a number")
+        return value
+    if kind is str:
+        return text
+    raise InputError(f"{path} holds several values; set it in a config file, or one of them as {path}.0.<field>")
+
+
+def _replace(value: Any, path: list[str], overrides: dict[str, str]) -> Any:
+    """A copy of a config section with every override below it applied at once."""
+    prefix = ".".join(path)
+    below = {name for name in overrides if name.startswith(f"{prefix}." if prefix else "")}
+    if isinstance(value, tuple):
+        parts = list(value)
+        for name in sorted({name.split(".")[len(path)] for name in below}):
+            names = [getattr(part, "name", "") for part in parts]
+            index = names.index(name) if name in names else int(name) if name.isdigit() else len(parts)
+            if index >= len(parts):
+                known = f": {', '.join(filter(None, names))}" if any(names) else ""
+                raise InputError(f"no config field {prefix}.{name}; {prefix} has {len(parts)} entries{known}")
+            parts[index] = _replace(parts[index], [*path, name], overrides)
+        return tuple(parts)
+    hints = typing.get_type_hints(type(value))
+    changes = {}
+    for name in sorted({name.split(".")[len(path)] for name in below}):
+        full = ".".join([*path, name])
+        if name not in hints:
+            raise _unknown(next(n for n in sorted(below) if n.split(".")[len(path)] == name))
+        current = getattr(value, name)
+        if full in overrides:
+            if dataclasses.is_dataclass(current):
+                raise InputError(
+                    f"{full} is a section; set one of its fields, such as {full}.{dataclasses.fields(current)[0].name}"
+                )
+            changes[name] = _parse(full, overrides[full], hints[name])
+        elif dataclasses.is_dataclass(current) or isinstance(current, tuple):
+            changes[name] = _replace(current, [*path, name], overrides)
+        else:
+            raise _unknown(next(n for n in sorted(below) if n.startswith(full + ".")))
+    return dataclasses.replace(value, **changes)
+
+
+def apply_overrides(config: Config, overrides: dict[str, str]) -> Config:
+    """A copy of the config with dotted overrides, such as {"optim.lr": "3e-4"}, applied together."""
+    return _replace(config, [], overrides) if overrides else config
+
+
+def parse_args(args: list[str], flags: dict[str, str], doc: str) -> tuple[Config, dict[str, bool]]:
+    """Reads `--config FILE --section.field=value ...` and the verb's own flags.
+
+    Args:
+      args: the command line after the verb.
+      flags: name -> help of switches that are not settings, such as {"resume": "..."}.
+      doc: what --help says first.
+
+    Returns:
+      The config with its overrides and run.dir set, and for each flag whether it was given.
+    """
+    given = dict.fromkeys(flags, False)
+    overrides: dict[str, str] = {}
+    path, wants_help, rest = "", False, list(args)
+    while rest:
+        arg = rest.pop(0)
+        if arg in ("-h", "--help"):
+            wants_help = True
+            continue
+        if not arg.startswith("--"):
+            raise InputError(f"unexpected argument {arg}; settings are written --section.field=value")
+        name, has_value, text = arg[2:].partition("=")
+        name = name.replace("-", "_")
+        if name in flags and not has_value:
+            given[name] = True
+            continue
+        if not has_value:
+            has_next = bool(rest) and not rest[0].startswith("--")
+            text = rest.pop(0) if has_next else "true"
+        if name in overrides or (name == "config" and path):
+            raise InputError(f"--{name} is given twice; keep one")
+        if name == "config":
+            path = text
+        else:
+            overrides[name] = text
+    if not path and not wants_help:
+        shipped = ", ".join(sorted(str(p) for p in Path("configs").glob("*.py")))
+        raise InputError(f"--config is missing; try one of: {shipped or 'configs/*.py of the repository'}")
+    config = load(path) if path else Config()
+    config = apply_overrides(config, overrides)
+    if not config.run.dir:
+        name = Path(path).stem or "default"
+        config = dataclasses.replace(config, run=dataclasses.replace(config.run, dir=f"runs/{name}"))
+    if wants_help:
+        _print_help(config, flags, doc)
+    return config, given
+
+
+def _print_help(config: Config, flags: dict[str, str], doc: str) -> typing.NoReturn:
+    import tyro  # here, because nothing but --help needs it
+
+    switches = "\n".join(f"--{name}: {text}" for name, text in flags.items())
+    about = f"{doc.strip()}\n\n--config FILE: the run; the defaults below are its values.\n{switches}"
+    kind = tyro.conf.AvoidSubcommands[
+        tyro.conf.FlagConversionOff[Config]
+    ]  # --log.tensorboard true, not --log.no_tensorboard
+    spec = sys.modules["__main__"].__spec__  # as python -m found it
+    prog = f"python -m {spec.name.removesuffix('.__main__')}" if spec else None
+    tyro.cli(kind, prog=prog, default=config, description=about, args=["--help"], use_underscores=True)
+    raise SystemExit(0)

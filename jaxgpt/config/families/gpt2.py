@@ -1,0 +1,55 @@
+"""GPT-2 as nanoGPT trains it: its shape, and what follows from it."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+from jaxgpt.errors import require
+
+
+@dataclass(frozen=True)
+class GPT2Config:
+    """GPT-2 as nanoGPT trains it: learned positions, LayerNorm before each sublayer, tied head."""
+
+    family: Literal["gpt2"] = "gpt2"
+    """Model family."""
+    vocab_size: int = 0
+    """Rows of the embedding; 0: as many as the data's tokenizer has. 50304 pads GPT-2's 50257 to 64."""
+    seq_len: int = 1024
+    """Context length in tokens: positions the model has, and the length of a training row."""
+    n_layer: int = 12
+    """Blocks."""
+    n_head: int = 12
+    """Attention heads per block."""
+    n_embd: int = 768
+    """Width of the residual stream."""
+    bias: bool = False
+    """Biases in linear layers and norms, as in OpenAI's weights. False is a little faster and better."""
+    dropout: float = 0.0
+    """Dropout on embeddings, attention probabilities and both outputs of a block. 0 for pretraining."""
+    gelu: Literal["erf", "tanh"] = "erf"
+    """erf: nanoGPT. tanh: the approximation that OpenAI's and Hugging Face's GPT-2 weights expect."""
+
+    def __post_init__(self):
+        for name in ("seq_len", "n_layer", "n_head", "n_embd"):
+            value = getattr(self, name)
+            require(value >= 1, f"model.{name}={value} is below 1; choose a positive number")
+        require(self.vocab_size >= 0, f"model.vocab_size={self.vocab_size} is negative; 0 takes the tokenizer's")
+        require(0 <= self.dropout < 1, f"model.dropout={self.dropout} is outside [0, 1); 0 turns it off")
+        lower = self.n_embd // self.n_head * self.n_head
+        require(
+            self.n_embd % self.n_head == 0,
+            f"model.n_embd={self.n_embd} is not a multiple of model.n_head={self.n_head}; "
+            f"nearest widths: {lower or self.n_head}, {lower + self.n_head}",
+        )
+
+    @property
+    def head_dim(self) -> int:
+        return self.n_embd // self.n_head
+
+    @property
+    def n_kv_head(self) -> int:
+        return self.n_head
+
+    @property
+    def softcap(self) -> float:
+        return 0.0

@@ -1,0 +1,236 @@
+"""The settings of schedules, Muon, AdamW and parameter groups; and the values that nanochat trains with.
+
+`jaxgpt.config` puts an `OptimConfig` into a run. What is marked to follow the width or the batch is multiplied out by
+`jaxgpt.config.derive` before the run starts.
+"""
+
+import re
+from dataclasses import dataclass, field
+from typing import Literal
+
+from jaxgpt.errors import InputError, require
+
+
+@dataclass(frozen=True)
+class ScheduleConfig:
+    """The learning rate over the run, as a factor on every group's peak."""
+
+    kind: Literal["cosine", "constant", "trapezoid"] = "cosine"
+    """cosine: nanoGPT. constant. trapezoid: flat, then linear down over the last warmdown_frac of the run."""
+    warmup_steps: int = 0
+    """Linear warm-up: step n has (n + 1) / (warmup_steps + 1) of the peak; trapezoid, as nanochat: / warmup_steps."""
+    decay_steps: int = 0
+    """Step at which the decay ends; 0: train.steps."""
+    min_lr_frac: float = 0.1
+    """Learning rate at the end of the decay, as a fraction of the peak."""
+    warmdown_frac: float = 0.2
+    """trapezoid: part of the run that the descent takes."""
+
+    def __post_init__(self):
+        for name in ("warmup_steps", "decay_steps"):
+            value = getattr(self, name)
+            require(value >= 0, f"optim.schedule.{name}={value} is negative; 0 turns it off")
+        for name in ("min_lr_frac", "warmdown_frac"):
+            value = getattr(self, name)
+            require(0 <= value <= 1, f"optim.schedule.{name}={value} is outside [0, 1]")
+
+
+@dataclass(frozen=True)
+class MuonConfig:
+    """Muon (Keller Jordan, 2024): momentum, orthogonalised by an iteration; and what nanochat added by July 2026."""
+
+    lr: float = 0.02
+    """Peak learning rate of the matrices."""
+    lr_follows_batch: bool = False
+    """Multiply lr by sqrt(batch_tokens / 2**19)."""
+    momentum: float = 0.95
+    """Momentum."""
+    momentum_start: float = 0.85
+    """Momentum at step 0."""
+    momentum_warmup_steps: int = 0
+    """Steps over which momentum rises from momentum_start to momentum; 0: constant."""
+    momentum_end: float = -1.0
+    """Momentum at the end of the run, reached in a straight line over the warm-down; -1: stays."""
+    nesterov: bool = True
+    """Nesterov momentum."""
+    orthogonalizer: Literal["newton_schulz", "polar_express"] = "newton_schulz"
+    """newton_schulz: one quintic, repeated (Jordan). polar_express: five of them, each the best for its turn."""
+    ns_steps: int = 5
+    """Iterations; polar_express has five at most."""
+    ns_dtype: Literal["auto", "bfloat16", "float32", "float64"] = "float32"
+    """Dtype of the iteration. bfloat16 is the originals' choice and fast on a GPU; slow on a CPU. auto: train.dtype."""
+    equilibrate_rows: bool = False
+    """Give all rows (outputs) of the momentum one norm before orthogonalising (MuonEq)."""
+    renormalize: bool = False
+    """Give the result the Frobenius norm of an exactly orthogonal matrix (Muon+)."""
+    norm_beta2: float = 0.0
+    """NorMuon: running mean of the squares along the shorter side, whose root the update is divided by; 0: off."""
+    weight_decay: float = 0.0
+    """Decoupled weight decay of the matrices."""
+    decay_follows_horizon: bool = False
+    """Multiply weight_decay by sqrt(batch_tokens / 2**19) x horizon of depth 12 / horizon, at most up to 0.6."""
+    decay_schedule: Literal["constant", "cosine"] = "constant"
+    """cosine: weight decay falls to 0 over the run by half a cosine."""
+    cautious: bool = False
+    """Decay only where the update shrinks the weight too, and with the step's own factor for tall matrices."""
+
+    def __post_init__(self):
+        require(self.lr >= 0, f"optim.muon.lr={self.lr} is negative")
+        require(self.ns_steps >= 1, f"optim.muon.ns_steps={self.ns_steps} is below 1")
+        require(
+            self.orthogonalizer == "newton_schulz" or self.ns_steps <= 5,
+            f"optim.muon.ns_steps={self.ns_steps} is above 5; polar_express has five coefficients",
+        )
+        require(self.weight_decay >= 0, f"optim.muon.weight_decay={self.weight_decay} is negative")
+        for name in ("momentum", "momentum_start", "norm_beta2"):
+            value = getattr(self, name)
+            require(0 <= value < 1, f"optim.muon.{name}={value} is outside [0, 1)")
+        require(
+            self.momentum_end == -1 or 0 <= self.momentum_end < 1,
+            f"optim.muon.momentum_end={self.momentum_end} is outside [0, 1); -1 keeps the momentum",
+        )
+
+
+@dataclass(frozen=True)
+class GroupConfig:
+    """Settings for the parameters whose path matches; what is None stays as it is for the others."""
+
+    match: str
+    """Regular expression, searched in paths such as wte.weight or h.0.attn.c_proj.weight."""
+    name: str = ""
+    """Word for the group on the command line: --optim.groups.<name>.lr=...; its number does too."""
+    algorithm: Literal["adamw", "muon"] | None = None
+    """Which optimizer updates these parameters."""
+    lr: float | None = None
+    """Peak learning rate."""
+    beta1: float | None = None
+    """AdamW's first decay rate."""
+    beta2: float | None = None
+    """AdamW's second decay rate."""
+    eps: float | None = None
+    """AdamW's epsilon, outside the root."""
+    weight_decay: float | None = None
+    """Decoupled weight decay."""
+    lr_follows_width: bool = False
+    """Multiply lr by sqrt(768 / n_embd)."""
+    lr_follows_batch: bool = False
+    """Multiply lr by sqrt(batch_tokens / 2**19)."""
+
+    def __post_init__(self):
+        try:
+            re.compile(self.match)
+        except re.error as error:
+            raise InputError(f"optim.groups: match={self.match!r} is not a regular expression: {error}") from error
+        follows = self.lr_follows_width or self.lr_follows_batch
+        require(
+            not follows or self.lr is not None,
+            f"optim.groups: match={self.match!r} has no lr of its own to follow width or batch; give one",
+        )
+        for name in ("lr", "eps", "weight_decay"):
+            value = getattr(self, name)
+            require(value is None or value >= 0, f"optim.groups: match={self.match!r} {name}={value} is negative")
+        for name in ("beta1", "beta2"):
+            value = getattr(self, name)
+            require(
+                value is None or 0 <= value < 1, f"optim.groups: match={self.match!r} {name}={value} is outside [0, 1)"
+            )
+
+
+@dataclass(frozen=True)
+class OptimConfig:
+    """AdamW for everything, or Muon for the matrices of the blocks and AdamW for the rest."""
+
+    algorithm: Literal["adamw", "muon"] = "adamw"
+    """adamw: nanoGPT's. muon: Muon for every matrix inside the blocks, AdamW for embeddings, norms and biases."""
+    lr: float = 6e-4
+    """AdamW's peak learning rate."""
+    beta1: float = 0.9
+    """AdamW's first decay rate."""
+    beta2: float = 0.95
+    """AdamW's second decay rate."""
+    eps: float = 1e-8
+    """AdamW's epsilon, outside the root."""
+    weight_decay: float = 0.1
+    """Decoupled weight decay of parameters of rank two and more; norms and biases have none."""
+    grad_clip: float = 1.0
+    """Largest global gradient norm, by torch's formula; 0 turns clipping off."""
+    schedule: ScheduleConfig = field(default_factory=ScheduleConfig)
+    muon: MuonConfig = field(default_factory=MuonConfig)
+    groups: tuple[GroupConfig, ...] = ()
+    """Exceptions by parameter path; the first match counts."""
+
+    def __post_init__(self):
+        for name in ("lr", "eps", "weight_decay", "grad_clip"):
+            value = getattr(self, name)
+            require(value >= 0, f"optim.{name}={value} is negative; choose 0 or more")
+        for name in ("beta1", "beta2"):
+            value = getattr(self, name)
+            require(0 <= value < 1, f"optim.{name}={value} is outside [0, 1)")
+        names = [group.name for group in self.groups if group.name]
+        require(len(names) == len(set(names)), f"optim.groups: the names {', '.join(names)} are not distinct")
+
+
+NANOCHAT_2025 = OptimConfig(
+    algorithm="muon",
+    lr=0.004,
+    beta1=0.8,
+    beta2=0.95,
+    eps=1e-10,
+    weight_decay=0.0,
+    grad_clip=1.0,
+    schedule=ScheduleConfig(kind="trapezoid", min_lr_frac=0.0, warmdown_frac=0.2),
+    muon=MuonConfig(lr=0.02, momentum=0.95, momentum_start=0.85, momentum_warmup_steps=300, ns_dtype="auto"),
+    groups=(
+        GroupConfig(name="lm_head", match=r"^lm_head\.", lr=0.004, lr_follows_width=True),
+        GroupConfig(name="wte", match=r"^wte\.", lr=0.2, lr_follows_width=True),
+    ),
+)
+"""nanochat of November 2025 (commit c6abcdf): AdamW for embedding and head, Muon for the blocks, no decay."""
+
+NANOCHAT_2026 = OptimConfig(
+    algorithm="muon",
+    lr=0.004,
+    beta1=0.8,
+    beta2=0.95,
+    eps=1e-10,
+    weight_decay=0.0,
+    grad_clip=0.0,
+    schedule=ScheduleConfig(kind="trapezoid", warmup_steps=40, min_lr_frac=0.05, warmdown_frac=0.65),
+    muon=MuonConfig(
+        lr=0.02,
+        lr_follows_batch=True,
+        momentum=0.97,
+        momentum_start=0.85,
+        momentum_warmup_steps=400,
+        momentum_end=0.90,
+        orthogonalizer="polar_express",
+        ns_dtype="auto",
+        equilibrate_rows=True,
+        renormalize=True,
+        norm_beta2=0.9,
+        weight_decay=0.28,
+        decay_follows_horizon=True,
+        decay_schedule="cosine",
+        cautious=True,
+    ),
+    groups=(
+        GroupConfig(
+            name="lm_head", match=r"^lm_head\.", lr=0.008, beta2=0.96, weight_decay=0.01,
+            lr_follows_width=True, lr_follows_batch=True,
+        ),
+        GroupConfig(
+            name="wte", match=r"^wte\.", lr=0.3, beta2=0.995, weight_decay=0.001,
+            lr_follows_width=True, lr_follows_batch=True,
+        ),
+        GroupConfig(
+            name="value_embeds", match=r"^value_embeds\.", lr=0.15, beta2=0.995, weight_decay=0.01,
+            lr_follows_width=True, lr_follows_batch=True,
+        ),
+        GroupConfig(
+            name="resid_lambdas", match=r"^resid_lambdas$", lr=0.005, weight_decay=0.05, lr_follows_batch=True
+        ),
+        GroupConfig(name="x0_lambdas", match=r"^x0_lambdas$", lr=0.5, beta1=0.96, lr_follows_batch=True),
+        GroupConfig(name="smear", match=r"^(smear|backout)_", lr=0.2),
+    ),
+)  # fmt: skip
+"""nanochat of July 2026 (commit 92d63d4): MuonAdamW with a learning rate for each kind of parameter, no clipping."""

@@ -1,0 +1,66 @@
+"""What happens to each parameter: optimizer, learning rate, decay. Decided once, on the host, for both frameworks."""
+
+import re
+from dataclasses import dataclass
+
+from jaxgpt.config.optimizer import GroupConfig, OptimConfig
+from jaxgpt.errors import InputError
+
+
+@dataclass(frozen=True)
+class ParamSettings:
+    """What one parameter's update needs to know."""
+
+    algorithm: str
+    lr: float
+    weight_decay: float
+    beta1: float
+    beta2: float
+    eps: float
+
+
+OVERRIDES = ("algorithm", "lr", "weight_decay", "beta1", "beta2", "eps")
+"""What a group can replace."""
+
+
+def param_groups(config: OptimConfig, shapes: dict[str, tuple[int, ...]]) -> dict[str, ParamSettings]:
+    """Path -> settings.
+
+    AdamW decays parameters of rank two and more (nanoGPT). With algorithm=muon, matrices inside the blocks
+    (`h.`) go to Muon. Then the first of `optim.groups` that matches a path replaces what it names.
+
+    Raises:
+      InputError: a group matches no parameter, or sends one to Muon that is not a matrix.
+    """
+    follows = [group.match for group in config.groups if group.lr_follows_width or group.lr_follows_batch]
+    assert not follows and not config.muon.lr_follows_batch and config.muon.ns_dtype != "auto", "derive(config) first"
+    settings, unused = {}, {group.match for group in config.groups}
+    for path, shape in shapes.items():
+        is_matrix = len(shape) >= 2
+        group = next((g for g in config.groups if re.search(g.match, path)), GroupConfig(match=""))
+        overrides = {name: getattr(group, name) for name in OVERRIDES if getattr(group, name) is not None}
+        unused.discard(group.match)
+        use_muon = config.algorithm == "muon" and is_matrix and path.startswith("h.")
+        algorithm = overrides.pop("algorithm", "muon" if use_muon else "adamw")
+        if algorithm == "muon" and len(shape) != 2:
+            raise InputError(
+                f"optim.groups: match={group.match!r} sends {path} of shape {shape} to muon; it takes matrices"
+            )
+        base = config.muon if algorithm == "muon" else config
+        settings[path] = ParamSettings(
+            algorithm=algorithm,
+            **{
+                "lr": base.lr,
+                "weight_decay": base.weight_decay if is_matrix else 0.0,
+                "beta1": config.beta1,
+                "beta2": config.beta2,
+                "eps": config.eps,
+                **overrides,
+            },
+        )
+    if unused:
+        raise InputError(
+            f"optim.groups: match={sorted(unused)[0]!r} fits no parameter; "
+            f"there are {', '.join(list(shapes)[:3])} and so on"
+        )
+    return settings

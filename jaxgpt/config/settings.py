@@ -1,0 +1,270 @@
+"""The settings of a run: frozen dataclasses, one value per file in `configs/`, overrides by dotted name.
+
+Checks within a section stand in its `__post_init__`, checks across sections in that of `Config`.
+"""
+
+import math
+from dataclasses import dataclass, field
+from typing import Literal
+
+from jaxgpt.config.families import GPT2Config, ModelConfig
+from jaxgpt.config.optimizer import OptimConfig
+from jaxgpt.errors import InputError, require
+
+
+@dataclass(frozen=True)
+class RunConfig:
+    """Where the run lives and what makes it reproducible."""
+
+    dir: str = ""
+    """Directory of the run; empty: runs/<name of the config file>."""
+    seed: int = 1337
+    """Seed of the weights, the batches and dropout. Two runs with one config and seed are the same run."""
+
+    def __post_init__(self):
+        require(0 <= self.seed < 2**32, f"run.seed={self.seed} is outside [0, 2**32); choose one inside")
+
+
+@dataclass(frozen=True)
+class DataConfig:
+    """The tokens: a directory that `python -m jaxgpt.prepare` wrote, or one in nanoGPT's or llm.c's format."""
+
+    dir: str = "data/openwebtext"
+    """Directory with the train and val shards."""
+    sampling: Literal["random", "sequential", "stream", "best_fit"] = "random"
+    """Of token shards, random: rows start anywhere (nanoGPT); sequential: from front to back. Of text shards, which are
+    tokenized on the way, stream: one flow of documents (nanochat 2025); best_fit: rows begin with a document (2026)."""
+    tokenizer: str = ""
+    """Of text shards: the JSON file that train_tokenizer wrote; empty: tokenizer.json beside the shards."""
+    tokenizer_threads: int = 4
+    """Of text shards: threads that tokenize, per process."""
+    lanes: int = 1
+    """Of text shards: readers that share the row groups. With as many as hosts, the hosts share the tokenizing."""
+
+    def __post_init__(self):
+        for name in ("tokenizer_threads", "lanes"):
+            value = getattr(self, name)
+            require(value >= 1, f"data.{name}={value} is below 1; choose a positive number")
+
+    @property
+    def is_text(self) -> bool:
+        return self.sampling in ("stream", "best_fit")
+
+
+@dataclass(frozen=True)
+class StageConfig:
+    """A part of the run that differs from what comes before it."""
+
+    from_step: int
+    """First step of the stage; it lasts until the next stage begins."""
+    batch_tokens: int = 0
+    """Tokens per optimizer step in this stage; 0: train.batch_tokens."""
+    lr_scale: float = 1.0
+    """Factor on every learning rate in this stage, on top of the schedule."""
+
+    def __post_init__(self):
+        require(self.from_step >= 1, f"train.stages: from_step={self.from_step} is below 1; stage 0 is the config")
+        require(self.batch_tokens >= 0, f"train.stages: batch_tokens={self.batch_tokens} is negative")
+        require(self.lr_scale >= 0, f"train.stages: lr_scale={self.lr_scale} is negative")
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """The training step and how often it is taken."""
+
+    steps: int = 600_000
+    """Optimizer steps of the whole run; 0: as many as the horizon has tokens for."""
+    target_flops: float = 0.0
+    """Horizon for steps=0, in FLOPs of the whole run; 0: by target_param_data_ratio."""
+    target_param_data_ratio: float = 0.0
+    """Horizon for steps=0, in tokens per parameter; 0: 20 (nanochat 2025, all), 12 (2026, blocks and head)."""
+    batch_tokens: int = 491_520
+    """Tokens per optimizer step, over all devices and microbatches; 0, for nanochat: by its horizon."""
+    micro_batch_size: int = 12
+    """Rows per device in one forward-backward pass; as many as fit. Accumulation follows from batch_tokens."""
+    dtype: Literal["bfloat16", "float16", "float32", "float64"] = "bfloat16"
+    """Dtype of the computation. Parameters and optimizer state stay float32 (float64 keeps them float64)."""
+    matmul_precision: Literal["highest", "high", "default"] = "highest"
+    """For float32: highest is true float32; high and default allow TF32 on a GPU, bfloat16 passes on a TPU."""
+    attention: Literal["auto", "cudnn", "splash", "xla"] = "auto"
+    """auto: flash attention (cudnn on GPU, splash on TPU) where the run permits it, else xla, and says which."""
+    remat: Literal["none", "dots", "block"] = "none"
+    """Activation checkpointing: keep everything, keep matmul outputs, or keep only the input of each block."""
+    loss_chunk_tokens: int = 8192
+    """Tokens per device whose logits exist at one time."""
+    init_from: str = ""
+    """Weights to start from: gpt2, gpt2-medium, gpt2-large, gpt2-xl, a Hugging Face directory, or a nanoGPT ckpt.pt."""
+    max_skips: int = 5
+    """Non-finite steps in a row (each is skipped, nothing of it is applied) after which the run gives up."""
+    stages: tuple[StageConfig, ...] = ()
+    """Later parts of the run with another batch or learning rate."""
+
+    def __post_init__(self):
+        for name in ("micro_batch_size", "loss_chunk_tokens", "max_skips"):
+            value = getattr(self, name)
+            require(value >= 1, f"train.{name}={value} is below 1; choose a positive number")
+        for name in ("steps", "batch_tokens", "target_flops", "target_param_data_ratio"):
+            value = getattr(self, name)
+            require(value >= 0, f"train.{name}={value} is negative; 0 derives it")
+        starts = [stage.from_step for stage in self.stages]
+        require(starts == sorted(set(starts)), f"train.stages start at {starts}; list them in rising order")
+
+
+@dataclass(frozen=True)
+class MeshConfig:
+    """How devices are laid out. data and fsdp split the batch, fsdp and tensor split the parameters."""
+
+    data: int = 0
+    """Copies of the model, each with its part of the batch; 0: all devices that fsdp and tensor leave."""
+    fsdp: int = 1
+    """Devices over which parameters, gradients and optimizer state are split."""
+    tensor: int = 1
+    """Devices over which heads, MLP width and vocabulary are split."""
+    platform: Literal["", "cpu", "gpu", "tpu"] = ""
+    """Kind of device; empty: the fastest that is there."""
+
+    def __post_init__(self):
+        require(self.data >= 0, f"mesh.data={self.data} is negative; 0 takes all devices that are left")
+        for name in ("fsdp", "tensor"):
+            value = getattr(self, name)
+            require(value >= 1, f"mesh.{name}={value} is below 1; 1 turns it off")
+
+
+@dataclass(frozen=True)
+class HostsConfig:
+    """Several processes, one run. JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES and JAX_PROCESS_ID do the same."""
+
+    coordinator: str = ""
+    """host:port of process 0; empty: from the environment (SLURM, Open MPI, TPU pods, the variables above)."""
+    count: int = 0
+    """Number of processes; 0: from the environment, else 1."""
+    index: int = -1
+    """Number of this process, from 0; -1: from the environment."""
+
+
+@dataclass(frozen=True)
+class EvalConfig:
+    """Validation during the run."""
+
+    every: int = 2000
+    """Steps between evaluations; the last step is always evaluated. 0: only the last."""
+    tokens: int = 1_000_000
+    """Validation tokens per evaluation, the same ones each time, spread over the set; 0: all."""
+
+    def __post_init__(self):
+        require(self.every >= 0, f"eval.every={self.every} is negative; 0 evaluates at the end only")
+        require(self.tokens >= 0, f"eval.tokens={self.tokens} is negative; 0 takes the whole set")
+
+
+@dataclass(frozen=True)
+class LogConfig:
+    """What is written while training. metrics.jsonl always is."""
+
+    every: int = 10
+    """Steps between records in metrics.jsonl and on the sinks."""
+    tensorboard: bool = False
+    """Also write TensorBoard events into the run directory (extra: tracking)."""
+    wandb_project: str = ""
+    """Also log to this Weights & Biases project (extra: tracking); empty: no."""
+
+    def __post_init__(self):
+        require(self.every >= 1, f"log.every={self.every} is below 1; 1 logs each step")
+
+
+@dataclass(frozen=True)
+class CheckpointConfig:
+    """When the state is saved. It always is at the end and on SIGTERM or Ctrl-C."""
+
+    every: int = 1000
+    """Steps between checkpoints; 0: only at the end."""
+    keep: int = 2
+    """Newest checkpoints that are kept."""
+    keep_best: bool = True
+    """Keep the one with the lowest validation loss too."""
+
+    def __post_init__(self):
+        require(self.every >= 0, f"checkpoint.every={self.every} is negative; 0 saves at the end only")
+        require(self.keep >= 1, f"checkpoint.keep={self.keep} is below 1; a run needs one to go on from")
+
+
+@dataclass(frozen=True)
+class SampleConfig:
+    """Text written by the model while it trains."""
+
+    every: int = 0
+    """Steps between samples; 0: none."""
+    prompt: str = "\n"
+    """What the sample goes on from."""
+    max_tokens: int = 200
+    """Length of a sample in tokens."""
+    temperature: float = 0.8
+    """0 takes the most likely token; 1 samples from the model's distribution."""
+    top_k: int = 200
+    """Sample among this many most likely tokens; 0: all."""
+
+    def __post_init__(self):
+        require(self.every >= 0, f"sample.every={self.every} is negative; 0 writes no samples")
+        require(self.max_tokens >= 1, f"sample.max_tokens={self.max_tokens} is below 1")
+        require(self.temperature >= 0, f"sample.temperature={self.temperature} is negative; 0 is greedy")
+        require(self.top_k >= 0, f"sample.top_k={self.top_k} is negative; 0 keeps all tokens")
+
+
+@dataclass(frozen=True)
+class Config:
+    """One training run."""
+
+    run: RunConfig = field(default_factory=RunConfig)
+    model: ModelConfig = field(default_factory=GPT2Config)
+    data: DataConfig = field(default_factory=DataConfig)
+    train: TrainConfig = field(default_factory=TrainConfig)
+    optim: OptimConfig = field(default_factory=OptimConfig)
+    mesh: MeshConfig = field(default_factory=MeshConfig)
+    hosts: HostsConfig = field(default_factory=HostsConfig)
+    eval: EvalConfig = field(default_factory=EvalConfig)
+    log: LogConfig = field(default_factory=LogConfig)
+    checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
+    sample: SampleConfig = field(default_factory=SampleConfig)
+
+    def __post_init__(self):
+        for stage in self.train.stages:
+            require(
+                stage.from_step < self.train.steps or not self.train.steps,
+                f"train.stages: from_step={stage.from_step} is not below "
+                f"train.steps={self.train.steps}; drop the stage",
+            )
+        n_devices = max(self.mesh.data, 1) * self.mesh.fsdp
+        for batch_tokens in self.stage_batch_tokens():
+            if batch_tokens:
+                count_microbatches(self, batch_tokens, n_devices)
+
+    def stage_batch_tokens(self) -> list[int]:
+        """Tokens per step of each stage, the config's own first."""
+        own = self.train.batch_tokens
+        return [own] + [stage.batch_tokens or own for stage in self.train.stages]
+
+
+def rows_that_divide(config: Config, n_devices: int) -> list[int]:
+    """Values of micro_batch_size that divide the batch of every stage over devices that split its rows, rising."""
+    unit = config.model.seq_len * n_devices
+    if any(tokens % unit for tokens in config.stage_batch_tokens()):
+        return []
+    most = math.gcd(*(tokens // unit for tokens in config.stage_batch_tokens()))
+    return [n for n in range(1, most + 1) if most % n == 0]
+
+
+def count_microbatches(config: Config, batch_tokens: int, n_devices: int) -> int:
+    """Microbatches per optimizer step, when `n_devices` devices share the batch.
+
+    Raises:
+      InputError: batch_tokens is no multiple of what one micro step takes; names the nearest that are.
+    """
+    rows, seq_len = config.train.micro_batch_size, config.model.seq_len
+    unit = rows * seq_len * n_devices
+    if batch_tokens % unit:
+        lower = batch_tokens // unit * unit
+        nearest = f"{lower}, {lower + unit}" if lower else f"{unit}"
+        raise InputError(
+            f"train.batch_tokens={batch_tokens} is not a multiple of train.micro_batch_size={rows} x "
+            f"model.seq_len={seq_len} x {n_devices} device{'s' * (n_devices > 1)} = {unit}; nearest: {nearest}"
+        )
+    return batch_tokens // unit

@@ -1,0 +1,93 @@
+"""A BPE vocabulary, learned from text by rustbpe.
+
+Text is cut by the tokenizer's pattern, and each distinct cut is counted once; then the most frequent pair of
+neighbours becomes a token, again and again. The result depends on the text alone: of pairs as frequent as each other
+the one with the lower ids goes first, however many threads there are.
+
+What rustbpe does not do is checked here: it stops without a word where there is nothing left to merge, and it counts
+in 32 bits.
+"""
+
+import contextlib
+import logging
+import re
+from collections.abc import Callable, Iterable, Iterator
+
+import rustbpe
+
+from jaxgpt.data.tokenizer import CHAT_SPECIALS, MAX_VOCAB_SIZE, SPLIT_PATTERN, BPETokenizer
+from jaxgpt.errors import InputError
+
+MAX_CHARS = 2**31 - 1
+"""No more text than this: a pair that fills it would overflow rustbpe's counts."""
+MAX_DOCUMENT_CHARS = 1 << 18
+"""No longer document: on as many blanks in a row the pattern still works, on four times as many it fails."""
+BUFFER_DOCUMENTS = 2048
+"""Documents that rustbpe takes in before its threads count them; what is in memory at a time."""
+
+
+def train_bpe(
+    texts: Iterable[str],
+    vocab_size: int,
+    specials: tuple[str, ...] = CHAT_SPECIALS,
+    progress: Callable[[int, int], None] = lambda n_merges, total: None,
+) -> BPETokenizer:
+    """The tokenizer whose vocabulary these texts teach.
+
+    Args:
+      texts: documents of at most `MAX_DOCUMENT_CHARS` characters, `MAX_CHARS` in all, without lone surrogates. What
+        the iterator raises passes through.
+      vocab_size: all ids: 256 bytes, the merges, the specials.
+      progress: told the merges that are done, and how many there will be, a hundred times. Counting comes before.
+
+    Raises:
+      InputError: the vocabulary cannot have this size, or the text has fewer different words than it takes.
+    """
+    check_vocab_size(vocab_size, specials)
+    n_tokens = vocab_size - len(specials)
+    trainer = rustbpe.Tokenizer()  # pyright: ignore[reportAttributeAccessIssue] - compiled, without stubs
+    with _listen(progress):
+        trainer.train_from_iterator(iter(texts), n_tokens, buffer_size=BUFFER_DOCUMENTS, pattern=SPLIT_PATTERN)
+    tokens = [bytes(token) for token, _ in sorted(trainer.get_mergeable_ranks(), key=lambda item: item[1])]
+    if len(tokens) < n_tokens:
+        reached = len(tokens) + len(specials)
+        raise InputError(
+            f"vocab_size={vocab_size} is more than this text can fill: at {reached} every word is one token; "
+            f"take at most {reached} (a quarter of it leaves something to learn), or more text"
+        )
+    return BPETokenizer(tokens, specials)
+
+
+def check_vocab_size(vocab_size: int, specials: tuple[str, ...] = CHAT_SPECIALS) -> None:
+    """Raises InputError where no vocabulary can have this size."""
+    least = 256 + len(specials)
+    if not least <= vocab_size <= MAX_VOCAB_SIZE:
+        raise InputError(
+            f"vocab_size={vocab_size} is outside [{least}, {MAX_VOCAB_SIZE}]: 256 bytes and {len(specials)} control "
+            "tokens are always there; 4096 suits a small model, 32768 a large one"
+        )
+
+
+_MERGES = re.compile(r"Progress: \d+% \((\d+)/(\d+) merges\)")
+
+
+@contextlib.contextmanager
+def _listen(progress: Callable[[int, int], None]) -> Iterator[None]:
+    """Passes on what rustbpe tells its log of the merges; there is no other way to hear of them."""
+
+    class Listener(logging.Handler):
+        def emit(self, record: logging.LogRecord) -> None:
+            if match := _MERGES.match(record.getMessage()):
+                progress(int(match[1]), int(match[2]))
+
+    log, listener = logging.getLogger("rustbpe"), Listener()
+    before = log.level, log.propagate
+    log.setLevel(logging.INFO)
+    log.propagate = False
+    log.addHandler(listener)
+    try:
+        yield
+    finally:
+        log.removeHandler(listener)
+        log.setLevel(before[0])
+        log.propagate = before[1]

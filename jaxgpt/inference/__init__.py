@@ -1,0 +1,1 @@
+"""A trained model opened, and tokens out of it."""

@@ -1,0 +1,205 @@
+"""A trained model, opened: its weights on devices, its tokenizer, and the config of the run that made it.
+
+It comes from a run directory (the newest checkpoint that verifies, or a step), or from other programs' weights
+(see `weights.load_pretrained`). Nothing of it is executed: what a run was is read from the checkpoint's JSON, never
+from RUN/config.py. The verbs that take such a model share the arguments that name it.
+"""
+
+import argparse
+import dataclasses
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, NoReturn
+
+import jax
+from jax.sharding import Mesh
+
+from jaxgpt.config import Config, MeshConfig, from_dict
+from jaxgpt.config.families import ModelConfig
+from jaxgpt.data.sources import Source
+from jaxgpt.data.tokenizer import GPT2Tokenizer, Tokenizer, tokenizer_from_json
+from jaxgpt.errors import InputError
+from jaxgpt.formats.weights import PRETRAINED, load_pretrained
+from jaxgpt.inference.engine import Engine
+from jaxgpt.models import Model, param_shapes
+from jaxgpt.parallel.compile_cache import remember_programs
+from jaxgpt.parallel.mesh import make_mesh
+from jaxgpt.parallel.sharding import shard_params
+from jaxgpt.training.checkpoint import Checkpoints
+from jaxgpt.training.step import param_dtype
+
+GPT2_VOCAB_SIZES = (50257, 50304)
+"""A model of so many ids whose tokenizer nobody names is taken to read GPT-2's, as nanoGPT does."""
+
+
+@dataclass(frozen=True)
+class Trained:
+    """A model with everything that using it takes.
+
+    Attributes:
+      config: of the run; None for weights from elsewhere.
+      params: path -> array on `mesh`.
+      tokenizer: None where nothing says which one it was.
+      dtype: of the computation while training; for weights from elsewhere bfloat16, on a CPU float32.
+      origin: for people, such as "runs/x step 2000".
+    """
+
+    config: Config | None
+    model: Model
+    params: dict[str, jax.Array]
+    tokenizer: Tokenizer | None
+    dtype: Literal["bfloat16", "float16", "float32", "float64"]
+    mesh: Mesh
+    origin: str
+
+    def engine(self) -> Engine:
+        """Generates with it. On a CPU in float32, where 16 bits are slower."""
+        is_cpu = self.mesh.devices.flat[0].platform == "cpu"
+        dtype = "float32" if is_cpu and self.dtype in ("bfloat16", "float16") else self.dtype
+        n_valid = self.tokenizer.vocab_size if self.tokenizer else None
+        return Engine(self.model, self.params, dtype=dtype, n_valid=n_valid)
+
+
+def open_trained(source: str, *, step: int | None = None, platform: str = "", n_devices: int = 1) -> Trained:
+    """Opens a run directory, or what `load_pretrained` takes: gpt2, a Hugging Face directory, a nanoGPT ckpt.pt.
+
+    Raises:
+      InputError: see `open_run` and `load_pretrained`.
+    """
+    if step is not None or (Path(source) / "checkpoints").is_dir():
+        return open_run(source, step=step, platform=platform, n_devices=n_devices)
+    mesh = _make_mesh(platform, n_devices)
+    config, loaded = load_pretrained(source)
+    shapes = place_params(config, config.vocab_size, "float32", mesh)
+    params = {path: jax.device_put(loaded[path], shape.sharding) for path, shape in shapes.items()}
+    tokenizer = choose_tokenizer(None, config.vocab_size)
+    dtype = "float32" if mesh.devices.flat[0].platform == "cpu" else "bfloat16"
+    return Trained(None, Model(config, config.vocab_size), params, tokenizer, dtype, mesh, source)
+
+
+def open_run(directory: str, *, step: int | None = None, platform: str = "", n_devices: int = 1) -> Trained:
+    """Opens a checkpoint of a run, also while it trains. Turns on jax_enable_x64 for a run in float64.
+
+    Args:
+      step: None takes the newest that verifies.
+      platform: cpu, gpu or tpu; empty takes the fastest.
+      n_devices: that each hold the whole model; 0 takes all.
+
+    Raises:
+      InputError: no run there, no checkpoint in it, none that verifies, or one that this version cannot read.
+    """
+    run_dir = Path(directory)
+    checkpoints = run_dir / "checkpoints"
+    if not checkpoints.is_dir():
+        there = "has no checkpoints" if run_dir.is_dir() else "does not exist"
+        runs = ", ".join(sorted(str(path.parent) for path in Path("runs").glob("*/checkpoints"))) or "none"
+        raise InputError(f"--run={directory} {there}; runs in this directory: {runs}")
+    with Checkpoints(checkpoints, read_only=True) as saved:
+        chosen = saved.latest() if step is None else step
+        if chosen is None:
+            raise InputError(f"--run={directory} has no checkpoint yet; train it until the first is saved")
+        if step is not None and not (checkpoints / str(step)).is_dir():
+            steps = sorted(int(path.name) for path in checkpoints.iterdir() if path.name.isdecimal())
+            raise InputError(f"--step={step} is not in {checkpoints}; there: {', '.join(map(str, steps)) or 'none'}")
+        config, vocab_size, tokenizer = _read_about(saved.about(chosen), f"{checkpoints}/{chosen}")
+        if config.train.dtype == "float64":
+            jax.config.update("jax_enable_x64", True)
+        mesh = _make_mesh(platform, n_devices)
+        shapes = place_params(config.model, vocab_size, param_dtype(config), mesh)
+        _, state, _ = saved.restore({"params": shapes}, step=chosen, verify=step is not None, is_part=True)
+    model = Model(config.model, vocab_size)
+    origin = f"{directory} step {chosen}"
+    return Trained(config, model, state["params"], tokenizer, config.train.dtype, mesh, origin)
+
+
+def place_params(config: ModelConfig, vocab_size: int, dtype, mesh: Mesh) -> dict[str, jax.ShapeDtypeStruct]:
+    """A model's parameters as shapes with shardings."""
+    shapes = param_shapes(config, vocab_size, dtype)
+    shardings = shard_params({path: leaf.shape for path, leaf in shapes.items()}, config.family, mesh)
+    return {p: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=shardings[p]) for p, leaf in shapes.items()}
+
+
+def choose_tokenizer(tokenizer_json: dict | None, vocab_size: int) -> Tokenizer | None:
+    """The tokenizer that was saved, else GPT-2's for a vocabulary of its size, else None."""
+    if tokenizer_json is not None:
+        return tokenizer_from_json(tokenizer_json)
+    return GPT2Tokenizer() if vocab_size in GPT2_VOCAB_SIZES else None
+
+
+def with_tokenizer_of(trained: Trained, source: Source) -> Trained:
+    """The model, with the tokenizer of this data if it came without one.
+
+    Raises:
+      InputError: the data has other tokens than the model.
+    """
+    theirs, ours = source.tokenizer, trained.tokenizer
+    if theirs is None:
+        return trained
+    if ours is None and theirs.vocab_size <= trained.model.vocab_size:
+        return dataclasses.replace(trained, tokenizer=theirs)
+    if ours is None or ours.digest() != theirs.digest():
+        has = f"{ours.vocab_size} ids of {ours.name}" if ours else f"{trained.model.vocab_size} ids"
+        raise InputError(
+            f"{source.data.directory} has the {theirs.vocab_size} ids of {theirs.name}, {trained.origin} reads {has}; "
+            "the tokenizers differ: give data that was prepared with the model's"
+        )
+    return trained
+
+
+def _read_about(about: Any, source: str) -> tuple[Config, int, Tokenizer | None]:
+    values = about if isinstance(about, dict) else {}
+    vocab_size = values.get("vocab_size")
+    if type(vocab_size) is not int or not isinstance(values.get("config"), dict):
+        raise InputError(f"{source} does not say what its model is (config, vocab_size); it is no checkpoint of a run")
+    try:
+        config = from_dict(values["config"])
+        tokenizer = choose_tokenizer(values.get("tokenizer"), vocab_size)
+    except InputError as error:
+        raise InputError(f"{source}: {error}") from error
+    if tokenizer and tokenizer.vocab_size > vocab_size:
+        raise InputError(f"{source}: its tokenizer has {tokenizer.vocab_size} ids, its model only {vocab_size}")
+    return config, vocab_size, tokenizer
+
+
+def _make_mesh(platform: str, n_devices: int) -> Mesh:
+    remember_programs()
+    return make_mesh(dataclasses.replace(MeshConfig(data=n_devices), platform=platform))
+
+
+# The arguments that name a trained model
+
+
+def source_parser(prog: str, doc: str) -> argparse.ArgumentParser:
+    """A parser with --run, --model, --step and --platform, whose errors are InputErrors of one line.
+
+    Args:
+      prog: such as jaxgpt.sample.
+      doc: what --help says first.
+    """
+
+    class Parser(argparse.ArgumentParser):
+        def error(self, message: str) -> NoReturn:
+            raise InputError(f"{message}; --help lists the arguments")
+
+    parser = Parser(
+        f"python -m {prog}", description=doc, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
+    )
+    source = parser.add_mutually_exclusive_group(required=True)
+    source.add_argument("--run", metavar="DIR", help="a run directory, such as runs/quickstart")
+    source.add_argument(
+        "--model", metavar="NAME", help=f"{', '.join(PRETRAINED)}, a Hugging Face directory, or a nanoGPT ckpt.pt"
+    )
+    parser.add_argument("--step", type=int, metavar="N", help="with --run: this checkpoint; default: the newest")
+    parser.add_argument(
+        "--platform", choices=("cpu", "gpu", "tpu"), default="", help="default: the fastest that is here"
+    )
+    return parser
+
+
+def open_source(args: argparse.Namespace, *, n_devices: int = 1) -> Trained:
+    """The model that the arguments of a `source_parser` name."""
+    if args.run is not None:
+        return open_run(args.run, step=args.step, platform=args.platform, n_devices=n_devices)
+    if args.step is not None:
+        raise InputError(f"--step={args.step} needs --run; --model={args.model} has no checkpoints")
+    return open_trained(args.model, platform=args.platform, n_devices=n_devices)

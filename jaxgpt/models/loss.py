@@ -1,0 +1,148 @@
+"""Next-token cross-entropy of a model's last hidden states, without ever holding all logits.
+
+The one idea: the loss is a scalar, so its gradients with respect to the hidden states and the head can be made
+in the forward pass, chunk by chunk, and only scaled in the backward pass. At no time do more than
+`B x chunk_len x V` logits exist, and each is computed once. Chunks run along time, so that the rows of a batch
+stay on the devices that own them.
+
+References: chunked and fused cross-entropy as in Wijmans et al., arXiv:2411.09009; Hsu et al., arXiv:2410.10989.
+"""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+
+from jaxgpt.models.layers import softcap as cap
+
+
+def cross_entropy(x_BTD, weight_VD, targets_BT, mask_BT=None, *, chunk_len=None, softcap=0.0):
+    """Summed next-token loss, and how many tokens were summed.
+
+    A sum, not a mean, so that microbatches and devices add exactly and the caller divides once.
+
+    Args:
+      x_BTD: hidden states after the last norm; products run in this dtype, the log-sum-exp in float32 or wider.
+      weight_VD: the head, one row per token id; cast to x's dtype.
+      targets_BT: ids in [0, V). Where the mask is 0 they are not read.
+      mask_BT: 1 counts a position, 0 skips it; None counts all.
+      chunk_len: positions of each row whose logits exist at one time; None takes all.
+      softcap: logits are softcap x tanh(logits / softcap); 0 leaves them.
+
+    Returns:
+      loss_nats: scalar, float32 or wider, summed over counted positions.
+      n_tokens: scalar of the same dtype, the count. Zero gives (0, 0), never NaN.
+    """
+    wide = jnp.promote_types(x_BTD.dtype, jnp.float32)
+    if mask_BT is None:
+        mask_BT = jnp.ones(targets_BT.shape, wide)
+    mask_BT = mask_BT.astype(wide)
+    n_tokens = mask_BT.sum()
+    x_BTD, targets_BT, mask_BT, chunk_len = _pad_to_chunks(x_BTD, targets_BT, mask_BT, chunk_len)
+    return jnp.asarray(_summed_loss(x_BTD, weight_VD, targets_BT, mask_BT, chunk_len, softcap)), n_tokens
+
+
+def token_losses(x_BTD, weight_VD, targets_BT, *, chunk_len=None, softcap=0.0):
+    """The loss of each position in nats, [B, T]: for evaluation, where a loss is counted in more than one way.
+
+    Arguments as in `cross_entropy`.
+    """
+    n_rows, seq_len = targets_BT.shape
+    ones_BT = jnp.ones(targets_BT.shape, jnp.promote_types(x_BTD.dtype, jnp.float32))
+    x_BTD, targets_BT, mask_BT, chunk_len = _pad_to_chunks(x_BTD, targets_BT, ones_BT, chunk_len)
+
+    def losses(x_ND, targets_N, mask_N):
+        _, logits_NV, lse_N = _chunk_loss(x_ND, weight_VD, targets_N, mask_N, softcap)
+        return lse_N - jnp.take_along_axis(logits_NV, targets_N[:, None], axis=-1)[:, 0]
+
+    losses_CN = _map_chunks(losses, (x_BTD, targets_BT, mask_BT), chunk_len)
+    return losses_CN.reshape(-1, n_rows, chunk_len).swapaxes(0, 1).reshape(n_rows, -1)[:, :seq_len]
+
+
+def _pad_to_chunks(x_BTD, targets_BT, mask_BT, chunk_len):
+    """Arrays whose time axis the chunk length divides, with a mask of 0 on what is added; and that length."""
+    seq_len = x_BTD.shape[1]
+    chunk_len = min(chunk_len or seq_len, seq_len)
+    n_padding = -seq_len % chunk_len
+    if n_padding:
+        x_BTD = jnp.pad(x_BTD, ((0, 0), (0, n_padding), (0, 0)))
+        targets_BT, mask_BT = (jnp.pad(a, ((0, 0), (0, n_padding))) for a in (targets_BT, mask_BT))
+    return x_BTD, targets_BT, mask_BT, chunk_len
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(4, 5))
+def _summed_loss(x_BTD, weight_VD, targets_BT, mask_BT, chunk_len, softcap):
+    losses = _map_chunks(
+        lambda x_ND, targets_N, mask_N: _chunk_loss(x_ND, weight_VD, targets_N, mask_N, softcap)[0],
+        (x_BTD, targets_BT, mask_BT),
+        chunk_len,
+    )
+    return losses.sum()
+
+
+def _chunk_loss(x_ND, weight_VD, targets_N, mask_N, softcap):
+    """Summed loss of some tokens (here N counts tokens), and what the gradient needs: logits, log-sum-exp."""
+    wide = mask_N.dtype
+    logits_NV = jax.lax.dot_general(
+        x_ND, weight_VD.astype(x_ND.dtype), (((1,), (1,)), ((), ())), preferred_element_type=wide
+    )
+    logits_NV = cap(logits_NV, softcap)
+    lse_N = jax.nn.logsumexp(logits_NV, axis=-1)
+    target_logits_N = jnp.take_along_axis(logits_NV, targets_N[:, None], axis=-1)[:, 0]
+    return jnp.where(mask_N > 0, (lse_N - target_logits_N) * mask_N, 0).sum(), logits_NV, lse_N
+
+
+def _chunk_loss_and_grads(x_ND, weight_VD, targets_N, mask_N, softcap):
+    loss, logits_NV, lse_N = _chunk_loss(x_ND, weight_VD, targets_N, mask_N, softcap)
+    is_target_NV = targets_N[:, None] == jnp.arange(logits_NV.shape[-1])[None, :]
+    d_logits_NV = (jnp.exp(logits_NV - lse_N[:, None]) - is_target_NV) * mask_N[:, None]
+    if softcap:
+        d_logits_NV = d_logits_NV * (1 - jnp.square(logits_NV / softcap))
+    d_logits_NV = d_logits_NV.astype(x_ND.dtype)
+    d_x_ND = d_logits_NV @ weight_VD.astype(x_ND.dtype)
+    d_weight_VD = jax.lax.dot_general(d_logits_NV, x_ND, (((0,), (0,)), ((), ())), preferred_element_type=mask_N.dtype)
+    return loss, d_x_ND, d_weight_VD
+
+
+def _summed_loss_forward(x_BTD, weight_VD, targets_BT, mask_BT, chunk_len, softcap):
+    n_rows, seq_len, n_embd = x_BTD.shape
+    zeros_VD = jnp.zeros(weight_VD.shape, mask_BT.dtype)
+
+    def add_chunk(d_weight_VD, chunk):
+        x_ND, targets_N, mask_N = chunk
+        loss, d_x_ND, d_chunk_VD = _chunk_loss_and_grads(x_ND, weight_VD, targets_N, mask_N, softcap)
+        return d_weight_VD + d_chunk_VD, (loss, d_x_ND)
+
+    d_weight_VD, (losses, d_x_CND) = _scan_chunks(add_chunk, zeros_VD, (x_BTD, targets_BT, mask_BT), chunk_len)
+    d_x_BTD = d_x_CND.reshape(-1, n_rows, chunk_len, n_embd).swapaxes(0, 1).reshape(n_rows, seq_len, n_embd)
+    return losses.sum(), (d_x_BTD, d_weight_VD.astype(weight_VD.dtype))
+
+
+def _summed_loss_backward(chunk_len, softcap, gradients, d_loss):
+    d_x_BTD, d_weight_VD = gradients
+    d_x_BTD = (d_x_BTD.astype(d_loss.dtype) * d_loss).astype(d_x_BTD.dtype)
+    return d_x_BTD, d_weight_VD * d_loss.astype(d_weight_VD.dtype), None, None
+
+
+_summed_loss.defvjp(_summed_loss_forward, _summed_loss_backward)
+
+
+def _scan_chunks(body, carry, arrays, chunk_len):
+    """`lax.scan` over pieces of the time axis, tokens flattened; a single piece is called directly."""
+    n_chunks = arrays[0].shape[1] // chunk_len
+
+    def cut(array, start):
+        piece = jax.lax.dynamic_slice_in_dim(array, start, chunk_len, axis=1)
+        return piece.reshape(-1, *array.shape[2:])
+
+    def step(carry, i):
+        return body(carry, tuple(cut(array, i * chunk_len) for array in arrays))
+
+    if n_chunks == 1:
+        carry, out = step(carry, 0)
+        return carry, jax.tree.map(lambda leaf: leaf[None], out)
+    return jax.lax.scan(step, carry, jnp.arange(n_chunks))
+
+
+def _map_chunks(function, arrays, chunk_len):
+    return _scan_chunks(lambda _, chunk: (None, function(*chunk)), None, arrays, chunk_len)[1]

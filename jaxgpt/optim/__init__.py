@@ -1,0 +1,1 @@
+"""Optimizers, each an optax transformation that anyone can use."""

@@ -1,0 +1,1 @@
+"""Processes, the mesh of devices, and how arrays are split over it."""

@@ -1,0 +1,47 @@
+"""The mesh of devices: data x fsdp x tensor."""
+
+import jax
+import numpy as np
+from jax.sharding import AxisType, Mesh
+
+from jaxgpt.config import MeshConfig
+from jaxgpt.errors import InputError
+from jaxgpt.parallel.malloc import keep_freed_memory
+
+
+def make_mesh(config: MeshConfig, devices: list | None = None) -> Mesh:
+    """The mesh data x fsdp x tensor over the devices of the platform asked for.
+
+    Without `devices` it also sets this process up for them: see below what a CPU needs.
+
+    Raises:
+      InputError: the platform is not there, or the devices do not multiply to the mesh.
+    """
+    if devices is None:
+        # On a CPU programs run in this thread: of simulated devices, which share a few threads, programs in flight at
+        # once can wait for each other for ever; and glibc keeps large blocks for the main thread alone.
+        jax.config.update("jax_cpu_enable_async_dispatch", False)
+        try:
+            devices = jax.devices(config.platform or None)
+        except RuntimeError as error:
+            raise InputError(
+                f"mesh.platform={config.platform} is not here; this jax sees {jax.default_backend()}; "
+                "install the extra jaxgpt[cuda] or jaxgpt[tpu], or drop the setting"
+            ) from error
+        if devices[0].platform == "cpu":
+            keep_freed_memory()
+    inner = config.fsdp * config.tensor
+    data = config.data or max(len(devices) // inner, 1)
+    wanted = data * inner
+    shape = f"mesh.data={data} x mesh.fsdp={config.fsdp} x mesh.tensor={config.tensor} = {wanted} devices"
+    if wanted > len(devices):
+        raise InputError(f"{shape}, but there are {len(devices)} ({devices[0].device_kind}); lower one of them")
+    if wanted < len(devices) and (not config.data or jax.process_count() > 1):
+        raise InputError(f"{shape} of the {len(devices)} that are there; choose axes that multiply to {len(devices)}")
+    grid = np.array(devices[:wanted]).reshape(data, config.fsdp, config.tensor)
+    return Mesh(grid, ("data", "fsdp", "tensor"), axis_types=(AxisType.Auto,) * 3)
+
+
+def count_batch_devices(mesh: Mesh) -> int:
+    """Devices that split the rows of a batch between them."""
+    return mesh.shape["data"] * mesh.shape["fsdp"]

@@ -1,0 +1,398 @@
+"""Will it fit, and how fast can it be: python -m jaxgpt.plan --config configs/gpt2_124m.py --device a100-40gb
+
+Compiles the run's real training step for devices that need not be here, and prints memory, roofline and price. Devices:
+a100-40gb, a100-80gb, h100, h200, b200, rtx3090, rtx4090, l4, t4; v4, v5e, v5p, v6e; counts as in h100x8 or v5e-256,
+laid out by --mesh.fsdp and the rest. --device given several times makes one table.
+
+--fit: the largest micro_batch_size, under the cheapest remat policy that fits. --max-depth: nanochat's dial.
+--sweep micro_batch_size=2,4,8 remat=none,block: a table and a PNG (--png FILE).
+--portable configs/*.py: which config compiles for which device, and what it sends.
+--report docs/memory.md: the recipes that people ask about, as a page.
+--estimate: from first principles, without a compiler. --dollars-per-hour N: what a device costs.
+--memory-fraction F: the XLA_CLIENT_MEM_FRACTION that the run will have. --cache DIR: where answers are remembered.
+"""
+
+import dataclasses
+import itertools
+import os
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from jaxgpt import config as config_lib
+from jaxgpt.config import Config
+from jaxgpt.config.command_line import apply_overrides, field_paths, parse_args
+from jaxgpt.data.shards import open_dataset
+from jaxgpt.errors import EXIT_DONE, Failure, InputError, run_verb
+from jaxgpt.plan.compiler import Compiles
+from jaxgpt.plan.estimate import known_gap
+from jaxgpt.plan.fit import Fit, fit_depth, fit_micro_batch
+from jaxgpt.plan.forecast import Outlook, look, place
+from jaxgpt.plan.report import draw_sweep, write_page
+from jaxgpt.plan.topology import Topology, missing_plugin, parse_topology
+from jaxgpt.run.console import console, print_facts
+from jaxgpt.training.memory import GIB, gib
+
+ASSUMED_VOCAB_SIZE = 50_304
+"""For model.vocab_size=0 where the data is not here to ask: GPT-2's, padded. Larger than any small tokenizer's."""
+CACHE = Path(os.path.expanduser("~"), ".cache", "jaxgpt", "plan")
+PORTABLE_DEVICES = ("h100", "v6e", "h100x8", "v6ex8")
+WITH_VALUE = ("device", "dollars_per_hour", "memory_fraction", "cache", "png", "report")
+WITH_LIST = ("sweep", "portable")
+SWITCHES = {
+    "fit": "search for the largest train.micro_batch_size that fits",
+    "max_depth": "search for the deepest nanochat that fits",
+    "estimate": "ask no compiler",
+}
+
+
+@dataclass
+class Request:
+    """The verb's own part of the command line; what is left are settings."""
+
+    values: dict[str, list[str]] = field(default_factory=dict)
+    rest: list[str] = field(default_factory=list)
+
+    def one(self, name: str) -> str:
+        given = self.values.get(name, [])
+        if len(given) > 1:
+            raise InputError(f"--{name.replace('_', '-')} is given twice; keep one")
+        return given[0] if given else ""
+
+    def number(self, name: str) -> float | None:
+        text = self.one(name)
+        try:
+            value = float(text) if text else None
+        except ValueError:
+            raise InputError(f"--{name.replace('_', '-')}={text} is not a number") from None
+        if value is not None and not 0 < value < float("inf"):
+            raise InputError(f"--{name.replace('_', '-')}={text} is not above 0")
+        return value
+
+
+def main(args: list[str]) -> int:
+    request = read_request(args)
+    fraction = request.number("memory_fraction")
+    if fraction and fraction > 1:
+        raise InputError(f"--memory-fraction={fraction} is above 1; it is a part of the card's memory")
+    dollars = request.number("dollars_per_hour")
+    compiles = Compiles(Path(request.one("cache") or CACHE))
+    if "report" in request.values:
+        write_page(Path(request.one("report")), Asker(compiles, fraction, False), choose_vocab_size, Path("configs"))
+        return EXIT_DONE
+    if "portable" in request.values:
+        names = request.values.get("device", list(PORTABLE_DEVICES))
+        return print_portable(request.values["portable"], [parse_topology(name) for name in names], compiles, fraction)
+    config, given = parse_args(request.rest, SWITCHES, __doc__ or "")
+    if not request.values.get("device"):
+        raise InputError("--device is missing; try --device a100-40gb, --device h100x8 or --device v5e-8")
+    topologies = [parse_topology(name) for name in request.values["device"]]
+    vocab_size = choose_vocab_size(config)
+    ask = Asker(compiles, fraction, given["estimate"])
+    if given["fit"] or given["max_depth"]:
+        for topology in topologies:
+            search(config, vocab_size, topology, ask, is_depth=given["max_depth"], dollars=dollars)
+        return EXIT_DONE
+    if "sweep" in request.values:
+        for topology in topologies:
+            sweep(config, vocab_size, topology, ask, request.values["sweep"], request.one("png"))
+        return EXIT_DONE
+    if len(topologies) == 1:
+        print_outlook(ask(config, vocab_size, topologies[0]), dollars)
+        return EXIT_DONE
+    rows = ask_each(config, vocab_size, [(topology.name, {}, topology) for topology in topologies], ask)
+    print_table(rows, "device", dollars)
+    return EXIT_DONE
+
+
+def ask_each(
+    config: Config, vocab_size: int, cases: list[tuple[str, dict[str, str], Topology]], ask: "Asker"
+) -> list[tuple[str, Outlook]]:
+    """The outlook of each case: a label, settings on top of the config, devices. What cannot be is told and left out.
+
+    Raises:
+      InputError: none can be.
+    """
+    rows: list[tuple[str, Outlook]] = []
+    for label, overrides, topology in cases:
+        try:
+            rows.append((label, ask(apply_overrides(config, overrides), vocab_size, topology)))
+        except (InputError, Failure) as error:
+            console.print(f"{label}: {error}", soft_wrap=True, highlight=False, markup=False, style="yellow")
+    if not rows:
+        raise InputError("nothing is left to show: each case has its reason above")
+    return rows
+
+
+def read_request(args: list[str]) -> Request:
+    """Takes the verb's own flags off the command line."""
+    request, rest = Request(), list(args)
+    while rest:
+        arg = rest.pop(0)
+        name, has_value, text = arg.removeprefix("--").partition("=")
+        name = name.replace("-", "_") if arg.startswith("--") else ""
+        if name in WITH_VALUE:
+            if not has_value and (not rest or rest[0].startswith("--")):
+                raise InputError(f"{arg} needs a value")
+            request.values.setdefault(name, []).append(text if has_value else rest.pop(0))
+        elif name in WITH_LIST:
+            found = request.values.setdefault(name, [text] if has_value else [])
+            while rest and not rest[0].startswith("--"):
+                found.append(rest.pop(0))
+            if not found:
+                raise InputError(f"{arg} needs a list, such as " + PLACEHOLDERS[name])
+        else:
+            request.rest.append(arg)
+    return request
+
+
+PLACEHOLDERS = {"sweep": "--sweep micro_batch_size=2,4,8 remat=none,block", "portable": "--portable configs/*.py"}
+
+
+@dataclass
+class Asker:
+    """Looks at configs, compiler first; says once where it must estimate, and how long compiling takes.
+
+    Attributes:
+      n_expected: compilations that a search is likely to need; 0: unknown.
+    """
+
+    compiles: Compiles
+    fraction: float | None
+    wants_estimate: bool
+    n_expected: int = 0
+    seconds: list[float] = field(default_factory=list)
+    told: set[str] = field(default_factory=set)
+
+    def __call__(self, config: Config, vocab_size: int, topology: Topology) -> Outlook:
+        install = missing_plugin(topology.platform)
+        if install and not self.wants_estimate and topology.platform not in self.told:
+            self.told.add(topology.platform)
+            console.print(
+                f"no compiler for {topology.platform} is installed: the figures for {topology.name} are an "
+                f"ESTIMATE; the real ones take: {install}",
+                soft_wrap=True, highlight=False, markup=False, style="yellow",
+            )  # fmt: skip
+        if self.wants_estimate or install:
+            return self.estimate(config, vocab_size, topology)
+        is_known = self.compiles.knows(place(config, vocab_size, topology), vocab_size, topology)
+        if not is_known:
+            console.print(
+                f"compiling for {topology.name}: {self._setting(config)}{self._eta()}", style="dim", soft_wrap=True
+            )
+        begin = time.perf_counter()
+        outlook = look(config, vocab_size, topology, self.compiles, self.fraction)
+        if not is_known:
+            self.seconds.append(time.perf_counter() - begin)
+        return outlook
+
+    def estimate(self, config: Config, vocab_size: int, topology: Topology) -> Outlook:
+        return look(config, vocab_size, topology, None, self.fraction)
+
+    def _setting(self, config: Config) -> str:
+        return f"micro_batch_size={config.train.micro_batch_size} remat={config.train.remat}"
+
+    def _eta(self) -> str:
+        left = self.n_expected - len(self.seconds)
+        if not self.seconds or left < 1:
+            return ""
+        return f" (about {left * sum(self.seconds) / len(self.seconds):.0f} s left)"
+
+
+def choose_vocab_size(config: Config) -> int:
+    """The config's, the data's where it is here, or an assumption that is told."""
+    if config.model.vocab_size:
+        return config.model.vocab_size
+    try:
+        found = open_dataset(config.data.dir).vocab_size
+    except InputError:
+        found = 0
+    if not found:
+        console.print(
+            f"model.vocab_size=0 and {config.data.dir} is not here to ask: {ASSUMED_VOCAB_SIZE:,} is assumed; "
+            "--model.vocab_size=N says otherwise", style="dim", soft_wrap=True,
+        )  # fmt: skip
+    return found or ASSUMED_VOCAB_SIZE
+
+
+def seconds(value: float) -> str:
+    return f"{value:.2f} s" if value >= 1 else f"{value * 1e3:.1f} ms"
+
+
+def price(outlook: Outlook, dollars: float | None) -> str:
+    return f"${outlook.dollars(dollars):,.0f}" if dollars else ""
+
+
+def source(outlook: Outlook) -> str:
+    if not outlook.is_estimate:
+        return f"compiled in {outlook.compile_s:.0f} s"
+    gap = known_gap(outlook.config, outlook.topology.platform)
+    return f"ESTIMATE, no compiler was asked{'; ' if gap else ''}{gap}"
+
+
+def print_outlook(outlook: Outlook, dollars: float | None) -> None:
+    """All there is to say of one config on one device."""
+    one, bound, config = outlook.footprint, outlook.bound, outlook.config
+    mesh = " x ".join(f"{name} {getattr(config.mesh, name)}" for name in ("data", "fsdp", "tensor"))
+    sent = "; ".join(f"{count} {kind} over {size}, {gib(sent)}" for kind, size, count, sent in one.collectives)
+    is_blind = outlook.is_estimate and outlook.topology.n_devices > 1
+    nothing_sent = "not known without a compiler" if is_blind else "none"
+    device = outlook.topology.device
+    facts = {
+        "source": source(outlook),
+        "run": f"{config.model.family}, {outlook.n_params:,} parameters, {config.train.dtype}, attention "
+        f"{one.attention[0]} ({one.attention[1]}), remat {config.train.remat}",
+        "batch": f"{max(config.stage_batch_tokens()):,} tokens = {one.n_micro} x {config.train.micro_batch_size} rows "
+        f"x {config.model.seq_len} x {config.mesh.data * config.mesh.fsdp} device(s)",
+        "mesh": f"{outlook.topology.n_devices} x {device.name} ({mesh}); what follows is per device",
+        "parameters": gib(one.params_bytes),
+        "optimizer state": gib(one.opt_state_bytes),
+        "gradients": gib(one.gradients_bytes),
+        "activations, temporaries": gib(one.activations_bytes),
+        "inputs, program": gib(one.inputs_bytes + one.code_bytes),
+        "total": f"{gib(one.total_bytes)} of {gib(outlook.usable_bytes)} usable"
+        + (f" ({gib(device.visible_bytes)} on the card)" if device.is_gpu else ""),
+        "verdict": f"[bold]{outlook.verdict}",
+        "FLOPs": f"{outlook.flops_per_token / 1e6:,.1f} M per token; "
+        f"{outlook.step_flops / 1e12:,.1f} T executed per step",
+        "bounds": f"compute {seconds(bound.compute_s)}, memory {seconds(bound.memory_s)}, "
+        + (f"collectives {seconds(bound.collectives_s)}" if one.collectives else f"collectives {nothing_sent}"),
+        "collectives": sent or nothing_sent,
+        "at best": f"{seconds(bound.step_s)} a step ({bound.limit}), {outlook.tokens_per_s:,.0f} tokens/s",
+        "horizon": f"{outlook.n_steps:,} steps, {outlook.n_tokens:,} tokens, at best {outlook.days:.2f} days"
+        + (f", {price(outlook, dollars)}" if dollars else ""),
+    }  # fmt: skip
+    print_facts(f"{Path(config.run.dir).name} on {outlook.topology.name}", facts)
+
+
+def print_table(rows: list[tuple[str, Outlook]], title: str, dollars: float | None = None) -> None:
+    """Several outlooks, one a line."""
+    table = Table(title="GiB per device; times and prices are the least possible", title_justify="left", box=None)
+    names = ("params", "optim", "grads", "activ", "total", "usable", "verdict", "step", "tokens/s", "days")
+    table.add_column(title, no_wrap=True)
+    for name in (*names, *(["price"] if dollars else []), "compile"):
+        table.add_column(name, justify="left" if name == "verdict" else "right", no_wrap=True)
+    for label, outlook in rows:
+        one = outlook.footprint
+        parts = (one.params_bytes, one.opt_state_bytes, one.gradients_bytes, one.activations_bytes + one.code_bytes)
+        verdict = "fits" if outlook.fits else "[red]no"
+        if outlook.needs_fraction:
+            verdict = f"[yellow]fraction {outlook.needs_fraction}"
+        table.add_row(
+            label, *(f"{part / GIB:.2f}" for part in (*parts, one.total_bytes, outlook.usable_bytes)),
+            f"{verdict} {outlook.margin_bytes / GIB:+.1f}", seconds(outlook.bound.step_s),
+            f"{outlook.tokens_per_s:,.0f}", f"{outlook.days:.2f}", *([price(outlook, dollars)] if dollars else []),
+            "ESTIMATE" if outlook.is_estimate else f"{outlook.compile_s:.0f} s",
+        )  # fmt: skip
+    wide = Console(width=max(console.width, 160), force_terminal=console.is_terminal, quiet=console.quiet)
+    with wide.capture() as captured:
+        wide.print(table)
+    console.out(captured.get(), end="", highlight=False)
+    if any(outlook.needs_fraction for _, outlook in rows):
+        console.print("fraction: it fits with this XLA_CLIENT_MEM_FRACTION in the environment", style="dim")
+
+
+def search(
+    config: Config, vocab_size: int, topology: Topology, ask: Asker, *, is_depth: bool, dollars: float | None
+) -> None:
+    """--fit and --max-depth."""
+    ask.n_expected, ask.seconds = 4, []
+    tried: dict[str, Outlook] = {}
+
+    def try_it(candidate: Config) -> Outlook:
+        rows = f"micro_batch_size={candidate.train.micro_batch_size} remat={candidate.train.remat}"
+        label = f"depth={candidate.model.n_layer}" if is_depth else rows
+        if label not in tried:
+            tried[label] = ask(candidate, vocab_size, topology)
+        return tried[label]
+
+    find = fit_depth if is_depth else fit_micro_batch
+    found: Fit = find(
+        config, vocab_size, topology, try_it, lambda candidate: ask.estimate(candidate, vocab_size, topology)
+    )
+    print_table(list(tried.items()), topology.name, dollars)
+    micro = " then ".join(str(count) for count in found.n_micro)
+    console.print(f"{found.outlook.verdict}; {micro} microbatch(es) a step keep the batch. To paste:")
+    pasted = " ".join(f"--{name}={value}" for name, value in found.overrides.items())
+    console.print(pasted, soft_wrap=True, highlight=False)
+
+
+def sweep(config: Config, vocab_size: int, topology: Topology, ask: Asker, settings: list[str], png: str) -> None:
+    """--sweep: all combinations of some settings, as a table and a picture."""
+    names, choices = zip(*(read_setting(text) for text in settings), strict=True)
+    combinations = list(itertools.product(*choices))
+    ask.n_expected, ask.seconds = len(combinations), []
+    cases = [
+        (" ".join(f"{name.split('.')[-1]}={value}" for name, value in setting.items()), setting, topology)
+        for setting in (dict(zip(names, values, strict=True)) for values in combinations)
+    ]
+    rows = ask_each(config, vocab_size, cases, ask)
+    print_table(rows, topology.name)
+    path = Path(png or f"{config.run.dir}/plan_{topology.name.replace(':', '_')}.png")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    draw_sweep(rows, path)
+    console.print(f"picture: {path}")
+
+
+def read_setting(text: str) -> tuple[str, list[str]]:
+    """`remat=none,block` -> the setting's dotted name and its values. The last part of a name will do."""
+    name, has_value, values = text.partition("=")
+    known = field_paths()
+    found = [path for path in known if path == name or path.split(".")[-1] == name]
+    if not has_value or not values:
+        raise InputError(f"--sweep {text} has no values; write them as in micro_batch_size=2,4,8")
+    if len(found) != 1:
+        hint = f"may mean {', '.join(found)}; write one of them" if found else f"names no config field {name}"
+        raise InputError(f"--sweep {text} {hint}")
+    return found[0], values.split(",")
+
+
+def print_portable(paths: list[str], topologies: list[Topology], compiles: Compiles, fraction: float | None) -> int:
+    """--portable: which config compiles for which device, and what its devices send each other."""
+    ask = Asker(compiles, fraction, False)
+    matrix = Table(title="compiles for", title_justify="left")
+    sent = Table(title="collectives a step, under fsdp over all devices", title_justify="left")
+    matrix.add_column("config", no_wrap=True)
+    for topology in topologies:
+        matrix.add_column(topology.name)
+    for name in ("config", "device", "kind", "over", "times", "bytes a device sends", "parameters whole in float32"):
+        sent.add_column(name)
+    is_good = True
+    for path in paths:
+        given, cells = config_lib.load(path), []
+        vocab_size = choose_vocab_size(given)
+        for topology in topologies:
+            try:
+                outlook = ask(spread(given, topology), vocab_size, topology)
+            except (InputError, Failure) as error:
+                is_good = is_good and isinstance(error, InputError)
+                cells.append(f"[red]no: {escape(str(error))}")
+                continue
+            one = outlook.footprint
+            cells.append(f"{one.attention[0]}, {one.total_bytes / GIB:.1f} GiB{'' if outlook.fits else ', too large'}")
+            whole = sum(one.gathered_whole.values())
+            for kind, size, count, n_bytes in one.collectives:
+                sent.add_row(Path(path).stem, topology.name, kind, str(size), str(count), gib(n_bytes), gib(whole))
+        matrix.add_row(Path(path).stem, *cells)
+    console.print(matrix)
+    if sent.row_count:
+        console.print(sent)
+    return EXIT_DONE if is_good else 1
+
+
+def spread(config: Config, topology: Topology) -> Config:
+    """The config with its parameters split over all devices, and a batch that they can share."""
+    count = topology.n_devices
+    unit = config.train.micro_batch_size * config.model.seq_len * count
+    tokens = config.train.batch_tokens and -(-config.train.batch_tokens // unit) * unit
+    train = dataclasses.replace(config.train, batch_tokens=tokens, stages=() if count > 1 else config.train.stages)
+    mesh = dataclasses.replace(config.mesh, data=1, fsdp=count, tensor=1)
+    return dataclasses.replace(config, train=train, mesh=mesh)
+
+
+if __name__ == "__main__":
+    run_verb(main)

@@ -1,0 +1,135 @@
+"""The largest setting that fits a device: bisection, where each probe is a compilation."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from jaxgpt.config import Config, rows_that_divide
+from jaxgpt.config.command_line import apply_overrides
+from jaxgpt.config.derive import derive
+from jaxgpt.config.families import NanochatConfig
+from jaxgpt.errors import InputError
+from jaxgpt.plan.forecast import Outlook, place
+from jaxgpt.plan.topology import Topology
+from jaxgpt.training.memory import REMATS
+
+MAX_DEPTH = 64
+
+
+@dataclass(frozen=True)
+class Fit:
+    """What a search found.
+
+    Attributes:
+      outlook: of the largest setting that fits.
+      overrides: dotted names and values to paste.
+      n_micro: microbatches per step that keep the batch, per stage.
+    """
+
+    outlook: Outlook
+    overrides: dict[str, str]
+    n_micro: list[int]
+
+
+Look = Callable[[Config], Outlook]
+"""Asks the compiler about a config on the device of the search."""
+
+
+def largest_true(candidates: list[int], is_good: Callable[[int], bool], guess: int | None = None) -> int | None:
+    """The last candidate for which a condition holds that holds up to some point; None: for none.
+
+    Args:
+      candidates: rising.
+      guess: where the point may be: probed first, then its neighbours, then by halves.
+    """
+    low, high = -1, len(candidates)  # is_good holds at low, not at high
+    probe = min(range(len(candidates)), key=lambda i: abs(candidates[i] - guess)) if guess and candidates else None
+    stride = 1
+    while high - low > 1:
+        middle = (low + high) // 2 if probe is None else probe
+        if is_good(candidates[middle]):
+            low = middle
+        else:
+            high = middle
+        if probe is not None:  # walk away from the guess in growing strides until the point is between
+            probe = low + stride if low == middle else high - stride
+            probe = probe if low < probe < high else None
+            stride *= 2
+    return candidates[low] if low >= 0 else None
+
+
+def row_choices(config: Config, vocab_size: int, topology: Topology) -> list[int]:
+    """Values of micro_batch_size that divide every stage's batch.
+
+    Raises:
+      InputError: not even one row per device divides it.
+    """
+    placed = place(apply_overrides(config, {"train.micro_batch_size": "1"}), vocab_size, topology)
+    unit = placed.model.seq_len * placed.mesh.data * placed.mesh.fsdp
+    rows = rows_that_divide(placed, placed.mesh.data * placed.mesh.fsdp)
+    if not rows:
+        raise InputError(
+            f"train.batch_tokens={placed.train.batch_tokens} is not a multiple of model.seq_len={placed.model.seq_len} "
+            f"x {unit // placed.model.seq_len} devices = {unit}; the next is "
+            f"{-(-placed.train.batch_tokens // unit) * unit}"
+        )
+    return rows
+
+
+def fit_micro_batch(config: Config, vocab_size: int, topology: Topology, look: Look, count: Look) -> Fit:
+    """The cheapest remat policy under which a row fits, and under it the largest micro_batch_size.
+
+    Args:
+      look: asks the compiler.
+      count: estimates; where to start.
+
+    Raises:
+      InputError: nothing fits.
+    """
+    choices = row_choices(config, vocab_size, topology)
+    for remat in REMATS:
+
+        def setting(rows: int, remat=remat) -> Config:
+            return apply_overrides(config, {"train.micro_batch_size": str(rows), "train.remat": remat})
+
+        guess = largest_true(choices, lambda rows, setting=setting: count(setting(rows)).fits)
+        best = largest_true(choices, lambda rows, setting=setting: look(setting(rows)).fits, guess)
+        if best:
+            outlook = look(setting(best))
+            tokens = best * outlook.config.model.seq_len * outlook.config.mesh.data * outlook.config.mesh.fsdp
+            return Fit(
+                outlook,
+                {"train.micro_batch_size": str(best), "train.remat": remat},
+                [total // tokens for total in outlook.config.stage_batch_tokens()],
+            )
+    raise InputError(
+        f"{config.model.family} does not fit {topology.name} even with train.micro_batch_size=1 and train.remat=block; "
+        "shard it over more devices (mesh.fsdp), or choose a smaller model"
+    )
+
+
+def fit_depth(config: Config, vocab_size: int, topology: Topology, look: Look, count: Look) -> Fit:
+    """The largest depth of nanochat's dial with the config's other settings; depths at odds with those are skipped.
+
+    Raises:
+      InputError: the family has no depth, or not even the smallest fits.
+    """
+    if not isinstance(config.model, NanochatConfig):
+        raise InputError(f"--max-depth turns nanochat's dial; model.family={config.model.family} has none")
+
+    def setting(depth: int) -> Config:
+        return apply_overrides(config, {"model.depth": str(depth)})
+
+    depths = []
+    for depth in range(2, MAX_DEPTH + 1, 2):
+        try:
+            derive(setting(depth), vocab_size)
+            place(setting(depth), vocab_size, topology)
+        except InputError:
+            continue
+        depths.append(depth)
+    guess = largest_true(depths, lambda depth: count(setting(depth)).fits)
+    best = largest_true(depths, lambda depth: look(setting(depth)).fits, guess)
+    if not best:
+        raise InputError(f"no depth of {config.model.family} fits {topology.name}; lower train.micro_batch_size")
+    outlook = look(setting(best))
+    return Fit(outlook, {"model.depth": str(best)}, [outlook.footprint.n_micro])

@@ -1,0 +1,159 @@
+"""What to expect of a run on a device: does it fit, how fast can it be, how long and how dear is the horizon."""
+
+import dataclasses
+import math
+from dataclasses import dataclass
+
+from jaxgpt.config import Config, schedule
+from jaxgpt.config.activations import kept_bytes
+from jaxgpt.config.derive import derive
+from jaxgpt.config.flops import count_params, flops_per_token
+from jaxgpt.config.hardware import largest_fraction, usable_bytes
+from jaxgpt.errors import InputError
+from jaxgpt.plan.compiler import Compiles
+from jaxgpt.plan.estimate import estimate_run
+from jaxgpt.plan.footprint import Footprint
+from jaxgpt.plan.roofline import Bound, bound_step, step_flops
+from jaxgpt.plan.topology import Topology
+
+
+@dataclass(frozen=True)
+class Outlook:
+    """One config on one topology.
+
+    Attributes:
+      config: derived, with its mesh's axes filled in.
+      footprint: of the stage that needs the most.
+      is_estimate: from first principles; no compiler was asked.
+      usable_bytes: of one device.
+      most_usable_bytes: with the largest XLA_CLIENT_MEM_FRACTION.
+      compile_s: all stages together.
+    """
+
+    config: Config
+    vocab_size: int
+    topology: Topology
+    footprint: Footprint
+    is_estimate: bool
+    usable_bytes: int
+    most_usable_bytes: int
+    bound: Bound
+    compile_s: float
+
+    @property
+    def margin_bytes(self) -> int:
+        """What is left of a device; negative: what is missing."""
+        return self.usable_bytes - self.footprint.total_bytes
+
+    @property
+    def fits(self) -> bool:
+        return self.margin_bytes >= 0 and not self.footprint.is_over
+
+    @property
+    def verdict(self) -> str:
+        """In words, with the margin."""
+        margin = abs(self.margin_bytes) / 2**30
+        if self.fits:
+            return f"fits, {margin:.1f} GiB to spare"
+        if self.needs_fraction:
+            return f"fits with XLA_CLIENT_MEM_FRACTION={self.needs_fraction}, without it {margin:.1f} GiB short"
+        return f"does not fit, {margin:.1f} GiB short"
+
+    @property
+    def needs_fraction(self) -> float:
+        """The XLA_CLIENT_MEM_FRACTION with which it fits; 0 where it fits as it is, or not at all."""
+        is_within = self.footprint.total_bytes <= self.most_usable_bytes and not self.footprint.is_over
+        return largest_fraction(self.topology.device) if is_within and not self.fits else 0.0
+
+    @property
+    def n_steps(self) -> int:
+        return self.config.train.steps
+
+    @property
+    def n_tokens(self) -> int:
+        """Of the whole run."""
+        return schedule.tokens_before(self.config, self.n_steps)
+
+    @property
+    def flops_per_token(self) -> float:
+        """Of the model, by the full convention; recomputation does not count."""
+        return flops_per_token(self.config.model, self.vocab_size)
+
+    @property
+    def step_flops(self) -> float:
+        """Executed in the largest step over all devices, recomputation included."""
+        return step_flops(self.config, self.vocab_size, self.footprint.attention[0])
+
+    @property
+    def n_params(self) -> int:
+        return count_params(self.config.model, self.vocab_size).total
+
+    @property
+    def tokens_per_s(self) -> float:
+        """At best, over all devices."""
+        return max(self.config.stage_batch_tokens()) / self.bound.step_s
+
+    @property
+    def days(self) -> float:
+        """At best, to the horizon."""
+        return self.n_tokens / self.tokens_per_s / 86_400
+
+    def dollars(self, per_hour: float) -> float:
+        """At best, to the horizon, when one device costs `per_hour`."""
+        return self.days * 24 * per_hour * self.topology.n_devices
+
+
+def place(config: Config, vocab_size: int, topology: Topology) -> Config:
+    """The derived config with the axes of its mesh filled in for a topology.
+
+    Raises:
+      InputError: the axes do not multiply to the number of devices, or the batch does not divide.
+    """
+    mesh, count = config.mesh, topology.n_devices
+    inner = mesh.fsdp * mesh.tensor
+    data = mesh.data or max(count // inner, 1)
+    if data * inner != count:
+        raise InputError(
+            f"mesh.data={data} x mesh.fsdp={mesh.fsdp} x mesh.tensor={mesh.tensor} = {data * inner} devices, but "
+            f"--device={topology.name} has {count}; choose axes that multiply to {count}"
+        )
+    config = dataclasses.replace(config, mesh=dataclasses.replace(mesh, data=data))
+    return derive(config, vocab_size).config
+
+
+def look(
+    config: Config, vocab_size: int, topology: Topology, compiles: Compiles | None, fraction: float | None = None
+) -> Outlook:
+    """Asks the compiler, or counts where `compiles` is None.
+
+    Args:
+      fraction: of a GPU's memory that JAX may take; None: as the environment says.
+
+    Raises:
+      InputError: the config cannot run on the topology.
+      Failure: the compiler refused for another reason than memory.
+    """
+    config = place(config, vocab_size, topology)
+    if compiles:
+        footprints = compiles.footprints(config, vocab_size, topology)
+    else:
+        footprints = [estimate_run(config, vocab_size, topology.platform)]
+    most = max(footprints, key=lambda one: one.total_bytes)
+    largest = max(footprints, key=lambda one: one.n_micro)
+    attention = most.attention[0]
+    bound = bound_step(
+        config, vocab_size, topology, attention=attention, state_bytes=(most.params_bytes, most.opt_state_bytes),
+        kept_bytes=kept_bytes(config, attention), collectives=largest.collectives,
+    )  # fmt: skip
+    device = topology.device
+    return Outlook(
+        config=config,
+        vocab_size=vocab_size,
+        topology=topology,
+        footprint=most,
+        is_estimate=compiles is None,
+        usable_bytes=usable_bytes(device, fraction),
+        most_usable_bytes=usable_bytes(device, largest_fraction(device) if device.is_gpu else None),
+        bound=bound,
+        compile_s=math.fsum(one.compile_s for one in footprints),
+    )

@@ -1,0 +1,233 @@
+"""docs/memory.md: what the compiler says of the recipes that people ask about, beside what was guessed before.
+
+Also the picture of a sweep. Every figure of the page is computed when the page is written.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from jaxgpt import config as config_lib
+from jaxgpt.config import Config
+from jaxgpt.config.command_line import apply_overrides
+from jaxgpt.config.hardware import GIB, GPU_MEMORY_FRACTION, GPU_RESERVE_BYTES
+from jaxgpt.errors import Failure, InputError
+from jaxgpt.plan.compiler import PACKAGES, installed_version
+from jaxgpt.plan.forecast import Outlook
+from jaxgpt.plan.topology import Topology, parse_topology
+
+Ask = Callable[[Config, int, Topology], Outlook]
+NEAR = 0.15
+"""An estimate this close to the compiler's figure counts as agreeing."""
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """A run that a document, or nanoGPT's README, proposes for a card.
+
+    Attributes:
+      title: what the row is called.
+      config: file name in configs/, without .py.
+      device: for `--device`.
+      guess: what was said before anybody compiled it: memory, time.
+      overrides: dotted names and values on top of the config.
+    """
+
+    title: str
+    config: str
+    device: str
+    guess: str = ""
+    overrides: dict[str, str] = field(default_factory=dict)
+
+
+_D32 = {"model.depth": "32", "train.batch_tokens": "1048576", "train.remat": "block"}
+RECIPES = (
+    *(Recipe(f"{title} on {device}", config, device, guess if device == meant else "")
+      for title, config, meant, guess in (
+          ("1, conservative: d12, T 1024, 4 rows", "a100", "a100-40gb", "5 to 6 GB; 8 to 12 hours"),
+          ("2, balanced: d14, T 1536, 4 rows", "a100_40gb_d14", "a100-40gb", "fits; 12 to 16 hours"),
+          ("3, aggressive: d16, T 2048, 8 rows", "a100_80gb_d16", "a100-80gb", "fits; 16 to 24 hours"),
+          ("4, maximum: d18, T 2048, 8 rows", "a100_80gb_d18", "a100-80gb", "fits; 20 to 30 hours"),
+      )
+      for device in ("a100-40gb", "a100-80gb")),
+    Recipe("RTX 4090, d20, T 1024, 4 rows", "rtx4090_d20", "rtx4090", "works; about 80 hours"),
+    Recipe("RTX 4090, d20, T 1024, 2 rows", "rtx4090_d20", "rtx4090", "if 4 rows do not fit",
+           {"train.micro_batch_size": "2"}),
+    Recipe("8 x H100, d20, 32 rows", "speedrun_d20", "h100x8", "30 to 40 GB a card; 4 hours"),
+    Recipe("8 x H100, d20, fsdp", "speedrun_d20", "h100x8", "", {"mesh.fsdp": "8"}),
+    *(Recipe(f"GPT-2 124M on {device}", "gpt2_124m", device, "4 to 5 days (nanoGPT)" if device == "a100-40gbx8" else "")
+      for device in ("a100-40gb", "a100-80gb", "h100", "h200", "b200", "rtx3090", "rtx4090", "l4", "a100-40gbx8",
+                     "v4x1", "v5e", "v5px1", "v6e")),
+    Recipe("GPT-2 124M on t4, float16", "gpt2_124m", "t4", "",
+           {"train.dtype": "float16", "train.attention": "xla", "train.micro_batch_size": "2"}),
+    Recipe("GPT-2 124M on v5e-8, fsdp", "gpt2_124m", "v5e-8", "", {"mesh.fsdp": "8", "train.micro_batch_size": "10"}),
+)  # fmt: skip
+PODS = (
+    Recipe("d32 on h100x64, fsdp 8", "speedrun_d20", "h100x64", "",
+           {**_D32, "mesh.fsdp": "8", "train.micro_batch_size": "8"}),
+    Recipe("d32 on v5e-256, fsdp 256", "speedrun_d20", "v5e-256", "",
+           {**_D32, "mesh.fsdp": "256", "train.micro_batch_size": "2"}),
+)  # fmt: skip
+"""What one card cannot hold; depth 32 is nanochat's 1,000 dollar model."""
+OTHERS_ON = "h100"
+"""The card for configs of the repository that no recipe names: they are compiled to judge the estimate."""
+
+VOCAB_SIZES = {"nanochat_cpu": 4096, "quickstart": 96, "shakespeare_char": 65, "shakespeare_char_cpu": 65}
+"""Of configs that leave it to their data, which need not be here."""
+
+
+def write_page(path: Path, ask: Ask, choose_vocab_size: Callable[[Config], int], configs: Path) -> None:
+    """Compiles the recipes, or remembers, and writes the page."""
+    shown = {recipe.config for recipe in RECIPES}
+    others = [
+        Recipe(
+            name, name, OTHERS_ON, overrides={"model.vocab_size": str(VOCAB_SIZES[name])} if name in VOCAB_SIZES else {}
+        )
+        for name in sorted(path.stem for path in configs.glob("*.py"))
+        if name not in shown
+    ]
+    rows, others, pods = (_look_at(recipes, ask, choose_vocab_size, configs) for recipes in (RECIPES, others, PODS))
+    outlooks = [outlook for _, outlook in rows + others + pods if isinstance(outlook, Outlook)]
+    if any(outlook.is_estimate for outlook in outlooks):
+        raise Failure(
+            f"{path} holds compilers' figures only; install both plug-ins: pip install 'jaxgpt[plan-gpu,plan-tpu]'"
+        )
+    estimates = [
+        (recipe, outlook, ask.estimate(outlook.config, outlook.vocab_size, outlook.topology))  # pyright: ignore[reportFunctionMemberAccess]
+        for recipe, outlook in rows + others + pods
+        if isinstance(outlook, Outlook)
+    ]
+    versions = ", ".join(f"{name} {installed_version(name)}" for name in PACKAGES)
+    text = f"""# Memory and speed of the recipes, by the compiler
+
+Written by `python -m jaxgpt.plan --report {path}`; do not edit. Nothing ran: each training step was compiled for the
+card, on a machine without it
+({versions}).
+Figures are GiB on one device. Usable is what JAX takes of a GPU (XLA_CLIENT_MEM_FRACTION, {GPU_MEMORY_FRACTION} by
+default; at most all but {GPU_RESERVE_BYTES / GIB:.2f} GiB, which CUDA and its libraries need), or what libtpu shows of
+a TPU. Times are the least that the peaks allow, not forecasts.
+
+## One card, one host
+
+{_table(rows)}
+
+The guess for the conservative A100 recipe counts 0.8 GB each for weights and gradients; parameters, gradients and
+optimizer state are float32 here.
+
+## The other configs, on one {OTHERS_ON}
+
+{_table(others)}
+
+## Pods
+
+{_table(pods)}
+
+{_collectives(pods + rows)}
+
+## The estimate without a compiler
+
+Within {NEAR:.0%} of the compiler's total: {_count_near(estimates)}. Where it is not:
+
+{_estimates(estimates)}
+
+## Against a card
+
+Not measured yet. `total` above stands against `peak memory` of a bench on the card itself:
+
+    for c in gpt2_124m nanochat_d12 shakespeare_char; do
+      python -m jaxgpt.plan --config configs/$c.py --device h100
+      python -m jaxgpt.bench --config configs/$c.py
+    done
+"""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(text, encoding="utf-8")
+
+
+def _look_at(recipes, ask, choose_vocab_size, configs: Path) -> list[tuple[Recipe, Outlook | str]]:
+    found: list[tuple[Recipe, Outlook | str]] = []
+    for recipe in recipes:
+        config = apply_overrides(config_lib.load(configs / f"{recipe.config}.py"), recipe.overrides)
+        try:
+            found.append((recipe, ask(config, choose_vocab_size(config), parse_topology(recipe.device))))
+        except (InputError, Failure) as error:
+            found.append((recipe, str(error)))
+    return found
+
+
+def _table(rows: list[tuple[Recipe, Outlook | str]]) -> str:
+    names = ("recipe", "guessed before", "parameters", "optimizer", "gradients", "activations", "total", "usable",
+             "verdict", "at best, tokens/s", "at best, hours", "compiled in")  # fmt: skip
+    lines = [f"| {' | '.join(names)} |", "|---|---|" + "--:|" * 6 + "---|--:|--:|--:|"]
+    for recipe, outlook in rows:
+        if isinstance(outlook, str):
+            lines.append(f"| {recipe.title} | {recipe.guess} | | | | | | | {outlook} | | | |")
+            continue
+        one = outlook.footprint
+        parts = (one.params_bytes, one.opt_state_bytes, one.gradients_bytes, one.activations_bytes + one.code_bytes)
+        sizes = [f"{n / GIB:.2f}" for n in (*parts, one.total_bytes, outlook.usable_bytes)]
+        rest = (f"{outlook.tokens_per_s:,.0f}", f"{outlook.days * 24:,.1f}", f"{outlook.compile_s:.0f} s")
+        lines.append(f"| {' | '.join((recipe.title, recipe.guess, *sizes, outlook.verdict, *rest))} |")
+    return "\n".join(lines)
+
+
+def _collectives(rows: list[tuple[Recipe, Outlook | str]]) -> str:
+    names = ("recipe", "collective", "devices", "times a step", "sent by a device, GiB", "parameters whole in float32")
+    lines = [f"| {' | '.join(names)} |", "|---|---|--:|--:|--:|--:|"]
+    for recipe, outlook in rows:
+        if isinstance(outlook, str):
+            continue
+        whole = f"{sum(outlook.footprint.gathered_whole.values()) / GIB:.2f} GiB"
+        for kind, size, count, sent in outlook.footprint.collectives:
+            lines.append(f"| {recipe.title} | {kind} | {size} | {count} | {sent / GIB:.2f} | {whole} |")
+    return "\n".join(lines)
+
+
+def _count_near(estimates: list[tuple[Recipe, Outlook, Outlook]]) -> str:
+    near = sum(abs(_error(real, guessed)) <= NEAR for _, real, guessed in estimates)
+    return f"{near} of {len(estimates)} recipes"
+
+
+def _estimates(estimates: list[tuple[Recipe, Outlook, Outlook]]) -> str:
+    lines = ["| recipe | compiler, GiB | estimate, GiB | off by |", "|---|--:|--:|--:|"]
+    for recipe, real, guessed in estimates:
+        if abs(_error(real, guessed)) > NEAR:
+            totals = [one.footprint.total_bytes / GIB for one in (real, guessed)]
+            lines.append(f"| {recipe.title} | {totals[0]:.2f} | {totals[1]:.2f} | {_error(real, guessed):+.0%} |")
+    return "\n".join(lines)
+
+
+def _error(real: Outlook, guessed: Outlook) -> float:
+    return guessed.footprint.total_bytes / real.footprint.total_bytes - 1
+
+
+def draw_sweep(rows: list[tuple[str, Outlook]], path: Path) -> None:
+    """Memory against setting as stacked bars, with the line of what the device can give."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    labels = [label.replace(" ", "\n") for label, _ in rows]
+    footprints = [outlook.footprint for _, outlook in rows]
+    parts = {
+        "parameters": [one.params_bytes for one in footprints],
+        "optimizer state": [one.opt_state_bytes for one in footprints],
+        "gradients": [one.gradients_bytes for one in footprints],
+        "activations, temporaries": [one.activations_bytes + one.inputs_bytes + one.code_bytes for one in footprints],
+    }
+    outlook = rows[0][1]
+    figure, axes = plt.subplots(figsize=(max(6.0, 1.6 * len(rows) + 1), 4.5), layout="constrained")
+    bottom = [0.0] * len(rows)
+    for name, values in parts.items():
+        heights = [value / GIB for value in values]
+        axes.bar(labels, heights, bottom=bottom, label=name, width=0.7)
+        bottom = [low + height for low, height in zip(bottom, heights, strict=True)]
+    axes.axhline(outlook.usable_bytes / GIB, color="black", linestyle="--", label="usable")
+    axes.axhline(outlook.topology.device.visible_bytes / GIB, color="grey", linewidth=0.8, label="the card")
+    axes.set(
+        ylabel="GiB per device", title=f"{outlook.topology.name}, {'estimate' if outlook.is_estimate else 'compiled'}"
+    )
+    axes.tick_params("x", labelsize="small")
+    axes.legend(fontsize="small")
+    figure.savefig(path, dpi=150)
+    plt.close(figure)

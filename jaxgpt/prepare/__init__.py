@@ -1,0 +1,1 @@
+"""Corpora to shards: `python -m jaxgpt.prepare`."""

@@ -1,0 +1,359 @@
+"""Prepares data: text in, token shards and their manifest out. Or text shards, which are tokenized while training.
+
+    python -m jaxgpt.prepare shakespeare_char
+    python -m jaxgpt.prepare mytext --input book.txt
+    python -m jaxgpt.prepare mydocs --input 'crawl/*.parquet' --tokenizer gpt2
+    python -m jaxgpt.prepare mydocs --input 'crawl/*.parquet' --format text
+    python -m jaxgpt.prepare climbmix --shards 8
+
+A single text file is split by position, its last part for validation; documents (several files, lines of .jsonl,
+rows of .parquet) are split by a hash of their index. GPT-2's end-of-text token follows every document; the character
+and byte tokenizers, which have none, put a blank line there.
+
+--format text writes parquet files, a document per row, the last file for validation. Models like nanochat's train on
+those, with a tokenizer that `python -m jaxgpt.train_tokenizer` learns from them. Of a single text each page is a
+document.
+
+The work happens in DIR/.tmp and is moved into place when it is complete: until then what was in DIR stays as it is.
+Asked again for what is there, it says so and does nothing. Published text is fetched file by file: ask for more at any
+time, and what is there is kept.
+"""
+
+import argparse
+import difflib
+import hashlib
+import os
+import re
+import shutil
+import sys
+import time
+from pathlib import Path
+from typing import Any, NoReturn
+
+import numpy as np
+
+from jaxgpt.data.download import download
+from jaxgpt.data.manifest import read_manifest
+from jaxgpt.data.shards import Split, check_ids, inspect_shard, open_dataset, sha256_of, split_blocks
+from jaxgpt.data.text_data import TOKENIZER, open_splits
+from jaxgpt.data.tokenizer import GPT2Tokenizer
+from jaxgpt.errors import EXIT_DONE, InputError, run_verb
+from jaxgpt.prepare.corpora import (
+    CORPORA,
+    FINEWEB_TRAIN_SHARDS,
+    SHAKESPEARE_BYTES,
+    Corpus,
+    find_inputs,
+    fineweb_names,
+    fineweb_url,
+    open_corpus,
+    open_files,
+)
+from jaxgpt.prepare.destination import FORMS, claim, is_there, publish, publish_text, train_command
+from jaxgpt.prepare.encode import describe_tokens, encode_source
+from jaxgpt.prepare.text_shards import (
+    GROUP_DOCUMENTS,
+    SHARD_CHARS,
+    TEXT_CORPORA,
+    fetch_text_shards,
+    read_text_manifest,
+    write_text_shards,
+)
+from jaxgpt.run.progress import Progress
+
+EXIT_INTERRUPTED = 130
+USUAL = {
+    "shard_tokens": 100_000_000,
+    "shard_chars": SHARD_CHARS,
+    "group_documents": GROUP_DOCUMENTS,
+    "workers": 4,
+}
+"""Counts where none is given."""
+TAKES = {
+    "tokens": ("input", "tokenizer", "val_fraction", "shard_tokens", "text_field"),
+    "text": ("input", "val_fraction", "shard_chars", "group_documents", "text_field"),
+    "fineweb10B": ("input", "shards"),
+    "fetched": ("shards",),
+}
+"""Options that mean something for a form, or for a corpus that is published."""
+
+
+def dashed(flag: str) -> str:
+    return f"--{flag.replace('_', '-')}"
+
+
+def main(args: list[str]) -> int:
+    options = parse_args(args)
+    out = Path(options.out)
+    try:
+        if options.name in TEXT_CORPORA:
+            return fetch_text(options, out)
+        corpus = CORPORA.get(options.name, Corpus("", "documents", "char", 0.1))
+        inputs = find_local(options, corpus)
+        request = describe_request(options, corpus, inputs)
+        if is_there(out, options.form, options.name, request, options.force):
+            print(f"{out} is already prepared from the same input; --force prepares it again")
+            return report(out, options.form)
+        began = time.monotonic()
+        with claim(out) as scratch, Progress() as progress:
+            about = {"corpus": options.name, "request": request}
+            if corpus.kind == "shards":
+                made = gather_shards(inputs, options.shards, out, scratch, progress)
+                publish(out, scratch, {"format": 1, **about, **made})
+            else:
+                source = open_files(inputs, options.text_field) if inputs else None
+                source = source or open_corpus(options.name, scratch / "downloads", progress.download(options.name))
+                wants = {name: value for name, value in request.items() if name not in ("input", "text_field")}
+                wants["progress"] = progress.count(source.total, source.unit)
+                if options.form == "text":
+                    publish_text(out, scratch, about | write_text_shards(source, scratch / "shards", **wants))
+                else:
+                    made = encode_source(source, scratch / "shards", n_threads=options.workers, **wants)
+                    publish(out, scratch, {"format": 1, **about, **made})
+        print(f"{out} is prepared, in {time.monotonic() - began:.1f} s")
+        return report(out, options.form)
+    except BrokenPipeError:
+        raise  # the reader of our output left; run_verb knows
+    except OSError as error:
+        raise InputError(
+            f"{error.filename or out}: {error.strerror or error}; free space or choose another --out"
+        ) from error
+    except KeyboardInterrupt:
+        kept = "is as it was, and the same command starts again"
+        if options.name in TEXT_CORPORA:
+            kept = "keeps what came, and the same command goes on"
+        print(f"interrupted; {out} {kept}", file=sys.stderr)
+        return EXIT_INTERRUPTED
+
+
+# What is asked for
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        raise InputError(f"{message}; python -m jaxgpt.prepare --help lists the options")
+
+
+def parse_args(args: list[str]) -> argparse.Namespace:
+    """The command line, checked as far as it can be without looking at files."""
+    about = {name: corpus.about for name, corpus in {**CORPORA, **TEXT_CORPORA}.items()}
+    corpora = "\n".join(f"  {name:<18}{line}" for name, line in about.items())
+    parser = _Parser(
+        prog="python -m jaxgpt.prepare",
+        description=f"{__doc__}\ncorpora:\n{corpora}\n  any other name    what --input names",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    parser.add_argument("name", help="a corpus of the list, or a name for --input")
+    parser.add_argument("--input", nargs="+", metavar="PATH", default=[], help="files, directories or globs to read")
+    parser.add_argument("--out", metavar="DIR", default="", help="where the shards go (data/<name>, data/<name>_text)")
+    parser.add_argument("--tokenizer", choices=("char", "byte", "gpt2"), help="(the corpus's own; char for --input)")
+    parser.add_argument("--val-fraction", type=float, metavar="X", help="part for validation (the corpus's own; 0.1)")
+    parser.add_argument("--format", dest="form", choices=tuple(FORMS), help="what to write (tokens)")
+    parser.add_argument("--text-field", metavar="NAME", help=".jsonl, .parquet: where the text is (text)")
+    for flag, about_flag in (
+        ("shards", "published corpora: number of train shards (of fineweb10B all, 103)"),
+        ("shard_tokens", "tokens per file"),
+        ("shard_chars", "--format text: characters per file"),
+        ("group_documents", "--format text: documents per row group"),
+        ("workers", "threads that tokenize or fetch"),
+    ):
+        usual = f" ({USUAL[flag]})" if flag in USUAL else ""
+        parser.add_argument(dashed(flag), type=int, metavar="N", help=about_flag + usual)
+    parser.add_argument("--force", action="store_true", help="replace what was prepared in DIR before")
+    options = parser.parse_args(args)
+    name = options.name
+    if not re.fullmatch(r"\w[\w.-]*", name):
+        raise InputError(f"{name!r} is no name for data; take letters, digits, - and _, and --out DIR for a place")
+    if name not in about and not options.input:
+        near = difflib.get_close_matches(name, about, n=1)
+        guess = f"did you mean {near[0]}? " if near else ""
+        raise InputError(f"no corpus {name}; {guess}there are {', '.join(about)}, or give files: --input PATH")
+    if name == "pydocs" and options.input:
+        raise InputError("pydocs reads no --input; choose another name for your files")
+    form_published = "text" if name in TEXT_CORPORA else "tokens"
+    options.form = options.form or form_published
+    refuse_flags(options)
+    if options.val_fraction is not None and not 0 < options.val_fraction < 1:
+        raise InputError(f"--val-fraction={options.val_fraction} is outside (0, 1); 0.1 is usual")
+    for flag, usual in USUAL.items():
+        if getattr(options, flag) is None:
+            setattr(options, flag, usual)
+        elif getattr(options, flag) < 1:
+            raise InputError(f"{dashed(flag)}={getattr(options, flag)} is not positive; {usual} is usual")
+    options.text_field = options.text_field or "text"
+    options.out = options.out or f"data/{name}" + ("_text" if options.form == "text" != form_published else "")
+    return options
+
+
+def refuse_flags(options: argparse.Namespace) -> None:
+    """Raises InputError for an option that means nothing for what is asked."""
+    name = options.name
+    published = {"fineweb10B": ("tokens", FINEWEB_TRAIN_SHARDS)}
+    published |= {text: ("text", corpus.n_train) for text, corpus in TEXT_CORPORA.items()}
+    form, n_most = published.get(name, (options.form, 0))
+    if form != options.form:
+        raise InputError(f"{name} is published as {form}; there is no --format {options.form} of it")
+    takes = TAKES.get(name, TAKES["fetched"] if name in TEXT_CORPORA else TAKES[form])
+    for flag in sorted({flag for flags in TAKES.values() for flag in flags} - set(takes)):
+        value = getattr(options, flag)
+        if value not in (None, []):
+            what = name if n_most else f"{name} as {form}"
+            there = ", ".join(map(dashed, takes))
+            raise InputError(
+                f"{dashed(flag)}={' '.join(value) if flag == 'input' else value} is not for {what}, which takes {there}"
+            )
+    if name in TEXT_CORPORA and options.shards is None:
+        raise InputError(
+            f"--shards is missing: {name} has {n_most} files of 100 MB for training; "
+            "8 will do for a tokenizer, 170 for nanochat's 24 layers"
+        )
+    if options.shards is not None and not 1 <= options.shards <= n_most:
+        raise InputError(f"--shards={options.shards} is outside [1, {n_most}]; there are that many")
+    if name in TEXT_CORPORA and options.force:
+        raise InputError(f"--force is not for {name}; remove a file that you do not trust, and ask again")
+
+
+def find_local(options: argparse.Namespace, corpus: Corpus) -> list[Path]:
+    """The files that --input names."""
+    if not options.input:
+        return []
+    if corpus.kind == "shards":
+        return find_inputs(options.input, (".bin",))
+    inputs = find_inputs(options.input)
+    if corpus.kind == "text" and (n_bytes := sum(path.stat().st_size for path in inputs)) != SHAKESPEARE_BYTES:
+        print(f"note: --input has {n_bytes} bytes, {options.name} has {SHAKESPEARE_BYTES}; counts will differ")
+    return inputs
+
+
+def describe_request(options: argparse.Namespace, corpus: Corpus, inputs: list[Path]) -> dict[str, Any]:
+    """What decides the result, for the manifest: the same request need not be answered twice."""
+    listed = [(path.name, path.stat().st_size, path.stat().st_mtime_ns) for path in inputs]
+    digest = hashlib.sha256(repr(listed).encode("utf-8", "surrogateescape")).hexdigest()[:12]
+    request: dict[str, Any] = {"input": f"{len(inputs)} files ({digest})" if inputs else "the corpus"}
+    if corpus.kind == "shards":
+        return {**request, "shards": options.shards or "all"}
+    request |= {"val_fraction": options.val_fraction or corpus.val_fraction, "text_field": options.text_field}
+    if options.form == "text":
+        return {**request, "shard_chars": options.shard_chars, "group_documents": options.group_documents}
+    return {**request, "tokenizer": options.tokenizer or corpus.tokenizer, "shard_tokens": options.shard_tokens}
+
+
+# Tokens that are published
+
+
+def gather_shards(
+    inputs: list[Path], n_shards: int | None, out: Path, scratch: Path, progress: Progress
+) -> dict[str, Any]:
+    """Brings FineWeb's shards to `out` (those that are there already stay) and describes them for the manifest."""
+    local = {path.name: path for path in inputs}
+    if inputs and n_shards is None:
+        n_shards = sum(name.startswith("fineweb_train_") for name in local)
+    tokenizer = GPT2Tokenizer()
+    token_bytes = tokenizer.token_bytes().astype(np.int64)
+    splits = {name: {"files": [], "n_tokens": 0, "n_bytes": 0, "n_documents": 0} for name in ("train", "val")}
+    for name in fineweb_names(n_shards or FINEWEB_TRAIN_SHARDS):
+        path = place_shard(name, local, out, scratch, progress)
+        file = inspect_shard(path, wants="llmc")
+        split = splits["val" if "_val_" in name else "train"]
+        whole = Split(name, path.parent, (file,))
+        check_ids(whole, tokenizer.vocab_size)
+        counts = np.zeros(tokenizer.vocab_size, np.int64)
+        for _, tokens in split_blocks(whole):
+            counts += np.bincount(tokens, minlength=tokenizer.vocab_size)
+        entry = {"name": name, "n_tokens": file.n_tokens, "size_bytes": file.size_bytes, "sha256": sha256_of(path)}
+        split["files"].append({**entry, "format": "llmc"})
+        split["n_tokens"] += file.n_tokens
+        split["n_bytes"] += int(counts @ token_bytes)
+        split["n_documents"] += int(counts[tokenizer.end_of_text])
+    for path in (scratch / "downloads").glob("*.bin"):
+        os.replace(path, scratch / "shards" / path.name)
+    return describe_tokens(tokenizer, np.dtype(np.uint16), splits)
+
+
+def place_shard(name: str, local: dict[str, Path], out: Path, scratch: Path, progress: Progress) -> Path:
+    """Where the shard is now: in `out`, or in scratch/downloads after a copy or a download."""
+    if (out / name).exists():
+        return out / name
+    path = scratch / "downloads" / name
+    if not local:
+        download(fineweb_url(name), path, progress=progress.download(name))
+    elif name not in local:
+        raise InputError(f"--input has no {name}; fetch it, or ask for fewer with --shards")
+    else:
+        shutil.copyfile(local[name], path)
+    return path
+
+
+# Text that is published
+
+
+def fetch_text(options: argparse.Namespace, out: Path) -> int:
+    """Brings the shards that are asked for and not there yet."""
+    corpus, began = TEXT_CORPORA[options.name], time.monotonic()
+    about = {"corpus": options.name, "request": {"repository": corpus.repository}}
+    names = sorted(path.name for path in out.iterdir() if path.name != ".tmp") if out.is_dir() else []
+    if FORMS["text"].manifest in names:
+        there = read_text_manifest(out)
+        if there.get("corpus") != options.name:
+            raise InputError(f"--out {out} holds {there.get('corpus')}; choose another --out for {options.name}")
+    elif names or out.is_file():
+        what = f"holds {', '.join(names[:4])}, and nothing says that this is {options.name}" if names else "is a file"
+        raise InputError(f"--out {out} {what}; choose another --out")
+    with claim(out) as scratch, Progress() as progress:
+        n_fetched = fetch_text_shards(
+            corpus, options.shards, out, scratch / "downloads", manifest=about, n_threads=options.workers,
+            progress=progress.download,
+        )  # fmt: skip
+    if n_fetched:
+        print(f"{out}: {n_fetched} files came, in {time.monotonic() - began:.1f} s")
+    else:
+        print(f"{out} has the {options.shards} shards for training, and the one for validation, already")
+    return report(out, "text")
+
+
+# What the user sees
+
+
+def report(out: Path, form: str) -> int:
+    """Opens what is there as training will, prints what it is, and what to type next."""
+    from rich.console import Console
+    from rich.table import Table
+
+    next_verb = ""
+    if form == "text":
+        rows, next_verb = describe_text(out)
+    else:
+        open_dataset(out)
+        rows = [("split", "tokens", "documents", "bytes", "bytes/token", "files")]
+        for split, about in read_manifest(out).values["splits"].items():
+            n_tokens, n_bytes = about["n_tokens"], about.get("n_bytes", 0)
+            counts = (f"{n_tokens:,}", f"{about.get('n_documents', 0):,}", f"{n_bytes:,}")
+            rows.append((split, *counts, f"{n_bytes / n_tokens:.3f}", str(len(about["files"]))))
+    table = Table(box=None, pad_edge=False)
+    for title in rows[0]:
+        table.add_column(title, justify="left" if title == "split" else "right")
+    for row in rows[1:]:
+        table.add_row(*row)
+    Console(highlight=False).print(table)
+    print(f"next: {next_verb or train_command(out, form)}")
+    return EXIT_DONE
+
+
+def describe_text(out: Path) -> tuple[list[tuple[str, ...]], str]:
+    """The rows of a table, and the command that makes the tokenizer if there is none."""
+    chars = {entry["name"]: entry["n_chars"] for entry in read_text_manifest(out).get("files", [])}
+    rows: list[tuple[str, ...]] = [("split", "documents", "characters", "MB on disk", "files")]
+    for split in open_splits(out):
+        names = [file.path.name for file in split.files]
+        n_chars = f"{sum(chars[name] for name in names):,}" if set(names) <= set(chars) else "?"
+        n_mb = sum(file.size_bytes for file in split.files) / 1e6
+        rows.append((split.name, f"{split.count_rows():,}", n_chars, f"{n_mb:,.1f}", str(len(names))))
+    if (out / TOKENIZER).exists():
+        return rows, ""
+    size = " --vocab-size 4096" if chars and sum(chars.values()) < 50_000_000 else ""
+    return rows, f"python -m jaxgpt.train_tokenizer --data {out}{size}"
+
+
+if __name__ == "__main__":
+    run_verb(main)

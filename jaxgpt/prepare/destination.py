@@ -1,0 +1,177 @@
+"""A directory that prepare writes: what it holds, who works in it, and how new data take the place of old.
+
+The work happens in its .tmp, under a lock. A directory is complete when it has its manifest, which is taken away first
+and written last.
+"""
+
+import contextlib
+import os
+import re
+import shutil
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from jaxgpt.data.manifest import MANIFEST, read_manifest, write_manifest
+from jaxgpt.data.shards import open_dataset
+from jaxgpt.data.text_data import TOKENIZER, open_splits
+from jaxgpt.errors import InputError
+from jaxgpt.prepare.text_shards import TEXT_MANIFEST, TEXT_SHARD, read_text_manifest, write_text_manifest
+
+
+@dataclass(frozen=True)
+class Form:
+    """What a directory of data can be."""
+
+    manifest: str
+    files: re.Pattern[str]
+    """Names of what prepare puts there."""
+    read: Callable[[Path], dict[str, Any]]
+    """The manifest's values."""
+    open: Callable[[Path], object]
+    """What training does first; raises InputError where the directory will not do."""
+
+
+FORMS = {
+    "tokens": Form(
+        MANIFEST,
+        re.compile(r"(fineweb_)?(train|val)_\d{6}\.bin|manifest\.json(\.tmp)?|\.tmp"),
+        lambda out: read_manifest(out).values,
+        open_dataset,
+    ),
+    "text": Form(
+        TEXT_MANIFEST,
+        re.compile(TEXT_SHARD.pattern + r"|text\.json(\.tmp)?|tokenizer\.json|\.tmp"),
+        read_text_manifest,
+        open_splits,
+    ),
+}
+
+
+def is_there(out: Path, form: str, name: str, request: dict[str, Any], force: bool) -> bool:
+    """Whether the directory holds the answer already. What it holds instead is only replaced by force.
+
+    Args:
+      form: tokens or text.
+      name, request: the corpus, and what decides the result.
+
+    Raises:
+      InputError: something else is there, or the same, damaged.
+    """
+    wanted = FORMS[form]
+    if not out.exists():
+        return False
+    if not out.is_dir():
+        raise InputError(f"--out {out} is a file; choose a directory")
+    names = sorted(path.name for path in out.iterdir())
+    for other, about in FORMS.items():
+        if other != form and about.manifest in names:
+            raise InputError(f"--out {out} holds {other} ({about.manifest}); choose another --out for {form}")
+    strangers = [name for name in names if not wanted.files.fullmatch(name)]
+    if wanted.manifest not in names:
+        if strangers:
+            raise InputError(
+                f"--out {out} holds {', '.join(strangers[:4])}, which prepare did not write; choose another"
+            )
+        if set(names) - {".tmp", TOKENIZER} and not force:
+            raise InputError(
+                f"--out {out} has shards but no {wanted.manifest}; --force takes their place, or choose another"
+            )
+        return False
+    if force:
+        return False
+    try:
+        values = wanted.read(out)
+        request_there = values.get("request")
+        there = {"corpus": values.get("corpus"), **(request_there if isinstance(request_there, dict) else {})}
+        asked = {"corpus": name, **request}
+        if there == asked:
+            wanted.open(out)
+            return True
+    except InputError as error:
+        raise InputError(f"{error} (--force prepares {out} again)") from error
+    differs = ", ".join(f"{k}={there.get(k)} there, {k}={v} asked" for k, v in asked.items() if there.get(k) != v)
+    raise InputError(
+        f"--out {out} has other data ({differs or 'made by another version'}); "
+        "--force replaces it, or choose another --out"
+    )
+
+
+@contextlib.contextmanager
+def claim(out: Path) -> Iterator[Path]:
+    """A scratch directory in `out` that no other prepare uses. Only downloads outlive it, and only if it fails."""
+    is_new = not out.exists()
+    scratch = out / ".tmp"
+    scratch.mkdir(parents=True, exist_ok=True)
+    with open(scratch / "lock", "w") as lock:
+        _lock(lock, out)
+        for path in scratch.iterdir():
+            if path.name not in ("lock", "downloads"):
+                shutil.rmtree(path) if path.is_dir() else path.unlink()
+        (scratch / "downloads").mkdir(exist_ok=True)
+        (scratch / "shards").mkdir()
+        try:
+            yield scratch
+        except BaseException:
+            shutil.rmtree(scratch / "shards")
+            if not any((scratch / "downloads").iterdir()):
+                shutil.rmtree(scratch)
+                if is_new and not any(out.iterdir()):
+                    out.rmdir()
+            raise
+        shutil.rmtree(scratch)
+
+
+def _lock(file: Any, out: Path) -> None:
+    try:
+        import fcntl
+    except ImportError:  # not on Windows
+        return
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        raise InputError(f"another prepare is writing {out}; wait for it, or choose another --out") from None
+    except OSError:  # some network file systems have no locks
+        return
+
+
+def publish(out: Path, scratch: Path, values: dict[str, Any]) -> None:
+    """Moves complete shards into place. The manifest goes first and comes last."""
+    old: list[str] = []
+    if (out / MANIFEST).exists():
+        with contextlib.suppress(InputError):
+            entries = [entry for entries in read_manifest(out).splits.values() for entry in entries]
+            old = [entry.name for entry in entries if entry.format == "jaxgpt"]  # what was fetched may serve again
+        (out / MANIFEST).unlink()
+    for path in (scratch / "shards").iterdir():
+        os.replace(path, out / path.name)
+    write_manifest(out, values)
+    new = {entry["name"] for split in values["splits"].values() for entry in split["files"]}
+    for name in set(old) - new:
+        (out / name).unlink(missing_ok=True)
+
+
+def publish_text(out: Path, scratch: Path, values: dict[str, Any]) -> None:
+    """As `publish`; and as there is no manifest in a reader's way, the validation file, the last, is the first to come.
+
+    A kill in between leaves fewer files to train on, and none that is for validation in one directory and for
+    training in the other.
+    """
+    (out / TEXT_MANIFEST).unlink(missing_ok=True)
+    for path in sorted(out.iterdir()):
+        if TEXT_SHARD.fullmatch(path.name):
+            path.unlink()
+    for path in sorted((scratch / "shards").iterdir(), reverse=True):
+        os.replace(path, out / path.name)
+    write_text_manifest(out, values)
+
+
+def train_command(out: Path, form: str) -> str:
+    """What trains on the directory: a shipped config that names it, else one for its form that is told to."""
+    for path in sorted(Path("configs").glob("*.py")):
+        text = path.read_text(encoding="utf-8")
+        if f'"{out.as_posix()}"' in text and "jaxgpt.train" in text:
+            return f"python -m jaxgpt.train --config {path}"
+    config = "configs/nanochat_cpu.py" if form == "text" else "configs/quickstart.py"
+    return f"python -m jaxgpt.train --config {config} --data.dir={out}"

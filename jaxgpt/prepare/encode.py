@@ -1,0 +1,137 @@
+"""From text to shards: which split a document belongs to, which tokenizer reads it, what the manifest says of it.
+
+Text streams through: what is in memory at a time is one batch of pieces per thread, however large the source.
+"""
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from jaxgpt.data.shards import pick_dtype
+from jaxgpt.data.tokenizer import ByteTokenizer, CharTokenizer, GPT2Tokenizer, Tokenizer
+from jaxgpt.errors import InputError
+from jaxgpt.prepare.corpora import PIECE_CHARS, Piece, Source, is_val
+from jaxgpt.prepare.shard_writer import ShardWriter
+
+Progress = Callable[[str], Callable[[float], None]]
+"""Given the name of a pass over the source, returns what is told each n_read of it."""
+
+
+def encode_source(
+    source: Source,
+    directory: Path,
+    *,
+    tokenizer: str,
+    val_fraction: float,
+    shard_tokens: int,
+    n_threads: int,
+    progress: Progress,
+) -> dict[str, Any]:
+    """Writes the shards of both splits into a directory.
+
+    One text is cut after the first 1 - val_fraction of its characters. Documents go where `is_val` says, each
+    followed by the tokenizer's end-of-text token, or by a blank line where it has none.
+
+    Args:
+      tokenizer: char, byte or gpt2. char reads the source twice: its vocabulary is every character that occurs.
+
+    Returns:
+      The manifest's fields on tokenizer and splits.
+
+    Raises:
+      InputError: the source cannot be read, or is too small for two splits.
+    """
+    n_chars, chars = 0, set()
+    if source.is_one_text or tokenizer == "char":
+        n_chars, chars = _survey(source, progress("surveying"))
+    reader = _make_tokenizer(tokenizer, chars if source.is_one_text else chars | {"\n"})
+    n_train_chars = int(n_chars * (1 - val_fraction)) if source.is_one_text else None
+    dtype = pick_dtype(reader.vocab_size)
+    writers = {name: ShardWriter(directory, name, dtype, shard_tokens) for name in ("train", "val")}
+    n_bytes, n_documents = dict.fromkeys(writers, 0), dict.fromkeys(writers, 0)
+    advance = progress("tokenizing")
+    try:
+        for batch in _batches(_assign(source, val_fraction, n_train_chars), n_threads * PIECE_CHARS):
+            texts = [_text_of(piece, reader, source.is_one_text) for _, piece in batch]
+            for (name, piece), text, ids in zip(batch, texts, reader.encode_batch(texts, n_threads), strict=True):
+                writers[name].write(ids)
+                n_bytes[name] += len(text.encode("utf-8"))
+                n_documents[name] += piece.ends_document
+                if piece.ends_document and reader.end_of_text is not None and not source.is_one_text:
+                    writers[name].write(np.array([reader.end_of_text]))
+            advance(sum(piece.n_read for _, piece in batch))
+        for name, writer in writers.items():
+            if not writer.n_tokens:
+                way_out = "give more text" if source.is_one_text else "give two documents or more, or one text file"
+                raise InputError(f"nothing is left for {name} (val_fraction={val_fraction}); {way_out}")
+        splits = {name: {"files": writer.close(), "n_tokens": writer.n_tokens} for name, writer in writers.items()}
+    finally:
+        for writer in writers.values():
+            writer.abandon()
+    for name, split in splits.items():
+        split |= {"n_bytes": n_bytes[name], "n_documents": n_documents[name]}
+    return describe_tokens(reader, dtype, splits)
+
+
+def describe_tokens(tokenizer: Tokenizer, dtype: np.dtype, splits: dict[str, Any]) -> dict[str, Any]:
+    """The manifest's fields on tokenizer and splits."""
+    return {
+        "tokenizer": tokenizer.to_json(),
+        "tokenizer_sha256": tokenizer.digest(),
+        "vocab_size": tokenizer.vocab_size,
+        "dtype": dtype.name,
+        "splits": splits,
+    }
+
+
+def _survey(source: Source, advance: Callable[[float], None]) -> tuple[int, set[str]]:
+    """Characters in the source: how many, and which."""
+    n_chars, chars = 0, set()
+    for piece in source.pieces():
+        n_chars += len(piece.text)
+        chars.update(piece.text)
+        advance(piece.n_read)
+    return n_chars, chars
+
+
+def _make_tokenizer(name: str, chars: set[str]) -> Tokenizer:
+    if name == "char":
+        return CharTokenizer("".join(sorted(chars)))
+    return GPT2Tokenizer() if name == "gpt2" else ByteTokenizer()
+
+
+def _assign(source: Source, val_fraction: float, n_train_chars: int | None) -> Iterator[tuple[str, Piece]]:
+    """Each piece with its split."""
+    index, n_left = 0, n_train_chars or 0
+    for piece in source.pieces():
+        if n_train_chars is None:
+            yield "val" if is_val(index, val_fraction) else "train", piece
+            index += piece.ends_document
+        elif len(piece.text) <= n_left:
+            n_left -= len(piece.text)
+            yield "train", piece._replace(ends_document=n_left == 0)
+        else:
+            if n_left:
+                yield "train", Piece(piece.text[:n_left], True, 0)
+            yield "val", piece._replace(text=piece.text[n_left:])
+            n_left = 0
+
+
+def _batches(pieces: Iterator[tuple[str, Piece]], min_chars: int) -> Iterator[list[tuple[str, Piece]]]:
+    batch, n_chars = [], 0
+    for split, piece in pieces:
+        batch.append((split, piece))
+        n_chars += len(piece.text)
+        if n_chars >= min_chars:
+            yield batch
+            batch, n_chars = [], 0
+    if batch:
+        yield batch
+
+
+def _text_of(piece: Piece, tokenizer: Tokenizer, is_one_text: bool) -> str:
+    if is_one_text or not piece.ends_document or tokenizer.end_of_text is not None:
+        return piece.text
+    return piece.text + ("\n" if piece.text.endswith("\n") else "\n\n")

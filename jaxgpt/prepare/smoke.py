@@ -1,0 +1,96 @@
+"""A run in miniature, for `--smoke`: the same code path and optimizer, a few steps of a small model on embedded text.
+
+It answers "does this config run here" within a minute, on any machine, and is how the tests run every shipped config.
+"""
+
+import dataclasses
+import json
+import shutil
+import sysconfig
+from pathlib import Path
+
+from jaxgpt.config import CheckpointConfig, Config, EvalConfig, LogConfig, MeshConfig, SampleConfig
+from jaxgpt.config.families import ModelConfig, NanochatConfig
+from jaxgpt.data.bpe import train_bpe
+from jaxgpt.data.manifest import FORMAT, write_manifest
+from jaxgpt.errors import InputError
+from jaxgpt.prepare.corpora import open_files
+from jaxgpt.prepare.encode import encode_source
+from jaxgpt.prepare.pydocs import python_docs
+from jaxgpt.prepare.text_shards import write_text_shards
+
+STEPS = 6
+SEQ_LEN = 64
+ROWS = 2
+MICROBATCHES = 2
+VOCAB_SIZE = 512
+VAL_FRACTION = 0.2
+PACKAGE = "asyncio"
+"""Package of the standard library whose documentation is the text: enough, and quick to read."""
+
+
+def shrink(config: Config) -> Config:
+    """The config in miniature, with its data written below runs/smoke/<name>, which is replaced.
+
+    Raises:
+      InputError: that directory holds something else.
+    """
+    run_dir = Path(config.run.dir).parent / "smoke" / Path(config.run.dir).name
+    if run_dir.exists() and not (run_dir / "data").is_dir():
+        raise InputError(f"--smoke writes to {run_dir}, which it did not make; move it away")
+    shutil.rmtree(run_dir, ignore_errors=True)
+    (run_dir / "data").mkdir(parents=True)
+    write_data(run_dir / "data", is_text=config.data.is_text)
+    stages = tuple(
+        dataclasses.replace(stage, from_step=2 + i, batch_tokens=0) for i, stage in enumerate(config.train.stages)
+    )
+    return dataclasses.replace(
+        config,
+        run=dataclasses.replace(config.run, dir=str(run_dir)),
+        model=shrink_model(config.model),
+        data=dataclasses.replace(config.data, dir=str(run_dir / "data"), tokenizer="", lanes=1),
+        train=dataclasses.replace(
+            config.train,
+            steps=STEPS, batch_tokens=MICROBATCHES * ROWS * SEQ_LEN, micro_batch_size=ROWS, loss_chunk_tokens=SEQ_LEN,
+            attention="auto", init_from="", stages=stages[: STEPS - 2],
+        ),
+        mesh=MeshConfig(data=1, platform=config.mesh.platform),
+        eval=EvalConfig(every=STEPS // 2, tokens=4 * SEQ_LEN),
+        log=LogConfig(every=1),
+        checkpoint=CheckpointConfig(every=STEPS // 2),
+        sample=SampleConfig(every=STEPS, max_tokens=16),
+    )  # fmt: skip
+
+
+def shrink_model(model: ModelConfig) -> ModelConfig:
+    """Four narrow layers, or two of GPT-2's; which mechanisms there are stays as it is."""
+    if isinstance(model, NanochatConfig):
+        return dataclasses.replace(
+            model, depth=4, aspect_ratio=16, n_embd=0, head_dim=16, n_kv_head=0, vocab_size=0, seq_len=SEQ_LEN,
+            short_window=SEQ_LEN // 4 + 1,
+        )  # fmt: skip
+    return dataclasses.replace(model, n_layer=2, n_head=2, n_embd=32, vocab_size=0, seq_len=SEQ_LEN)
+
+
+def write_data(directory: Path, *, is_text: bool) -> None:
+    """Python's documentation of one package: text shards with a tokenizer, or shards of bytes."""
+    documents = python_docs(Path(sysconfig.get_path("stdlib")) / PACKAGE)
+    text = directory / "documents.jsonl"
+    text.write_text("".join(json.dumps({"text": document}) + "\n" for document in documents), encoding="utf-8")
+    source = open_files([text], "text")
+    if is_text:
+        write_text_shards(
+            source, directory, val_fraction=VAL_FRACTION, shard_chars=10**6, group_documents=10, progress=_in_silence
+        )
+        tokenizer = train_bpe(documents, VOCAB_SIZE)
+        (directory / "tokenizer.json").write_text(json.dumps(tokenizer.to_json()), encoding="utf-8")
+        return
+    made = encode_source(
+        source, directory, tokenizer="byte", val_fraction=VAL_FRACTION, shard_tokens=10**6, n_threads=1,
+        progress=_in_silence,
+    )  # fmt: skip
+    write_manifest(directory, {"format": FORMAT, "corpus": "smoke", **made})
+
+
+def _in_silence(_: str):
+    return lambda n_read: None

@@ -1,0 +1,380 @@
+"""A directory of text as `data.documents` reads it: written from any source, or fetched where it is published.
+
+    shard_00000.parquet ... shard_00004.parquet    a column `text`, a document per row, zstd
+    text.json                                      what was asked for
+
+The last file in the order of names is for validation, so it is the first to be put in place: a directory whose work
+was interrupted has fewer documents to train on, and never a training file where the validation file should be.
+
+A text without documents (one book) is cut into pages, each a document: of a document that is longer than its row a
+packer uses the front and throws the rest away. Documents of more than `corpora.PIECE_CHARS` are cut at a line end.
+"""
+
+import contextlib
+import json
+import os
+import re
+import threading
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor, as_completed
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import pyarrow
+import pyarrow.parquet
+
+from jaxgpt.data.download import download
+from jaxgpt.data.text_data import COLUMN
+from jaxgpt.errors import InputError
+from jaxgpt.prepare.corpora import HUB, Source, is_val
+
+TEXT_MANIFEST = "text.json"
+FORMAT = 1
+TEXT_SHARD = re.compile(r"shard_\d{5,}\.parquet")
+SHARD_CHARS = 250_000_000
+GROUP_DOCUMENTS = 1000
+PAGE_CHARS = 2048
+"""One text is cut into documents of at most this length."""
+_GROUP_CHARS = 64 << 20
+"""A row group ends here too: what the writer and a reader hold at a time."""
+_LIMIT_BYTES = 64 << 20
+_SCHEMA = pyarrow.schema([(COLUMN, pyarrow.string())])
+
+
+@dataclass(frozen=True)
+class TextCorpus:
+    """Text that is published in such files."""
+
+    about: str
+    repository: str
+    """On the Hugging Face hub. Its files are numbered from 0; the last is for validation."""
+    n_files: int
+
+    @property
+    def n_train(self) -> int:
+        return self.n_files - 1
+
+
+TEXT_CORPORA = {
+    "climbmix": TextCorpus("ClimbMix, nanochat's text, 100 MB a shard", "karpathy/climbmix-400b-shuffle", 6543),
+    "fineweb-edu": TextCorpus(
+        "FineWeb-Edu, nanochat's text of 2025, 100 MB a shard", "karpathy/fineweb-edu-100b-shuffle", 1823
+    ),
+}
+
+
+def shard_name(number: int) -> str:
+    return f"shard_{number:05d}.parquet"
+
+
+# Writing
+
+
+def write_text_shards(
+    source: Source,
+    directory: Path,
+    *,
+    val_fraction: float,
+    shard_chars: int,
+    group_documents: int,
+    progress: Callable[[str], Callable[[float], None]],
+) -> dict[str, Any]:
+    """Writes the shards of both splits, in the order of the source.
+
+    One text is split after the first 1 - val_fraction of its characters; documents go where `is_val` says.
+
+    Args:
+      shard_chars: a training file ends with the document that reaches so many characters. There is one file for
+        validation, of any size.
+      group_documents: rows of a row group; fewer, if they are long.
+      progress: given the name of a pass over the source, returns what is told each n_read of it.
+
+    Returns:
+      The manifest's field on files, in the order of names.
+
+    Raises:
+      InputError: the source cannot be read, or is too small for two splits.
+    """
+    documents = _pages(source, val_fraction, progress) if source.is_one_text else _assign(source, val_fraction)
+    writers = {
+        "train": _Writer(directory, "train", shard_chars, group_documents),
+        "val": _Writer(directory, "val", None, group_documents),
+    }
+    advance = progress("writing text")
+    try:
+        for split, text, n_read in documents:
+            if text:
+                writers[split].write(text)
+            advance(n_read)
+        written = {split: writer.close() for split, writer in writers.items()}
+    finally:
+        for writer in writers.values():
+            writer.abandon()
+    for split, files in written.items():
+        if not files:
+            way_out = "give more text" if source.is_one_text else "give two documents or more, or one text file"
+            raise InputError(f"nothing is left for {split} (val_fraction={val_fraction}); {way_out}")
+    entries = []
+    for number, (path, entry) in enumerate(written["train"] + written["val"]):
+        os.replace(path, directory / shard_name(number))
+        entries.append({"name": shard_name(number), **entry})
+    return {"files": entries}
+
+
+def _assign(source: Source, val_fraction: float) -> Iterator[tuple[str, str, float]]:
+    """Split, text, n_read of each document."""
+    index = 0
+    for piece in source.pieces():
+        yield "val" if is_val(index, val_fraction) else "train", piece.text, piece.n_read
+        index += piece.ends_document
+
+
+def _pages(
+    source: Source, val_fraction: float, progress: Callable[[str], Callable[[float], None]]
+) -> Iterator[tuple[str, str, float]]:
+    """Split, text, n_read of each page of one text. All pages together are the text."""
+    n_chars, advance = 0, progress("surveying")
+    for piece in source.pieces():
+        n_chars += len(piece.text)
+        advance(piece.n_read)
+    n_left = int(n_chars * (1 - val_fraction))
+    for piece in source.pieces():
+        start = 0
+        while start < len(piece.text):
+            split = "train" if n_left else "val"
+            end = min(start + PAGE_CHARS, len(piece.text))
+            if split == "train" and end - start >= n_left:
+                end = start + n_left
+            elif end < len(piece.text):
+                end = _page_end(piece.text, start, end)
+            n_left -= end - start if n_left else 0
+            yield split, piece.text[start:end], 0
+            start = end
+        yield "train", "", piece.n_read
+
+
+def _page_end(text: str, start: int, end: int) -> int:
+    """Where a page ends that may reach to `end`: after an empty line, else a line, else a blank, if half full."""
+    for mark in ("\n\n", "\n", " "):
+        found = text.rfind(mark, start + (end - start) // 2, end)
+        if found >= 0:
+            return found + len(mark)
+    return end
+
+
+class _Writer:
+    """Documents to the files of one split."""
+
+    def __init__(self, directory: Path, split: str, shard_chars: int | None, group_documents: int):
+        self._directory, self._split = directory, split
+        self._shard_chars, self._group_documents = shard_chars, group_documents
+        self._closed: list[tuple[Path, dict[str, Any]]] = []
+        self._file: BinaryIO | None = None
+        self._parquet: Any = None
+        self._rows: list[str] = []
+        self._n_waiting_chars = self._n_documents = self._n_chars = 0
+
+    def write(self, text: str) -> None:
+        if self._file is None:
+            self._file = open(self._directory / f"{self._split}_{len(self._closed)}.tmp", "wb")  # noqa: SIM115
+            self._parquet = pyarrow.parquet.ParquetWriter(
+                self._file,
+                _SCHEMA,
+                compression="zstd",
+                use_dictionary=False,  # no two documents are alike
+                write_statistics=False,  # they would hold the first and the last document once more
+                write_page_checksum=True,
+            )
+            self._n_documents = self._n_chars = 0
+        self._rows.append(text)
+        self._n_waiting_chars += len(text)
+        self._n_documents += 1
+        self._n_chars += len(text)
+        if len(self._rows) >= self._group_documents or self._n_waiting_chars >= _GROUP_CHARS:
+            self._end_group()
+        if self._shard_chars is not None and self._n_chars >= self._shard_chars:
+            self._end_file()
+
+    def close(self) -> list[tuple[Path, dict[str, Any]]]:
+        """The files, and what the manifest says of each."""
+        if self._file is not None:
+            self._end_file()
+        return self._closed
+
+    def abandon(self) -> None:
+        """Lets go of a file that is not complete, if there is one."""
+        if self._file is not None:
+            with contextlib.suppress(pyarrow.ArrowException, OSError):
+                self._parquet.close()
+            self._file.close()
+            self._file = None
+
+    def _end_group(self) -> None:
+        if self._rows:
+            self._parquet.write_table(pyarrow.table([self._rows], schema=_SCHEMA))
+        self._rows, self._n_waiting_chars = [], 0
+
+    def _end_file(self) -> None:
+        self._end_group()
+        self._parquet.close()
+        file, self._file = self._file, None
+        assert file is not None
+        with file:
+            file.flush()
+            os.fsync(file.fileno())
+            size_bytes = file.tell()
+        entry = {"n_documents": self._n_documents, "n_chars": self._n_chars, "size_bytes": size_bytes}
+        self._closed.append((Path(file.name), entry))
+
+
+# What a directory says of itself
+
+
+def write_text_manifest(directory: Path, values: dict[str, Any]) -> None:
+    """Writes text.json in one step."""
+    partial = directory / f"{TEXT_MANIFEST}.tmp"
+    with open(partial, "wb") as file:
+        file.write(json.dumps({"format": FORMAT, **values}, indent=1).encode("ascii"))
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(partial, directory / TEXT_MANIFEST)
+
+
+def read_text_manifest(directory: Path) -> dict[str, Any]:
+    """text.json: `corpus`, `request` and, if the files were written here, `files`, which are as it says.
+
+    Raises:
+      InputError: it is damaged, or of another version; or a file is missing or has another size.
+    """
+    path = directory / TEXT_MANIFEST
+    try:
+        with open(path, "rb") as file:
+            content = file.read(_LIMIT_BYTES + 1)
+        values = json.loads(content[:_LIMIT_BYTES].decode("utf-8"))
+    except OSError as error:
+        raise InputError(f"{path} cannot be read: {error.strerror}; check its permissions") from error
+    except (ValueError, RecursionError) as error:
+        raise InputError(f"{path} is not JSON; it is damaged, prepare the text again") from error
+    files = values.get("files", []) if isinstance(values, dict) else None
+    if not isinstance(values, dict) or values.get("format") != FORMAT or not isinstance(files, list):
+        raise InputError(f"{path} is not of format {FORMAT}; prepare the text again")
+    for entry in files:
+        name = entry.get("name") if isinstance(entry, dict) else None
+        if not isinstance(name, str) or not TEXT_SHARD.fullmatch(name) or type(entry.get("n_chars")) is not int:
+            raise InputError(f"{path}: {str(entry)[:60]} describes no shard; it is damaged, prepare the text again")
+        found = (directory / name).stat().st_size if (directory / name).is_file() else "not there"
+        if found != entry.get("size_bytes"):
+            raise InputError(
+                f"{directory / name} has size_bytes={found}, {TEXT_MANIFEST} says {entry.get('size_bytes')}; "
+                "it changed since it was prepared: restore it, or prepare again"
+            )
+    return values
+
+
+# Fetching
+
+
+class _Stopped(Exception):
+    """This download is given up because another failed, or the user did."""
+
+
+def fetch_text_shards(
+    corpus: TextCorpus,
+    n_train: int,
+    directory: Path,
+    scratch: Path,
+    *,
+    manifest: dict[str, Any],
+    n_threads: int,
+    progress: Callable[[str], Callable[[int, int | None], None]],
+) -> int:
+    """Brings the validation file and the first `n_train` others to `directory`. What is there stays, if it is whole.
+
+    A file is read whole before it gets its place, and the validation file is the first to get it.
+
+    Args:
+      scratch: where downloads are until then; one that was interrupted is taken up again.
+      manifest: what the directory shall say of itself, from its first file on.
+      progress: given a file's name, returns what is told the bytes that are there, and the total.
+
+    Returns:
+      How many files were missing.
+
+    Raises:
+      InputError: a download fails, or what came is no text. Other downloads end with it, and count when tried again.
+    """
+    stopped = threading.Event()
+
+    def fetch(name: str) -> None:
+        show = progress(name)
+
+        def watch(n_bytes: int, total: int | None) -> None:
+            if stopped.is_set():
+                raise _Stopped
+            show(n_bytes, total)
+
+        hub = os.environ.get("HF_ENDPOINT", HUB).rstrip("/")
+        url = f"{hub}/datasets/{corpus.repository}/resolve/main/{name}"
+        download(url, scratch / name, progress=watch, way_out="try again later")
+        try:
+            check_text_shard(scratch / name)
+        except InputError as error:
+            (scratch / name).unlink()
+            raise InputError(f"{url} came damaged, or is something else: {error}") from error
+        if not (directory / TEXT_MANIFEST).exists():
+            write_text_manifest(directory, manifest)
+        os.replace(scratch / name, directory / name)
+
+    def fetch_or_stop(name: str) -> None:
+        try:
+            if not stopped.is_set():
+                fetch(name)
+        except _Stopped:
+            return  # what stopped it is raised elsewhere
+        except BaseException:
+            stopped.set()  # before this thread takes the next file
+            raise
+
+    names = [shard_name(corpus.n_train), *map(shard_name, range(n_train))]
+    there = sorted(path.name for path in directory.iterdir() if TEXT_SHARD.fullmatch(path.name))
+    missing = [name for name in dict.fromkeys(names + there) if not _is_whole(directory / name)]
+    if names[0] in missing:
+        fetch(names[0])
+    with ThreadPoolExecutor(n_threads) as pool:
+        futures = [pool.submit(fetch_or_stop, name) for name in missing if name != names[0]]
+        try:
+            for future in as_completed(futures):
+                future.result()
+        except BaseException:
+            stopped.set()
+            pool.shutdown(wait=False, cancel_futures=True)
+            raise
+    return len(missing)
+
+
+def _is_whole(path: Path) -> bool:
+    """Whether the file is there to its end, where parquet has its footer."""
+    try:
+        pyarrow.parquet.read_metadata(path)
+    except (pyarrow.ArrowException, OSError):
+        return False
+    return True
+
+
+def check_text_shard(path: Path) -> None:
+    """Reads all text of a file.
+
+    Raises:
+      InputError: it is damaged, or has no column of text, or no rows.
+    """
+    try:
+        with pyarrow.parquet.ParquetFile(path, page_checksum_verification=True) as file:
+            kinds = {field.name: str(field.type) for field in file.schema_arrow}
+            if kinds.get(COLUMN) not in ("string", "large_string", "string_view"):
+                raise InputError(f"column {COLUMN!r} is {kinds.get(COLUMN, 'not there')}, not text")
+            n_rows = sum(len(batch) for batch in file.iter_batches(columns=[COLUMN], use_threads=False))
+    except (pyarrow.ArrowException, OSError) as error:
+        raise InputError(f"{(str(error).splitlines() or [''])[0]}; fetch it again") from error
+    if not n_rows:
+        raise InputError("it has no rows")

@@ -1,0 +1,1 @@
+"""A run's directory, and what a run reports; for both training loops."""

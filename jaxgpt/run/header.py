@@ -1,0 +1,65 @@
+"""What a run says before it begins, in the user's terms: the same for both training loops."""
+
+import math
+
+from jaxgpt.config import schedule
+from jaxgpt.config.derive import Derivation
+from jaxgpt.config.flops import count_params, flops_per_token
+from jaxgpt.config.param_groups import param_groups
+from jaxgpt.data.sources import Source
+from jaxgpt.run.console import console, print_facts
+
+
+def print_header(
+    derivation: Derivation,
+    source: Source,
+    vocab_size: int,
+    shapes: dict[str, tuple[int, ...]],
+    n_micro: dict[int, int],
+    n_devices: int,
+    first_step: int,
+    compute: str,
+    samples: str = "",
+) -> None:
+    """Prints warnings, and a table of facts.
+
+    Args:
+      shapes: of the parameters, by path.
+      n_micro: microbatches of a step, by its tokens, in the order of the stages.
+      n_devices: that share the rows of a batch.
+      compute: dtype, devices and attention, in words.
+      samples: a word on them, where there is one to say.
+    """
+    config = derivation.config
+    model, train = config.model, config.train
+    n_params = count_params(model, vocab_size)
+    no_positions = f" ({n_params.total - n_params.wpe:,} without positions)" if n_params.wpe else ""
+    counted: dict[str, list[int]] = {}
+    for path, group in param_groups(config.optim, shapes).items():
+        name = f"{group.algorithm} lr {group.lr:g} decay {group.weight_decay:g}"
+        counted.setdefault(name, []).append(math.prod(shapes[path]))
+    tokens = schedule.tokens_before(config, train.steps)
+    n_epochs = f" = {tokens / source.n_train_tokens:.2f} epochs" if source.n_train_tokens else ""
+    for warning in derivation.warnings:
+        console.print(f"[yellow]warning: {warning}")
+    print_facts(
+        config.run.dir,
+        {
+            "model": f"{model.family}, {n_params.total:,} parameters{no_positions}, {model.n_layer} layers x "
+            f"{model.n_embd}, context {model.seq_len}, vocabulary {vocab_size}",
+            "derived": "; ".join(f"{name}: {value}" for name, value in derivation.facts.items()),
+            "data": source.describe(),
+            "batch": " then ".join(
+                f"{total:,} tokens = {count} x {train.micro_batch_size} rows x {model.seq_len} x {n_devices} device(s)"
+                for total, count in n_micro.items()
+            ),
+            "steps": f"{train.steps:,}, {tokens:,} tokens{n_epochs}"
+            + (f"; from step {first_step}" if first_step else "")
+            + ("; the warm-up is longer than the run" if config.optim.schedule.warmup_steps > train.steps else ""),
+            "optimizer": "; ".join(
+                f"{name}: {len(n)} tensor{'s' * (len(n) > 1)}, {sum(n):,}" for name, n in counted.items()
+            ),
+            "compute": f"{compute}, {flops_per_token(model, vocab_size) / 1e6:,.1f} MFLOPs per token",
+            "samples": samples,
+        },
+    )

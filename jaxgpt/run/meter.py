@@ -1,0 +1,94 @@
+"""Reads a running step's metrics one step late, times them, and writes the records.
+
+Step n is dispatched before the metrics of step n - 1 are read, so the device never waits for the console. Nothing
+here knows a framework: a metric is whatever `float()` takes.
+"""
+
+import time
+from collections.abc import Callable
+
+from jaxgpt.config import Config, schedule
+from jaxgpt.config.flops import flops_per_token, mfu
+from jaxgpt.run.bar import Progress
+from jaxgpt.run.metrics import MetricsFile, describe
+from jaxgpt.run.sinks import Sinks
+
+
+class Diverged(RuntimeError):
+    """Too many steps in a row were not finite. Nothing of them was applied."""
+
+
+class Meter:
+    """From (step, metrics) to records in metrics.jsonl, on the sinks, the progress bar and the console."""
+
+    def __init__(
+        self, config: Config, vocab_size: int, device_kind: str, n_devices: int,
+        progress: Progress, files: list[MetricsFile | Sinks], say: Callable[[str], None],
+    ):  # fmt: skip
+        self._config, self._progress, self._files, self._say = config, progress, files, say
+        self._flops_per_token = flops_per_token(config.model, vocab_size)
+        self._device = (device_kind, n_devices, config.train.dtype)
+        self._pending = None
+        self._record: dict = {}
+        self.resume()
+
+    def push(self, n_done: int, metrics: dict) -> None:
+        """Takes over the metrics of the step just dispatched; reads and reports those of the step before."""
+        previous, self._pending = self._pending, (n_done, metrics)
+        if previous:
+            self._read(*previous)
+            self._report(is_due=previous[0] % self._config.log.every == 0)
+
+    def settle(self) -> None:
+        """Waits for the step last dispatched. Its record is open for `add` until `resume`."""
+        if self._pending:
+            self._read(*self._pending)
+            self._pending = None
+
+    def add(self, **values: float | None) -> None:
+        """More to say about the settled step, such as val_loss."""
+        self._record |= values
+
+    def resume(self) -> None:
+        """Reports the settled step if it is due, and starts the clock again: what came between is not training."""
+        if self._record:
+            n_done = self._record["step"]
+            self._report(is_due=n_done % self._config.log.every == 0 or "val_loss" in self._record)
+        self._clock = self._clock_before = time.perf_counter()
+        self._n_tokens = self._n_tokens_before = 0
+
+    def _read(self, n_done: int, metrics: dict) -> None:
+        values = {name: float(value) for name, value in metrics.items()}
+        self._n_tokens += schedule.batch_tokens_at(self._config, n_done - 1)
+        n_tokens = self._n_tokens_before + self._n_tokens
+        tokens_per_s = n_tokens / max(time.perf_counter() - self._clock_before, 1e-9)
+        n_skipped_in_row = int(values.pop("n_skipped_in_row"))
+        self._record = {
+            "step": n_done,
+            "train_loss": values.pop("loss"),
+            "lr": self._config.optim.lr * schedule.lr_scale_at(self._config, n_done - 1),
+            "tokens": schedule.tokens_before(self._config, n_done),
+            "tokens_per_s": tokens_per_s,
+            "mfu": mfu(tokens_per_s * self._flops_per_token, *self._device),
+            "n_skipped": int(values.pop("n_skipped")),
+            **values,
+        }
+        self._progress.advance(n_done, describe(self._record))
+        if n_skipped_in_row >= self._config.train.max_skips:
+            self._report(is_due=True)
+            raise Diverged(
+                f"loss or gradient was not finite for train.max_skips={n_skipped_in_row} steps in a row, "
+                f"the last of them step {n_done}; lower optim.lr, or go on from a checkpoint with --resume"
+            )
+
+    def _report(self, *, is_due: bool) -> None:
+        record, self._record = self._record, {}
+        if not is_due:
+            return
+        for file in self._files:
+            file.write(record)
+        if "val_loss" in record or not self._progress.is_shown:
+            self._say(describe(record))
+        # Speed is over the last two records: a device that works while the host waits has the next step done at once.
+        self._clock_before, self._clock = self._clock, time.perf_counter()
+        self._n_tokens_before, self._n_tokens = self._n_tokens, 0

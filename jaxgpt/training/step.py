@@ -1,0 +1,258 @@
+"""The training step: scan over microbatches, divide once, clip, update; and the state it carries.
+
+One compiled function per batch size, `(state, batch, hyper) -> (state, metrics)`, with the state donated. Losses
+and gradients are sums over tokens until the one division by the count, so microbatches and devices add exactly.
+
+A step whose loss or gradient is not finite changes nothing but its own counters: `jnp.where` on every leaf, for
+0 x NaN is NaN. With float16 the loss is scaled up before the backward pass and the scale follows torch's
+GradScaler (halve on overflow, double after 2000 good steps; arXiv:1710.03740).
+"""
+
+import functools
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, NamedTuple, cast
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from jax.sharding import Mesh
+
+from jaxgpt.config import Config
+from jaxgpt.config.param_groups import param_groups
+from jaxgpt.models import Model, init_params, param_shapes
+from jaxgpt.models.attention import choose_attention
+from jaxgpt.models.loss import cross_entropy, token_losses
+from jaxgpt.optim.optimizer import OptimState, clip_by_global_norm, global_norm, optimizer
+from jaxgpt.parallel.sharding import batch_sharding, replicated, shard_params
+
+LOSS_SCALE_INIT = 2.0**16
+LOSS_SCALE_GROWTH_STEPS = 2000
+
+
+class LossScale(NamedTuple):
+    """float16's loss scale, and good steps since it last changed. 1 and unused for other dtypes."""
+
+    scale: jax.Array
+    n_good: jax.Array
+
+
+class TrainState(NamedTuple):
+    """Everything a run goes on from. `step` counts batches consumed, skipped ones too."""
+
+    step: jax.Array
+    params: dict[str, jax.Array]
+    opt_state: OptimState
+    loss_scale: LossScale
+    n_skipped: jax.Array
+    n_skipped_in_row: jax.Array
+
+
+@dataclass(frozen=True)
+class Step:
+    """The compiled functions of a run, and where their arguments live.
+
+    Attributes:
+      train: (state, batch_MBT [M, B, T + 1] int32, hyper) -> (state, metrics). Donates the state.
+      evaluate: (params, batch_BT [B, T + 1] int32, masks_BTC [B, T, C]) -> losses_C, in nats, summed over each mask.
+      init_params: (seed) -> fresh parameters.
+      init_state: (params) -> state at step 0. Donates the parameters.
+      state_shapes: the state as ShapeDtypeStructs with shardings: what a checkpoint restores into.
+      attention: the implementation that runs, and why.
+    """
+
+    train: Callable
+    evaluate: Callable
+    init_params: Callable
+    init_state: Callable
+    model: Model
+    mesh: Mesh
+    state_shapes: TrainState
+    attention: tuple[str, str]
+
+    def hyper(self, values: dict[str, float]) -> dict[str, np.ndarray]:
+        """Schedules as arrays of the parameters' dtype; Python floats would be traced as weak types."""
+        dtype = next(iter(self.state_shapes.params.values())).dtype
+        return {name: np.asarray(value, dtype) for name, value in values.items()}
+
+
+def param_dtype(config: Config):
+    """float32 masters, or float64 when everything is."""
+    return jnp.float64 if config.train.dtype == "float64" else jnp.float32
+
+
+def make_step(config: Config, vocab_size: int, mesh: Mesh) -> Step:
+    """Builds the step for a config on a mesh. Nothing is compiled or allocated yet.
+
+    Raises:
+      InputError: a parameter cannot be split as the mesh wants, a parameter group fits nothing, or the attention
+        asked for cannot run.
+    """
+    attention = choose_attention(config, mesh.devices.flat[0].platform)
+    implementation = attention[0]
+    dtype = param_dtype(config)
+    model = Model(config.model, vocab_size)
+    shapes = param_shapes(config.model, vocab_size, dtype)
+    transform = make_optimizer(config, shapes)
+
+    init = functools.partial(init_state, config, transform)
+    state_shapes = place_state(config, init, shapes, mesh)
+    shardings = jax.tree.map(lambda leaf: leaf.sharding, state_shapes)
+    param_shardings = shardings.params
+    scalars = replicated(mesh)
+    precision = jax.default_matmul_precision(config.train.matmul_precision)
+    train = jax.jit(
+        precision(functools.partial(train_step, config, model, transform, implementation)),
+        in_shardings=(shardings, batch_sharding(mesh, 1), scalars),
+        out_shardings=(shardings, scalars),
+        donate_argnums=0,
+    )
+    evaluate = jax.jit(
+        precision(functools.partial(eval_step, config, model, implementation)),
+        in_shardings=(param_shardings, batch_sharding(mesh), batch_sharding(mesh)),
+        out_shardings=scalars,
+    )
+
+    fresh = jax.jit(
+        lambda seed: init_params(config.model, vocab_size, dtype=dtype, seed=seed), out_shardings=param_shardings
+    )
+    begin = jax.jit(init, out_shardings=shardings, donate_argnums=0)
+    return Step(train, evaluate, fresh, begin, model, mesh, state_shapes, attention)
+
+
+def make_optimizer(config: Config, shapes: dict[str, jax.ShapeDtypeStruct]) -> optax.GradientTransformationExtraArgs:
+    """The optimizer of a config for parameters of these shapes."""
+    return optimizer(config.optim, param_groups(config.optim, {path: leaf.shape for path, leaf in shapes.items()}))
+
+
+def init_state(config: Config, transform, params) -> TrainState:
+    """The state at step 0."""
+    zero = jnp.zeros((), jnp.int32)
+    dtype = next(iter(params.values())).dtype
+    scale = LossScale(jnp.asarray(LOSS_SCALE_INIT if config.train.dtype == "float16" else 1.0, dtype), zero)
+    return TrainState(zero, params, cast(OptimState, transform.init(params)), scale, zero, zero)
+
+
+def place_state(config: Config, init: Callable, shapes: dict[str, jax.ShapeDtypeStruct], mesh: Mesh) -> TrainState:
+    """The state as ShapeDtypeStructs with shardings: parameters by the family's rules, moments like their parameters.
+
+    Args:
+      init: (params) -> state; only traced.
+      mesh: may be abstract, of devices that are not here.
+    """
+    param_shardings = shard_params({path: leaf.shape for path, leaf in shapes.items()}, config.model.family, mesh)
+    state_shapes = jax.eval_shape(init, shapes)
+    shardings = jax.tree.map(lambda _: replicated(mesh), state_shapes)
+    opt_state = shardings.opt_state._replace(
+        **{
+            name: {p: param_shardings[p] for p in getattr(shardings.opt_state, name)}
+            for name in ("mu", "nu", "momentum")
+        }
+    )
+    shardings = shardings._replace(params=param_shardings, opt_state=opt_state)
+    return jax.tree.map(
+        lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding), state_shapes, shardings
+    )
+
+
+def device_bytes(leaf: jax.ShapeDtypeStruct) -> int:
+    """Bytes of the part of an array that one device holds."""
+    assert leaf.sharding is not None
+    return math.prod(leaf.sharding.shard_shape(leaf.shape)) * leaf.dtype.itemsize
+
+
+def loss_sum(config: Config, model: Model, implementation: str, params, batch_BT, mask_BT=None, dropout_key=None):
+    """Summed loss and token count of rows of T + 1 tokens; position t predicts token t + 1."""
+    x_BTD, weight_VD, settings = last_hidden(config, model.bind(params), implementation, batch_BT, dropout_key)
+    return cross_entropy(x_BTD, weight_VD, batch_BT[:, 1:], mask_BT, **settings)
+
+
+def last_hidden(config: Config, module: Any, implementation: str, batch_BT, dropout_key=None):
+    """Hidden states of all but the last token, the head, and how the loss is to be computed from them."""
+    x_BTD = module(
+        batch_BT[:, :-1],
+        dtype=jnp.dtype(config.train.dtype),
+        implementation=implementation,
+        remat=config.train.remat,
+        dropout_key=dropout_key,
+    )
+    chunk_len = max(1, config.train.loss_chunk_tokens // config.train.micro_batch_size)
+    return x_BTD, module.head_weight(), {"chunk_len": chunk_len, "softcap": config.model.softcap}
+
+
+def train_step(config: Config, model: Model, transform, implementation: str, state: TrainState, batch_MBT, hyper):
+    """One optimizer step; see the module's docstring. Metrics are float scalars, loss in nats per token."""
+    dtype = state.loss_scale.scale.dtype
+    n_micro = batch_MBT.shape[0]
+    expected_tokens = batch_MBT.size - n_micro * batch_MBT.shape[1]
+    scale = state.loss_scale.scale / expected_tokens if config.train.dtype == "float16" else jnp.ones((), dtype)
+    base_key = jax.random.fold_in(jax.random.key(config.run.seed), state.step)
+
+    def scaled_loss(params, batch_BT, dropout_key):
+        loss_nats, n_tokens = loss_sum(config, model, implementation, params, batch_BT, dropout_key=dropout_key)
+        return loss_nats * scale, (loss_nats, n_tokens)
+
+    def add_microbatch(sums, inputs):
+        micro_step, batch_BT = inputs
+        dropout_key = jax.random.fold_in(base_key, micro_step) if config.model.dropout else None
+        grads, (loss_nats, n_tokens) = jax.grad(scaled_loss, has_aux=True)(state.params, batch_BT, dropout_key)
+        return jax.tree.map(jnp.add, sums, (grads, loss_nats, n_tokens)), None
+
+    zero = jnp.zeros((), dtype)
+    sums = (jax.tree.map(jnp.zeros_like, state.params), zero, zero)
+    sums, _ = jax.lax.scan(add_microbatch, sums, (jnp.arange(n_micro), batch_MBT))
+    grads, loss_nats, n_tokens = sums
+    count = jnp.maximum(n_tokens, 1)
+    loss = loss_nats / count
+    grads = {path: g / (scale * count) for path, g in grads.items()}
+    norm = global_norm(grads)
+    is_finite = jnp.isfinite(loss) & jnp.isfinite(norm)
+
+    updates, opt_state = transform.update(
+        clip_by_global_norm(grads, norm, config.optim.grad_clip), state.opt_state, state.params, hyper=hyper
+    )
+    params = {path: p + updates[path] for path, p in state.params.items()}
+    params, opt_state = jax.tree.map(
+        lambda new, old: jnp.where(is_finite, new, old), (params, opt_state), (state.params, state.opt_state)
+    )
+    is_fault = ~is_finite & (state.loss_scale.scale <= 1)
+    state = TrainState(
+        step=state.step + 1,
+        params=params,
+        opt_state=opt_state,
+        loss_scale=next_loss_scale(state.loss_scale, is_finite)
+        if config.train.dtype == "float16"
+        else state.loss_scale,
+        n_skipped=state.n_skipped + ~is_finite,
+        n_skipped_in_row=jnp.where(is_fault, state.n_skipped_in_row + 1, 0),
+    )
+    metrics = {
+        "loss": loss,
+        "grad_norm": norm,
+        "n_skipped": state.n_skipped,
+        "n_skipped_in_row": state.n_skipped_in_row,
+    }
+    return state, metrics
+
+
+def next_loss_scale(current: LossScale, is_finite) -> LossScale:
+    """Half after an overflow (not below 1), double after enough good steps in a row."""
+    is_due = current.n_good + 1 >= LOSS_SCALE_GROWTH_STEPS
+    grown = jnp.where(is_due, current.scale * 2, current.scale)
+    scale = jnp.where(is_finite, grown, jnp.maximum(current.scale / 2, 1))
+    n_good = jnp.where(is_finite & ~is_due, current.n_good + 1, 0)
+    return LossScale(scale, n_good)
+
+
+def row_losses(config: Config, model: Model, implementation: str, params, batch_BT):
+    """The loss of each position of rows of T + 1 tokens, [B, T]."""
+    x_BTD, weight_VD, settings = last_hidden(config, model.bind(params), implementation, batch_BT)
+    return token_losses(x_BTD, weight_VD, batch_BT[:, 1:], **settings)
+
+
+def eval_step(config: Config, model: Model, implementation: str, params, batch_BT, masks_BTC):
+    """The loss of a batch without dropout, summed over each of C masks: where one is 0 a token does not count."""
+    losses_BT = row_losses(config, model, implementation, params, batch_BT)
+    return jnp.where(masks_BTC > 0, losses_BT[..., None], 0).sum(axis=(0, 1))

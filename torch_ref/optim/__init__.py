@@ -1,0 +1,1 @@
+"""jaxgpt/optim in PyTorch."""

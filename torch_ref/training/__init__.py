@@ -1,0 +1,1 @@
+"""jaxgpt/training in PyTorch."""

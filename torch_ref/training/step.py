@@ -1,0 +1,277 @@
+"""jaxgpt/step.py in PyTorch: a Python loop of backward passes over microbatches, the rest on the device as there.
+
+Nothing makes the host wait: a step that is not finite is left out by `torch.where`, and metrics are read when they
+have arrived. Parameters stay float32 and are cast where they are used, so there is no autocast. float16's scale is
+a part of the state and moves by GradScaler's rule; GradScaler itself reads overflows on the host.
+
+Dropout's numbers come from torch's generator, seeded anew by (seed, step, process, micro step): resume is exact,
+but another number of processes draws other ones, unlike in jaxgpt.
+"""
+
+import functools
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from torch import nn
+
+from jaxgpt.config import Config
+from jaxgpt.config.param_groups import param_groups
+from torch_ref.models import Model, init_params, param_shapes
+from torch_ref.models.attention import choose_attention
+from torch_ref.models.loss import cross_entropy, token_losses
+from torch_ref.models.weights import by_path, refuse_foreign, with_leaves
+from torch_ref.optim.optimizer import OptimState, clip_by_global_norm, global_norm, optimizer
+from torch_ref.parallel.hosts import process_count, process_index
+from torch_ref.parallel.mesh import Mesh
+from torch_ref.parallel.sharding import add_over_processes
+
+LOSS_SCALE_INIT = 2.0**16
+LOSS_SCALE_GROWTH_STEPS = 2000
+
+
+class LossScale(NamedTuple):
+    scale: torch.Tensor
+    n_good: torch.Tensor
+
+
+class TrainState(NamedTuple):
+    """`step` is on the host, the rest on the device. The tensors of params and opt_state are written in place."""
+
+    step: torch.Tensor
+    params: dict[str, nn.Parameter]
+    opt_state: OptimState
+    loss_scale: LossScale
+    n_skipped: torch.Tensor
+    n_skipped_in_row: torch.Tensor
+
+
+@dataclass(frozen=True)
+class Step:
+    """As in jaxgpt, with process-local batches.
+
+    Attributes:
+      train: (state, batch_MBT [M, B, T + 1] int32, hyper) -> (state, metrics). Donates the state. M and B are this
+        process's, metrics are over all.
+      evaluate: (params, batch_BT [B, T + 1] int32, masks_BTC [B, T, C]) -> losses_C, in nats, summed over each mask and
+        this process's rows.
+      init_params: (seed) -> fresh parameters, on the CPU.
+      init_state: (params) -> state at step 0. Donates the parameters. Raises InputError where they are another model's.
+      put_state: (state on any device, such as a checkpoint's) -> state to go on from. Donates it.
+      warm_up: (params, batch_BT) compiles what train and evaluate call, and changes nothing.
+      state_shapes: the state as tensors on the meta device.
+      is_compiled: whether forward and backward pass go through torch.compile.
+    """
+
+    train: Callable
+    evaluate: Callable
+    init_params: Callable
+    init_state: Callable
+    put_state: Callable
+    warm_up: Callable
+    model: Model
+    mesh: Mesh
+    state_shapes: TrainState
+    attention: tuple[str, str]
+    is_compiled: bool
+
+    def hyper(self, values: dict[str, float]) -> dict[str, torch.Tensor]:
+        """On the host: torch hands a CPU scalar to a kernel as an argument."""
+        dtype = next(iter(self.state_shapes.params.values())).dtype
+        return {name: torch.tensor(value, dtype=dtype) for name, value in values.items()}
+
+
+def param_dtype(config: Config) -> torch.dtype:
+    return torch.float64 if config.train.dtype == "float64" else torch.float32
+
+
+def make_step(config: Config, vocab_size: int, mesh: Mesh, *, is_compiled: bool = False) -> Step:
+    """As in jaxgpt. The matmul precision, which is the process's, is set here.
+
+    Args:
+      is_compiled: forward and backward pass go through torch.compile, at their first call.
+    """
+    set_precision(config)
+    attention = choose_attention(config, mesh.device.type)
+    implementation = attention[0]
+    dtype = param_dtype(config)
+    model = Model(config.model, vocab_size)
+    shapes = param_shapes(config.model, vocab_size, dtype)
+    sizes = {path: tuple(leaf.shape) for path, leaf in shapes.items()}
+    transform = optimizer(config.optim, param_groups(config.optim, sizes))
+
+    def init(params):
+        def zero(device):
+            return torch.zeros((), dtype=torch.int32, device=device)
+
+        there = next(iter(params.values())).device
+        start = LOSS_SCALE_INIT if config.train.dtype == "float16" else 1.0
+        scale = LossScale(torch.tensor(start, dtype=dtype, device=there), zero(there))
+        return TrainState(zero("cpu"), params, transform.init(params), scale, zero(there), zero(there))
+
+    def own(params):
+        refuse_foreign(params, shapes, "the parameters given")
+        return {path: nn.Parameter(params[path].detach().to(mesh.device, dtype)) for path in shapes}
+
+    def put_state(state):
+        leaves, shapes = by_path(state), by_path(state_shapes)
+        refuse_foreign(leaves, shapes, "the state given")
+        assert all(leaf.dtype == shapes[path].dtype for path, leaf in leaves.items()), "another train.dtype's state"
+        placed = {path: leaf.to("cpu" if path == "step" else mesh.device) for path, leaf in leaves.items()}
+        state = with_leaves(state, placed)
+        return state._replace(params=own(state.params))
+
+    state_shapes = init(shapes)
+    loss, losses = (torch.compile(f, dynamic=False) if is_compiled else f for f in (loss_sum, row_losses))
+    return Step(
+        train=functools.partial(train_step, config, model, transform, implementation, loss_sum=loss),
+        evaluate=functools.partial(eval_step, config, model, implementation, row_losses=losses),
+        init_params=lambda seed: init_params(config.model, vocab_size, dtype=dtype, seed=seed),
+        init_state=lambda params: init(own(params)),
+        put_state=put_state,
+        warm_up=functools.partial(warm_up, config, model, implementation, loss_sum=loss, row_losses=losses),
+        model=model,
+        mesh=mesh,
+        state_shapes=state_shapes,
+        attention=attention,
+        is_compiled=is_compiled,
+    )
+
+
+def set_precision(config: Config) -> None:
+    """float32 products in float32 unless the config permits TF32; 16-bit products always summed in float32."""
+    torch.set_float32_matmul_precision("highest" if config.train.matmul_precision == "highest" else "high")
+    torch.backends.cuda.matmul.allow_bf16_reduced_precision_reduction = False
+    torch.backends.cuda.matmul.allow_fp16_reduced_precision_reduction = False
+
+
+def loss_sum(config: Config, model: Model, implementation: str, params, batch_BT, mask_BT=None, dropout_key=None):
+    x_BTD, weight_VD, settings = last_hidden(config, model.bind(params), implementation, batch_BT, dropout_key)
+    return cross_entropy(x_BTD, weight_VD, batch_BT[:, 1:], mask_BT, **settings)
+
+
+def last_hidden(config: Config, module: Any, implementation: str, batch_BT, dropout_key=None):
+    x_BTD = module(
+        batch_BT[:, :-1],
+        dtype=getattr(torch, config.train.dtype),
+        implementation=implementation,
+        remat=config.train.remat,
+        dropout_key=dropout_key,
+    )
+    chunk_len = max(1, config.train.loss_chunk_tokens // config.train.micro_batch_size)
+    return x_BTD, module.head_weight(), {"chunk_len": chunk_len, "softcap": config.model.softcap}
+
+
+def train_step(
+    config: Config, model: Model, transform, implementation: str, state: TrainState, batch_MBT, hyper,
+    *, loss_sum=loss_sum,
+):  # fmt: skip
+    n_micro = batch_MBT.shape[0]
+    expected_tokens = (batch_MBT.numel() - n_micro * batch_MBT.shape[1]) * process_count()
+    is_scaled = config.train.dtype == "float16"
+    scale = state.loss_scale.scale / expected_tokens if is_scaled else torch.ones_like(state.loss_scale.scale)
+
+    counted = torch.stack([torch.zeros_like(scale), torch.zeros_like(scale)])
+    for micro_step, batch_BT in enumerate(batch_MBT):
+        dropout_key = seed_dropout(config, int(state.step), micro_step) if config.model.dropout else None
+        loss_nats, n_tokens = loss_sum(config, model, implementation, state.params, batch_BT, dropout_key=dropout_key)
+        (loss_nats * scale).backward()
+        counted = counted + torch.stack([loss_nats.detach(), n_tokens])
+
+    with torch.no_grad():
+        grads = {path: take_grad(param) for path, param in state.params.items()}
+        add_over_processes([*grads.values(), counted])
+        loss_nats, n_tokens = counted
+        count = torch.clamp(n_tokens, min=1)
+        loss = loss_nats / count
+        torch._foreach_div_(list(grads.values()), scale * count)
+        norm = global_norm(grads)
+        is_finite = torch.isfinite(loss) & torch.isfinite(norm)
+
+        grads = clip_by_global_norm(grads, norm, config.optim.grad_clip)
+        transform.update(grads, state.opt_state, state.params, hyper=hyper, is_finite=is_finite)
+        is_fault = ~is_finite & (state.loss_scale.scale <= 1)
+        state = state._replace(
+            step=state.step + 1,
+            loss_scale=next_loss_scale(state.loss_scale, is_finite) if is_scaled else state.loss_scale,
+            n_skipped=state.n_skipped + ~is_finite,
+            n_skipped_in_row=torch.where(is_fault, state.n_skipped_in_row + 1, 0),
+        )
+    metrics = {
+        "loss": loss,
+        "grad_norm": norm,
+        "n_skipped": state.n_skipped,
+        "n_skipped_in_row": state.n_skipped_in_row,
+    }
+    return state, send_to_host(metrics)
+
+
+def seed_dropout(config: Config, step: int, micro_step: int) -> bool:
+    """Seeds torch's generators, of all devices; what comes back stands for a key that is there."""
+    key = np.random.SeedSequence([config.run.seed, step, process_index(), micro_step])
+    torch.manual_seed(int(key.generate_state(1, np.uint64)[0]))
+    return True
+
+
+def take_grad(param: nn.Parameter) -> torch.Tensor:
+    """The gradient that backward passes have summed up; the next sum starts at zero."""
+    grad, param.grad = param.grad, None
+    assert grad is not None
+    return grad
+
+
+def next_loss_scale(current: LossScale, is_finite) -> LossScale:
+    is_due = current.n_good + 1 >= LOSS_SCALE_GROWTH_STEPS
+    grown = torch.where(is_due, current.scale * 2, current.scale)
+    scale = torch.where(is_finite, grown, torch.clamp(current.scale / 2, min=1))
+    n_good = torch.where(is_finite & ~is_due, current.n_good + 1, 0)
+    return LossScale(scale, n_good)
+
+
+def row_losses(config: Config, model: Model, implementation: str, params, batch_BT):
+    x_BTD, weight_VD, settings = last_hidden(config, model.bind(params), implementation, batch_BT)
+    return token_losses(x_BTD, weight_VD, batch_BT[:, 1:], **settings)
+
+
+@torch.no_grad()
+def eval_step(
+    config: Config, model: Model, implementation: str, params, batch_BT, masks_BTC, *, row_losses=row_losses
+):  # fmt: skip
+    losses_BT = row_losses(config, model, implementation, params, batch_BT)
+    return torch.where(masks_BTC > 0, losses_BT[..., None], 0).sum(dim=(0, 1))
+
+
+def warm_up(
+    config: Config, model: Model, implementation: str, params, batch_BT, *, loss_sum=loss_sum, row_losses=row_losses
+) -> None:
+    dropout_key = True if config.model.dropout else None
+    loss_nats, _ = loss_sum(config, model, implementation, params, batch_BT, dropout_key=dropout_key)
+    loss_nats.backward()
+    for param in params.values():
+        take_grad(param)
+    masks_BTC = torch.ones((*batch_BT[:, 1:].shape, 2), dtype=torch.bool, device=batch_BT.device)
+    eval_step(config, model, implementation, params, batch_BT, masks_BTC, row_losses=row_losses)
+
+
+class Arriving:
+    """A scalar on its way from the device: `float()` waits for its own step, not for those dispatched since."""
+
+    def __init__(self, host: torch.Tensor, event: Any):
+        self._host, self._event = host, event
+
+    def __float__(self) -> float:
+        self._event.synchronize()
+        return float(self._host)
+
+
+def send_to_host(metrics: dict[str, torch.Tensor]) -> dict[str, Any]:
+    """Starts one copy of all metrics. `float()` of a CUDA tensor would wait for all that was dispatched after it."""
+    if not metrics["loss"].is_cuda:
+        return metrics
+    values = torch.stack([value.to(torch.float64) for value in metrics.values()])
+    host = torch.empty(len(values), dtype=values.dtype, pin_memory=True).copy_(values, non_blocking=True)
+    event = torch.cuda.Event()
+    event.record()
+    return {name: Arriving(value, event) for name, value in zip(metrics, host.unbind(), strict=True)}
