@@ -106,11 +106,11 @@ def _write_jax(directory: Path, saved: Saved) -> None:
 
 def _torch_shapes(config: Config, vocab_size: int) -> Any:
     import_torch()
-    from torch_ref.parallel import sharding
+    from torch_ref.parallel.mesh import make_mesh as make_torch_mesh
     from torch_ref.training import step as torch_step
 
     config = _one_device(config)
-    return torch_step.make_step(config, vocab_size, sharding.make_mesh(config.mesh)).state_shapes
+    return torch_step.make_step(config, vocab_size, make_torch_mesh(config.mesh)).state_shapes
 
 
 def _read_torch(directory: Path, step: int, config: Config, vocab_size: int) -> dict[str, np.ndarray]:

@@ -1,4 +1,4 @@
-"""Bugs planted in jaxgpt, one at a time: what the gates are worth. bench.py judges them.
+"""Bugs planted in jaxgpt, one at a time: what the gates are worth. mutation_trials.py tries them.
 
 Here those of GPT-2, AdamW and Muon; nanochat_mutations.py has nanochat's. A mutation is `(plan) -> plan`, with patches
 of jaxgpt entered on `plan.stack`.
@@ -58,8 +58,8 @@ class Mutation:
     Attributes:
       recipe: the run in which it can show.
       is_masked: some targets are masked, on both sides.
-      is_update: it touches neither logits nor gradients: a brief judgement runs the optimizer alone.
-      is_early: it shows in logits or gradients of the first batch: a brief judgement leaves the training out.
+      is_update: it touches neither logits nor gradients: a brief trial runs the optimizer alone.
+      is_early: it shows in logits or gradients of the first batch: a brief trial leaves the training out.
     """
 
     plant: Callable[[Plan], Plan]

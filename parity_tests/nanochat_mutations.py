@@ -1,8 +1,8 @@
 """Bugs planted in jaxgpt's nanochat, one at a time: its model in both eras, and the optimizer of July 2026.
 
-As in mutations.py, which has GPT-2's and what judges them. What cannot show is not here: the norm of queries and keys
-before instead of after their rotation, which keeps lengths; positions that start at 1, for rotations are relative;
-NorMuon's mean square corrected for its start at zero, since the matrix gets its norm back.
+As in mutations.py, which has GPT-2's; mutation_trials.py tries both. What cannot show is not here: the norm of queries
+and keys before instead of after their rotation, which keeps lengths; positions that start at 1, for rotations are
+relative; NorMuon's mean square corrected for its start at zero, since the matrix gets its norm back.
 """
 
 import dataclasses

@@ -21,7 +21,8 @@ from jaxgpt.bench.profile import find_hotspots, newest_trace, own_times, read_in
 from jaxgpt.config import flops, load
 from jaxgpt.config.families import GPT2Config
 from jaxgpt.errors import Failure, InputError
-from parity_tests.test_train import REPO, TEXT, environment, records, write_text
+from parity_tests.helpers.environment import REPO, environment
+from parity_tests.helpers.train_runs import TEXT, records, write_text
 
 CONFIG = """
 from jaxgpt.config import *

@@ -35,7 +35,7 @@ from jaxgpt.plan.topology import missing_plugin
 from jaxgpt.run import meter
 from jaxgpt.training.programs import compile_programs, lower_evaluate, lower_train
 from jaxgpt.training.step import make_step
-from parity_tests.test_train import TEXT, write_text
+from parity_tests.helpers.train_runs import TEXT, write_text
 
 REPO = Path(__file__).parents[1]
 VOCAB = 1009

@@ -14,7 +14,7 @@ from jaxgpt.data.shards import LLMC_MAGIC, open_dataset, verify
 from jaxgpt.data.tokenizer import tokenizer_from_json
 from jaxgpt.errors import InputError
 from jaxgpt.prepare import corpora
-from parity_tests.preparing import (
+from parity_tests.helpers.prepare_runs import (
     DOCUMENTS,
     Server,
     leftovers,

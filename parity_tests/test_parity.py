@@ -9,8 +9,8 @@ import pytest
 
 from jaxgpt.config import MeshConfig
 from jaxgpt.models import Model, gpt2, layers, nanochat
-from parity_tests.compare import compare, trace
-from parity_tests.judge import run_reference, run_unmutated
+from parity_tests.gates import compare, trace
+from parity_tests.mutation_trials import run_reference, run_unmutated
 from parity_tests.small_runs import CLIP, RECIPES, VOCAB, make_batches, make_config
 from parity_tests.tolerances import PARITY
 from parity_tests.trajectories import draw_params, run_jax, run_torch, walk

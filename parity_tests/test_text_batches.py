@@ -13,8 +13,8 @@ from jaxgpt.data.text_batches import TextBatches, require_lanes, val_rows
 from jaxgpt.data.text_data import TextData, open_text
 from jaxgpt.data.tokenizer import ByteTokenizer
 from jaxgpt.errors import InputError
-from parity_tests.plain_packing import plain_best_fit, plain_stream
-from parity_tests.text_directories import (
+from parity_tests.helpers.plain_packing import plain_best_fit, plain_stream
+from parity_tests.helpers.text_directories import (
     N_STEPS,
     ONE,
     PACKINGS,

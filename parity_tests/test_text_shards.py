@@ -18,7 +18,7 @@ from jaxgpt.prepare import __main__ as prepare
 from jaxgpt.prepare import corpora, destination, text_shards
 from jaxgpt.prepare.corpora import is_val
 from jaxgpt.prepare.text_shards import PAGE_CHARS, TEXT_CORPORA, TextCorpus, check_text_shard
-from parity_tests.preparing import DOCUMENTS, Server, leftovers, refused, run, write_jsonl, write_parquet
+from parity_tests.helpers.prepare_runs import DOCUMENTS, Server, leftovers, refused, run, write_jsonl, write_parquet
 
 pytestmark = pytest.mark.usefixtures("in_tmp_path")
 

@@ -279,14 +279,15 @@ def run_torch(
     """
     torch = import_torch()
     from torch_ref.models import weights
-    from torch_ref.parallel import sharding
+    from torch_ref.parallel.mesh import make_mesh
+    from torch_ref.parallel.sharding import to_device
     from torch_ref.training import step as torch_step
 
-    mesh = sharding.make_mesh(config.mesh)
+    mesh = make_mesh(config.mesh)
     step = torch_step.make_step(config, vocab_size, mesh)
     refuse_tf32(config)
     state = step.init_state(weights.to_torch(params))
-    batch_MBT = sharding.to_device(batches[0], mesh)
+    batch_MBT = to_device(batches[0], mesh)
     with torch.no_grad():
         module = step.model.bind(state.params)
         dtype = getattr(torch, config.train.dtype)
@@ -299,7 +300,7 @@ def run_torch(
     losses, norms, first = [], [], {}
     for i, batch in enumerate(batches):
         hyper = step.hyper(schedule.hyper_at(config, i))
-        state, metrics = step.train(state, sharding.to_device(batch, mesh), hyper)
+        state, metrics = step.train(state, to_device(batch, mesh), hyper)
         losses.append(float(metrics["loss"]))
         norms.append(float(metrics["grad_norm"]))
         show(i + 1, len(batches), f"{i + 1} of {len(batches)} steps")

@@ -50,10 +50,10 @@ def update_torch(config: Config, vocab_size: int, params: Arrays, gradients: Seq
     """torch_ref's."""
     torch = import_torch()
     from torch_ref.models import weights
-    from torch_ref.parallel import sharding
+    from torch_ref.parallel.mesh import make_mesh
     from torch_ref.training import step as torch_step
 
-    step = torch_step.make_step(config, vocab_size, sharding.make_mesh(config.mesh))
+    step = torch_step.make_step(config, vocab_size, make_mesh(config.mesh))
     current = step.init_state(weights.to_torch(params)).params
     shapes = {path: tuple(leaf.shape) for path, leaf in current.items()}
     transform = torch_step.optimizer(config.optim, torch_step.param_groups(config.optim, shapes))

@@ -1,21 +1,18 @@
-"""What judges a mutation: the weights, torch_ref's run and jaxgpt's own, against which the mutant's stands.
+"""Trials of mutants: the weights, torch_ref's run and jaxgpt's own, against which a mutant's run is compared.
 
-`Judge.try_mutant` trains the mutant for a few steps. A brief trial takes the least that can show the bug: logits and
+`Trials.try_mutant` trains the mutant for a few steps. A brief trial takes the least that can show the bug: logits and
 gradients of one batch, or the optimizer alone.
 """
 
 import dataclasses
 import functools
-from collections.abc import Iterable
 from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import Any
 from unittest import mock
 
-import numpy as np
-
 from jaxgpt.training import step
-from parity_tests.compare import Row, compare
+from parity_tests.gates import Row, compare
 from parity_tests.mutations import MUTATIONS, Mutation, Plan
 from parity_tests.nanochat_mutations import NANOCHAT_MUTATIONS
 from parity_tests.small_runs import VOCAB, make_batches, make_config
@@ -51,8 +48,8 @@ def _masking(module: Any) -> Any:
 
 
 @dataclass(frozen=True)
-class Judge:
-    """What mutants of one kind are judged against.
+class Trials:
+    """What mutants of one kind are tried against.
 
     Attributes:
       reference, unmutated: runs of torch_ref, and of jaxgpt without a bug.
@@ -96,7 +93,7 @@ def _with_update(run: Trajectory, update: Update) -> Trajectory:
 
 
 @functools.cache
-def make_judge(recipe: str, is_masked: bool, dtype: str, n_steps: int) -> Judge:
+def make_trials(recipe: str, is_masked: bool, dtype: str, n_steps: int) -> Trials:
     """Small models: each mutant is compiled anew."""
     with ExitStack() as stack:
         if is_masked:
@@ -108,10 +105,4 @@ def make_judge(recipe: str, is_masked: bool, dtype: str, n_steps: int) -> Judge:
         unmutated = run_unmutated(recipe, params, n_steps, dtype, is_small=True)
     gradients = draw_gradients(unmutated.grads, n_steps)
     updated = update_torch(make_config(recipe, n_steps, dtype, is_small=True), VOCAB, params, gradients)
-    return Judge(dtype, n_steps, params, reference, unmutated, gradients, updated)
-
-
-def find_loudest(rows: Iterable[Row]) -> Row | None:
-    """The judged quantity that is outside of its gate by the largest factor; None where all are inside."""
-    outside = [row for row in rows if not row.is_inside]
-    return max(outside, key=lambda row: np.nan_to_num(row.margin, nan=np.inf), default=None)
+    return Trials(dtype, n_steps, params, reference, unmutated, gradients, updated)
