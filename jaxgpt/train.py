@@ -18,7 +18,7 @@ from jaxgpt.data.prefetch import prefetch
 from jaxgpt.data.tokenizer import Tokenizer
 from jaxgpt.errors import EXIT_DIVERGED, EXIT_DONE, EXIT_STOPPED, InputError, run_verb
 from jaxgpt.files import lock_run
-from jaxgpt.formats.weights import adapt, load_pretrained
+from jaxgpt.formats.initial import initial_params
 from jaxgpt.inference.engine import Engine
 from jaxgpt.parallel.devices import open_devices
 from jaxgpt.parallel.mesh import count_batch_devices
@@ -77,7 +77,7 @@ def main(args: list[str]) -> int:
         if flags["resume"]:
             first_step, state, cursors = resume(saved, step, about)
         else:
-            state = step.init_state(initial_params(config, step))
+            state = step.init_state(initial_params(config, step.state_shapes.params, step.init_params))
         shapes = {path: shape.shape for path, shape in step.state_shapes.params.items()}
         print_header(run, plan, shapes, first_step, describe_compute(config, step))
         if first_step >= plan.n_steps:
@@ -134,17 +134,6 @@ def main(args: list[str]) -> int:
         if summary := reader.summary():
             console.print(summary)
     return close_run(run.dir, exit_code)
-
-
-def initial_params(config: Config, step: Step) -> dict[str, jax.Array]:
-    """Fresh weights, or those of `train.init_from`, on the mesh."""
-    if not config.train.init_from:
-        return step.init_params(config.run.seed)
-    params = adapt(*load_pretrained(config.train.init_from), config.model, config.model.vocab_size)
-    return {
-        path: jax.device_put(params[path].astype(shape.dtype), shape.sharding)
-        for path, shape in step.state_shapes.params.items()
-    }
 
 
 def resume(saved: Checkpoints, step: Step, about: dict) -> tuple[int, TrainState, dict | None]:

@@ -69,12 +69,12 @@ def main(args: list[str]) -> int:
     if dtype not in DTYPES:
         raise InputError(f"train.dtype={dtype} has no gates; choose --dtype from {', '.join(DTYPES)}")
     refuse_tf32(config)
-    config, vocab_size, batches = read_batches(config, given.steps, dtype)
-    params = draw_params(config, vocab_size)
+    config, batches = read_batches(config, given.steps, dtype)
+    params = draw_params(config)
     with Progress() as progress:
         bars = [progress.bar(name) for name in ("jaxgpt", "torch_ref")]
-        ours = run_jax(config, vocab_size, params, batches, is_traced=given.trace, show=bars[0])
-        theirs = run_torch(config, vocab_size, params, batches, is_traced=given.trace, show=bars[1])
+        ours = run_jax(config, params, batches, is_traced=given.trace, show=bars[0])
+        theirs = run_torch(config, params, batches, is_traced=given.trace, show=bars[1])
     rows = compare(ours, theirs, PARITY[dtype])
     machine = describe_machine(config)
     print_rows(
