@@ -16,7 +16,7 @@ from jaxgpt.config.param_groups import param_groups
 from jaxgpt.config.schedule import hyper_at
 from jaxgpt.errors import InputError
 from jaxgpt.models import Model, init_params, param_shapes
-from jaxgpt.optim.optimizer import optimizer as optim
+from jaxgpt.optim.optimizer import optimizer
 from jaxgpt.parallel.mesh import make_mesh
 from jaxgpt.parallel.sharding import batch_sharding, put_rows
 from jaxgpt.training.step import loss_sum, make_step
@@ -363,7 +363,7 @@ def test_muon_of_2026_is_the_literal_one(shape):
         ),
         groups=(),
     )  # fmt: skip
-    transform = optim.optimizer(config, param_groups(config, {path: shape}))
+    transform = optimizer(config, param_groups(config, {path: shape}))
     rng = np.random.default_rng(0)
     theirs = rng.standard_normal((n_out, n_in))
     params = {path: jnp.asarray(theirs.T)}

@@ -27,7 +27,8 @@ from jaxgpt.data.sources import choose_vocab_size, open_source
 from jaxgpt.errors import InputError, run_verb
 from torch_ref.models.attention import attention
 from torch_ref.models.loss import cross_entropy
-from torch_ref.optim.optimizer import clip_by_global_norm, global_norm, optimizer
+from torch_ref.optim.clip import clip_by_global_norm, global_norm
+from torch_ref.optim.optimizer import optimizer
 from torch_ref.parallel.hosts import start_hosts
 from torch_ref.parallel.mesh import Mesh, count_batch_devices, make_mesh
 from torch_ref.parallel.sharding import own_rows, to_device

@@ -23,7 +23,8 @@ from jaxgpt.errors import InputError
 from jaxgpt.inference.engine import Engine
 from jaxgpt.models.attention import attention
 from jaxgpt.models.loss import cross_entropy
-from jaxgpt.optim.optimizer import clip_by_global_norm, global_norm, optimizer
+from jaxgpt.optim.clip import clip_by_global_norm, global_norm
+from jaxgpt.optim.optimizer import optimizer
 from jaxgpt.parallel.hosts import start_hosts
 from jaxgpt.parallel.mesh import count_batch_devices, make_mesh
 from jaxgpt.parallel.sharding import batch_sharding, put_rows
