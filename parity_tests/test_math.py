@@ -13,7 +13,7 @@ from jaxgpt.models.attention import attention, choose_attention
 from jaxgpt.models.layers import dropout, gelu, layer_norm, linear
 from jaxgpt.models.loss import cross_entropy
 from jaxgpt.models.splash import splash
-from jaxgpt.optim import optimizer as optim
+from jaxgpt.optim.orthogonalize import POLAR_EXPRESS, quintic
 from parity_tests import tolerances
 
 torch = pytest.importorskip("torch")
@@ -228,6 +228,6 @@ def test_the_factor_of_a_norm_is_not_rounded_to_bfloat16():
 def test_the_coefficients_of_newton_schulz_are_not_rounded_to_bfloat16():
     """Sums of Polar Express's first quintic cancel: its rounded coefficients leave every entry some per cent short."""
     x = (random(1, 16, 32) / 40).astype(jnp.bfloat16)
-    exact = optim.quintic(x.astype(jnp.float32), optim.POLAR_EXPRESS[0])
-    ours = optim.quintic(x, optim.POLAR_EXPRESS[0]).astype(jnp.float32)
+    exact = quintic(x.astype(jnp.float32), POLAR_EXPRESS[0])
+    ours = quintic(x, POLAR_EXPRESS[0]).astype(jnp.float32)
     assert abs(float((ours * exact).sum() / (exact * exact).sum()) - 1) < 1e-3

@@ -58,7 +58,8 @@ def pair(name):
 def test_there_is_a_mirror():
     assert set(NAMESAKES) >= {
         "models/attention.py", "models/layers.py", "models/loss.py", "models/gpt2.py", "models/nanochat.py",
-        "optim/optimizer.py", "training/step.py", "training/checkpoint.py", "train.py",
+        "optim/optimizer.py", "optim/muon.py", "optim/adamw.py", "optim/orthogonalize.py", "optim/normuon.py",
+        "optim/clip.py", "training/step.py", "training/checkpoint.py", "train.py",
     }  # fmt: skip
 
 
@@ -85,6 +86,11 @@ def test_common_definitions_stand_in_the_same_order(name):
         "models/layers.py",
         "models/loss.py",
         "optim/optimizer.py",
+        "optim/muon.py",
+        "optim/adamw.py",
+        "optim/orthogonalize.py",
+        "optim/normuon.py",
+        "optim/clip.py",
         "training/step.py",
         "models/gpt2.py",
     ],

@@ -17,7 +17,7 @@ from jaxgpt.config.schedule import hyper_at
 from jaxgpt.data.batch import Batch
 from jaxgpt.errors import InputError
 from jaxgpt.models import Model, init_params, param_shapes
-from jaxgpt.optim import optimizer as optim
+from jaxgpt.optim.optimizer import optimizer
 from jaxgpt.parallel.mesh import make_mesh
 from jaxgpt.parallel.sharding import put_rows
 from jaxgpt.training.step import loss_sum, make_step
@@ -364,7 +364,7 @@ def test_muon_of_2026_is_the_literal_one(shape):
         ),
         groups=(),
     )  # fmt: skip
-    transform = optim.optimizer(config, param_groups(config, {path: shape}))
+    transform = optimizer(config, param_groups(config, {path: shape}))
     rng = np.random.default_rng(0)
     theirs = rng.standard_normal((n_out, n_in))
     params = {path: jnp.asarray(theirs.T)}

@@ -114,7 +114,7 @@ def test_trace_finds_what_no_layer_has(reference, monkeypatch):
     monkeypatch.setattr(gpt2.GPT2, "__call__", lambda self, *args, **more: 1.001 * original(self, *args, **more))
     assert find_first(reference).startswith("gradient of the whole model: ")
     monkeypatch.undo()
-    monkeypatch.setattr("jaxgpt.optim.optimizer.CLIP_EPS", 0.0)
+    monkeypatch.setattr("jaxgpt.optim.clip.CLIP_EPS", 0.0)
     assert find_first(reference).startswith("update of step 1: ")
 
 

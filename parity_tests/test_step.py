@@ -100,7 +100,7 @@ def test_fsdp_splits_parameters_and_moments():
     config = make_config(n_devices=8, mesh=MeshConfig(data=1, fsdp=8))
     mesh = make_mesh(config.mesh)
     step = make_step(config, mesh)
-    for tree in (step.state_shapes.params, step.state_shapes.opt_state.mu):
+    for tree in (step.state_shapes.params, step.state_shapes.opt_state["mu"]):
         for path, leaf in tree.items():
             if leaf.ndim == 2:
                 assert np.prod(leaf.sharding.shard_shape(leaf.shape)) * 8 == np.prod(leaf.shape), path
@@ -161,7 +161,7 @@ def test_half_precision_follows_float32(dtype, tolerance):
     expected, _ = run(make_config())
     for a, b in zip(metrics, expected, strict=True):
         assert abs(a["loss"] - b["loss"]) < tolerance
-    assert all(value.dtype == np.float32 for value in jax.tree.leaves((state.params, state.opt_state.mu)))
+    assert all(value.dtype == np.float32 for value in jax.tree.leaves((state.params, state.opt_state["mu"])))
 
 
 def test_nothing_recompiles():

@@ -26,7 +26,8 @@ from jaxgpt.errors import InputError, run_verb
 from jaxgpt.run.opening import open_run
 from torch_ref.models.attention import attention
 from torch_ref.models.loss import cross_entropy
-from torch_ref.optim.optimizer import clip_by_global_norm, global_norm, optimizer
+from torch_ref.optim.clip import clip_by_global_norm, global_norm
+from torch_ref.optim.optimizer import optimizer
 from torch_ref.parallel.devices import open_devices
 from torch_ref.parallel.mesh import Mesh, count_batch_devices
 from torch_ref.training.feed import make_feed

@@ -23,7 +23,8 @@ from jaxgpt.errors import InputError
 from jaxgpt.inference.engine import Engine
 from jaxgpt.models.attention import attention
 from jaxgpt.models.loss import cross_entropy
-from jaxgpt.optim.optimizer import clip_by_global_norm, global_norm, optimizer
+from jaxgpt.optim.clip import clip_by_global_norm, global_norm
+from jaxgpt.optim.optimizer import optimizer
 from jaxgpt.parallel.devices import open_devices
 from jaxgpt.parallel.mesh import count_batch_devices
 from jaxgpt.run.opening import open_run

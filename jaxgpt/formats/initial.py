@@ -1,6 +1,7 @@
 """The weights that a run starts from."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from typing import Any
 
 import jax
 
@@ -9,7 +10,7 @@ from jaxgpt.formats.weights import adapt, load_pretrained
 
 
 def initial_params(
-    config: Config, shapes: dict[str, jax.ShapeDtypeStruct], draw: Callable[[int], dict[str, jax.Array]]
+    config: Config, shapes: Mapping[str, Any], draw: Callable[[int], dict[str, jax.Array]]
 ) -> dict[str, jax.Array]:
     """Fresh weights, or those of `train.init_from`, on the mesh.
 

@@ -97,8 +97,12 @@ def shard_batch(x):
 
 
 def shard_stack(x):
-    """Splits a stack of matrices over fsdp by its first axis, each matrix whole; the identity outside a mesh."""
+    """Splits a stack of matrices over fsdp by its first axis, each matrix whole.
+
+    The identity outside a mesh, on one device, and where another program's mesh has no fsdp axis that the compiler
+    may use.
+    """
     mesh = jax.sharding.get_abstract_mesh()
-    if mesh.empty or mesh.size == 1:
+    if mesh.size == 1 or "fsdp" not in mesh.auto_axes:
         return x
     return jax.lax.with_sharding_constraint(x, P("fsdp", *[None] * (x.ndim - 1)))

@@ -12,7 +12,7 @@ import functools
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, NamedTuple, cast
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -26,7 +26,8 @@ from jaxgpt.data.batch import Batch
 from jaxgpt.models import Model, init_params, param_shapes
 from jaxgpt.models.attention import choose_attention
 from jaxgpt.models.loss import cross_entropy, token_losses
-from jaxgpt.optim.optimizer import OptimState, clip_by_global_norm, global_norm, optimizer
+from jaxgpt.optim.clip import clip_by_global_norm, global_norm
+from jaxgpt.optim.optimizer import optimizer
 from jaxgpt.parallel.sharding import batch_sharding, replicated, shard_params
 
 LOSS_SCALE_INIT = 2.0**16
@@ -45,7 +46,7 @@ class TrainState(NamedTuple):
 
     step: jax.Array
     params: dict[str, jax.Array]
-    opt_state: OptimState
+    opt_state: dict[str, Any]
     loss_scale: LossScale
     n_skipped: jax.Array
     n_skipped_in_row: jax.Array
@@ -131,29 +132,28 @@ def init_state(config: Config, transform, params) -> TrainState:
     zero = jnp.zeros((), jnp.int32)
     dtype = next(iter(params.values())).dtype
     scale = LossScale(jnp.asarray(LOSS_SCALE_INIT if config.train.dtype == "float16" else 1.0, dtype), zero)
-    return TrainState(zero, params, cast(OptimState, transform.init(params)), scale, zero, zero)
+    return TrainState(zero, params, transform.init(params), scale, zero, zero)
 
 
 def place_state(config: Config, init: Callable, shapes: dict[str, jax.ShapeDtypeStruct], mesh: Mesh) -> TrainState:
-    """The state as ShapeDtypeStructs with shardings: parameters by the family's rules, moments like their parameters.
+    """The state as ShapeDtypeStructs with shardings: parameters by the family's rules.
+
+    A leaf of the optimizer's state whose name ends in a parameter's path is split like it if it has its shape, too;
+    every other leaf is whole on each device.
 
     Args:
       init: (params) -> state; only traced.
       mesh: may be abstract, of devices that are not here.
     """
-    param_shardings = shard_params({path: leaf.shape for path, leaf in shapes.items()}, config.model, mesh)
-    state_shapes = jax.eval_shape(init, shapes)
-    shardings = jax.tree.map(lambda _: replicated(mesh), state_shapes)
-    opt_state = shardings.opt_state._replace(
-        **{
-            name: {p: param_shardings[p] for p in getattr(shardings.opt_state, name)}
-            for name in ("mu", "nu", "momentum")
-        }
-    )
-    shardings = shardings._replace(params=param_shardings, opt_state=opt_state)
-    return jax.tree.map(
-        lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding), state_shapes, shardings
-    )
+    shardings = shard_params({path: leaf.shape for path, leaf in shapes.items()}, config.model, mesh)
+
+    def place(keys, leaf):
+        path = getattr(keys[-1], "key", "")
+        is_alike = path in shapes and leaf.shape == shapes[path].shape
+        sharding = shardings[path] if is_alike else replicated(mesh)
+        return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding)
+
+    return jax.tree.map_with_path(place, jax.eval_shape(init, shapes))
 
 
 def device_bytes(leaf: jax.ShapeDtypeStruct) -> int:

@@ -24,7 +24,8 @@ from torch_ref.models import Model, init_params, param_shapes
 from torch_ref.models.attention import choose_attention
 from torch_ref.models.loss import cross_entropy, token_losses
 from torch_ref.models.weights import by_path, refuse_foreign, with_leaves
-from torch_ref.optim.optimizer import OptimState, clip_by_global_norm, global_norm, optimizer
+from torch_ref.optim.clip import clip_by_global_norm, global_norm
+from torch_ref.optim.optimizer import optimizer
 from torch_ref.parallel.hosts import process_count, process_index
 from torch_ref.parallel.mesh import Mesh
 from torch_ref.parallel.sharding import add_over_processes
@@ -43,7 +44,7 @@ class TrainState(NamedTuple):
 
     step: torch.Tensor
     params: dict[str, nn.Parameter]
-    opt_state: OptimState
+    opt_state: dict[str, Any]
     loss_scale: LossScale
     n_skipped: torch.Tensor
     n_skipped_in_row: torch.Tensor
