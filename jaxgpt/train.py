@@ -4,7 +4,6 @@ The run directory gets config.py, metrics.jsonl, checkpoints/ and loss.png. Exit
 3 diverged, 75 stopped by a signal with its state saved: the same command with --resume goes on, bit for bit.
 """
 
-import json
 from contextlib import ExitStack
 from pathlib import Path
 
@@ -17,7 +16,7 @@ from jaxgpt.config.derive import derive
 from jaxgpt.data.batches import prefetch
 from jaxgpt.data.sources import ShardReader, TextReader, choose_vocab_size, count_token_bytes, open_source
 from jaxgpt.data.tokenizer import Tokenizer
-from jaxgpt.errors import EXIT_DIVERGED, EXIT_DONE, EXIT_STOPPED, InputError, run_verb
+from jaxgpt.errors import EXIT_DIVERGED, EXIT_DONE, EXIT_STOPPED, run_verb
 from jaxgpt.files import lock_run
 from jaxgpt.formats.weights import adapt, load_pretrained
 from jaxgpt.inference.engine import Engine
@@ -29,14 +28,15 @@ from jaxgpt.parallel.texts import gather_texts
 from jaxgpt.prepare.smoke import shrink
 from jaxgpt.run.bar import Progress
 from jaxgpt.run.console import console
-from jaxgpt.run.directory import draw_curve, list_changes, open_logs, refuse_old_run
+from jaxgpt.run.directory import close_run, open_logs, refuse_old_run
 from jaxgpt.run.header import print_header
 from jaxgpt.run.meter import Diverged, Meter
+from jaxgpt.run.resume import gather_cursors, resume, save
 from jaxgpt.run.stop_signal import StopSignal
 from jaxgpt.training.checkpoint import CheckpointError, Checkpoints
 from jaxgpt.training.memory import advice_on_memory, describe_memory
 from jaxgpt.training.programs import compile_programs
-from jaxgpt.training.step import Step, TrainState, make_step
+from jaxgpt.training.step import Step, make_step
 from jaxgpt.training.validation import evaluate_split
 
 FLAGS = {
@@ -93,7 +93,7 @@ def main(args: list[str]) -> int:
         # resume
         first_step, cursors = 0, None
         if flags["resume"]:
-            first_step, state, cursors = resume(saved, step, about)
+            first_step, state, cursors = resume(saved, step.state_shapes, about)
         else:
             state = step.init_state(initial_params(config, step, vocab_size))
         shapes = {path: shape.shape for path, shape in step.state_shapes.params.items()}
@@ -146,7 +146,8 @@ def main(args: list[str]) -> int:
                 if wants_sample and tokenizer:
                     print_sample(config, engine, state.params, tokenizer, prompt)
                 if wants_save:
-                    save(saved, n_done, state, about | gather_cursors(cursors), val_loss, must=is_last or is_stopped)
+                    about_now = about | gather_cursors(cursors, gather_texts)
+                    save(saved, n_done, state, about_now, val_loss, must=is_last or is_stopped)
                 meter.resume()
                 if is_stopped and not is_last:
                     exit_code = EXIT_STOPPED
@@ -160,7 +161,8 @@ def main(args: list[str]) -> int:
                 file.close()
         if summary := reader.summary():
             console.print(summary)
-    return close_run(run_dir, exit_code)
+    way_on = f"python -m jaxgpt.sample --run {run_dir}"
+    return close_run(run_dir, exit_code, way_on, is_first=jax.process_index() == 0)
 
 
 def initial_params(config: Config, step: Step, vocab_size: int) -> dict[str, jax.Array]:
@@ -172,29 +174,6 @@ def initial_params(config: Config, step: Step, vocab_size: int) -> dict[str, jax
         path: jax.device_put(params[path].astype(shape.dtype), shape.sharding)
         for path, shape in step.state_shapes.params.items()
     }
-
-
-def resume(saved: Checkpoints, step: Step, about: dict) -> tuple[int, TrainState, dict | None]:
-    """Step, state and data cursors of the newest checkpoint that verifies, if it is of this run.
-
-    Raises:
-      InputError: no checkpoint; or the architecture, the data or the tokenizer is another one.
-    """
-    n_done = saved.latest()
-    if n_done is None:
-        raise InputError(f"{saved.directory} has no checkpoint to resume from; start without --resume")
-    then = saved.about(n_done)
-    changes = list_changes(then, about, n_done, saved.directory)
-    n_done, state, _ = saved.restore(step.state_shapes, step=n_done, verify=False)  # latest() just did
-    console.print(f"resuming from step {n_done}" + (f"; changed: {changes}" if changes else ""))
-    return n_done, state, then.get("cursors")
-
-
-def gather_cursors(cursors: dict) -> dict:
-    """What a checkpoint says of the data: where the lanes of all processes stand; nothing where batches need none."""
-    parts = [json.loads(text) for text in gather_texts(json.dumps(cursors))]
-    merged = {lane: cursor for part in parts for lane, cursor in part.items()}
-    return {"cursors": merged} if merged else {}
 
 
 def make_feed(config: Config, reader: ShardReader | TextReader, mesh, n_rows: int, first_step: int):
@@ -210,18 +189,6 @@ def make_feed(config: Config, reader: ShardReader | TextReader, mesh, n_rows: in
             return reader.micro_rows(step, n_before, n_micro, n_rows, lo, hi)
 
         yield put_rows(read, (n_micro, n_rows, seq_len + 1), sharding, axis=1), reader.cursors()
-
-
-def save(
-    saved: Checkpoints, n_done: int, state: TrainState, about: dict, val_loss: float | None, *, must: bool
-) -> None:
-    """Saves in the background. A failure ends the run only when this is the run's last chance."""
-    try:
-        saved.save(n_done, state, about, val_loss=val_loss)
-    except CheckpointError as error:
-        if must:
-            raise
-        console.print(f"[red]{error}")
 
 
 def warn_of_failed_save(saved: Checkpoints) -> None:
@@ -254,18 +221,6 @@ def describe_compute(config: Config, step: Step) -> str:
         f"{config.train.dtype}, {mesh.size} x {mesh.devices.flat[0].device_kind} ({axes}), "
         f"attention {step.attention[0]} ({step.attention[1]})"
     )
-
-
-def close_run(run_dir: Path, exit_code: int) -> int:
-    """Draws the curve and says what to do next."""
-    if jax.process_index() != 0:
-        return exit_code
-    draw_curve(run_dir)
-    if exit_code == EXIT_STOPPED:
-        console.print("stopped with its state saved; the same command with --resume goes on")
-    elif exit_code == EXIT_DONE:
-        console.print(f"done: {run_dir}/loss.png; next: python -m jaxgpt.sample --run {run_dir}", soft_wrap=True)
-    return exit_code
 
 
 if __name__ == "__main__":

@@ -35,8 +35,8 @@ from jaxgpt import config as config_lib
 from jaxgpt.config import Config
 from jaxgpt.config.command_line import parse_args
 from jaxgpt.errors import InputError, run_verb
+from jaxgpt.run.checkpoints import choose_checkpoint
 from jaxgpt.run.console import console
-from jaxgpt.run.manifest import Damaged, read_seal
 from jaxgpt.run.metrics import read_metrics
 from jaxgpt.run.progress import Progress
 from parity_tests.tolerances import PARITY, Gate
@@ -259,13 +259,11 @@ def compare_runs(ours: Path, theirs: Path, dtype: str) -> tuple[list[Row], dict[
 
 def read_config(run: Path) -> dict | None:
     """What the newest checkpoint says that the run was; None without one. Runs no code."""
-    steps = [int(path.name) for path in (run / "checkpoints").glob("*") if path.name.isdecimal()]
-    for step in sorted(steps, reverse=True):
-        try:
-            return read_seal(run / "checkpoints" / str(step))["about"]["config"]
-        except (Damaged, KeyError, TypeError):
-            continue
-    return None
+    try:
+        chosen = choose_checkpoint(run / "checkpoints", verify=False)
+    except InputError:
+        return None
+    return chosen.about.get("config") if chosen else None
 
 
 FREE = (

@@ -25,8 +25,8 @@ from jaxgpt.config import Config, MeshConfig, from_dict
 from jaxgpt.errors import InputError, run_verb
 from jaxgpt.formats.weights import save_hf
 from jaxgpt.parallel.mesh import make_mesh
+from jaxgpt.run.checkpoints import Checkpoint, choose_checkpoint
 from jaxgpt.run.console import console
-from jaxgpt.run.manifest import Damaged, read_seal
 from jaxgpt.training import step as jax_step
 from jaxgpt.training.checkpoint import Checkpoints as JaxCheckpoints
 from parity_tests.trajectories import import_torch, to_arrays
@@ -59,20 +59,18 @@ def read_run(run: Path) -> Saved:
         raise InputError(
             f"--from={run} {'has no checkpoints' if run.is_dir() else 'does not exist'}; give a run directory"
         )
-    with JaxCheckpoints(directory, read_only=True) as saved:
-        step = saved.latest()
-    if step is None:
+    chosen = choose_checkpoint(directory)
+    if chosen is None:
         raise InputError(f"--from={run} has no checkpoint yet; train it until the first is saved")
     try:
-        manifest = read_seal(directory / str(step))
-        about = manifest["about"]
+        about = chosen.about
         config, vocab_size = from_dict(about["config"]), int(about["vocab_size"])
-    except (Damaged, KeyError, TypeError, InputError) as error:
-        raise InputError(f"{directory}/{step} does not say what its run was: {error}") from error
-    framework = "torch" if TORCH_STATE in manifest["files"] else "jax"
+    except (KeyError, TypeError, InputError) as error:
+        raise InputError(f"{chosen.path} does not say what its run was: {error}") from error
+    framework = "torch" if TORCH_STATE in chosen.manifest["files"] else "jax"
     read = _read_torch if framework == "torch" else _read_jax
-    leaves = read(directory, step, config, vocab_size)
-    return Saved(framework, step, config, vocab_size, about, manifest["val_loss"], leaves)
+    leaves = read(directory, chosen, config, vocab_size)
+    return Saved(framework, chosen.step, config, vocab_size, about, chosen.manifest["val_loss"], leaves)
 
 
 def _one_device(config: Config) -> Config:
@@ -86,9 +84,9 @@ def _jax_shapes(config: Config, vocab_size: int) -> Any:
     return jax_step.make_step(config, vocab_size, make_mesh(config.mesh)).state_shapes
 
 
-def _read_jax(directory: Path, step: int, config: Config, vocab_size: int) -> dict[str, np.ndarray]:
+def _read_jax(directory: Path, chosen: Checkpoint, config: Config, vocab_size: int) -> dict[str, np.ndarray]:
     with jax.enable_x64(config.train.dtype == "float64"), JaxCheckpoints(directory, read_only=True) as saved:
-        return to_arrays(saved.restore(_jax_shapes(config, vocab_size), step=step, verify=False)[1])
+        return to_arrays(saved.restore(_jax_shapes(config, vocab_size), chosen))
 
 
 def _write_jax(directory: Path, saved: Saved) -> None:
@@ -113,13 +111,13 @@ def _torch_shapes(config: Config, vocab_size: int) -> Any:
     return torch_step.make_step(config, vocab_size, sharding.make_mesh(config.mesh)).state_shapes
 
 
-def _read_torch(directory: Path, step: int, config: Config, vocab_size: int) -> dict[str, np.ndarray]:
+def _read_torch(directory: Path, chosen: Checkpoint, config: Config, vocab_size: int) -> dict[str, np.ndarray]:
     shapes = _torch_shapes(config, vocab_size)
     from torch_ref.models.weights import by_path, to_numpy
     from torch_ref.training.checkpoint import Checkpoints
 
     with Checkpoints(directory, read_only=True) as saved:
-        return to_numpy(by_path(saved.restore(shapes, step=step, verify=False)[1]))
+        return to_numpy(by_path(saved.restore(shapes, chosen)))
 
 
 def _write_torch(directory: Path, saved: Saved) -> None:
