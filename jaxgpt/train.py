@@ -19,7 +19,7 @@ from jaxgpt.data.sources import ShardReader, TextReader, choose_vocab_size, coun
 from jaxgpt.data.tokenizer import Tokenizer
 from jaxgpt.errors import EXIT_DIVERGED, EXIT_DONE, EXIT_STOPPED, InputError, run_verb
 from jaxgpt.files import lock_run
-from jaxgpt.formats.weights import adapt, load_pretrained
+from jaxgpt.formats.pretrained import adapt, load_pretrained
 from jaxgpt.inference.engine import Engine
 from jaxgpt.parallel.compile_cache import remember_programs
 from jaxgpt.parallel.hosts import start_hosts

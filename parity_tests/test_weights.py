@@ -18,8 +18,10 @@ from safetensors.numpy import load_file, save_file
 
 from jaxgpt.config import GPT2Config
 from jaxgpt.errors import InputError
-from jaxgpt.formats import weights
-from jaxgpt.formats.weights import adapt, crop, load_hf, load_nanogpt, load_pretrained, save_hf
+from jaxgpt.formats import hugging_face
+from jaxgpt.formats.hugging_face import load_hf, save_hf
+from jaxgpt.formats.nanogpt import load_nanogpt
+from jaxgpt.formats.pretrained import adapt, crop, load_pretrained
 from jaxgpt.models import Model, init_params, param_shapes
 from parity_tests import tolerances
 
@@ -321,14 +323,14 @@ def test_hub_models_are_fetched_once_and_without_network_by_hand(hf_dir, tmp_pat
 
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     place = tmp_path / "jaxgpt" / "gpt2"
-    monkeypatch.setattr(weights, "download", fail)
+    monkeypatch.setattr(hugging_face, "download", fail)
     refused(lambda: load_pretrained("gpt2"), "no route to host", str(place), "model.safetensors")
-    monkeypatch.setattr(weights, "download", fetch)
+    monkeypatch.setattr(hugging_face, "download", fetch)
     assert load_pretrained("gpt2")[0] == TINY
-    revision, sha256 = weights.PRETRAINED["gpt2"]
+    revision, sha256 = hugging_face.PRETRAINED["gpt2"]
     url = f"https://huggingface.co/openai-community/gpt2/resolve/{revision}/model.safetensors"
     assert asked[1] == (url, sha256)
-    monkeypatch.setattr(weights, "download", fail)
+    monkeypatch.setattr(hugging_face, "download", fail)
     assert load_pretrained("gpt2")[0] == TINY
 
 
@@ -386,5 +388,5 @@ def test_published_sizes(shape, n_params):
 
 
 def test_every_hub_model_is_pinned():
-    for revision, sha256 in weights.PRETRAINED.values():
+    for revision, sha256 in hugging_face.PRETRAINED.values():
         assert len(bytes.fromhex(revision)) == 20 and len(bytes.fromhex(sha256)) == 32
