@@ -19,7 +19,7 @@ from jaxgpt.data.sources import ShardReader, TextReader, choose_vocab_size, coun
 from jaxgpt.data.tokenizer import Tokenizer
 from jaxgpt.errors import EXIT_DIVERGED, EXIT_DONE, EXIT_STOPPED, InputError, run_verb
 from jaxgpt.files import lock_run
-from jaxgpt.formats.pretrained import adapt, load_pretrained
+from jaxgpt.formats.pretrained import adapt, gelu_note, load_pretrained
 from jaxgpt.inference.engine import Engine
 from jaxgpt.parallel.compile_cache import remember_programs
 from jaxgpt.parallel.hosts import start_hosts
@@ -167,7 +167,10 @@ def initial_params(config: Config, step: Step, vocab_size: int) -> dict[str, jax
     """Fresh weights, or those of `train.init_from`, on the mesh."""
     if not config.train.init_from:
         return step.init_params(config.run.seed)
-    params = adapt(*load_pretrained(config.train.init_from), config.model, vocab_size)
+    loaded, weights = load_pretrained(config.train.init_from)
+    params = adapt(loaded, weights, config.model, vocab_size)
+    if note := gelu_note(config.train.init_from, loaded, config.model):
+        console.print(note, soft_wrap=True, markup=False)
     return {
         path: jax.device_put(params[path].astype(shape.dtype), shape.sharding)
         for path, shape in step.state_shapes.params.items()

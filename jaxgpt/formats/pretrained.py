@@ -61,7 +61,7 @@ def adapt(loaded: GPT2Config, params: Params, wanted: ModelConfig, vocab_size: i
 
     Args:
       loaded: what `load_pretrained` returned, with params.
-      wanted: the run's model section; its dropout is free.
+      wanted: the run's model section; its dropout and its GELU are free (see `gelu_note`).
       vocab_size: rows of the run's embedding.
 
     Raises:
@@ -69,7 +69,7 @@ def adapt(loaded: GPT2Config, params: Params, wanted: ModelConfig, vocab_size: i
     """
     if not isinstance(wanted, GPT2Config):
         raise InputError(f"train.init_from gives GPT-2 weights, model.family={wanted.family} has others; leave it out")
-    names = ("n_layer", "n_head", "n_embd", "bias", "gelu")
+    names = ("n_layer", "n_head", "n_embd", "bias")
     differing = {name: (getattr(wanted, name), getattr(loaded, name)) for name in names}
     differing = {name: pair for name, pair in differing.items() if pair[0] != pair[1]}
     if differing:
@@ -89,3 +89,19 @@ def adapt(loaded: GPT2Config, params: Params, wanted: ModelConfig, vocab_size: i
         mean_1D = params["wte.weight"].mean(axis=0, dtype=np.float64, keepdims=True).astype(np.float32)
         params["wte.weight"] = np.concatenate([params["wte.weight"], np.repeat(mean_1D, n_new, axis=0)])
     return params
+
+
+def gelu_note(source: str, loaded: GPT2Config, wanted: ModelConfig) -> str:
+    """One line where a run computes another GELU than its loaded weights were trained with; else nothing.
+
+    No error: nanoGPT always uses erf, on OpenAI's weights too, which were trained with tanh. The two differ by less
+    than 5e-4 at any input.
+    """
+    trained, ours = loaded.gelu, getattr(wanted, "gelu", loaded.gelu)
+    if trained == ours:
+        return ""
+    as_nanogpt = " as nanoGPT does" if ours == "erf" else ""
+    return (
+        f"model.gelu={ours}{as_nanogpt}, but {source} was trained with {trained}; "
+        f"set --model.gelu={trained} for the GELU of its training"
+    )
