@@ -7,6 +7,7 @@ the last half of it.
   python -m jaxgpt.sample --run runs/quickstart --prompt "To be"
   python -m jaxgpt.sample --model gpt2 --prompt "The answer is" --max-tokens 100 --temperature 0
   python -m jaxgpt.sample --run runs/owt --step 20000 --prompt @question.txt
+  python -m jaxgpt.sample --model ckpt.pt --data DIR --prompt "ROMEO:"       (nanoGPT's; DIR holds its meta.pkl)
   python -m jaxgpt.sample --model gpt2-xl --samples 4 --top-k 0 --top-p 0.95 > texts.txt
 """
 

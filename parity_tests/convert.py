@@ -23,7 +23,7 @@ import numpy as np
 from jaxgpt import config as config_lib
 from jaxgpt.config import Config, MeshConfig
 from jaxgpt.errors import InputError, run_verb
-from jaxgpt.formats.weights import save_hf
+from jaxgpt.formats.hugging_face import save_hf
 from jaxgpt.parallel.mesh import make_mesh
 from jaxgpt.run.checkpoints import Checkpoint, choose_checkpoint
 from jaxgpt.run.console import console

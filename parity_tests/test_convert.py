@@ -9,7 +9,7 @@ import torch
 
 from jaxgpt import train as jax_train
 from jaxgpt.errors import InputError
-from jaxgpt.formats.weights import load_hf
+from jaxgpt.formats.hugging_face import load_hf
 from parity_tests import tolerances
 from parity_tests.convert import main, params_of, read_run
 from parity_tests.helpers.train_runs import TEXT, write_text

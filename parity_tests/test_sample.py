@@ -22,7 +22,7 @@ from jaxgpt.data.batches import eval_rows
 from jaxgpt.data.shards import open_dataset
 from jaxgpt.data.tokenizer import ByteTokenizer, GPT2Tokenizer, tokenizer_from_json
 from jaxgpt.errors import InputError
-from jaxgpt.formats.weights import save_hf
+from jaxgpt.formats.hugging_face import save_hf
 from jaxgpt.inference.engine import Engine
 from jaxgpt.inference.trained import choose_tokenizer, open_run
 from jaxgpt.models import Model, init_params

@@ -2,11 +2,11 @@
 
 A shard is a header of 256 little-endian int32 (magic, version, the count's low and high 32 bits, bytes per token)
 and then the tokens, little-endian; a manifest beside the shards names them. Directories without a manifest are
-judged by names and headers: nanoGPT's train.bin and val.bin are bare uint16; llm.c's and modded-nanogpt's
-*_train_000001.bin have a header like ours with a magic of their own.
+judged by names and headers: nanoGPT's train.bin and val.bin are bare uint16, with a character vocabulary in meta.pkl or
+none; llm.c's and modded-nanogpt's *_train_000001.bin have a header like ours with a magic of their own.
 
-Nothing here is trusted: counts are held against file sizes before anything is allocated, and nothing is
-unpickled (nanoGPT's meta.pkl is never opened). Every complaint is an `InputError` of one line.
+Nothing here is trusted: counts are held against file sizes before anything is allocated, and nothing is executed (see
+`nanogpt_meta` for the pickle). Every complaint is an `InputError` of one line.
 """
 
 import functools
@@ -23,7 +23,8 @@ from typing import Any
 import numpy as np
 
 from jaxgpt.data.manifest import MANIFEST, Entry, read_manifest
-from jaxgpt.data.tokenizer import GPT2Tokenizer
+from jaxgpt.data.nanogpt_meta import META, read_meta
+from jaxgpt.data.tokenizer import GPT2Tokenizer, Tokenizer
 from jaxgpt.errors import InputError
 
 HEADER_BYTES = 1024
@@ -141,7 +142,8 @@ class Dataset:
     vocab_size: int | None
     """None where the format does not tell."""
     tokenizer_json: dict[str, Any] | None
-    """See `tokenizer_from_json`. GPT-2's is assumed for llm.c files; None where the format does not tell."""
+    """See `tokenizer_from_json`. GPT-2's is assumed for llm.c files; characters where nanoGPT's meta.pkl lists them;
+    None where the format does not tell."""
     digest: str
     """SHA-256 (hex) that changes with the content. Without a manifest: of names, sizes and both ends of each file."""
 
@@ -306,12 +308,19 @@ def _open_foreign(directory: Path) -> Dataset:
     sources = {prints[file.path]: file.path.name for file in splits["train"].files}
     _refuse_overlap(directory, [(sources.get(prints[file.path]), file.path.name) for file in splits["val"].files])
     digest = hashlib.sha256(repr([(path.name, prints[path]) for path in prints]).encode("utf-8")).hexdigest()
-    is_gpt2 = all(file.format == "llmc" for file in files)
-    tokenizer = GPT2Tokenizer() if is_gpt2 else None
+    tokenizer = _foreign_tokenizer(directory, {file.format for file in files})
     vocab_size = tokenizer.vocab_size if tokenizer else None
     return Dataset(
         directory, splits["train"], splits["val"], vocab_size, tokenizer.to_json() if tokenizer else None, digest
     )
+
+
+def _foreign_tokenizer(directory: Path, formats: set[str]) -> Tokenizer | None:
+    if formats == {"llmc"}:
+        return GPT2Tokenizer()
+    if formats == {"nanogpt"} and (directory / META).exists():
+        return read_meta(directory / META)
+    return None
 
 
 def _refuse_gaps(directory: Path, numbered: list[tuple[int, Path]]) -> None:

@@ -6,7 +6,8 @@ from typing import Any
 import jax
 
 from jaxgpt.config import Config
-from jaxgpt.formats.weights import adapt, load_pretrained
+from jaxgpt.formats.pretrained import adapt, gelu_note, load_pretrained
+from jaxgpt.run.console import console
 
 
 def initial_params(
@@ -20,5 +21,8 @@ def initial_params(
     """
     if not config.train.init_from:
         return draw(config.run.seed)
-    params = adapt(*load_pretrained(config.train.init_from), config.model)
+    loaded, weights = load_pretrained(config.train.init_from)
+    params = adapt(loaded, weights, config.model)
+    if note := gelu_note(config.train.init_from, loaded, config.model):
+        console.print(note, soft_wrap=True, markup=False)
     return {path: jax.device_put(params[path].astype(leaf.dtype), leaf.sharding) for path, leaf in shapes.items()}

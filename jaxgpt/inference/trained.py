@@ -1,7 +1,7 @@
 """A trained model, opened: its weights on devices, its tokenizer, and the config of the run that made it.
 
 It comes from a run directory (the newest checkpoint that verifies, or a step), or from other programs' weights
-(see `weights.load_pretrained`). Nothing of it is executed: what a run was is read from the checkpoint's JSON, never
+(see `pretrained.load_pretrained`). Nothing of it is executed: what a run was is read from the checkpoint's JSON, never
 from RUN/config.py. The verbs that take such a model share the arguments that name it.
 """
 
@@ -19,7 +19,8 @@ from jaxgpt.config.families import ModelConfig
 from jaxgpt.data.sources import Source
 from jaxgpt.data.tokenizer import GPT2Tokenizer, Tokenizer, tokenizer_from_json
 from jaxgpt.errors import InputError
-from jaxgpt.formats.weights import PRETRAINED, load_pretrained
+from jaxgpt.formats.hugging_face import PRETRAINED
+from jaxgpt.formats.pretrained import load_pretrained
 from jaxgpt.inference.engine import Engine
 from jaxgpt.models import Model, param_shapes
 from jaxgpt.parallel.compile_cache import remember_programs

@@ -32,7 +32,7 @@ def list_changes(then: dict[str, Any], now: dict[str, Any], n_done: int, directo
             f"to resume it pass {settings}"
         )
     for name, what in (("data_sha256", "data"), ("tokenizer", "tokenizer")):
-        if then[name] != now[name]:
+        if then[name] not in (None, now[name]):  # None: an older version could not read the tokenizer of this data
             raise InputError(
                 f"the {what} in data.dir={now['config']['data']['dir']} changed since checkpoint {n_done} of "
                 f"{directory}; bring the old {what} back, or start a new run with train.init_from"
