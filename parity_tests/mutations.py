@@ -17,7 +17,7 @@ import jax.numpy as jnp
 
 from jaxgpt.config import Config, schedule
 from jaxgpt.models import attention, gpt2, layers, loss
-from jaxgpt.optim.optimizer import optimizer as optim
+from jaxgpt.optim import optimizer as optim
 from jaxgpt.training import step
 from parity_tests.trajectories import Arrays
 

@@ -16,7 +16,7 @@ from jaxgpt.config import schedule
 from jaxgpt.config.families import NanochatConfig
 from jaxgpt.config.families.nanochat import GATE_CHANNELS
 from jaxgpt.models import layers, loss, nanochat
-from jaxgpt.optim.optimizer import optimizer as optim
+from jaxgpt.optim import optimizer as optim
 from parity_tests.mutations import Mutation, Plan
 
 # Attention

@@ -13,7 +13,7 @@ from jaxgpt.models.attention import attention, choose_attention
 from jaxgpt.models.layers import dropout, gelu, layer_norm, linear
 from jaxgpt.models.loss import cross_entropy
 from jaxgpt.models.splash import splash
-from jaxgpt.optim.optimizer import optimizer as optim
+from jaxgpt.optim import optimizer as optim
 from parity_tests import tolerances
 
 torch = pytest.importorskip("torch")

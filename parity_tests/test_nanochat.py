@@ -16,7 +16,7 @@ from jaxgpt.config.param_groups import param_groups
 from jaxgpt.config.schedule import hyper_at
 from jaxgpt.errors import InputError
 from jaxgpt.models import Model, init_params, param_shapes
-from jaxgpt.optim.optimizer import optimizer as optim
+from jaxgpt.optim import optimizer as optim
 from jaxgpt.parallel.mesh import make_mesh
 from jaxgpt.parallel.sharding import batch_sharding, put_rows
 from jaxgpt.training.step import loss_sum, make_step
