@@ -1,5 +1,7 @@
 """AdamW, Muon and clipping against torch, and groups against nanoGPT's."""
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -30,7 +32,7 @@ def run(config, lr_scale=1.0, momentum=0.95):
     hyper = {"lr_scale": jnp.float32(lr_scale), "momentum": jnp.float32(momentum), "decay_scale": jnp.float32(1)}
     for grad in grads:
         updates, state = transform.update(grad, state, params, hyper=hyper)
-        params = optax.apply_updates(params, updates)
+        params: Any = optax.apply_updates(params, updates)
     return start, grads, params
 
 

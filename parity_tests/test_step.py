@@ -1,6 +1,7 @@
 """The training step: k microbatches = one batch, 8 devices = 1, skipped steps change nothing, fp16 scales."""
 
 import dataclasses
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -21,7 +22,7 @@ N_ROWS = 16
 N_STEPS = 5
 
 
-def make_config(*, n_micro=1, n_devices=1, mesh=None, algorithm="adamw", dropout=0.0, **train):
+def make_config(*, n_micro=1, n_devices=1, mesh=None, algorithm: Any = "adamw", dropout=0.0, **train):
     rows = N_ROWS // n_micro // n_devices
     return Config(
         model=GPT2Config(seq_len=16, n_layer=2, n_head=2, n_embd=32, bias=True, dropout=dropout),

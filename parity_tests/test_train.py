@@ -218,7 +218,7 @@ with lock_run({str(tmp_path)!r}):
 """
     holder = subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE, text=True, cwd=REPO)
     try:
-        assert holder.stdout.readline() == "held\n"
+        assert holder.stdout is not None and holder.stdout.readline() == "held\n"
         assert f"is in use by process {holder.pid} on host" in refusal(config, tmp_path)
     finally:
         holder.kill()
