@@ -17,12 +17,12 @@ from jaxgpt.config import Config, DataConfig, EvalConfig, GPT2Config, MeshConfig
 from jaxgpt.data import nanogpt_meta
 from jaxgpt.data.nanogpt_meta import read_meta
 from jaxgpt.data.shards import open_dataset
-from jaxgpt.data.sources import choose_vocab_size, open_directory
+from jaxgpt.data.sources import open_directory
 from jaxgpt.errors import InputError
 from jaxgpt.formats.pretrained import load_pretrained
 from jaxgpt.inference.engine import Engine
 from jaxgpt.models import Model, init_params
-from jaxgpt.run.directory import list_changes
+from jaxgpt.run.resume import list_changes
 
 CHARS = "\n !'abcdefgé你"
 TEXT = "a bad facé! a fad!\n" * 40
@@ -51,7 +51,7 @@ def refused(call, *args) -> str:
 @pytest.mark.parametrize("n_chars", [len(CHARS), 3000])
 def test_every_protocol_is_read(tmp_path, protocol, n_chars):
     chars = CHARS if n_chars == len(CHARS) else "".join(map(chr, range(0x4E00, 0x4E00 + n_chars)))
-    for dump in (pickle.dumps, pickle._dumps):
+    for dump in (pickle.dumps, vars(pickle)["_dumps"]):
         tokenizer = read_meta(written(tmp_path, dump(fields(chars), protocol=protocol)))
         assert tokenizer.chars == chars and tokenizer.vocab_size == n_chars
 
@@ -158,7 +158,7 @@ def place(tmp_path, monkeypatch):
     ids[600:].tofile("data/val.bin")
     written(Path("data"), fields())
     config = GPT2Config(vocab_size=len(CHARS), seq_len=16, n_layer=1, n_head=2, n_embd=16)
-    params = {path: 8 * np.asarray(leaf) for path, leaf in init_params(config, len(CHARS)).items()}
+    params = {path: 8 * np.asarray(leaf) for path, leaf in init_params(config).items()}
     state = {
         f"transformer.{path}": torch.from_numpy(np.ascontiguousarray(leaf.T if ".c_" in path else leaf))
         for path, leaf in params.items()
@@ -171,7 +171,7 @@ def place(tmp_path, monkeypatch):
 def test_a_directory_with_meta_has_its_characters(place):
     source = open_directory("data")
     assert source.tokenizer_json == {"kind": "char", "chars": CHARS} and source.n_ids == 13
-    assert choose_vocab_size(0, source) == 13
+    source.check_vocabulary(13)
     data = open_dataset("data")
     assert source.tokenizer is not None and source.tokenizer.decode(data.train.read(0, 20)) == TEXT[:20]
     written(place / "data", Malice())
@@ -183,14 +183,14 @@ def test_a_directory_with_meta_has_its_characters(place):
 
 def test_ids_outside_the_characters_are_refused(place):
     written(place / "data", fields(CHARS[:9]))
-    assert "is id 9, outside the vocabulary of 9" in refused(choose_vocab_size, 0, open_directory("data"))
+    assert "is id 9, outside the vocabulary of 9" in refused(open_directory("data").check_vocabulary, 9)
 
 
 def test_nanogpts_checkpoint_samples_with_its_characters(place, capsys):
     arguments = ["--model", "ckpt.pt", "--prompt", "a bad", "--max-tokens", "30", "--temperature", "0"]
     assert sample.main([*arguments, "--data", "data"]) == 0
     config, params = load_pretrained("ckpt.pt")
-    engine = Engine(Model(config, 13), params, dtype="float32", n_valid=13)
+    engine = Engine(Model(config), params, dtype="float32", n_valid=13)
     prompt = [CHARS.index(character) for character in "a bad"]
     ids = [row[0] for row in engine.generate(prompt, max_tokens=30, temperature=0.0)]
     text = "a bad" + "".join(CHARS[i] for i in ids if i is not None)
