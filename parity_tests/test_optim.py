@@ -10,7 +10,9 @@ from jaxgpt.config import GPT2Config, GroupConfig, MuonConfig, OptimConfig
 from jaxgpt.config.param_groups import param_groups
 from jaxgpt.errors import InputError
 from jaxgpt.models import param_shapes
-from jaxgpt.optim.optimizer import clip_by_global_norm, global_norm, newton_schulz, optimizer
+from jaxgpt.optim.clip import clip_by_global_norm, global_norm
+from jaxgpt.optim.optimizer import optimizer
+from jaxgpt.optim.orthogonalize import newton_schulz
 from parity_tests import tolerances
 
 torch = pytest.importorskip("torch")

@@ -401,7 +401,7 @@ class Checkpoints:
         request = ocp.args.PyTreeRestore(
             item=abstract_state,
             restore_args=ocp.checkpoint_utils.construct_restore_args(abstract_state),
-            partial_restore=is_part,
+            partial_restore=True,  # the manifest has every leaf; orbax would also ask for dicts that are empty
         )
         try:
             state = self._orbax.restore(self._path(chosen).absolute(), args=request)
