@@ -127,6 +127,18 @@ def test_a_part_of_the_state(tmp_path):
     assert_same_bits(state, {"params": make_state(1).params})
 
 
+def test_empty_parts_of_a_state_may_come_and_go(tmp_path):
+    """Older checkpoints hold an empty dict for each moment that their optimizer did not have."""
+    leaf = jnp.arange(6.0)
+    with Checkpoints(tmp_path) as checkpoints:
+        checkpoints.save(1, {"opt_state": {"mu": {"w": leaf}, "momentum": {}}}, {})
+        wanted = {"opt_state": {"mu": {"w": leaf}}}
+        assert_same_bits(checkpoints.restore(on_one_device(wanted))[1], wanted)
+        checkpoints.save(2, wanted, {})
+        wanted = {"opt_state": {"mu": {"w": leaf}, "square": {}}}
+        assert_same_bits(checkpoints.restore(on_one_device(wanted))[1], wanted)
+
+
 # What is saved, what is refused, what is kept
 
 

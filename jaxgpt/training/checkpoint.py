@@ -199,7 +199,7 @@ class Checkpoints(CheckpointDirectory):
         request = ocp.args.PyTreeRestore(
             item=abstract_state,
             restore_args=ocp.checkpoint_utils.construct_restore_args(abstract_state),
-            partial_restore=is_part,
+            partial_restore=True,  # the manifest has every leaf; orbax would also ask for dicts that are empty
         )
         try:
             return self._orbax.restore(chosen.path.absolute(), args=request)
