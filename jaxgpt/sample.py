@@ -78,7 +78,7 @@ def sample(settings: argparse.Namespace) -> int:
     tokenizer = trained.tokenizer
     if tokenizer is None:
         raise InputError(
-            f"{trained.origin} does not say how its {trained.model.vocab_size} ids are spelled; "
+            f"{trained.origin} does not say how its {trained.model.config.vocab_size} ids are spelled; "
             "give --data DIR, a directory prepared with its tokenizer"
         )
     engine = trained.engine()

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-FAST_COMPILE = "--xla_backend_optimization_level=0"
+from parity_tests.helpers.environment import FAST_COMPILE
 
 os.environ.setdefault("XLA_FLAGS", f"--xla_force_host_platform_device_count=8 {FAST_COMPILE}")
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
@@ -60,6 +60,6 @@ def shakespeare() -> Path:
 @pytest.fixture
 def marked(monkeypatch):
     """A tokenizer.json of {"kind": "marked"} is read as `MarkedBytes`."""
-    from parity_tests.text_directories import read_marked
+    from parity_tests.helpers.text_directories import read_marked
 
     read_marked(monkeypatch)

@@ -1,4 +1,4 @@
-"""Bugs planted in jaxgpt, one at a time: what the gates are worth. bench.py judges them.
+"""Bugs planted in jaxgpt, one at a time: what the gates are worth. mutation_trials.py tries them.
 
 Here those of GPT-2, AdamW and Muon; nanochat_mutations.py has nanochat's. A mutation is `(plan) -> plan`, with patches
 of jaxgpt entered on `plan.stack`.
@@ -6,6 +6,7 @@ of jaxgpt entered on `plan.stack`.
 
 import dataclasses
 import functools
+import importlib
 from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -17,9 +18,12 @@ import jax.numpy as jnp
 
 from jaxgpt.config import Config, schedule
 from jaxgpt.models import attention, gpt2, layers, loss
-from jaxgpt.optim.optimizer import optimizer as optim
+from jaxgpt.optim import clip, orthogonalize
 from jaxgpt.training import step
 from parity_tests.trajectories import Arrays
+
+ADAMW, MUON = (importlib.import_module(f"jaxgpt.optim.{name}") for name in ("adamw", "muon"))
+"""Modules: jaxgpt.optim.adamw and jaxgpt.optim.muon, as attributes, are the functions in them."""
 
 
 @dataclass(frozen=True)
@@ -58,8 +62,8 @@ class Mutation:
     Attributes:
       recipe: the run in which it can show.
       is_masked: some targets are masked, on both sides.
-      is_update: it touches neither logits nor gradients: a brief judgement runs the optimizer alone.
-      is_early: it shows in logits or gradients of the first batch: a brief judgement leaves the training out.
+      is_update: it touches neither logits nor gradients: a brief trial runs the optimizer alone.
+      is_early: it shows in logits or gradients of the first batch: a brief trial leaves the training out.
     """
 
     plant: Callable[[Plan], Plan]
@@ -198,7 +202,7 @@ def _micro_sum(plan):
 
 def _clip_per_tensor(plan):
     def clip(grads, norm, max_norm):
-        return {p: g * jnp.minimum(1, max_norm / (jnp.sqrt((g * g).sum()) + optim.CLIP_EPS)) for p, g in grads.items()}
+        return {p: g * jnp.minimum(1, max_norm / (jnp.sqrt((g * g).sum()) + clip.CLIP_EPS)) for p, g in grads.items()}
 
     return plan.patch(step, "clip_by_global_norm", clip)
 
@@ -210,7 +214,8 @@ def _schedule(by, plan):
 
 def _patch_adamw(plan, change):
     """change(original, param, grad, mu, nu, count, settings) -> update, mu, nu."""
-    return plan.patch(optim, "adamw", lambda *args, original=optim.adamw, **settings: change(original, *args, settings))
+    original = ADAMW.adamw_step
+    return plan.patch(ADAMW, "adamw_step", lambda *args, **settings: change(original, *args, settings))
 
 
 def _eps_inside(eps, plan):
@@ -275,16 +280,16 @@ def _nesterov_optax(plan):
         new = old + (1 - betas[0]) * (grad - old)
         return grad + betas[1] * (new - grad), new
 
-    return plan.patch(schedule, "hyper_at", hyper_at).patch(optim, "muon_momentum", momentum)
+    return plan.patch(schedule, "hyper_at", hyper_at).patch(MUON, "muon_momentum", momentum)
 
 
 def _patch_muon_scale(plan, scale):
     """scale(n_in, n_out) instead of sqrt(max(1, n_out / n_in))."""
 
-    def muon(param, direction, *, lr, weight_decay, **_):
+    def muon_step(param, direction, *, lr, weight_decay, **_):
         return -lr * (scale(*param.shape) * direction + weight_decay * param)
 
-    return plan.patch(optim, "muon", muon)
+    return plan.patch(MUON, "muon_step", muon_step)
 
 
 MUTATIONS: dict[str, Mutation] = {
@@ -305,7 +310,7 @@ MUTATIONS: dict[str, Mutation] = {
     "mean of the microbatches' means": Mutation(_mean_of_means, is_masked=True, is_early=True),
     "divided by one microbatch's count": Mutation(_micro_sum),
     "clipping left out": Mutation(lambda plan: plan.set_optim(grad_clip=0.0), is_update=True),
-    "clipping without its epsilon": Mutation(lambda plan: plan.patch(optim, "CLIP_EPS", 0.0), is_update=True),
+    "clipping without its epsilon": Mutation(lambda plan: plan.patch(clip, "CLIP_EPS", 0.0), is_update=True),
     "clipping tensor by tensor": Mutation(_clip_per_tensor, is_update=True),
     "schedule one step ahead": Mutation(functools.partial(_schedule, 1), is_update=True),
     "schedule one step behind": Mutation(functools.partial(_schedule, -1), is_update=True),
@@ -327,7 +332,7 @@ MUTATIONS: dict[str, Mutation] = {
         lambda plan: _patch_muon_scale(plan, lambda n_in, n_out: 0.2 * max(n_in, n_out) ** 0.5), "muon", is_update=True
     ),
     "Muon: coefficients 3, -3.2, 1.2": Mutation(
-        lambda plan: plan.patch(optim, "NS_COEFFICIENTS", (3.0, -3.2, 1.2)), "muon", is_update=True
+        lambda plan: plan.patch(orthogonalize, "NS_COEFFICIENTS", (3.0, -3.2, 1.2)), "muon", is_update=True
     ),
     "Muon: four iterations instead of five": Mutation(lambda plan: plan.set_muon(ns_steps=4), "muon", is_update=True),
     "Muon: Newton-Schulz in bfloat16": Mutation(

@@ -1,8 +1,8 @@
 """Bugs planted in jaxgpt's nanochat, one at a time: its model in both eras, and the optimizer of July 2026.
 
-As in mutations.py, which has GPT-2's and what judges them. What cannot show is not here: the norm of queries and keys
-before instead of after their rotation, which keeps lengths; positions that start at 1, for rotations are relative;
-NorMuon's mean square corrected for its start at zero, since the matrix gets its norm back.
+As in mutations.py, which has GPT-2's; mutation_trials.py tries both. What cannot show is not here: the norm of queries
+and keys before instead of after their rotation, which keeps lengths; positions that start at 1, for rotations are
+relative; NorMuon's mean square corrected for its start at zero, since the matrix gets its norm back.
 """
 
 import dataclasses
@@ -16,8 +16,9 @@ from jaxgpt.config import schedule
 from jaxgpt.config.families import NanochatConfig
 from jaxgpt.config.families.nanochat import GATE_CHANNELS
 from jaxgpt.models import layers, loss, nanochat
-from jaxgpt.optim.optimizer import optimizer as optim
-from parity_tests.mutations import Mutation, Plan
+from jaxgpt.optim import normuon as norm_muon
+from jaxgpt.optim import orthogonalize
+from parity_tests.mutations import MUON, Mutation, Plan
 
 # Attention
 
@@ -208,12 +209,12 @@ def _softcap_slope(plan: Plan) -> Plan:
 
 def _polar(plan: Plan, change: Any) -> Plan:
     """change(list of coefficients) -> list."""
-    return plan.patch(optim, "POLAR_EXPRESS", tuple(change(list(optim.POLAR_EXPRESS))))
+    return plan.patch(orthogonalize, "POLAR_EXPRESS", tuple(change(list(orthogonalize.POLAR_EXPRESS))))
 
 
 def _square_axis(plan: Plan) -> Plan:
     """Of square matrices, the other one; their state has the same numbers in it."""
-    original = optim.normuon
+    original = MUON.normuon
 
     def normuon(direction, square, beta2):
         if direction.shape[0] != direction.shape[1]:
@@ -221,36 +222,40 @@ def _square_axis(plan: Plan) -> Plan:
         turned, square = original(direction.T, square, beta2)
         return turned.T, square
 
-    return plan.patch(optim, "normuon", normuon)
+    return plan.patch(MUON, "normuon", normuon)
 
 
 def _norm_not_restored(plan: Plan) -> Plan:
     def normuon(direction, square, beta2):
-        square = square + (1 - beta2) * (optim.mean_square(direction) - square)
-        return direction * jax.lax.rsqrt(jnp.maximum(square, optim.NORMUON_EPS)), square
+        square = square + (1 - beta2) * (norm_muon.mean_square(direction) - square)
+        return direction * jax.lax.rsqrt(jnp.maximum(square, norm_muon.NORMUON_EPS)), square
 
-    return plan.patch(optim, "normuon", normuon)
+    return plan.patch(MUON, "normuon", normuon)
 
 
 def _columns_equilibrated(plan: Plan) -> Plan:
-    original = optim.equilibrate_rows
-    return plan.patch(optim, "equilibrate_rows", lambda x: original(x.swapaxes(1, 2)).swapaxes(1, 2))
+    original = orthogonalize.scale_rows
+    return plan.patch(orthogonalize, "scale_rows", lambda x: original(x.swapaxes(1, 2)).swapaxes(1, 2))
 
 
 def _norm_of_longer_side(plan: Plan) -> Plan:
-    original = optim.renormalize
-    return plan.patch(optim, "renormalize", lambda x: original(x) * (max(x.shape[1:]) / min(x.shape[1:])) ** 0.5)
+    original = orthogonalize.scale_matrices
+
+    def scale_matrices(x):
+        return original(x) * (max(x.shape[1:]) / min(x.shape[1:])) ** 0.5
+
+    return plan.patch(orthogonalize, "scale_matrices", scale_matrices)
 
 
 def _decay(plan: Plan, decay: Any) -> Plan:
     """decay(param, direction, lr, scale) -> what is taken off besides lr x scale x direction, per weight decay."""
 
-    def muon(param, direction, *, lr, weight_decay, cautious):
+    def muon_step(param, direction, *, lr, weight_decay, cautious):
         n_in, n_out = param.shape
         scale = max(1.0, n_out / n_in) ** 0.5
         return -lr * scale * direction - weight_decay * decay(param, direction, lr, scale)
 
-    return plan.patch(optim, "muon", muon)
+    return plan.patch(MUON, "muon_step", muon_step)
 
 
 def _is_shrinking(param, direction):
@@ -382,7 +387,7 @@ NANOCHAT_MUTATIONS: dict[str, Mutation] = {
         lambda plan: _polar(plan, lambda c: [c[0], c[2], c[1], *c[3:]])
     ),
     "Polar Express: four iterations": _of_update(lambda plan: plan.set_muon(ns_steps=4)),
-    "Polar Express: margin 1.01 left out": _of_update(lambda plan: plan.patch(optim, "POLAR_MARGIN", 1.0)),
+    "Polar Express: margin 1.01 left out": _of_update(lambda plan: plan.patch(orthogonalize, "POLAR_MARGIN", 1.0)),
     "Polar Express: in bfloat16": _of_update(lambda plan: plan.set_muon(ns_dtype="bfloat16")),
     "Newton-Schulz instead of Polar Express": _of_update(lambda plan: plan.set_muon(orthogonalizer="newton_schulz")),
     "NorMuon: other axis of square matrices": _of_update(_square_axis),

@@ -10,10 +10,11 @@ from pathlib import Path
 
 from jaxgpt.errors import InputError
 from jaxgpt.run.console import console
-from parity_tests.compare import DTYPES, Row, compare, describe_machine
-from parity_tests.judge import ALL_MUTATIONS, find_loudest, make_judge, run_reference, run_unmutated
+from parity_tests.gates import Row, compare, find_loudest
+from parity_tests.mutation_trials import ALL_MUTATIONS, make_trials, run_reference, run_unmutated
 from parity_tests.small_runs import RECIPES
-from parity_tests.tolerances import PARITY
+from parity_tests.tables import describe_machine
+from parity_tests.tolerances import DTYPES, PARITY
 from parity_tests.trajectories import import_torch
 
 N_FLOOR_STEPS = {"float64": 200, "float32": 200, "bfloat16": 60}
@@ -38,7 +39,7 @@ def write_report(path: Path) -> int:
     seen: Seen = {name: {} for name in ALL_MUTATIONS}
     for dtype in DTYPES:
         for i, name in enumerate(ALL_MUTATIONS):
-            seen[name][dtype] = row = judge(name, dtype)
+            seen[name][dtype] = row = try_mutation(name, dtype)
             said = f"{row.quantity}, {row.margin:.0e} x" if row else "no"
             console.print(f"mutations: {dtype}, {i + 1} of {len(ALL_MUTATIONS)}, {name}: {said}")
     try:
@@ -54,11 +55,11 @@ def write_report(path: Path) -> int:
     return 1 if unseen or outside else 0
 
 
-def judge(name: str, dtype: str) -> Row | None:
+def try_mutation(name: str, dtype: str) -> Row | None:
     """The loudest gate. In bfloat16 the losses of a few steps see what a first batch does not."""
     mutation = ALL_MUTATIONS[name]
-    one = make_judge(mutation.recipe, mutation.is_masked, dtype, N_MUTANT_STEPS)
-    return find_loudest(one.try_mutant(mutation, is_brief=True)) or find_loudest(one.try_mutant(mutation))
+    trials = make_trials(mutation.recipe, mutation.is_masked, dtype, N_MUTANT_STEPS)
+    return find_loudest(trials.try_mutant(mutation, is_brief=True)) or find_loudest(trials.try_mutant(mutation))
 
 
 def format_report(floors: Floors, seen: Seen) -> str:

@@ -15,7 +15,7 @@ from jaxgpt.errors import InputError
 from jaxgpt.run import manifest as sealed
 from jaxgpt.training import checkpoint
 from jaxgpt.training.checkpoint import CheckpointError, Checkpoints
-from parity_tests.saved_states import (
+from parity_tests.helpers.saved_states import (
     ABOUT,
     assert_is_one_line,
     assert_same_bits,

@@ -13,7 +13,7 @@ from jax.sharding import SingleDeviceSharding
 from jaxgpt.errors import InputError
 from jaxgpt.run import manifest as sealed
 from jaxgpt.training.checkpoint import Checkpoints
-from parity_tests.saved_states import (
+from parity_tests.helpers.saved_states import (
     assert_is_one_line,
     flip_bit,
     list_tree,

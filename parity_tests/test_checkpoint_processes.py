@@ -26,7 +26,7 @@ from jaxgpt.errors import InputError
 from jaxgpt.files import lock_run
 from jaxgpt.run import manifest as sealed
 from jaxgpt.training.checkpoint import CheckpointError, Checkpoints
-from parity_tests.saved_states import (
+from parity_tests.helpers.saved_states import (
     ABOUT,
     State,
     fail_to_hash,

@@ -12,7 +12,7 @@ from jaxgpt.errors import InputError
 from jaxgpt.formats.hugging_face import load_hf
 from parity_tests import tolerances
 from parity_tests.convert import main, params_of, read_run
-from parity_tests.test_train import TEXT, write_text
+from parity_tests.helpers.train_runs import TEXT, write_text
 from torch_ref import train as torch_train
 
 CONFIG = """

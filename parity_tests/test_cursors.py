@@ -9,7 +9,7 @@ import pytest
 from jaxgpt.data.text_batches import TextBatches
 from jaxgpt.data.text_data import TextData, open_text
 from jaxgpt.errors import InputError
-from parity_tests.text_directories import (
+from parity_tests.helpers.text_directories import (
     ONE,
     PACKINGS,
     SEQ_LEN,

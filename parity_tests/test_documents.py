@@ -16,7 +16,7 @@ from jaxgpt.data.text_data import TextData, open_text
 from jaxgpt.data.tokenizer import ByteTokenizer
 from jaxgpt.errors import InputError
 from jaxgpt.prepare.text_shards import TEXT_CORPORA
-from parity_tests.text_directories import (
+from parity_tests.helpers.text_directories import (
     DELIMITER,
     MarkedBytes,
     tokenize_threads,

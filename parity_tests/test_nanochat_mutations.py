@@ -2,8 +2,8 @@
 
 import pytest
 
-from parity_tests.compare import compare
-from parity_tests.judge import find_loudest, make_judge
+from parity_tests.gates import compare, find_loudest
+from parity_tests.mutation_trials import make_trials
 from parity_tests.mutations import Mutation
 from parity_tests.nanochat_mutations import NANOCHAT_MUTATIONS
 from parity_tests.tolerances import PARITY
@@ -16,15 +16,15 @@ N_STEPS = 8
 @pytest.mark.parametrize("name", NANOCHAT_MUTATIONS)
 def test_every_mutation_is_seen(name):
     mutation = NANOCHAT_MUTATIONS[name]
-    judge = make_judge(mutation.recipe, mutation.is_masked, "float64", N_STEPS)
-    loudest = find_loudest(judge.try_mutant(mutation, is_brief=True))
+    trials = make_trials(mutation.recipe, mutation.is_masked, "float64", N_STEPS)
+    loudest = find_loudest(trials.try_mutant(mutation, is_brief=True))
     assert loudest is not None and not loudest.margin < 100, "seen by no gate, or only just"
 
 
 @pytest.mark.parametrize("recipe", ("nanochat2025", "nanochat2026"))
 def test_without_a_bug_all_gates_hold(recipe):
     """Trained, and the optimizer alone."""
-    judge = make_judge(recipe, False, "float64", N_STEPS)
-    rows = compare(judge.unmutated, judge.reference, PARITY["float64"])
-    rows += judge.try_mutant(Mutation(lambda plan: plan, recipe, is_update=True), is_brief=True)
+    trials = make_trials(recipe, False, "float64", N_STEPS)
+    rows = compare(trials.unmutated, trials.reference, PARITY["float64"])
+    rows += trials.try_mutant(Mutation(lambda plan: plan, recipe, is_update=True), is_brief=True)
     assert len(rows) >= 16 and all(row.is_inside for row in rows)

@@ -158,7 +158,7 @@ def place(tmp_path, monkeypatch):
     ids[600:].tofile("data/val.bin")
     written(Path("data"), fields())
     config = GPT2Config(vocab_size=len(CHARS), seq_len=16, n_layer=1, n_head=2, n_embd=16)
-    params = {path: 8 * np.asarray(leaf) for path, leaf in init_params(config, len(CHARS)).items()}
+    params = {path: 8 * np.asarray(leaf) for path, leaf in init_params(config).items()}
     state = {
         f"transformer.{path}": torch.from_numpy(np.ascontiguousarray(leaf.T if ".c_" in path else leaf))
         for path, leaf in params.items()
@@ -190,7 +190,7 @@ def test_nanogpts_checkpoint_samples_with_its_characters(place, capsys):
     arguments = ["--model", "ckpt.pt", "--prompt", "a bad", "--max-tokens", "30", "--temperature", "0"]
     assert sample.main([*arguments, "--data", "data"]) == 0
     config, params = load_pretrained("ckpt.pt")
-    engine = Engine(Model(config, 13), params, dtype="float32", n_valid=13)
+    engine = Engine(Model(config), params, dtype="float32", n_valid=13)
     prompt = [CHARS.index(character) for character in "a bad"]
     ids = [row[0] for row in engine.generate(prompt, max_tokens=30, temperature=0.0)]
     text = "a bad" + "".join(CHARS[i] for i in ids if i is not None)

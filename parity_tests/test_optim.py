@@ -117,7 +117,7 @@ def test_clip_is_torchs(max_norm):
 
 
 def sizes(model, vocab_size):
-    return {path: leaf.shape for path, leaf in param_shapes(model, vocab_size).items()}
+    return {path: leaf.shape for path, leaf in param_shapes(model.complete(vocab_size)).items()}
 
 
 @pytest.mark.parametrize(

@@ -13,8 +13,8 @@ from jaxgpt.data.text_batches import TextBatches, val_rows
 from jaxgpt.data.text_data import open_text
 from jaxgpt.data.tokenizer import ByteTokenizer
 from jaxgpt.errors import InputError
-from parity_tests.plain_packing import plain_best_fit, plain_stream, refills
-from parity_tests.text_directories import (
+from parity_tests.helpers.plain_packing import plain_best_fit, plain_stream, refills
+from parity_tests.helpers.text_directories import (
     DELIMITER,
     PACKINGS,
     MarkedBytes,

@@ -138,7 +138,7 @@ def test_a_dead_compiler_is_a_failure_and_is_not_remembered(monkeypatch, tmp_pat
     dead = subprocess.CompletedProcess([], -6, "", "F0000 Check failed: something\n")
     monkeypatch.setattr("jaxgpt.plan.compiler.subprocess.run", lambda *args, **kwargs: dead)
     with pytest.raises(Failure, match=r"died \(signal 6\): F0000 Check failed"):
-        Compiles(tmp_path).footprints(SMALL, 1024, parse_topology("h100"))
+        Compiles(tmp_path).footprints(SMALL, parse_topology("h100"))
     assert not list(tmp_path.iterdir())
 
 

@@ -13,7 +13,16 @@ from jaxgpt.errors import InputError
 from jaxgpt.prepare import __main__ as prepare
 from jaxgpt.prepare import corpora, encode
 from jaxgpt.prepare.corpora import SHAKESPEARE_BYTES, SHAKESPEARE_SHA256, is_val
-from parity_tests.preparing import DOCUMENTS, leftovers, manifest, refused, run, texts, write_jsonl, write_parquet
+from parity_tests.helpers.prepare_runs import (
+    DOCUMENTS,
+    leftovers,
+    manifest,
+    refused,
+    run,
+    texts,
+    write_jsonl,
+    write_parquet,
+)
 
 pytestmark = pytest.mark.usefixtures("in_tmp_path")
 

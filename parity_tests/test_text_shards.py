@@ -11,6 +11,7 @@ import pyarrow as pa
 import pytest
 from pyarrow import parquet
 
+from jaxgpt.data import download
 from jaxgpt.data.shards import open_dataset
 from jaxgpt.data.text_data import open_splits
 from jaxgpt.errors import InputError
@@ -18,7 +19,7 @@ from jaxgpt.prepare import __main__ as prepare
 from jaxgpt.prepare import corpora, destination, text_shards
 from jaxgpt.prepare.corpora import is_val
 from jaxgpt.prepare.text_shards import PAGE_CHARS, TEXT_CORPORA, TextCorpus, check_text_shard
-from parity_tests.preparing import DOCUMENTS, Server, leftovers, refused, run, write_jsonl, write_parquet
+from parity_tests.helpers.prepare_runs import DOCUMENTS, Server, leftovers, refused, run, write_jsonl, write_parquet
 
 pytestmark = pytest.mark.usefixtures("in_tmp_path")
 
@@ -326,7 +327,7 @@ NAMES = [f"shard_{i:05d}.parquet" for i in range(6)]
 def server(monkeypatch):
     """Serves a corpus of five files for training and one for validation."""
     monkeypatch.setitem(TEXT_CORPORA, "climbmix", TextCorpus("small", "owner/name", 6))
-    monkeypatch.setattr(corpora.time, "sleep", lambda s: None)
+    monkeypatch.setattr(download.time, "sleep", lambda s: None)
     with Server({name: shard(i) for i, name in enumerate(NAMES)}) as server:
         monkeypatch.setenv("HF_ENDPOINT", server.url + "/")
         yield server

@@ -10,20 +10,21 @@ import pytest
 import torch
 
 from jaxgpt.config import Config, GPT2Config, MeshConfig, MuonConfig, OptimConfig, ScheduleConfig, TrainConfig
-from jaxgpt.config.param_groups import param_groups
+from jaxgpt.data.batch import Batch
 from jaxgpt.data.batches import Batches, eval_rows
 from jaxgpt.data.shards import Split, inspect_shard
 from jaxgpt.errors import InputError
 from jaxgpt.models.loss import cross_entropy as jax_cross_entropy
-from jaxgpt.optim.optimizer import optimizer as jax_optim
+from jaxgpt.optim.clip import global_norm as jax_global_norm
 from jaxgpt.parallel.mesh import make_mesh as make_jax_mesh
 from jaxgpt.prepare.shard_writer import write_shard
 from jaxgpt.training import step as jax_step
 from jaxgpt.training.validation import evaluate_split as jax_evaluate_split
 from parity_tests import tolerances
 from torch_ref.models import attention, loss, weights
-from torch_ref.optim.optimizer import optimizer as optim
-from torch_ref.parallel import sharding
+from torch_ref.optim.adamw import adamw_fused, adamw_step
+from torch_ref.optim.clip import global_norm
+from torch_ref.parallel.mesh import make_mesh
 from torch_ref.training import step as torch_step
 from torch_ref.training.validation import evaluate_split
 
@@ -37,7 +38,7 @@ HYPER = {"lr_scale": 0.7, "momentum": 0.9, "decay_scale": 0.8}
 
 def make_config(*, dtype="float64", algorithm: Any = "adamw", n_micro=2, dropout=0.0, **train):
     return Config(
-        model=GPT2Config(seq_len=24, n_layer=2, n_head=2, n_embd=32, bias=True, dropout=dropout),
+        model=GPT2Config(seq_len=24, n_layer=2, n_head=2, n_embd=32, bias=True, dropout=dropout, vocab_size=VOCAB),
         train=TrainConfig(
             steps=N_STEPS, batch_tokens=8 * 24, micro_batch_size=8 // n_micro,
             **{"dtype": dtype, "loss_chunk_tokens": 40, "attention": "xla", **train},
@@ -57,7 +58,7 @@ def batches(n_micro=2):
 
 
 def make_torch_step(config, **more):
-    return torch_step.make_step(config, VOCAB, sharding.make_mesh(config.mesh), **more)
+    return torch_step.make_step(config, make_mesh(config.mesh), **more)
 
 
 def to_arrays(tree):
@@ -90,7 +91,7 @@ class Jax:
     def __init__(self, config, *, has_grads=False):
         mesh = make_jax_mesh(config.mesh)
         with jax.enable_x64(config.train.dtype == "float64"), jax.set_mesh(mesh):
-            step = jax_step.make_step(config, VOCAB, mesh)
+            step = jax_step.make_step(config, mesh)
             self.params = perturbed({path: np.asarray(p) for path, p in step.init_params(0).items()})
             params = {path: jnp.asarray(value) for path, value in self.params.items()}
             first = jnp.asarray(batches()[0, 0])
@@ -101,7 +102,7 @@ class Jax:
             state = step.init_state(params)
             self.states, self.metrics = [to_arrays(state)], []
             for batch in batches():
-                state, metrics = step.train(state, batch, step.hyper(HYPER))
+                state, metrics = step.train(state, Batch(batch), step.hyper(HYPER))
                 self.states.append(to_arrays(state))
                 self.metrics.append({name: float(value) for name, value in metrics.items()})
 
@@ -164,7 +165,7 @@ def torch_run(config, state, batches, **more):
     state = step.put_state(weights.with_leaves(step.state_shapes, weights.to_torch(state)))
     metrics = []
     for batch in batches:
-        state, values = step.train(state, torch.from_numpy(batch), step.hyper(HYPER))
+        state, values = step.train(state, Batch(torch.from_numpy(batch)), step.hyper(HYPER))
         metrics.append({name: float(value) for name, value in values.items()})
     return metrics, weights.to_numpy(weights.by_path(state))
 
@@ -325,39 +326,37 @@ def test_the_gradient_norm_of_large_tensors_is_not_rounded_away():
     grads = {"wte": rng.standard_normal((8192, 256)), "bias": rng.standard_normal(256), "lambda": np.array(0.5)}
     expected = np.sqrt(sum((grad**2).sum() for grad in grads.values()))
     as_float32 = {path: grad.astype(np.float32) for path, grad in grads.items()}
-    ours = jax.jit(jax_optim.global_norm)({path: jnp.asarray(grad) for path, grad in as_float32.items()})
-    theirs = optim.global_norm({path: torch.from_numpy(np.asarray(grad)) for path, grad in as_float32.items()})
+    ours = jax.jit(jax_global_norm)({path: jnp.asarray(grad) for path, grad in as_float32.items()})
+    theirs = global_norm({path: torch.from_numpy(np.asarray(grad)) for path, grad in as_float32.items()})
     for norm in (float(ours), float(theirs)):
         assert abs(norm / expected - 1) < tolerances.FP32_OP
 
 
 def test_fused_adamw_is_the_one_spelled_out():
     """Twenty steps in float64 of the kernel that float32 takes; then a step that is not finite changes nothing."""
-    config = OptimConfig(lr=1e-2, eps=1e-3)
+    settings = {"lr": 5e-3, "beta1": 0.9, "beta2": 0.95, "eps": 1e-3, "weight_decay": 0.1}
     rng = torch.Generator().manual_seed(0)
     params = {
         path: torch.randn(shape, generator=rng, dtype=torch.float64) for path, shape in (("w", (5, 3)), ("b", (3,)))
     }
-    groups = param_groups(config, {path: tuple(p.shape) for path, p in params.items()})
-    state = optim.optimizer(config, groups).init(params)
-    assert len(set(groups.values())) == 2
-    for count in range(1, 21):
+    moments = ({path: torch.zeros_like(p) for path, p in params.items()} for _ in range(2))
+    state: dict[str, Any] = dict(zip(("mu", "nu"), moments, strict=True))
+    for n_taken in range(20):
+        state["count"] = torch.tensor(n_taken)
         grads = {path: torch.randn(p.shape, generator=rng, dtype=p.dtype) for path, p in params.items()}
         expected = {
-            path: optim.adamw(
-                params[path], grads[path], state.mu[path], state.nu[path], torch.tensor(count), lr=0.5 * setting.lr,
-                beta1=setting.beta1, beta2=setting.beta2, eps=setting.eps, weight_decay=setting.weight_decay,
+            path: adamw_step(
+                p, grads[path], state["mu"][path], state["nu"][path], torch.tensor(n_taken + 1), **settings
             )
-            for path, setting in groups.items()
-        }  # fmt: skip
+            for path, p in params.items()
+        }
         expected = {path: (params[path] + step, mu, nu) for path, (step, mu, nu) in expected.items()}
-        optim.adamw_fused(params, grads, state, groups, params, torch.tensor(0.5), torch.tensor(True))
-        state = state._replace(count=state.count + 1)
+        adamw_fused(params, grads, state, torch.tensor(True), **settings)
         for path, values in expected.items():
-            for ours, other in zip((params[path], state.mu[path], state.nu[path]), values, strict=True):
+            for ours, other in zip((params[path], state["mu"][path], state["nu"][path]), values, strict=True):
                 torch.testing.assert_close(ours, other, rtol=1e-6, atol=1e-9)
     before = {path: p.clone() for path, p in params.items()}
-    optim.adamw_fused(params, grads, state, groups, params, torch.tensor(0.5), torch.tensor(False))
+    adamw_fused(params, grads, state, torch.tensor(False), **settings)
     assert all(torch.equal(before[path], p) for path, p in params.items())
 
 
@@ -372,7 +371,7 @@ def test_a_non_finite_step_changes_nothing_but_counters(algorithm, start, dtype)
     for count in (1, 2):
         with torch.no_grad():
             state.params["ln_f.weight"][0] = np.inf
-        state, metrics = step.train(state, torch.from_numpy(batches()[1]), step.hyper(HYPER))
+        state, metrics = step.train(state, Batch(torch.from_numpy(batches()[1])), step.hyper(HYPER))
         assert not np.isfinite(float(metrics["loss"]))
         assert int(metrics["n_skipped"]) == int(metrics["n_skipped_in_row"]) == count
     with torch.no_grad():
@@ -381,9 +380,9 @@ def test_a_non_finite_step_changes_nothing_but_counters(algorithm, start, dtype)
     counters = {"step": 3, "n_skipped": 2, "n_skipped_in_row": 2}
     for path, leaf in before.items():
         np.testing.assert_array_equal(after[path], counters.get(path, leaf), err_msg=path)
-    state, metrics = step.train(state, torch.from_numpy(batches()[1]), step.hyper(HYPER))
+    state, metrics = step.train(state, Batch(torch.from_numpy(batches()[1])), step.hyper(HYPER))
     assert int(metrics["n_skipped"]) == 2 and int(metrics["n_skipped_in_row"]) == 0
-    assert int(state.opt_state.count) == 2
+    assert int(state.opt_state["count"]) == 2
 
 
 def test_float16_halves_its_scale_on_overflow_and_goes_on(start):
@@ -430,7 +429,7 @@ def test_validation_counts_each_row_once(tmp_path):
     assert abs(one.loss - four.loss) < tolerances.FP64
     assert one.bits_per_byte == pytest.approx(four.bits_per_byte)
     with jax.enable_x64(True), jax.set_mesh(make_jax_mesh(config.mesh)):
-        theirs = jax_step.make_step(config, VOCAB, make_jax_mesh(config.mesh))
+        theirs = jax_step.make_step(config, make_jax_mesh(config.mesh))
         theirs_params = {p: jnp.asarray(value) for p, value in weights.to_numpy(params).items()}
         other = jax_evaluate_split(theirs, theirs_params, source, starts, n_rows=4, token_bytes=token_bytes)
     assert other.n_tokens == 240 and other.bits_per_byte == pytest.approx(one.bits_per_byte)

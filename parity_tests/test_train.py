@@ -1,12 +1,10 @@
 """The training command: exact resume after kills, other device counts, several processes, and every refusal."""
 
-import json
 import os
 import signal
 import socket
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import numpy as np
@@ -14,12 +12,11 @@ import pytest
 
 from jaxgpt import train
 from jaxgpt.errors import EXIT_DIVERGED, EXIT_STOPPED, InputError
-from jaxgpt.prepare.__main__ import main as prepare
 from jaxgpt.run.stop_signal import StopSignal
 from parity_tests import tolerances
-from parity_tests.conftest import FAST_COMPILE
+from parity_tests.helpers.environment import REPO
+from parity_tests.helpers.train_runs import TEXT, losses, records, run, start, wait_for_step, write_text
 
-REPO = Path(__file__).parents[1]
 CONFIG = """
 from jaxgpt.config import *
 config = Config(
@@ -33,7 +30,6 @@ config = Config(
     mesh=MeshConfig(data=1),
 )
 """
-TEXT = "".join(f"{i} green bottles, hanging on the wall; {i * 7 % 13} fell.\n" for i in range(400))
 
 
 @pytest.fixture(scope="module")
@@ -48,66 +44,12 @@ def config(data):
     return path
 
 
-def write_text(directory, text):
-    """A prepared character-level directory."""
-    (directory / "text.txt").write_text(text)
-    arguments = ["bottles", "--input", str(directory / "text.txt"), "--out", str(directory / "bottles")]
-    assert prepare([*arguments, "--tokenizer", "char"]) == 0
-    return directory / "bottles"
-
-
-def command(config, run_dir, *more):
-    return [sys.executable, "-m", "jaxgpt.train", f"--config={config}", f"--run.dir={run_dir}", *more]
-
-
-def environment(n_devices=1):
-    flags = f"--xla_force_host_platform_device_count={n_devices} {FAST_COMPILE}"
-    return os.environ | {"XLA_FLAGS": flags, "JAX_PLATFORMS": "cpu", "COLUMNS": "200"}
-
-
-def start(config, run_dir, *more, n_devices=1, stderr=subprocess.STDOUT):
-    return subprocess.Popen(
-        command(config, run_dir, *more),
-        env=environment(n_devices),
-        cwd=REPO,
-        stdout=subprocess.PIPE,
-        stderr=stderr,
-        text=True,
-    )
-
-
-def run(config, run_dir, *more, n_devices=1, expect=0):
-    process = start(config, run_dir, *more, n_devices=n_devices, stderr=subprocess.PIPE)
-    shown, errors = process.communicate(timeout=300)
-    assert process.returncode == expect, shown + errors
-    return shown, errors
-
-
-def records(run_dir):
-    return [json.loads(line) for line in (run_dir / "metrics.jsonl").read_text().splitlines()]
-
-
-def losses(run_dir):
-    return {r["step"]: (r["train_loss"], r.get("val_loss")) for r in records(run_dir)}
-
-
 @pytest.fixture(scope="module")
 def straight(config, tmp_path_factory):
     """The uninterrupted run."""
     run_dir = tmp_path_factory.mktemp("straight")
     run(config, run_dir)
     return losses(run_dir)
-
-
-def wait_for_step(process, run_dir, step):
-    """Until metrics.jsonl has the step; the process must not end before."""
-    path = run_dir / "metrics.jsonl"
-    for _ in range(6000):
-        if path.exists() and f'"step": {step},' in path.read_text():
-            return
-        assert process.poll() is None, process.communicate()
-        time.sleep(0.005)
-    raise AssertionError(f"step {step} did not come")
 
 
 def test_killed_three_times_and_resumed_is_exact_to_the_bit(config, straight, tmp_path):

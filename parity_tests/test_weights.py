@@ -46,8 +46,8 @@ def tokens_of(vocab_size, seq_len=256, n_rows=2):
 
 
 @functools.cache
-def forward(config, vocab_size):
-    model = Model(config, vocab_size)
+def forward(config):
+    model = Model(config)
 
     @jax.jit
     def logits(params, tokens_BT):
@@ -59,7 +59,9 @@ def forward(config, vocab_size):
 
 def logits_of(config, params, tokens_BT):
     with jax.default_matmul_precision("highest"):
-        return np.asarray(forward(config, params["wte.weight"].shape[0])(params, tokens_BT))
+        return np.asarray(
+            forward(dataclasses.replace(config, vocab_size=params["wte.weight"].shape[0]))(params, tokens_BT)
+        )
 
 
 def hf_model(gelu="gelu_new"):
@@ -81,11 +83,11 @@ def hf_logits(model, tokens_BT):
         return model(torch.from_numpy(tokens_BT)).logits.numpy()
 
 
-def random_params(config, vocab_size=211):
+def random_params(config):
     keys = iter(jax.random.split(jax.random.key(1), 100))
     return {
         path: np.asarray(leaf + 0.1 * jax.random.normal(next(keys), leaf.shape))
-        for path, leaf in init_params(config, vocab_size).items()
+        for path, leaf in init_params(config).items()
     }
 
 
@@ -166,8 +168,8 @@ def test_half_precision_files_become_float32(tmp_path, dtype):
 
 @pytest.mark.parametrize(("bias", "gelu", "n_vocab"), [(True, "tanh", 211), (False, "erf", 256)])
 def test_hf_computes_what_we_save(tmp_path, bias, gelu, n_vocab):
-    config = dataclasses.replace(TINY, bias=bias, gelu=gelu, vocab_size=0)
-    params = random_params(config, n_vocab)
+    config = dataclasses.replace(TINY, bias=bias, gelu=gelu, vocab_size=n_vocab)
+    params = random_params(config)
     save_hf(tmp_path, config, params)
     opened: Any = transformers.GPT2LMHeadModel.from_pretrained(tmp_path, output_loading_info=True)
     model, report = opened
@@ -176,7 +178,7 @@ def test_hf_computes_what_we_save(tmp_path, bias, gelu, n_vocab):
     difference = np.abs(logits_of(config, params, tokens) - hf_logits(model.eval(), tokens)).max()
     assert difference < tolerances.FP32_LOGITS
     loaded, back = load_hf(tmp_path)
-    assert loaded == dataclasses.replace(config, bias=True, vocab_size=n_vocab)
+    assert loaded == dataclasses.replace(config, bias=True)
     assert all(np.array_equal(back[path], params[path]) for path in params)
     assert all(not back[path].any() for path in back.keys() - params.keys())
 
@@ -362,12 +364,21 @@ def test_cropping_keeps_the_first_positions():
 
 def test_adapting_names_every_difference():
     params = random_params(TINY)
-    wanted = GPT2Config(seq_len=64, n_layer=12, n_head=4, n_embd=64, bias=False, gelu="erf")
-    message = refused(lambda: adapt(TINY, params, wanted, 211), "model.n_layer=12 but 3", "model.bias=False but True")
+    wanted = GPT2Config(seq_len=64, n_layer=12, n_head=4, n_embd=64, bias=False, gelu="erf", vocab_size=211)
+    message = refused(lambda: adapt(TINY, params, wanted), "model.n_layer=12 but 3", "model.bias=False but True")
     assert message.endswith("set --model.n_layer=3 --model.bias=true")
-    refused(lambda: adapt(TINY, params, TINY, 65), "model.vocab_size=65", "below", "--model.vocab_size=211")
-    refused(lambda: adapt(TINY, params, TINY, 50257), "model.vocab_size=50257", "above the 211")
-    refused(lambda: adapt(TINY, params, dataclasses.replace(TINY, seq_len=512), 211), "model.seq_len=512", "256")
+    refused(
+        lambda: adapt(TINY, params, dataclasses.replace(TINY, vocab_size=65)),
+        "model.vocab_size=65",
+        "below",
+        "--model.vocab_size=211",
+    )
+    refused(
+        lambda: adapt(TINY, params, dataclasses.replace(TINY, vocab_size=50257)),
+        "model.vocab_size=50257",
+        "above the 211",
+    )
+    refused(lambda: adapt(TINY, params, dataclasses.replace(TINY, seq_len=512)), "model.seq_len=512", "256")
 
 
 NOTE = "model.gelu={} as nanoGPT does, but {} was trained with tanh; set --model.gelu=tanh for the GELU of its training"
@@ -423,9 +434,9 @@ def test_added_ids_leave_the_others_alone_and_are_unlikely():
     """Logits far below 0, as GPT-2's are: rows of zeros would take all the probability."""
     params = random_params(TINY)
     params |= {"wte.weight": params["wte.weight"] + 0.5, "ln_f.bias": params["ln_f.bias"] - 1}
-    wanted = dataclasses.replace(TINY, seq_len=128, dropout=0.1)
-    adapted = adapt(TINY, params, wanted, 256)
-    assert {p: v.shape for p, v in adapted.items()} == {p: s.shape for p, s in param_shapes(wanted, 256).items()}
+    wanted = dataclasses.replace(TINY, seq_len=128, dropout=0.1, vocab_size=256)
+    adapted = adapt(TINY, params, wanted)
+    assert {p: v.shape for p, v in adapted.items()} == {p: s.shape for p, s in param_shapes(wanted).items()}
     assert params["wte.weight"].shape == (211, 64)
     tokens = tokens_of(211, 128)
     before = logits_of(TINY, params, tokens)
@@ -434,7 +445,7 @@ def test_added_ids_leave_the_others_alone_and_are_unlikely():
     np.testing.assert_allclose(after[..., :211], before, rtol=tolerances.FP32_OP)
     mass = np.asarray(jax.nn.softmax(after))[..., 211:].sum(-1)
     assert mass.max() < 45 / 256
-    unchanged = adapt(TINY, params, TINY, 211)
+    unchanged = adapt(TINY, params, TINY)
     assert all(unchanged[path] is params[path] or path == "wpe.weight" for path in params)
 
 
@@ -445,8 +456,8 @@ def test_added_ids_leave_the_others_alone_and_are_unlikely():
 )  # fmt: skip
 def test_published_sizes(shape, n_params):
     n_layer, n_head, n_embd = shape
-    config = GPT2Config(n_layer=n_layer, n_head=n_head, n_embd=n_embd, bias=True)
-    assert sum(math.prod(leaf.shape) for leaf in param_shapes(config, 50257).values()) == n_params
+    config = GPT2Config(n_layer=n_layer, n_head=n_head, n_embd=n_embd, bias=True, vocab_size=50257)
+    assert sum(math.prod(leaf.shape) for leaf in param_shapes(config).values()) == n_params
 
 
 def test_every_hub_model_is_pinned():

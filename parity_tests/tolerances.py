@@ -106,3 +106,5 @@ The floors are the largest of four recipes', GPT-2's and nanochat's (docs/parity
 bfloat16 carry no gate: AdamW turns a gradient near 0 of the wrong sign into a step of the wrong sign. Nor do key
 biases in any dtype, whose gradient is rounding alone.
 """
+
+DTYPES = tuple(PARITY)

@@ -148,9 +148,9 @@ class Dataset:
     """SHA-256 (hex) that changes with the content. Without a manifest: of names, sizes and both ends of each file."""
 
 
-def pick_dtype(vocab_size: int) -> np.dtype:
-    """The narrowest dtype for ids in [0, vocab_size)."""
-    return DTYPES[2] if vocab_size <= 1 << 16 else DTYPES[4]
+def pick_dtype(n_ids: int) -> np.dtype:
+    """The narrowest dtype for ids in [0, n_ids)."""
+    return DTYPES[2] if n_ids <= 1 << 16 else DTYPES[4]
 
 
 # Opening
@@ -363,25 +363,25 @@ def split_blocks(split: Split) -> Iterator[tuple[int, np.ndarray]]:
         yield start, split.read(start, min(size, split.n_tokens - start))
 
 
-def check_ids(split: Split, vocab_size: int) -> None:
+def check_ids(split: Split, n_ids: int) -> None:
     """Reads a whole split and holds every id against the vocabulary.
 
     Raises:
-      InputError: the first id that is not in [0, vocab_size).
+      InputError: the first id that is not in [0, n_ids).
     """
-    if vocab_size > np.iinfo(split.dtype).max:
+    if n_ids > np.iinfo(split.dtype).max:
         return
     for start, tokens in split_blocks(split):
-        if int(tokens.max()) >= vocab_size:
-            raise_bad_id(split, start + int(np.argmax(tokens >= vocab_size)), vocab_size)
+        if int(tokens.max()) >= n_ids:
+            raise_bad_id(split, start + int(np.argmax(tokens >= n_ids)), n_ids)
 
 
-def raise_bad_id(split: Split, position: int, vocab_size: int) -> None:
+def raise_bad_id(split: Split, position: int, n_ids: int) -> None:
     """Raises the InputError for the id at this position of the split."""
     name, offset = split.locate(position)
     raise InputError(
         f"shard {split.directory / name}: token {offset} is id {split.read(position, 1)[0]}, "
-        f"outside the vocabulary of {vocab_size}; choose the model.vocab_size and tokenizer of this data"
+        f"outside the vocabulary of {n_ids}; choose the model.vocab_size and tokenizer of this data"
     )
 
 

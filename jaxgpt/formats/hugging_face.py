@@ -110,7 +110,7 @@ def save_hf(directory: str | Path, config: GPT2Config, params: Params) -> None:
     """
     directory = Path(directory)
     n_vocab = params["wte.weight"].shape[0]
-    shapes = param_shapes(dataclasses.replace(config, bias=True), n_vocab)
+    shapes = param_shapes(dataclasses.replace(config, bias=True, vocab_size=n_vocab))
     tensors = {
         f"transformer.{path}": np.ascontiguousarray(params[path], np.float32)
         if path in params

@@ -51,7 +51,7 @@ def crop(params: Params, seq_len: int) -> Params:
     return params | {"wpe.weight": params["wpe.weight"][:seq_len]}
 
 
-def adapt(loaded: GPT2Config, params: Params, wanted: ModelConfig, vocab_size: int) -> Params:
+def adapt(loaded: GPT2Config, params: Params, wanted: ModelConfig) -> Params:
     """Loaded weights for a run that may have a shorter context and a vocabulary rounded up.
 
     An id that the loaded model does not have gets the mean of all embeddings. The logits of the other ids stay
@@ -62,7 +62,6 @@ def adapt(loaded: GPT2Config, params: Params, wanted: ModelConfig, vocab_size: i
     Args:
       loaded: what `load_pretrained` returned, with params.
       wanted: the run's model section; its dropout and its GELU are free (see `gelu_note`).
-      vocab_size: rows of the run's embedding.
 
     Raises:
       InputError: another architecture, a longer context or another vocabulary; names every field and its flag.
@@ -77,11 +76,11 @@ def adapt(loaded: GPT2Config, params: Params, wanted: ModelConfig, vocab_size: i
         flags = " ".join(f"--model.{name}={str(theirs).lower()}" for name, (_, theirs) in differing.items())
         raise InputError(f"the loaded weights differ from the run: {facts}; set {flags}")
     n_loaded = params["wte.weight"].shape[0]
-    n_new = vocab_size - n_loaded
+    n_new = wanted.vocab_size - n_loaded
     if not 0 <= n_new <= MAX_PADDED_IDS:
         relation = "below" if n_new < 0 else f"more than {MAX_PADDED_IDS} above"
         raise InputError(
-            f"model.vocab_size={vocab_size} is {relation} the {n_loaded} ids of the loaded weights; "
+            f"model.vocab_size={wanted.vocab_size} is {relation} the {n_loaded} ids of the loaded weights; "
             f"use data with their tokenizer and --model.vocab_size={n_loaded}"
         )
     params = crop(params, wanted.seq_len)

@@ -38,7 +38,7 @@ def read_model(
         raise InputError(
             f"{source}: its config says n_layer={config.n_layer}, it holds {n_blocks}; fetch both from one model"
         )
-    shapes = param_shapes(config, config.vocab_size)
+    shapes = param_shapes(config)
     _check_names(set(shapes), name_of, source)
     is_flipped = {}
     for path, shape in shapes.items():

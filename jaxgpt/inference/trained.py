@@ -14,7 +14,7 @@ from typing import Any, Literal, NoReturn
 import jax
 from jax.sharding import Mesh
 
-from jaxgpt.config import Config, MeshConfig, from_dict
+from jaxgpt.config import Config, MeshConfig
 from jaxgpt.config.families import ModelConfig
 from jaxgpt.data.sources import Source
 from jaxgpt.data.tokenizer import GPT2Tokenizer, Tokenizer, tokenizer_from_json
@@ -26,6 +26,7 @@ from jaxgpt.models import Model, param_shapes
 from jaxgpt.parallel.compile_cache import remember_programs
 from jaxgpt.parallel.mesh import make_mesh
 from jaxgpt.parallel.sharding import shard_params
+from jaxgpt.run.directory import read_config
 from jaxgpt.training.checkpoint import Checkpoints
 from jaxgpt.training.step import param_dtype
 
@@ -71,11 +72,11 @@ def open_trained(source: str, *, step: int | None = None, platform: str = "", n_
         return open_run(source, step=step, platform=platform, n_devices=n_devices)
     mesh = _make_mesh(platform, n_devices)
     config, loaded = load_pretrained(source)
-    shapes = place_params(config, config.vocab_size, "float32", mesh)
+    shapes = place_params(config, "float32", mesh)
     params = {path: jax.device_put(loaded[path], shape.sharding) for path, shape in shapes.items()}
-    tokenizer = choose_tokenizer(None, config.vocab_size)
+    tokenizer = choose_tokenizer(None, config)
     dtype = "float32" if mesh.devices.flat[0].platform == "cpu" else "bfloat16"
-    return Trained(None, Model(config, config.vocab_size), params, tokenizer, dtype, mesh, source)
+    return Trained(None, Model(config), params, tokenizer, dtype, mesh, source)
 
 
 def open_run(directory: str, *, step: int | None = None, platform: str = "", n_devices: int = 1) -> Trained:
@@ -102,29 +103,29 @@ def open_run(directory: str, *, step: int | None = None, platform: str = "", n_d
         if step is not None and not (checkpoints / str(step)).is_dir():
             steps = sorted(int(path.name) for path in checkpoints.iterdir() if path.name.isdecimal())
             raise InputError(f"--step={step} is not in {checkpoints}; there: {', '.join(map(str, steps)) or 'none'}")
-        config, vocab_size, tokenizer = _read_about(saved.about(chosen), f"{checkpoints}/{chosen}")
+        config, tokenizer = _read_about(saved.about(chosen), f"{checkpoints}/{chosen}")
         if config.train.dtype == "float64":
             jax.config.update("jax_enable_x64", True)
         mesh = _make_mesh(platform, n_devices)
-        shapes = place_params(config.model, vocab_size, param_dtype(config), mesh)
+        shapes = place_params(config.model, param_dtype(config), mesh)
         _, state, _ = saved.restore({"params": shapes}, step=chosen, verify=step is not None, is_part=True)
-    model = Model(config.model, vocab_size)
+    model = Model(config.model)
     origin = f"{directory} step {chosen}"
     return Trained(config, model, state["params"], tokenizer, config.train.dtype, mesh, origin)
 
 
-def place_params(config: ModelConfig, vocab_size: int, dtype, mesh: Mesh) -> dict[str, jax.ShapeDtypeStruct]:
+def place_params(config: ModelConfig, dtype, mesh: Mesh) -> dict[str, jax.ShapeDtypeStruct]:
     """A model's parameters as shapes with shardings."""
-    shapes = param_shapes(config, vocab_size, dtype)
-    shardings = shard_params({path: leaf.shape for path, leaf in shapes.items()}, config.family, mesh)
+    shapes = param_shapes(config, dtype)
+    shardings = shard_params({path: leaf.shape for path, leaf in shapes.items()}, config, mesh)
     return {p: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=shardings[p]) for p, leaf in shapes.items()}
 
 
-def choose_tokenizer(tokenizer_json: dict | None, vocab_size: int) -> Tokenizer | None:
+def choose_tokenizer(tokenizer_json: dict | None, model: ModelConfig) -> Tokenizer | None:
     """The tokenizer that was saved, else GPT-2's for a vocabulary of its size, else None."""
     if tokenizer_json is not None:
         return tokenizer_from_json(tokenizer_json)
-    return GPT2Tokenizer() if vocab_size in GPT2_VOCAB_SIZES else None
+    return GPT2Tokenizer() if model.vocab_size in GPT2_VOCAB_SIZES else None
 
 
 def with_tokenizer_of(trained: Trained, source: Source) -> Trained:
@@ -136,10 +137,10 @@ def with_tokenizer_of(trained: Trained, source: Source) -> Trained:
     theirs, ours = source.tokenizer, trained.tokenizer
     if theirs is None:
         return trained
-    if ours is None and theirs.vocab_size <= trained.model.vocab_size:
+    if ours is None and theirs.vocab_size <= trained.model.config.vocab_size:
         return dataclasses.replace(trained, tokenizer=theirs)
     if ours is None or ours.digest() != theirs.digest():
-        has = f"{ours.vocab_size} ids of {ours.name}" if ours else f"{trained.model.vocab_size} ids"
+        has = f"{ours.vocab_size} ids of {ours.name}" if ours else f"{trained.model.config.vocab_size} ids"
         raise InputError(
             f"{source.data.directory} has the {theirs.vocab_size} ids of {theirs.name}, {trained.origin} reads {has}; "
             "the tokenizers differ: give data that was prepared with the model's"
@@ -147,19 +148,16 @@ def with_tokenizer_of(trained: Trained, source: Source) -> Trained:
     return trained
 
 
-def _read_about(about: Any, source: str) -> tuple[Config, int, Tokenizer | None]:
-    values = about if isinstance(about, dict) else {}
-    vocab_size = values.get("vocab_size")
-    if type(vocab_size) is not int or not isinstance(values.get("config"), dict):
-        raise InputError(f"{source} does not say what its model is (config, vocab_size); it is no checkpoint of a run")
+def _read_about(about: dict[str, Any], source: str) -> tuple[Config, Tokenizer | None]:
+    config = read_config(about, source)
     try:
-        config = from_dict(values["config"])
-        tokenizer = choose_tokenizer(values.get("tokenizer"), vocab_size)
+        tokenizer = choose_tokenizer(about.get("tokenizer"), config.model)
     except InputError as error:
         raise InputError(f"{source}: {error}") from error
-    if tokenizer and tokenizer.vocab_size > vocab_size:
-        raise InputError(f"{source}: its tokenizer has {tokenizer.vocab_size} ids, its model only {vocab_size}")
-    return config, vocab_size, tokenizer
+    n_rows = config.model.vocab_size
+    if tokenizer and tokenizer.vocab_size > n_rows:
+        raise InputError(f"{source}: its tokenizer has {tokenizer.vocab_size} ids, its model only {n_rows}")
+    return config, tokenizer
 
 
 def _make_mesh(platform: str, n_devices: int) -> Mesh:

@@ -3,10 +3,11 @@
 runs/x/config.py, metrics.jsonl, loss.png, checkpoints/
 """
 
+import dataclasses
 from pathlib import Path
 from typing import Any
 
-from jaxgpt.config import Config, flatten, to_dict, to_source
+from jaxgpt.config import Config, flatten, from_dict, to_dict, to_source
 from jaxgpt.errors import InputError
 from jaxgpt.run.curve import draw_losses
 from jaxgpt.run.metrics import MetricsFile, read_metrics
@@ -25,19 +26,21 @@ def list_changes(then: dict[str, Any], now: dict[str, Any], n_done: int, directo
     """What differs between the config of a checkpoint and the one to go on with, in words; empty where nothing does.
 
     Args:
-      then, now: `about` of the checkpoint and of this process: config, vocab_size, data_sha256, tokenizer.
+      then, now: `about` of the checkpoint and of this process: config, data_sha256, tokenizer.
 
     Raises:
       InputError: the architecture, the data or the tokenizer is another one.
     """
-    old, new = (flatten(values["config"]) for values in (then, now))
-    changed = {name: (old.get(name), value) for name, value in new.items() if old.get(name) != value}
+    old = flatten(to_dict(read_config(then, f"{directory}/{n_done}")))
+    changed = {name: (old.get(name), value) for name, value in flatten(now["config"]).items() if old.get(name) != value}
     listed = {name: f"{name} {was!r} -> {is_now!r}" for name, (was, is_now) in changed.items()}
-    architecture = [text for name, text in listed.items() if name.startswith("model.") and name != "model.dropout"]
-    if then["vocab_size"] != now["vocab_size"]:
-        architecture.append(f"vocabulary {then['vocab_size']} -> {now['vocab_size']}")
+    architecture = [name for name in listed if name.startswith("model.") and name not in FREE_MODEL_FIELDS]
     if architecture:
-        raise InputError(f"checkpoint {n_done} in {directory} is another model: {'; '.join(architecture)}")
+        settings = " ".join(f"--{name}={changed[name][0]}" for name in architecture)
+        raise InputError(
+            f"checkpoint {n_done} in {directory} is another model: {'; '.join(listed[name] for name in architecture)}; "
+            f"to resume it pass {settings}"
+        )
     for name, what in (("data_sha256", "data"), ("tokenizer", "tokenizer")):
         if then[name] not in (None, now[name]):  # None: an older version could not read the tokenizer of this data
             raise InputError(
@@ -45,6 +48,34 @@ def list_changes(then: dict[str, Any], now: dict[str, Any], n_done: int, directo
                 f"{directory}; bring the old {what} back, or start a new run with train.init_from"
             )
     return "; ".join(listed.values())
+
+
+FREE_MODEL_FIELDS = ("model.dropout",)
+"""Fields of the model that may change when a run is resumed."""
+
+
+def read_config(about: dict[str, Any], source: str) -> Config:
+    """The complete config of a checkpoint, of this version or of one before it.
+
+    Args:
+      about: what the checkpoint says of its run.
+      source: of it, for messages.
+
+    Raises:
+      InputError: it does not say what its model is, or another version wrote it.
+    """
+    values = about.get("config")
+    if not isinstance(values, dict):
+        raise InputError(f"{source} does not say what its model is (config); it is no checkpoint of a run")
+    try:
+        config = from_dict(values)
+        vocab_size = about.get("vocab_size", config.model.vocab_size)  # beside the config in older checkpoints
+        if type(vocab_size) is not int or vocab_size < 1:
+            raise InputError(f"vocab_size={vocab_size!r} is no positive integer")
+        model = dataclasses.replace(config.model, vocab_size=vocab_size).complete(vocab_size)
+        return dataclasses.replace(config, model=model)
+    except InputError as error:
+        raise InputError(f"{source}: {error}") from error
 
 
 def open_logs(config: Config, run_dir: Path, first_step: int) -> list[MetricsFile | Sinks]:

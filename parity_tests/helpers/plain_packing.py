@@ -4,7 +4,7 @@ import itertools
 
 import numpy as np
 
-from parity_tests.text_directories import tokens_of
+from parity_tests.helpers.text_directories import tokens_of
 
 
 def plain_stream(texts: list[str], width: int, n_rows: int) -> np.ndarray:

@@ -1,0 +1,1 @@
+"""What tests share: directories of text, states to save, runs of the commands."""
