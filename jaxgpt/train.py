@@ -5,9 +5,7 @@ The run directory gets config.py, metrics.jsonl, checkpoints/ and loss.png. Exit
 """
 
 import functools
-import json
 from contextlib import ExitStack
-from pathlib import Path
 
 import jax
 
@@ -16,7 +14,7 @@ from jaxgpt.config.command_line import parse_args
 from jaxgpt.config.steps import Plan
 from jaxgpt.data.prefetch import prefetch
 from jaxgpt.data.tokenizer import Tokenizer
-from jaxgpt.errors import EXIT_DIVERGED, EXIT_DONE, EXIT_STOPPED, InputError, run_verb
+from jaxgpt.errors import EXIT_DIVERGED, EXIT_DONE, EXIT_STOPPED, run_verb
 from jaxgpt.files import lock_run
 from jaxgpt.formats.initial import initial_params
 from jaxgpt.inference.engine import Engine
@@ -26,16 +24,17 @@ from jaxgpt.parallel.texts import gather_texts
 from jaxgpt.prepare.smoke import shrink
 from jaxgpt.run.bar import Progress
 from jaxgpt.run.console import console
-from jaxgpt.run.directory import draw_curve, list_changes, open_logs, refuse_old_run
+from jaxgpt.run.directory import close_run, open_logs, refuse_old_run
 from jaxgpt.run.header import print_header
 from jaxgpt.run.meter import Diverged, Meter
 from jaxgpt.run.opening import open_run
+from jaxgpt.run.resume import gather_cursors, resume, save
 from jaxgpt.run.stop_signal import StopSignal
 from jaxgpt.training.checkpoint import CheckpointError, Checkpoints
 from jaxgpt.training.feed import make_feed
 from jaxgpt.training.memory import advice_on_memory
 from jaxgpt.training.programs import compile_programs
-from jaxgpt.training.step import Step, TrainState, make_step
+from jaxgpt.training.step import Step, make_step
 from jaxgpt.training.validation import evaluate_split
 
 FLAGS = {
@@ -75,7 +74,7 @@ def main(args: list[str]) -> int:
         # resume
         first_step, cursors = 0, None
         if flags["resume"]:
-            first_step, state, cursors = resume(saved, step, about)
+            first_step, state, cursors = resume(saved, step.state_shapes, about)
         else:
             state = step.init_state(initial_params(config, step.state_shapes.params, step.init_params))
         shapes = {path: shape.shape for path, shape in step.state_shapes.params.items()}
@@ -119,7 +118,8 @@ def main(args: list[str]) -> int:
                 if wants_sample and tokenizer:
                     print_sample(config, engine, state.params, tokenizer, prompt)
                 if wants_save:
-                    save(saved, n_done, state, about | gather_cursors(cursors), val_loss, must=is_last or is_stopped)
+                    about_now = about | gather_cursors(cursors, gather_texts)
+                    save(saved, n_done, state, about_now, val_loss, must=is_last or is_stopped)
                 meter.resume()
                 if is_stopped and not is_last:
                     exit_code = EXIT_STOPPED
@@ -133,42 +133,8 @@ def main(args: list[str]) -> int:
                 file.close()
         if summary := reader.summary():
             console.print(summary)
-    return close_run(run.dir, exit_code)
-
-
-def resume(saved: Checkpoints, step: Step, about: dict) -> tuple[int, TrainState, dict | None]:
-    """Step, state and data cursors of the newest checkpoint that verifies, if it is of this run.
-
-    Raises:
-      InputError: no checkpoint; or the architecture, the data or the tokenizer is another one.
-    """
-    n_done = saved.latest()
-    if n_done is None:
-        raise InputError(f"{saved.directory} has no checkpoint to resume from; start without --resume")
-    then = saved.about(n_done)
-    changes = list_changes(then, about, n_done, saved.directory)
-    n_done, state, _ = saved.restore(step.state_shapes, step=n_done, verify=False)  # latest() just did
-    console.print(f"resuming from step {n_done}" + (f"; changed: {changes}" if changes else ""))
-    return n_done, state, then.get("cursors")
-
-
-def gather_cursors(cursors: dict) -> dict:
-    """What a checkpoint says of the data: where the lanes of all processes stand; nothing where batches need none."""
-    parts = [json.loads(text) for text in gather_texts(json.dumps(cursors))]
-    merged = {lane: cursor for part in parts for lane, cursor in part.items()}
-    return {"cursors": merged} if merged else {}
-
-
-def save(
-    saved: Checkpoints, n_done: int, state: TrainState, about: dict, val_loss: float | None, *, must: bool
-) -> None:
-    """Saves in the background. A failure ends the run only when this is the run's last chance."""
-    try:
-        saved.save(n_done, state, about, val_loss=val_loss)
-    except CheckpointError as error:
-        if must:
-            raise
-        console.print(f"[red]{error}")
+    next_command = f"python -m jaxgpt.sample --run {run.dir}"
+    return close_run(run.dir, exit_code, next_command, is_first=jax.process_index() == 0)
 
 
 def warn_of_failed_save(saved: Checkpoints) -> None:
@@ -201,18 +167,6 @@ def describe_compute(config: Config, step: Step) -> str:
         f"{config.train.dtype}, {mesh.size} x {mesh.devices.flat[0].device_kind} ({axes}), "
         f"attention {step.attention[0]} ({step.attention[1]})"
     )
-
-
-def close_run(run_dir: Path, exit_code: int) -> int:
-    """Draws the curve and says what to do next."""
-    if jax.process_index() != 0:
-        return exit_code
-    draw_curve(run_dir)
-    if exit_code == EXIT_STOPPED:
-        console.print("stopped with its state saved; the same command with --resume goes on")
-    elif exit_code == EXIT_DONE:
-        console.print(f"done: {run_dir}/loss.png; next: python -m jaxgpt.sample --run {run_dir}", soft_wrap=True)
-    return exit_code
 
 
 if __name__ == "__main__":

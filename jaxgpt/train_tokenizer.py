@@ -28,6 +28,7 @@ from jaxgpt.data.bpe import MAX_CHARS, MAX_DOCUMENT_CHARS, check_vocab_size, tra
 from jaxgpt.data.text_data import TOKENIZER, TextSplit, open_splits
 from jaxgpt.data.tokenizer import GPT2Tokenizer, Tokenizer
 from jaxgpt.errors import EXIT_DONE, InputError, run_verb
+from jaxgpt.files import write_atomically
 from jaxgpt.prepare.destination import train_command
 from jaxgpt.run.progress import Progress
 
@@ -149,15 +150,7 @@ def read_texts(split: TextSplit, max_chars: int, doc_cap: int, show: Any = None)
 
 def write_tokenizer(tokenizer: Tokenizer, path: Path) -> None:
     """Writes a tokenizer's JSON in one step, a token per line."""
-    partial = path.with_name(f"{path.name}.tmp")
-    try:
-        with open(partial, "wb") as file:
-            file.write(json.dumps(tokenizer.to_json(), indent=0).encode("ascii"))
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(partial, path)
-    finally:
-        partial.unlink(missing_ok=True)
+    write_atomically(path, json.dumps(tokenizer.to_json(), indent=0))
 
 
 def compare(tokenizer: Tokenizer, val: TextSplit) -> None:

@@ -25,9 +25,9 @@ from jaxgpt.config import Config, MeshConfig
 from jaxgpt.errors import InputError, run_verb
 from jaxgpt.formats.hugging_face import save_hf
 from jaxgpt.parallel.mesh import make_mesh
+from jaxgpt.run.checkpoints import Checkpoint, choose_checkpoint
 from jaxgpt.run.console import console
-from jaxgpt.run.directory import read_config
-from jaxgpt.run.manifest import Damaged, read_seal
+from jaxgpt.run.resume import read_config
 from jaxgpt.training import step as jax_step
 from jaxgpt.training.checkpoint import Checkpoints as JaxCheckpoints
 from parity_tests.trajectories import import_torch, to_arrays
@@ -59,20 +59,18 @@ def read_run(run: Path) -> Saved:
         raise InputError(
             f"--from={run} {'has no checkpoints' if run.is_dir() else 'does not exist'}; give a run directory"
         )
-    with JaxCheckpoints(directory, read_only=True) as saved:
-        step = saved.latest()
-    if step is None:
+    chosen = choose_checkpoint(directory)
+    if chosen is None:
         raise InputError(f"--from={run} has no checkpoint yet; train it until the first is saved")
     try:
-        manifest = read_seal(directory / str(step))
-        about = manifest["about"]
-        config = read_config(about, f"{directory}/{step}")
-    except (Damaged, KeyError, TypeError, InputError) as error:
-        raise InputError(f"{directory}/{step} does not say what its run was: {error}") from error
-    framework = "torch" if TORCH_STATE in manifest["files"] else "jax"
+        about = chosen.about
+        config = read_config(about, f"{chosen.path}")
+    except (KeyError, TypeError, InputError) as error:
+        raise InputError(f"{chosen.path} does not say what its run was: {error}") from error
+    framework = "torch" if TORCH_STATE in chosen.manifest["files"] else "jax"
     read = _read_torch if framework == "torch" else _read_jax
-    leaves = read(directory, step, config)
-    return Saved(framework, step, config, about, manifest["val_loss"], leaves)
+    leaves = read(directory, chosen, config)
+    return Saved(framework, chosen.step, config, about, chosen.manifest["val_loss"], leaves)
 
 
 def _one_device(config: Config) -> Config:
@@ -86,9 +84,9 @@ def _jax_shapes(config: Config) -> Any:
     return jax_step.make_step(config, make_mesh(config.mesh)).state_shapes
 
 
-def _read_jax(directory: Path, step: int, config: Config) -> dict[str, np.ndarray]:
+def _read_jax(directory: Path, chosen: Checkpoint, config: Config) -> dict[str, np.ndarray]:
     with jax.enable_x64(config.train.dtype == "float64"), JaxCheckpoints(directory, read_only=True) as saved:
-        return to_arrays(saved.restore(_jax_shapes(config), step=step, verify=False)[1])
+        return to_arrays(saved.restore(_jax_shapes(config), chosen))
 
 
 def _write_jax(directory: Path, saved: Saved) -> None:
@@ -113,13 +111,13 @@ def _torch_shapes(config: Config) -> Any:
     return torch_step.make_step(config, make_torch_mesh(config.mesh)).state_shapes
 
 
-def _read_torch(directory: Path, step: int, config: Config) -> dict[str, np.ndarray]:
+def _read_torch(directory: Path, chosen: Checkpoint, config: Config) -> dict[str, np.ndarray]:
     shapes = _torch_shapes(config)
     from torch_ref.models.weights import by_path, to_numpy
     from torch_ref.training.checkpoint import Checkpoints
 
     with Checkpoints(directory, read_only=True) as saved:
-        return to_numpy(by_path(saved.restore(shapes, step=step, verify=False)[1]))
+        return to_numpy(by_path(saved.restore(shapes, chosen)))
 
 
 def _write_torch(directory: Path, saved: Saved) -> None:

@@ -17,12 +17,12 @@ from jaxgpt.config import Config, DataConfig, EvalConfig, GPT2Config, MeshConfig
 from jaxgpt.data import nanogpt_meta
 from jaxgpt.data.nanogpt_meta import read_meta
 from jaxgpt.data.shards import open_dataset
-from jaxgpt.data.sources import choose_vocab_size, open_directory
+from jaxgpt.data.sources import open_directory
 from jaxgpt.errors import InputError
 from jaxgpt.formats.pretrained import load_pretrained
 from jaxgpt.inference.engine import Engine
 from jaxgpt.models import Model, init_params
-from jaxgpt.run.directory import list_changes
+from jaxgpt.run.resume import list_changes
 
 CHARS = "\n !'abcdefgé你"
 TEXT = "a bad facé! a fad!\n" * 40
@@ -171,7 +171,7 @@ def place(tmp_path, monkeypatch):
 def test_a_directory_with_meta_has_its_characters(place):
     source = open_directory("data")
     assert source.tokenizer_json == {"kind": "char", "chars": CHARS} and source.n_ids == 13
-    assert choose_vocab_size(0, source) == 13
+    source.check_vocabulary(13)
     data = open_dataset("data")
     assert source.tokenizer is not None and source.tokenizer.decode(data.train.read(0, 20)) == TEXT[:20]
     written(place / "data", Malice())
@@ -183,7 +183,7 @@ def test_a_directory_with_meta_has_its_characters(place):
 
 def test_ids_outside_the_characters_are_refused(place):
     written(place / "data", fields(CHARS[:9]))
-    assert "is id 9, outside the vocabulary of 9" in refused(choose_vocab_size, 0, open_directory("data"))
+    assert "is id 9, outside the vocabulary of 9" in refused(open_directory("data").check_vocabulary, 9)
 
 
 def test_nanogpts_checkpoint_samples_with_its_characters(place, capsys):

@@ -12,7 +12,6 @@ import pytest
 from jaxgpt.config import MeshConfig, StageConfig, load, to_source
 from jaxgpt.config.derive import derive
 from jaxgpt.config.families import NanochatConfig
-from jaxgpt.config.flops import count_params
 from jaxgpt.errors import InputError
 from jaxgpt.train import main
 from torch_ref.train import main as torch_main
@@ -55,12 +54,12 @@ def test_smoke_replaces_its_own_directory_and_spares_others(tmp_path, monkeypatc
 @pytest.mark.parametrize("path", NANOCHAT, ids=lambda path: path.stem)
 def test_docstring_says_what_the_config_is(path):
     config = load(path)
-    config = derive(config, config.model.vocab_size).config
+    config = derive(config).config
     train, seq_len = config.train, config.model.seq_len
     text = " ".join((ast.get_docstring(ast.parse(path.read_text())) or "").split())
     n_devices = 8 if "8 devices" in text else 1
     n_micro = train.batch_tokens // (train.micro_batch_size * seq_len * n_devices)
-    assert f"{count_params(config.model, config.model.vocab_size).total:,} parameters" in text
+    assert f"{config.model.count_params().total:,} parameters" in text
     assert f"{train.batch_tokens:,} tokens = {n_micro} x {train.micro_batch_size} rows x {seq_len}" in text
     assert f"{train.steps:,}" in text.replace("steps:", "Steps:")
     assert f"{train.steps * train.batch_tokens / 1e9:.2f} billion tokens" in text

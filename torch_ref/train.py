@@ -6,10 +6,8 @@ Exit codes as there: 0 done, 2 bad input, 3 diverged, 75 stopped by a signal wit
 """
 
 import dataclasses
-import json
 import time
 from contextlib import ExitStack, contextmanager
-from pathlib import Path
 
 import torch
 from torch._dynamo.exc import TorchDynamoException
@@ -23,16 +21,17 @@ from jaxgpt.files import lock_run
 from jaxgpt.prepare.smoke import shrink
 from jaxgpt.run.bar import Progress
 from jaxgpt.run.console import console
-from jaxgpt.run.directory import draw_curve, list_changes, open_logs, refuse_old_run
+from jaxgpt.run.directory import close_run, open_logs, refuse_old_run
 from jaxgpt.run.header import print_header
 from jaxgpt.run.meter import Diverged, Meter
 from jaxgpt.run.opening import open_run
+from jaxgpt.run.resume import gather_cursors, resume, save
 from jaxgpt.run.stop_signal import StopSignal
 from torch_ref.parallel.devices import open_devices
 from torch_ref.parallel.hosts import process_count, process_index, stop_hosts
 from torch_ref.parallel.mesh import Mesh, count_batch_devices
 from torch_ref.parallel.texts import gather_texts
-from torch_ref.training.checkpoint import CheckpointError, Checkpoints
+from torch_ref.training.checkpoint import Checkpoints
 from torch_ref.training.feed import make_feed
 from torch_ref.training.step import Step, TrainState, make_step
 from torch_ref.training.validation import evaluate_split
@@ -76,7 +75,8 @@ def main(args: list[str]) -> int:
         # resume
         first_step, cursors = 0, None
         if flags["resume"]:
-            first_step, state, cursors = resume(saved, step, about)
+            first_step, state, cursors = resume(saved, step.state_shapes, about)
+            state = step.put_state(state)
         else:
             state = step.init_state(initial_params(config, step))
         shapes = {path: tuple(shape.shape) for path, shape in step.state_shapes.params.items()}
@@ -117,7 +117,8 @@ def main(args: list[str]) -> int:
                     meter.add(**result.metrics())
                     val_loss = result.loss
                 if wants_save:
-                    save(saved, n_done, state, about | gather_cursors(cursors), val_loss, must=is_last or is_stopped)
+                    about_now = about | gather_cursors(cursors, gather_texts)
+                    save(saved, n_done, state, about_now, val_loss, must=is_last or is_stopped)
                 meter.resume()
                 if is_stopped and not is_last:
                     exit_code = EXIT_STOPPED
@@ -131,7 +132,8 @@ def main(args: list[str]) -> int:
                 file.close()
         if summary := reader.summary():
             console.print(summary)
-        return close_run(run.dir, exit_code)
+        next_command = f"python -m parity_tests.convert --from {run.dir} --to jax DIR"
+        return close_run(run.dir, exit_code, next_command, is_first=process_index() == 0)
 
 
 def name_run(config: Config, args: list[str]) -> Config:
@@ -179,23 +181,6 @@ def initial_params(config: Config, step: Step) -> dict[str, torch.Tensor]:
     return step.init_params(config.run.seed)
 
 
-def resume(saved: Checkpoints, step: Step, about: dict) -> tuple[int, TrainState, dict | None]:
-    n_done = saved.latest()
-    if n_done is None:
-        raise InputError(f"{saved.directory} has no checkpoint to resume from; start without --resume")
-    then = saved.about(n_done)
-    changes = list_changes(then, about, n_done, saved.directory)
-    n_done, state, _ = saved.restore(step.state_shapes, step=n_done, verify=False)  # latest() just did
-    console.print(f"resuming from step {n_done}" + (f"; changed: {changes}" if changes else ""))
-    return n_done, step.put_state(state), then.get("cursors")
-
-
-def gather_cursors(cursors: dict) -> dict:
-    parts = [json.loads(text) for text in gather_texts(json.dumps(cursors))]
-    merged = {lane: cursor for part in parts for lane, cursor in part.items()}
-    return {"cursors": merged} if merged else {}
-
-
 def compile_step(step: Step, n_rows: int, state: TrainState) -> None:
     """Runs both compiled functions once on a microbatch of zeros, so that training never stalls.
 
@@ -212,35 +197,12 @@ def compile_step(step: Step, n_rows: int, state: TrainState) -> None:
     console.print(f"compiled the step ({n_rows} rows) in {time.perf_counter() - begin:.1f} s")
 
 
-def save(
-    saved: Checkpoints, n_done: int, state: TrainState, about: dict, val_loss: float | None, *, must: bool
-) -> None:
-    try:
-        saved.save(n_done, state, about, val_loss=val_loss)
-    except CheckpointError as error:
-        if must:
-            raise
-        console.print(f"[red]{error}")
-
-
 def describe_compute(config: Config, step: Step) -> str:
     mesh = step.mesh
     return (
         f"torch {torch.__version__}, {config.train.dtype}, {mesh.size} x {mesh.device_kind}, "
         f"attention {step.attention[0]} ({step.attention[1]}), {'torch.compile' if step.is_compiled else 'eager'}"
     )
-
-
-def close_run(run_dir: Path, exit_code: int) -> int:
-    if process_index() != 0:
-        return exit_code
-    draw_curve(run_dir)
-    if exit_code == EXIT_STOPPED:
-        console.print("stopped with its state saved; the same command with --resume goes on")
-    elif exit_code == EXIT_DONE:
-        way_on = f"python -m parity_tests.convert --from {run_dir} --to jax DIR"
-        console.print(f"done: {run_dir}/loss.png; next: {way_on}", soft_wrap=True)
-    return exit_code
 
 
 if __name__ == "__main__":

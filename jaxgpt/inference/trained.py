@@ -26,7 +26,8 @@ from jaxgpt.models import Model, param_shapes
 from jaxgpt.parallel.compile_cache import remember_programs
 from jaxgpt.parallel.mesh import make_mesh
 from jaxgpt.parallel.sharding import shard_params
-from jaxgpt.run.directory import read_config
+from jaxgpt.run.checkpoints import list_steps
+from jaxgpt.run.resume import read_config
 from jaxgpt.training.checkpoint import Checkpoints
 from jaxgpt.training.step import param_dtype
 
@@ -96,21 +97,21 @@ def open_run(directory: str, *, step: int | None = None, platform: str = "", n_d
         there = "has no checkpoints" if run_dir.is_dir() else "does not exist"
         runs = ", ".join(sorted(str(path.parent) for path in Path("runs").glob("*/checkpoints"))) or "none"
         raise InputError(f"--run={directory} {there}; runs in this directory: {runs}")
+    steps = list_steps(checkpoints)
+    if step is not None and step not in steps:
+        raise InputError(f"--step={step} is not in {checkpoints}; there: {', '.join(map(str, steps[::-1])) or 'none'}")
+    mesh = _make_mesh(platform, n_devices)
     with Checkpoints(checkpoints, read_only=True) as saved:
-        chosen = saved.latest() if step is None else step
+        chosen = saved.choose(step)
         if chosen is None:
             raise InputError(f"--run={directory} has no checkpoint yet; train it until the first is saved")
-        if step is not None and not (checkpoints / str(step)).is_dir():
-            steps = sorted(int(path.name) for path in checkpoints.iterdir() if path.name.isdecimal())
-            raise InputError(f"--step={step} is not in {checkpoints}; there: {', '.join(map(str, steps)) or 'none'}")
-        config, tokenizer = _read_about(saved.about(chosen), f"{checkpoints}/{chosen}")
+        config, tokenizer = _read_about(chosen.about, f"{chosen.path}")
         if config.train.dtype == "float64":
             jax.config.update("jax_enable_x64", True)
-        mesh = _make_mesh(platform, n_devices)
         shapes = place_params(config.model, param_dtype(config), mesh)
-        _, state, _ = saved.restore({"params": shapes}, step=chosen, verify=step is not None, is_part=True)
+        state = saved.restore({"params": shapes}, chosen, is_part=True)
     model = Model(config.model)
-    origin = f"{directory} step {chosen}"
+    origin = f"{directory} step {chosen.step}"
     return Trained(config, model, state["params"], tokenizer, config.train.dtype, mesh, origin)
 
 

@@ -19,6 +19,7 @@ from pathlib import Path
 from jaxgpt import config as config_lib
 from jaxgpt.config import Config
 from jaxgpt.errors import Failure, InputError
+from jaxgpt.files import write_atomically
 from jaxgpt.plan.footprint import Footprint
 from jaxgpt.plan.topology import ENVIRONMENT, Topology, missing_plugin
 
@@ -54,9 +55,7 @@ class Compiles:
             result = self._compile(config, topology)
             if path and "error" not in result:
                 path.parent.mkdir(parents=True, exist_ok=True)
-                unfinished = path.with_suffix(f".{os.getpid()}")
-                unfinished.write_text(json.dumps({"asked": json.loads(asked), "result": result}), encoding="utf-8")
-                unfinished.replace(path)
+                write_atomically(path, json.dumps({"asked": json.loads(asked), "result": result}))
         if "error" in result:
             raise (InputError if result["is_input"] else Failure)(result["error"])
         return [Footprint.from_json(values) for values in result["footprints"]]

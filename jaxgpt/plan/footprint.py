@@ -10,7 +10,6 @@ keeps beside them is in `hardware.usable_bytes`.
 import functools
 import hashlib
 import json
-import os
 import re
 import sys
 import time
@@ -25,6 +24,7 @@ from jaxgpt import config as config_lib
 from jaxgpt.config import Config, count_microbatches
 from jaxgpt.config.derive import derive
 from jaxgpt.errors import Failure, InputError
+from jaxgpt.files import write_atomically
 from jaxgpt.parallel.mesh import count_batch_devices, make_mesh
 from jaxgpt.plan.census import gathered_whole, summarize, take_census
 from jaxgpt.plan.topology import open_devices, parse_topology
@@ -205,7 +205,5 @@ def _remember(directory: str, about: str, program: str, compile_it: Callable[[],
         return Footprint.from_json(json.loads(path.read_text(encoding="utf-8")))
     footprint = compile_it()
     path.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = path.with_suffix(f".{os.getpid()}")
-    unfinished.write_text(json.dumps(footprint.to_json()), encoding="utf-8")
-    unfinished.replace(path)
+    write_atomically(path, json.dumps(footprint.to_json()))
     return footprint
