@@ -21,7 +21,7 @@ import jax
 import numpy as np
 
 from jaxgpt import config as config_lib
-from jaxgpt.config import Config, MeshConfig
+from jaxgpt.config import Config, GPT2Config, MeshConfig
 from jaxgpt.errors import InputError, run_verb
 from jaxgpt.formats.hugging_face import save_hf
 from jaxgpt.parallel.mesh import make_mesh
@@ -165,6 +165,8 @@ def main(args: list[str]) -> int:
     saved = read_run(run)
     try:
         if given.to == "hf":
+            if not isinstance(saved.config.model, GPT2Config):
+                raise InputError(f"--to=hf writes GPT-2 models, and {run} is of {saved.config.model.family}")
             save_hf(out, saved.config.model, params_of(saved.leaves))
             done = f"wrote {out}: transformers.GPT2LMHeadModel.from_pretrained({str(out)!r}) loads it"
         else:

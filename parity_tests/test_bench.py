@@ -315,11 +315,12 @@ def test_the_costliest_operation_is_found(tmp_path):
 
     x, y = jnp.ones((512, 512)), jnp.ones(64)
     compiled = jax.jit(work).lower(x, y).compile()
+    program = compiled.as_text() or ""
     jax.block_until_ready(compiled(x, y))
     with record(str(tmp_path)):
         for _ in range(4):
             jax.block_until_ready(compiled(x, y))
-    found = find_hotspots(str(tmp_path), compiled.as_text(), 4)
+    found = find_hotspots(str(tmp_path), program, 4)
     assert "f32[512,512]" in found[0]["name"] and "dot_general" in found[0]["name"]
     assert found[0]["share"] > 0.5 and sum(o["share"] for o in found) == pytest.approx(1)
     assert sum(o["count"] for o in found if "512,512" in o["name"]) == pytest.approx(1)

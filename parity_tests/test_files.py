@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from jaxgpt.files import put_in_place, write_atomically
-from parity_tests.saved_states import files_may_not_grow_past
+from parity_tests.helpers.saved_states import files_may_not_grow_past
 
 REPO = Path(__file__).parents[1]
 SIZE = 2_000_000

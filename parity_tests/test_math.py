@@ -165,7 +165,7 @@ def test_no_array_of_all_logits_is_ever_made():
     B, T, D, V = 4, 64, 16, 5003
     targets = jnp.zeros((B, T), jnp.int32)
     step = jax.jit(jax.value_and_grad(lambda x, w: cross_entropy(x, w, targets, chunk_len=8)[0], argnums=(0, 1)))
-    program = step.lower(random(B, T, D), random(V, D)).compile().as_text()
+    program = step.lower(random(B, T, D), random(V, D)).compile().as_text() or ""
     assert f"[{B * 8},{V}]" in program
     assert f"[{B * T},{V}]" not in program and f"[{B},{T},{V}]" not in program
 

@@ -3,10 +3,12 @@
 import dataclasses
 import functools
 import math
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 
 from jaxgpt.config import NANOCHAT_2025, NANOCHAT_2026, Config, MeshConfig, NanochatConfig, TrainConfig
@@ -33,7 +35,7 @@ def small(era, **changes):
     return NanochatConfig(era=era, vocab_size=VOCAB, **(settings | changes)).complete(0)
 
 
-def noisy_params(config, seed=0):
+def noisy_params(config, seed=0) -> dict[str, Any]:
     """float64, with noise on everything: nanochat starts half of its weights at zero, where no mistake shows."""
     rng = np.random.default_rng(seed)
     params = init_params(config, dtype=jnp.float64)
@@ -375,7 +377,7 @@ def test_muon_of_2026_is_the_literal_one(shape):
         lr_scale, beta, decay_scale = 1 - step / 10, 0.85 + step / 100, 1 - step / 5
         hyper = {"lr_scale": lr_scale, "momentum": beta, "decay_scale": decay_scale}
         updates, state = transform.update({path: jnp.asarray(grad.T)}, state, params, hyper=hyper)
-        params = {path: params[path] + updates[path]}
+        params: Any = optax.apply_updates(params, updates)
         theirs, m, v = literal_muon(theirs, grad, m, v, lr=0.03 * lr_scale, beta=beta, decay=0.4 * decay_scale)
     assert np.abs(np.asarray(params[path]).T - theirs).max() < 1e-6  # 1e-10 and 1e-6 keep norms from zero
 

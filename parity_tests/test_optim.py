@@ -1,5 +1,7 @@
 """AdamW, Muon and clipping against torch, and groups against nanoGPT's."""
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -10,7 +12,9 @@ from jaxgpt.config import GPT2Config, GroupConfig, MuonConfig, OptimConfig
 from jaxgpt.config.param_groups import param_groups
 from jaxgpt.errors import InputError
 from jaxgpt.models import param_shapes
-from jaxgpt.optim.optimizer import clip_by_global_norm, global_norm, newton_schulz, optimizer
+from jaxgpt.optim.clip import clip_by_global_norm, global_norm
+from jaxgpt.optim.optimizer import optimizer
+from jaxgpt.optim.orthogonalize import newton_schulz
 from parity_tests import tolerances
 
 torch = pytest.importorskip("torch")
@@ -30,7 +34,7 @@ def run(config, lr_scale=1.0, momentum=0.95):
     hyper = {"lr_scale": jnp.float32(lr_scale), "momentum": jnp.float32(momentum), "decay_scale": jnp.float32(1)}
     for grad in grads:
         updates, state = transform.update(grad, state, params, hyper=hyper)
-        params = optax.apply_updates(params, updates)
+        params: Any = optax.apply_updates(params, updates)
     return start, grads, params
 
 

@@ -150,7 +150,7 @@ def test_weights_without_tokenizer_take_the_datas(here, capsys):
     with pytest.raises(InputError, match="64 ids are spelled; give --data"):
         sample.main(list(arguments))
     assert len(written(capsys, *arguments, "--data", "char", "--temperature", "0").out) >= 6
-    assert isinstance(choose_tokenizer(None, 50304), GPT2Tokenizer)
+    assert isinstance(choose_tokenizer(None, GPT2Config(vocab_size=50304)), GPT2Tokenizer)
 
 
 def steps_of(*rows):

@@ -306,9 +306,9 @@ def test_dropout_is_the_same_when_computed_again(start, remat):
     assert abs(other[0]["loss"] - expected[0]["loss"]) > 1e-4
     step, plain = make_torch_step(config), make_torch_step(make_config())
     params = step.init_params(0)
-    batch, mask = torch.from_numpy(batches()[0, 0]), torch.ones(4)
-    a, b = (s.evaluate(s.init_state(params).params, batch, mask)[0] for s in (step, plain))
-    assert a == b
+    batch, masks = torch.from_numpy(batches()[0, 0]), torch.ones(4, 24, 1)
+    a, b = (s.evaluate(s.init_state(params).params, batch, masks) for s in (step, plain))
+    assert a.shape == (1,) and a == b
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning:torch")  # of torch's own code, while it loads its compiler
@@ -434,6 +434,21 @@ def test_validation_counts_each_row_once(tmp_path):
         other = jax_evaluate_split(theirs, theirs_params, source, starts, n_rows=4, token_bytes=token_bytes)
     assert other.n_tokens == 240 and other.bits_per_byte == pytest.approx(one.bits_per_byte)
     assert abs(one.loss - other.loss) < tolerances.FP64
+
+
+def test_masks_of_another_shape_are_not_broadcast():
+    """One per row would count each row as often as there are rows."""
+    config, batch = make_config(), batches()[0, 0]
+    step = make_torch_step(config)
+    params = step.init_state(step.init_params(0)).params
+    with jax.enable_x64(True), jax.set_mesh(make_jax_mesh(config.mesh)):
+        theirs = jax_step.make_step(config, make_jax_mesh(config.mesh))
+        theirs_params = {p: jnp.asarray(value) for p, value in weights.to_numpy(params).items()}
+        for shape in ((4,), (4, 24), (4, 1, 1), (1, 24, 2)):
+            with pytest.raises(AssertionError, match="masks"):
+                step.evaluate(params, torch.from_numpy(batch), torch.ones(shape))
+            with pytest.raises(AssertionError, match="masks"):
+                theirs.evaluate(theirs_params, batch, np.ones(shape, np.bool_))
 
 
 def test_cached_decode_equals_the_whole_forward():

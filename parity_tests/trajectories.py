@@ -216,7 +216,7 @@ def _jax_first_batch(config: Config, step: jax_step.Step, params, batch: Batch) 
     """Logits of the first microbatch, and gradients of the mean loss over all."""
     run = jax.jit(lambda params, rows: _jax_first_pass(config, step, params, rows))
     passes = [run(params, jax.tree.map(lambda a, m=m: a[m], batch)) for m in range(len(batch.tokens))]
-    grads = {path: sum(np.asarray(grads[path]) for _, grads in passes) for path in params}
+    grads = {path: np.sum([np.asarray(grads[path]) for _, grads in passes], axis=0) for path in params}
     return np.asarray(passes[0][0]), {path: grad / count_targets(batch) for path, grad in grads.items()}
 
 

@@ -275,4 +275,5 @@ def row_losses(config: Config, model: Model, implementation: str, params, batch_
 def eval_step(config: Config, model: Model, implementation: str, params, batch_BT, masks_BTC):
     """The loss of a batch without dropout, summed over each of C masks: where one is 0 a token does not count."""
     losses_BT = row_losses(config, model, implementation, params, batch_BT)
+    assert masks_BTC.shape[:-1] == losses_BT.shape, f"masks {masks_BTC.shape} of losses {losses_BT.shape}"
     return jnp.where(masks_BTC > 0, losses_BT[..., None], 0).sum(axis=(0, 1))

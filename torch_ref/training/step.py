@@ -243,6 +243,7 @@ def eval_step(
     config: Config, model: Model, implementation: str, params, batch_BT, masks_BTC, *, row_losses=row_losses
 ):  # fmt: skip
     losses_BT = row_losses(config, model, implementation, params, batch_BT)
+    assert masks_BTC.shape[:-1] == losses_BT.shape, f"masks {masks_BTC.shape} of losses {losses_BT.shape}"
     return torch.where(masks_BTC > 0, losses_BT[..., None], 0).sum(dim=(0, 1))
 
 
