@@ -24,7 +24,7 @@ from jaxgpt.data.sources import Source, open_directory
 from jaxgpt.errors import EXIT_DONE, InputError, run_verb
 from jaxgpt.inference.trained import Trained, open_source, source_parser, with_tokenizer_of
 from jaxgpt.parallel.mesh import count_batch_devices
-from jaxgpt.training.step import Step, make_step
+from jaxgpt.training.step import Evaluator, make_evaluator
 from jaxgpt.training.validation import Evaluation, evaluate_split
 
 DEFAULT_TOKENS = 1_000_000
@@ -40,9 +40,9 @@ def main(args: list[str]) -> int:
     source = open_directory(directory, trained.config.data if trained.config else None)
     trained = with_tokenizer_of(trained, source)
     config = evaluation_config(trained, settings)
-    step = make_step(config, trained.mesh)
+    evaluator = make_evaluator(config, trained.mesh)
     splits: list[Literal["train", "val"]] = ["train", "val"] if settings.split == "both" else [settings.split]
-    results = {split: evaluate(trained, step, source, split, config) for split in splits}
+    results = {split: evaluate(trained, evaluator, source, split, config) for split in splits}
     facts = {"model": trained.origin, "data": str(source.data.directory), "dtype": config.train.dtype}
     if settings.json:
         print(json.dumps(facts | {"splits": {split: as_dict(result) for split, result in results.items()}}))
@@ -101,7 +101,7 @@ def parse_args(args: list[str]) -> argparse.Namespace:
 
 
 def evaluation_config(trained: Trained, settings: argparse.Namespace) -> Config:
-    """What `make_step` takes: the run's way to compute, without dropout, on this machine's devices."""
+    """What `make_evaluator` takes: the run's way to compute, without dropout, on this machine's devices."""
     run = trained.config or Config(
         train=TrainConfig(micro_batch_size=DEFAULT_ROWS), eval=EvalConfig(tokens=DEFAULT_TOKENS)
     )
@@ -121,14 +121,14 @@ def evaluation_config(trained: Trained, settings: argparse.Namespace) -> Config:
 
 
 def evaluate(
-    trained: Trained, step: Step, source: Source, split: Literal["train", "val"], config: Config
+    trained: Trained, evaluator: Evaluator, source: Source, split: Literal["train", "val"], config: Config
 ) -> Evaluation:
     """The loss on one split."""
     tokenizer = trained.tokenizer
     rows, starts = source.val_rows(config, split)
     with jax.set_mesh(trained.mesh):
         return evaluate_split(
-            step,
+            evaluator,
             trained.params,
             rows,
             starts,

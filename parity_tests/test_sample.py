@@ -275,8 +275,10 @@ def test_loss_agrees_with_hf(here, capsys):
         assert found["bits_per_byte"] == pytest.approx(loss / math.log(2), rel=1e-4)  # a byte per character
 
 
-def test_a_run_is_evaluated_as_it_trained(here, capsys):
-    """On its own data and as many tokens, in batches of any size."""
+def test_a_run_is_evaluated_as_it_trained(here, capsys, monkeypatch):
+    """On its own data and as many tokens, in batches of any size; without an optimizer or a training state."""
+    for name in ("make_optimizer", "place_state"):
+        monkeypatch.delattr(f"jaxgpt.training.step.{name}")
     result = evaluated(capsys, "--run", "run")
     assert result["model"] == "run step 200" and result["dtype"] == "float32"
     assert list(result["splits"]) == ["val"] and result["splits"]["val"]["n_tokens"] == 992

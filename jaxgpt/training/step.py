@@ -80,6 +80,14 @@ class Step:
         return {name: np.asarray(value, dtype) for name, value in values.items()}
 
 
+@dataclass(frozen=True)
+class Evaluator:
+    """What an evaluation needs of a `Step`: no optimizer and no state."""
+
+    evaluate: Callable
+    mesh: Mesh
+
+
 def param_dtype(config: Config):
     """float32 masters, or float64 when everything is."""
     return jnp.float64 if config.train.dtype == "float64" else jnp.float32
@@ -111,15 +119,28 @@ def make_step(config: Config, mesh: Mesh) -> Step:
         out_shardings=(shardings, scalars),
         donate_argnums=0,
     )
-    evaluate = jax.jit(
-        precision(functools.partial(eval_step, config, model, implementation)),
-        in_shardings=(param_shardings, batch_sharding(mesh), batch_sharding(mesh)),
-        out_shardings=scalars,
-    )
-
+    evaluate = jit_evaluate(config, model, implementation, param_shardings, mesh)
     fresh = jax.jit(lambda seed: init_params(config.model, dtype=dtype, seed=seed), out_shardings=param_shardings)
     begin = jax.jit(init, out_shardings=shardings, donate_argnums=0)
     return Step(train, evaluate, fresh, begin, model, mesh, state_shapes, attention)
+
+
+def make_evaluator(config: Config, mesh: Mesh) -> Evaluator:
+    """The evaluation of a config's model alone. Raises InputError as `make_step`, but for parameter groups."""
+    shapes = param_shapes(config.model, param_dtype(config))
+    shardings = shard_params({path: leaf.shape for path, leaf in shapes.items()}, config.model, mesh)
+    implementation, _ = choose_attention(config, mesh.devices.flat[0].platform)
+    return Evaluator(jit_evaluate(config, Model(config.model), implementation, shardings, mesh), mesh)
+
+
+def jit_evaluate(config: Config, model: Model, implementation: str, param_shardings: dict, mesh: Mesh) -> Callable:
+    """`eval_step`, to be compiled for a mesh."""
+    precision = jax.default_matmul_precision(config.train.matmul_precision)
+    return jax.jit(
+        precision(functools.partial(eval_step, config, model, implementation)),
+        in_shardings=(param_shardings, batch_sharding(mesh), batch_sharding(mesh)),
+        out_shardings=replicated(mesh),
+    )
 
 
 def make_optimizer(config: Config, shapes: dict[str, jax.ShapeDtypeStruct]) -> optax.GradientTransformationExtraArgs:
