@@ -79,8 +79,10 @@ class Trials:
                 ours = _with_update(self.unmutated, update_jax(plan.config, VOCAB, plan.params, self.gradients))
                 reference = _with_update(reference, self.updated)
             elif is_brief and mutation.is_early:
-                logits, grads = first_batch(plan.config, VOCAB, plan.params, batches[0])
-                ours = dataclasses.replace(self.unmutated, logits=logits, grads=grads)
+                batch = batches[0]
+                rows = batch if mutation.is_masked else batch.reshape(1, -1, batch.shape[-1])  # one pass, the same sums
+                logits, grads = first_batch(plan.config, VOCAB, plan.params, rows)
+                ours = dataclasses.replace(self.unmutated, logits=logits[: batch.shape[1]], grads=grads)
             else:
                 known = self.unmutated if mutation.is_update else None
                 ours = run_jax(plan.config, VOCAB, plan.params, batches, known=known)
