@@ -1,5 +1,5 @@
 # make train: environment, embedded text, a small model, a sample.  make test: environment, lint, tests.
-# make test-fast: lint, and the tests that compile nothing, in less than 90 s.
+# make test-fast: the tests that compile nothing, in less than 90 s.
 PYTHON ?= python3
 VENV := .venv
 RUN := $(VENV)/bin/python
@@ -16,7 +16,7 @@ train: $(VENV)/.installed
 test: $(VENV)/.installed-dev lint $(PLAN)/.installed
 	$$(test -e $(PLAN)/.installed && echo $(PLAN)/bin/python || echo $(RUN)) -m pytest -n 2 --dist loadfile
 
-test-fast: $(VENV)/.installed-dev lint
+test-fast: $(VENV)/.installed-dev
 	$(RUN) -m pytest -n 2 --dist worksteal -m fast
 
 lint: $(VENV)/.installed-dev
