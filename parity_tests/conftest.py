@@ -27,6 +27,25 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # in the background; what tests start would inherit it
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
+FAST = {
+    "batches", "census", "config", "cursors", "documents", "downloads", "fit", "gates", "hardware", "layout", "mirror",
+    "packing", "plan", "prepare", "schedule", "shards", "text_batches", "text_shards", "tokenizer", "train_tokenizer",
+}  # fmt: skip
+"""Test files that compile nothing: `make test-fast`."""
+assert all((Path(__file__).parent / f"test_{name}.py").is_file() for name in FAST), "FAST names a file that is gone"
+
+
+def pytest_ignore_collect(collection_path, config):
+    """With -m fast other files are not even imported."""
+    name = collection_path.stem.removeprefix("test_")
+    return True if config.option.markexpr == "fast" and collection_path.suffix == ".py" and name not in FAST else None
+
+
+def pytest_collection_modifyitems(items):
+    for item in items:
+        if item.path.stem.removeprefix("test_") in FAST:
+            item.add_marker(pytest.mark.fast)
+
 
 @pytest.fixture(scope="module")
 def one_thread():
