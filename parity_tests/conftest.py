@@ -13,7 +13,8 @@ FAST_COMPILE = "--xla_backend_optimization_level=0"
 
 os.environ.setdefault("XLA_FLAGS", f"--xla_force_host_platform_device_count=8 {FAST_COMPILE}")
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
-os.environ.setdefault("JAX_CPU_ENABLE_ASYNC_DISPATCH", "false")  # as make_mesh does for simulated devices
+os.environ.setdefault("JAX_CPU_ENABLE_ASYNC_DISPATCH", "false")  # as make_mesh does
+os.environ.setdefault("PJRT_NPROC", "16")  # as make_mesh does for 8 simulated devices: tests also open them without it
 os.environ.setdefault("JAX_ENABLE_COMPILATION_CACHE", "false")
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # in the background; what tests start would inherit it
