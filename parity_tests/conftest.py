@@ -18,7 +18,8 @@ from parity_tests.helpers.environment import FAST_COMPILE
 
 os.environ.setdefault("XLA_FLAGS", f"--xla_force_host_platform_device_count=8 {FAST_COMPILE}")
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
-os.environ.setdefault("JAX_CPU_ENABLE_ASYNC_DISPATCH", "false")  # as make_mesh does for simulated devices
+os.environ.setdefault("JAX_CPU_ENABLE_ASYNC_DISPATCH", "false")  # as make_mesh does
+os.environ.setdefault("PJRT_NPROC", "16")  # as make_mesh does for 8 simulated devices: tests also open them without it
 if "JAX_COMPILATION_CACHE_DIR" not in os.environ:  # else this is a worker, or the user names one
     os.environ["JAX_COMPILATION_CACHE_DIR"] = tempfile.mkdtemp(prefix="jaxgpt-tests-")
     atexit.register(shutil.rmtree, os.environ["JAX_COMPILATION_CACHE_DIR"], ignore_errors=True)

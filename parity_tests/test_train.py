@@ -108,7 +108,7 @@ def test_two_processes_equal_one(config, tmp_path):
             start(config, tmp_path / "two", *settings, f"--hosts.index={i}")
             for i in range(2)
         ]  # fmt: skip
-        shown = [process.communicate(timeout=120)[0] for process in processes]
+        shown = [process.communicate(timeout=600)[0] for process in processes]
         assert [process.returncode for process in processes] == [0, 0], shown
     one, two = losses(tmp_path / "one"), losses(tmp_path / "two")
     assert set(one) <= set(two)

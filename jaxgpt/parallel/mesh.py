@@ -6,6 +6,7 @@ from jax.sharding import AxisType, Mesh
 
 from jaxgpt.config import MeshConfig
 from jaxgpt.errors import InputError
+from jaxgpt.parallel.cpu_threads import enough_threads
 from jaxgpt.parallel.malloc import keep_freed_memory
 
 
@@ -18,11 +19,11 @@ def make_mesh(config: MeshConfig, devices: list | None = None) -> Mesh:
       InputError: the platform is not there, or the devices do not multiply to the mesh.
     """
     if devices is None:
-        # On a CPU programs run in this thread: of simulated devices, which share a few threads, programs in flight at
-        # once can wait for each other for ever; and glibc keeps large blocks for the main thread alone.
+        # A CPU runs programs in this thread, the only one for which glibc keeps large blocks.
         jax.config.update("jax_cpu_enable_async_dispatch", False)
         try:
-            devices = jax.devices(config.platform or None)
+            with enough_threads():
+                devices = jax.devices(config.platform or None)
         except RuntimeError as error:
             raise InputError(
                 f"mesh.platform={config.platform} is not here; this jax sees {jax.default_backend()}; "
