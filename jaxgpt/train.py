@@ -14,7 +14,7 @@ from jaxgpt.config.command_line import parse_args
 from jaxgpt.config.steps import Plan
 from jaxgpt.data.prefetch import prefetch
 from jaxgpt.data.tokenizer import Tokenizer
-from jaxgpt.errors import EXIT_DIVERGED, EXIT_DONE, EXIT_STOPPED, run_verb
+from jaxgpt.errors import EXIT_DONE, EXIT_STOPPED, run_verb
 from jaxgpt.files import lock_run
 from jaxgpt.formats.initial import initial_params
 from jaxgpt.inference.engine import Engine
@@ -25,8 +25,9 @@ from jaxgpt.prepare.smoke import shrink
 from jaxgpt.run.bar import Progress
 from jaxgpt.run.console import console
 from jaxgpt.run.directory import close_run, open_logs, refuse_old_run
+from jaxgpt.run.ending import ending
 from jaxgpt.run.header import print_header
-from jaxgpt.run.meter import Diverged, Meter
+from jaxgpt.run.meter import Meter
 from jaxgpt.run.opening import open_run
 from jaxgpt.run.resume import gather_cursors, resume, save
 from jaxgpt.run.stop_signal import StopSignal
@@ -95,8 +96,7 @@ def main(args: list[str]) -> int:
         progress = stack.enter_context(Progress(plan.n_steps, first_step))
         meter = Meter(config, mesh.devices.flat[0].device_kind, mesh.size, progress, files, console.print)
         engine = Engine(step.model, {}, dtype=config.train.dtype, n_valid=run.source.n_ids or None)
-        exit_code = EXIT_DONE
-        try:
+        with ending(feed, files, reader) as end:
             for planned, batch, cursors in feed:
                 n_done = planned.step + 1
                 state, metrics = train_step[planned.stage](state, batch, step.hyper(planned.hyper))
@@ -122,19 +122,10 @@ def main(args: list[str]) -> int:
                     save(saved, n_done, state, about_now, val_loss, must=is_last or is_stopped)
                 meter.resume()
                 if is_stopped and not is_last:
-                    exit_code = EXIT_STOPPED
+                    end.exit_code = EXIT_STOPPED
                     break
-        except Diverged as error:
-            console.print(f"[red]stopped: {error}")
-            exit_code = EXIT_DIVERGED
-        finally:
-            feed.close()
-            for file in files:
-                file.close()
-        if summary := reader.summary():
-            console.print(summary)
     next_command = f"python -m jaxgpt.sample --run {run.dir}"
-    return close_run(run.dir, exit_code, next_command, is_first=jax.process_index() == 0)
+    return close_run(run.dir, end.exit_code, next_command, is_first=jax.process_index() == 0)
 
 
 def warn_of_failed_save(saved: Checkpoints) -> None:

@@ -16,14 +16,15 @@ from jaxgpt.config import Config, load, rows_that_divide, schedule
 from jaxgpt.config.command_line import parse_args
 from jaxgpt.config.steps import Plan
 from jaxgpt.data.prefetch import prefetch
-from jaxgpt.errors import EXIT_DIVERGED, EXIT_DONE, EXIT_STOPPED, InputError, run_verb
+from jaxgpt.errors import EXIT_DONE, EXIT_STOPPED, InputError, run_verb
 from jaxgpt.files import lock_run
 from jaxgpt.prepare.smoke import shrink
 from jaxgpt.run.bar import Progress
 from jaxgpt.run.console import console
 from jaxgpt.run.directory import close_run, open_logs, refuse_old_run
+from jaxgpt.run.ending import ending
 from jaxgpt.run.header import print_header
-from jaxgpt.run.meter import Diverged, Meter
+from jaxgpt.run.meter import Meter
 from jaxgpt.run.opening import open_run
 from jaxgpt.run.resume import gather_cursors, resume, save
 from jaxgpt.run.stop_signal import StopSignal
@@ -98,8 +99,7 @@ def main(args: list[str]) -> int:
         feed = prefetch(make_feed(plan, reader, mesh, first_step))
         progress = stack.enter_context(Progress(plan.n_steps, first_step))
         meter = Meter(config, mesh.device_kind, mesh.size, progress, files, console.print)
-        exit_code = EXIT_DONE
-        try:
+        with ending(feed, files, reader) as end:
             for planned, batch, cursors in feed:
                 n_done = planned.step + 1
                 state, metrics = step.train(state, batch, step.hyper(planned.hyper))
@@ -121,19 +121,10 @@ def main(args: list[str]) -> int:
                     save(saved, n_done, state, about_now, val_loss, must=is_last or is_stopped)
                 meter.resume()
                 if is_stopped and not is_last:
-                    exit_code = EXIT_STOPPED
+                    end.exit_code = EXIT_STOPPED
                     break
-        except Diverged as error:
-            console.print(f"[red]stopped: {error}")
-            exit_code = EXIT_DIVERGED
-        finally:
-            feed.close()
-            for file in files:
-                file.close()
-        if summary := reader.summary():
-            console.print(summary)
         next_command = f"python -m parity_tests.convert --from {run.dir} --to jax DIR"
-        return close_run(run.dir, exit_code, next_command, is_first=process_index() == 0)
+        return close_run(run.dir, end.exit_code, next_command, is_first=process_index() == 0)
 
 
 def name_run(config: Config, args: list[str]) -> Config:
