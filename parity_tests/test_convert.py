@@ -149,7 +149,9 @@ def refusal(*args):
 
 def test_hugging_face_has_no_nanochat(changing, tmp_path, monkeypatch):
     saved = read_run(changing / "a")
-    saved = dataclasses.replace(saved, config=dataclasses.replace(saved.config, model=NanochatConfig()))
+    saved = dataclasses.replace(
+        saved, config=dataclasses.replace(saved.config, model=NanochatConfig(seq_len=saved.config.model.seq_len))
+    )
     monkeypatch.setattr("parity_tests.convert.read_run", lambda run: saved)
     assert "--to=hf writes GPT-2 models, and" in refusal("--from", changing / "a", "--to=hf", tmp_path / "hf")
 

@@ -31,9 +31,10 @@ def estimate_run(config: Config, platform: str) -> Footprint:
     model, train, mesh = config.model, config.train, config.mesh
     attention = choose_attention(config, platform)
     abstract = AbstractMesh((mesh.data, mesh.fsdp, mesh.tensor), ("data", "fsdp", "tensor"), (AxisType.Auto,) * 3)
-    shapes = param_shapes(model, param_dtype(config))
-    init = functools.partial(init_state, config, make_optimizer(config, shapes))
-    state = place_state(config, init, shapes, abstract)  # pyright: ignore[reportArgumentType]
+    with jax.enable_x64(train.dtype == "float64"):
+        shapes = param_shapes(model, param_dtype(config))
+        init = functools.partial(init_state, config, make_optimizer(config, shapes))
+        state = place_state(config, init, shapes, abstract)  # pyright: ignore[reportArgumentType]
     params_bytes, opt_state_bytes = (
         sum(map(device_bytes, jax.tree.leaves(tree))) for tree in (state.params, state.opt_state)
     )
