@@ -10,23 +10,6 @@ Data: python -m jaxgpt.prepare fineweb-edu --shards 104, then
 Run: python -m jaxgpt.train --config configs/a100_40gb_d14.py
 """
 
-from jaxgpt.config import (
-    NANOCHAT_2025,
-    CheckpointConfig,
-    Config,
-    DataConfig,
-    EvalConfig,
-    NanochatConfig,
-    SampleConfig,
-    TrainConfig,
-)
+from jaxgpt.config import nanochat_2025
 
-config = Config(
-    model=NanochatConfig(era="2025", depth=14, seq_len=1536, vocab_size=65_536),
-    data=DataConfig(dir="data/fineweb-edu", sampling="stream"),
-    train=TrainConfig(steps=0, batch_tokens=264_192, micro_batch_size=4),
-    optim=NANOCHAT_2025,
-    eval=EvalConfig(every=250, tokens=20 * 524_288),
-    checkpoint=CheckpointConfig(every=1000),
-    sample=SampleConfig(every=2000, prompt="The capital of France is", max_tokens=64),
-)
+config = nanochat_2025(depth=14, seq_len=1536, batch_tokens=264_192, micro_batch_size=4)

@@ -2,6 +2,7 @@
 
 Machine: any; a GPU takes a minute. nanoGPT reports a loss of 3.11 on train and 3.12 on val.
 Data: python -m jaxgpt.prepare openwebtext
+GELU: tanh, with which OpenAI trained these weights; nanoGPT evaluates them with erf.
 Run: python -m jaxgpt.evaluate --config configs/eval_gpt2.py --split both
 The larger ones: --model gpt2-medium, gpt2-large or gpt2-xl instead of the config's weights.
 """

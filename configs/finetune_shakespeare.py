@@ -2,6 +2,8 @@
 
 Machine: one GPU that holds 1.56B parameters with AdamW; --train.init_from=gpt2 with
 --model.n_layer=12 --model.n_head=12 --model.n_embd=768 for a small one.
+GELU: erf, because nanoGPT computes it with OpenAI's weights too; these were trained with tanh, and --model.gelu=tanh
+keeps that. The run prints one line about the difference. Evaluating and sampling --model gpt2-xl use tanh.
 Data: python -m jaxgpt.prepare shakespeare
 Run: python -m jaxgpt.train --config configs/finetune_shakespeare.py
 """
@@ -20,7 +22,7 @@ from jaxgpt.config import (
 
 config = Config(
     data=DataConfig(dir="data/shakespeare"),
-    model=GPT2Config(vocab_size=50257, seq_len=1024, n_layer=48, n_head=25, n_embd=1600, bias=True, gelu="tanh"),
+    model=GPT2Config(vocab_size=50257, seq_len=1024, n_layer=48, n_head=25, n_embd=1600, bias=True, gelu="erf"),
     train=TrainConfig(steps=20, batch_tokens=32 * 1024, micro_batch_size=1, init_from="gpt2-xl", remat="block"),
     optim=OptimConfig(lr=3e-5, schedule=ScheduleConfig(kind="constant")),
     eval=EvalConfig(every=5, tokens=40 * 1024),

@@ -20,7 +20,6 @@ from rich.console import Console
 from rich.table import Table
 
 from jaxgpt.config import Config, EvalConfig, MeshConfig, TrainConfig, load
-from jaxgpt.config.families import without_dropout
 from jaxgpt.data.sources import Source, open_directory
 from jaxgpt.errors import EXIT_DONE, InputError, run_verb
 from jaxgpt.inference.trained import Trained, open_source, source_parser, with_tokenizer_of
@@ -41,7 +40,7 @@ def main(args: list[str]) -> int:
     source = open_directory(directory, trained.config.data if trained.config else None)
     trained = with_tokenizer_of(trained, source)
     config = evaluation_config(trained, settings)
-    step = make_step(config, trained.model.vocab_size, trained.mesh)
+    step = make_step(config, trained.mesh)
     splits: list[Literal["train", "val"]] = ["train", "val"] if settings.split == "both" else [settings.split]
     results = {split: evaluate(trained, step, source, split, config) for split in splits}
     facts = {"model": trained.origin, "data": str(source.data.directory), "dtype": config.train.dtype}
@@ -106,7 +105,7 @@ def evaluation_config(trained: Trained, settings: argparse.Namespace) -> Config:
     run = trained.config or Config(
         train=TrainConfig(micro_batch_size=DEFAULT_ROWS), eval=EvalConfig(tokens=DEFAULT_TOKENS)
     )
-    model = without_dropout(trained.model.config)
+    model = trained.model.config.without_dropout()
     rows = settings.micro_batch_size or run.train.micro_batch_size
     n_devices = count_batch_devices(trained.mesh)
     train = TrainConfig(
@@ -126,8 +125,7 @@ def evaluate(
 ) -> Evaluation:
     """The loss on one split."""
     tokenizer = trained.tokenizer
-    n_ids = tokenizer.vocab_size if tokenizer else trained.model.vocab_size
-    rows, starts = source.val_rows(config.model.seq_len, config.eval.tokens, n_ids, split)
+    rows, starts = source.val_rows(config, split)
     with jax.set_mesh(trained.mesh):
         return evaluate_split(
             step,

@@ -1,21 +1,80 @@
-"""One run directory, one process: a lock that a kill releases."""
+"""Files that are whole or not there, and locks that a kill releases."""
 
 import contextlib
-import fcntl
 import os
 import socket
+import threading
 from collections.abc import Iterator
 from pathlib import Path
+from typing import IO
 
 from jaxgpt.errors import InputError
 
 
+def flush_to_disk(file: IO) -> None:
+    """Returns when what was written to the file is on the disk."""
+    file.flush()
+    os.fsync(file.fileno())
+
+
+def flush_directory(path: Path) -> None:
+    """Returns when the names in the directory are on the disk."""
+    fd = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)
+
+
+def put_in_place(file: IO, path: Path) -> None:
+    """Flushes a complete temporary file to the disk, closes it, and renames it to `path`."""
+    flush_to_disk(file)
+    file.close()
+    os.replace(file.name, path)
+
+
+def write_atomically(path: Path, content: str | bytes) -> None:
+    """Writes a file in one step: a kill at any instant leaves the old content or the new, never a part.
+
+    Where writing fails, the old file stays and no temporary file remains. Several processes and threads may write the
+    same path; the last one to finish wins. A kill can leave `<name>.<number>.tmp`.
+    """
+    partial = path.with_name(f"{path.name}.{threading.get_native_id()}.tmp")
+    try:
+        with open(partial, "wb") as file:
+            file.write(content.encode() if isinstance(content, str) else content)
+            put_in_place(file, path)
+    except BaseException:
+        partial.unlink(missing_ok=True)
+        raise
+
+
+def take_lock(file: IO[str]) -> None:
+    """Locks a file, opened with mode a+, until it is closed, and writes this process's id and host into it.
+
+    The lock is the kernel's (flock), so a killed process leaves none behind. A child that was forked, not spawned,
+    inherits it.
+
+    Raises:
+      BlockingIOError: another process holds it; its message names that process.
+      OSError: the file system has no locks.
+      ImportError: the operating system has none (Windows).
+    """
+    import fcntl
+
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        file.seek(0)
+        raise BlockingIOError(file.read().strip() or "another process") from None
+    file.truncate(0)
+    file.write(f"process {os.getpid()} on host {socket.gethostname()}\n")
+    file.flush()
+
+
 @contextlib.contextmanager
 def lock_run(run_dir: str | Path) -> Iterator[None]:
-    """Holds a run directory for this process. Of a run of several processes, number 0 alone calls it.
-
-    The lock is the kernel's (flock on `<run_dir>/lock`), so a killed process leaves none behind. A child that
-    was forked, not spawned, inherits it.
+    """Holds a run directory for this process, by `<run_dir>/lock`. Of several processes, only number 0 calls it.
 
     Raises:
       InputError: another process holds it (names its id and host), or the directory cannot be locked.
@@ -28,18 +87,12 @@ def lock_run(run_dir: str | Path) -> Iterator[None]:
         raise InputError(f"{run_dir} cannot be written: {error}; choose another --run.dir") from error
     with file:
         try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            file.seek(0)
-            owner = file.read().strip() or "another process"
-            way_out = "wait for it or choose another --run.dir"
-            raise InputError(f"{run_dir} is in use by {owner}; {way_out}") from None
+            take_lock(file)
+        except BlockingIOError as owner:
+            raise InputError(f"{run_dir} is in use by {owner}; wait for it or choose another --run.dir") from None
         except OSError as error:
             way_out = "choose another --run.dir"
             raise InputError(f"{run_dir} is on a file system without locks: {error}; {way_out}") from error
-        file.truncate(0)
-        file.write(f"process {os.getpid()} on host {socket.gethostname()}\n")
-        file.flush()
         try:
             yield
         finally:

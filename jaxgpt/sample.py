@@ -7,6 +7,7 @@ the last half of it.
   python -m jaxgpt.sample --run runs/quickstart --prompt "To be"
   python -m jaxgpt.sample --model gpt2 --prompt "The answer is" --max-tokens 100 --temperature 0
   python -m jaxgpt.sample --run runs/owt --step 20000 --prompt @question.txt
+  python -m jaxgpt.sample --model ckpt.pt --data DIR --prompt "ROMEO:"       (nanoGPT's; DIR holds its meta.pkl)
   python -m jaxgpt.sample --model gpt2-xl --samples 4 --top-k 0 --top-p 0.95 > texts.txt
 """
 
@@ -77,7 +78,7 @@ def sample(settings: argparse.Namespace) -> int:
     tokenizer = trained.tokenizer
     if tokenizer is None:
         raise InputError(
-            f"{trained.origin} does not say how its {trained.model.vocab_size} ids are spelled; "
+            f"{trained.origin} does not say how its {trained.model.config.vocab_size} ids are spelled; "
             "give --data DIR, a directory prepared with its tokenizer"
         )
     engine = trained.engine()

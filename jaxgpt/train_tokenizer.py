@@ -5,8 +5,9 @@
     python -m jaxgpt.train_tokenizer --data data/climbmix
 
 DIR holds text shards: shard_*.parquet, a column `text`, a document per row. All but the last file, which is for
-validation, are read in order until --max-chars, and of each document the first --doc-cap characters, so that a few
-long ones do not decide. The tokenizer goes to DIR/tokenizer.json, where training on DIR finds it.
+validation, are read in order until more than --max-chars characters are read, and of each document the first --doc-cap
+characters, so that a few long ones do not decide. The tokenizer goes to DIR/tokenizer.json, where training on DIR finds
+it.
 
 A larger vocabulary makes fewer tokens of a text, and more rows of the embedding: 32768 suits nanochat's models, 4096 a
 model of a few million parameters. Its last nine ids are control tokens (<|bos|>, <|user_start|> ...), which text never
@@ -27,6 +28,7 @@ from jaxgpt.data.bpe import MAX_CHARS, MAX_DOCUMENT_CHARS, check_vocab_size, tra
 from jaxgpt.data.text_data import TOKENIZER, TextSplit, open_splits
 from jaxgpt.data.tokenizer import GPT2Tokenizer, Tokenizer
 from jaxgpt.errors import EXIT_DONE, InputError, run_verb
+from jaxgpt.files import write_atomically
 from jaxgpt.prepare.destination import train_command
 from jaxgpt.run.progress import Progress
 
@@ -121,7 +123,9 @@ def open_data(directory: str) -> tuple[TextSplit, TextSplit]:
 
 
 def read_texts(split: TextSplit, max_chars: int, doc_cap: int, show: Any = None) -> Iterator[str]:
-    """The first `doc_cap` characters of each document, until `max_chars` are reached.
+    """The first `doc_cap` characters of each document, up to the one that exceeds `max_chars` in total.
+
+    That document is not cut: as in nanochat's tok_train, up to `doc_cap` characters more than `max_chars` are read.
 
     Raises:
       InputError: a file cannot be read, or is not UTF-8.
@@ -134,10 +138,10 @@ def read_texts(split: TextSplit, max_chars: int, doc_cap: int, show: Any = None)
             raise InputError(f"{split.describe(group)} is not UTF-8 ({error.reason}); fetch the file again") from error
         for text in texts:
             if text:
-                text = text[: min(doc_cap, max_chars - n_chars)]
+                text = text[:doc_cap]
                 n_chars += len(text)
                 yield text
-            if n_chars >= max_chars:
+            if n_chars > max_chars:
                 return
         if show:
             total = min(max_chars, n_chars * n_groups / (group + 1))
@@ -146,15 +150,7 @@ def read_texts(split: TextSplit, max_chars: int, doc_cap: int, show: Any = None)
 
 def write_tokenizer(tokenizer: Tokenizer, path: Path) -> None:
     """Writes a tokenizer's JSON in one step, a token per line."""
-    partial = path.with_name(f"{path.name}.tmp")
-    try:
-        with open(partial, "wb") as file:
-            file.write(json.dumps(tokenizer.to_json(), indent=0).encode("ascii"))
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(partial, path)
-    finally:
-        partial.unlink(missing_ok=True)
+    write_atomically(path, json.dumps(tokenizer.to_json(), indent=0))
 
 
 def compare(tokenizer: Tokenizer, val: TextSplit) -> None:

@@ -28,7 +28,7 @@ from jaxgpt.config.command_line import parse_args
 from jaxgpt.errors import InputError, run_verb
 from jaxgpt.run.console import console
 from jaxgpt.run.progress import Progress
-from parity_tests.finished_runs import compare_runs, read_config
+from parity_tests.finished_runs import compare_runs, read_run
 from parity_tests.gates import Row, compare, trace
 from parity_tests.report import write_report
 from parity_tests.tables import describe_machine, draw_curves, print_rows, to_json
@@ -69,12 +69,12 @@ def main(args: list[str]) -> int:
     if dtype not in DTYPES:
         raise InputError(f"train.dtype={dtype} has no gates; choose --dtype from {', '.join(DTYPES)}")
     refuse_tf32(config)
-    config, vocab_size, batches = read_batches(config, given.steps, dtype)
-    params = draw_params(config, vocab_size)
+    config, batches = read_batches(config, given.steps, dtype)
+    params = draw_params(config)
     with Progress() as progress:
         bars = [progress.bar(name) for name in ("jaxgpt", "torch_ref")]
-        ours = run_jax(config, vocab_size, params, batches, is_traced=given.trace, show=bars[0])
-        theirs = run_torch(config, vocab_size, params, batches, is_traced=given.trace, show=bars[1])
+        ours = run_jax(config, params, batches, is_traced=given.trace, show=bars[0])
+        theirs = run_torch(config, params, batches, is_traced=given.trace, show=bars[1])
     rows = compare(ours, theirs, PARITY[dtype])
     machine = describe_machine(config)
     print_rows(
@@ -115,7 +115,7 @@ def show_finished_runs(given: argparse.Namespace, rest: list[str]) -> int:
     if given.trace:
         raise InputError("--trace needs both models at work; give --config instead of --runs")
     ours, theirs = given.runs
-    dtypes = {(read_config(run) or {}).get("train", {}).get("dtype") for run in given.runs} - {None}
+    dtypes = {(read_run(run) or {}).get("train", {}).get("dtype") for run in given.runs} - {None}
     dtype = given.dtype or next((name for name in reversed(DTYPES) if name in dtypes), None)  # the coarsest
     if dtype is None:
         raise InputError(f"--dtype is missing, and {ours} has no checkpoint that names it; it chooses the gate")

@@ -1,10 +1,15 @@
 """Eight simulated devices for every test, and no accelerator unless JAX_PLATFORMS names one.
 
-Compiling is most of the suite's time. LLVM's optimisation is off: it changes speed, not what is computed.
+Compiling is most of the suite's time. LLVM's optimisation is off: it changes speed, not what is computed. And all
+processes of one run of the suite, pytest's workers and what tests start, share a cache of compiled programs;
+JAX_COMPILATION_CACHE_DIR names one that outlives the run.
 """
 
+import atexit
 import os
+import shutil
 import signal
+import tempfile
 from pathlib import Path
 
 import pytest
@@ -14,7 +19,10 @@ from parity_tests.helpers.environment import FAST_COMPILE
 os.environ.setdefault("XLA_FLAGS", f"--xla_force_host_platform_device_count=8 {FAST_COMPILE}")
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 os.environ.setdefault("JAX_CPU_ENABLE_ASYNC_DISPATCH", "false")  # as make_mesh does for simulated devices
-os.environ.setdefault("JAX_ENABLE_COMPILATION_CACHE", "false")
+if "JAX_COMPILATION_CACHE_DIR" not in os.environ:  # else this is a worker, or the user names one
+    os.environ["JAX_COMPILATION_CACHE_DIR"] = tempfile.mkdtemp(prefix="jaxgpt-tests-")
+    atexit.register(shutil.rmtree, os.environ["JAX_COMPILATION_CACHE_DIR"], ignore_errors=True)
+os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.1")
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # in the background; what tests start would inherit it
     signal.signal(signal.SIGINT, signal.default_int_handler)

@@ -21,12 +21,13 @@ import jax
 import numpy as np
 
 from jaxgpt import config as config_lib
-from jaxgpt.config import Config, MeshConfig, from_dict
+from jaxgpt.config import Config, GPT2Config, MeshConfig
 from jaxgpt.errors import InputError, run_verb
-from jaxgpt.formats.weights import save_hf
+from jaxgpt.formats.hugging_face import save_hf
 from jaxgpt.parallel.mesh import make_mesh
+from jaxgpt.run.checkpoints import Checkpoint, choose_checkpoint
 from jaxgpt.run.console import console
-from jaxgpt.run.manifest import Damaged, read_seal
+from jaxgpt.run.resume import read_config
 from jaxgpt.training import step as jax_step
 from jaxgpt.training.checkpoint import Checkpoints as JaxCheckpoints
 from parity_tests.trajectories import import_torch, to_arrays
@@ -42,7 +43,6 @@ class Saved:
     framework: str
     step: int
     config: Config
-    vocab_size: int
     about: dict
     val_loss: float | None
     leaves: dict[str, np.ndarray]
@@ -59,20 +59,18 @@ def read_run(run: Path) -> Saved:
         raise InputError(
             f"--from={run} {'has no checkpoints' if run.is_dir() else 'does not exist'}; give a run directory"
         )
-    with JaxCheckpoints(directory, read_only=True) as saved:
-        step = saved.latest()
-    if step is None:
+    chosen = choose_checkpoint(directory)
+    if chosen is None:
         raise InputError(f"--from={run} has no checkpoint yet; train it until the first is saved")
     try:
-        manifest = read_seal(directory / str(step))
-        about = manifest["about"]
-        config, vocab_size = from_dict(about["config"]), int(about["vocab_size"])
-    except (Damaged, KeyError, TypeError, InputError) as error:
-        raise InputError(f"{directory}/{step} does not say what its run was: {error}") from error
-    framework = "torch" if TORCH_STATE in manifest["files"] else "jax"
+        about = chosen.about
+        config = read_config(about, f"{chosen.path}")
+    except (KeyError, TypeError, InputError) as error:
+        raise InputError(f"{chosen.path} does not say what its run was: {error}") from error
+    framework = "torch" if TORCH_STATE in chosen.manifest["files"] else "jax"
     read = _read_torch if framework == "torch" else _read_jax
-    leaves = read(directory, step, config, vocab_size)
-    return Saved(framework, step, config, vocab_size, about, manifest["val_loss"], leaves)
+    leaves = read(directory, chosen, config)
+    return Saved(framework, chosen.step, config, about, chosen.manifest["val_loss"], leaves)
 
 
 def _one_device(config: Config) -> Config:
@@ -81,19 +79,19 @@ def _one_device(config: Config) -> Config:
     return dataclasses.replace(config, train=train, mesh=MeshConfig(data=1, platform="cpu"))
 
 
-def _jax_shapes(config: Config, vocab_size: int) -> Any:
+def _jax_shapes(config: Config) -> Any:
     config = _one_device(config)
-    return jax_step.make_step(config, vocab_size, make_mesh(config.mesh)).state_shapes
+    return jax_step.make_step(config, make_mesh(config.mesh)).state_shapes
 
 
-def _read_jax(directory: Path, step: int, config: Config, vocab_size: int) -> dict[str, np.ndarray]:
+def _read_jax(directory: Path, chosen: Checkpoint, config: Config) -> dict[str, np.ndarray]:
     with jax.enable_x64(config.train.dtype == "float64"), JaxCheckpoints(directory, read_only=True) as saved:
-        return to_arrays(saved.restore(_jax_shapes(config, vocab_size), step=step, verify=False)[1])
+        return to_arrays(saved.restore(_jax_shapes(config), chosen))
 
 
 def _write_jax(directory: Path, saved: Saved) -> None:
     with jax.enable_x64(saved.config.train.dtype == "float64"), JaxCheckpoints(directory) as checkpoints:
-        shapes = _jax_shapes(saved.config, saved.vocab_size)
+        shapes = _jax_shapes(saved.config)
         with_paths, form = jax.tree_util.tree_flatten_with_path(shapes)
         placed = []
         for path, shape in with_paths:
@@ -104,26 +102,26 @@ def _write_jax(directory: Path, saved: Saved) -> None:
         checkpoints.save(saved.step, state, saved.about, val_loss=saved.val_loss)
 
 
-def _torch_shapes(config: Config, vocab_size: int) -> Any:
+def _torch_shapes(config: Config) -> Any:
     import_torch()
     from torch_ref.parallel.mesh import make_mesh as make_torch_mesh
     from torch_ref.training import step as torch_step
 
     config = _one_device(config)
-    return torch_step.make_step(config, vocab_size, make_torch_mesh(config.mesh)).state_shapes
+    return torch_step.make_step(config, make_torch_mesh(config.mesh)).state_shapes
 
 
-def _read_torch(directory: Path, step: int, config: Config, vocab_size: int) -> dict[str, np.ndarray]:
-    shapes = _torch_shapes(config, vocab_size)
+def _read_torch(directory: Path, chosen: Checkpoint, config: Config) -> dict[str, np.ndarray]:
+    shapes = _torch_shapes(config)
     from torch_ref.models.weights import by_path, to_numpy
     from torch_ref.training.checkpoint import Checkpoints
 
     with Checkpoints(directory, read_only=True) as saved:
-        return to_numpy(by_path(saved.restore(shapes, step=step, verify=False)[1]))
+        return to_numpy(by_path(saved.restore(shapes, chosen)))
 
 
 def _write_torch(directory: Path, saved: Saved) -> None:
-    shapes = _torch_shapes(saved.config, saved.vocab_size)
+    shapes = _torch_shapes(saved.config)
     from torch_ref.models.weights import by_path, refuse_foreign, to_torch, with_leaves
     from torch_ref.training.checkpoint import Checkpoints
 
@@ -167,6 +165,8 @@ def main(args: list[str]) -> int:
     saved = read_run(run)
     try:
         if given.to == "hf":
+            if not isinstance(saved.config.model, GPT2Config):
+                raise InputError(f"--to=hf writes GPT-2 models, and {run} is of {saved.config.model.family}")
             save_hf(out, saved.config.model, params_of(saved.leaves))
             done = f"wrote {out}: transformers.GPT2LMHeadModel.from_pretrained({str(out)!r}) loads it"
         else:

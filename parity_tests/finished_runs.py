@@ -7,8 +7,9 @@ import numpy as np
 
 from jaxgpt import config as config_lib
 from jaxgpt.errors import InputError
-from jaxgpt.run.manifest import Damaged, read_seal
+from jaxgpt.run.checkpoints import choose_checkpoint
 from jaxgpt.run.metrics import read_metrics
+from jaxgpt.run.resume import read_config
 from parity_tests.gates import Row
 from parity_tests.tolerances import PARITY
 
@@ -54,15 +55,13 @@ def compare_runs(ours: Path, theirs: Path, dtype: str) -> tuple[list[Row], dict[
     return rows, curves
 
 
-def read_config(run: Path) -> dict | None:
+def read_run(run: Path) -> dict | None:
     """What the newest checkpoint says that the run was; None without one. Runs no code."""
-    steps = [int(path.name) for path in (run / "checkpoints").glob("*") if path.name.isdecimal()]
-    for step in sorted(steps, reverse=True):
-        try:
-            return read_seal(run / "checkpoints" / str(step))["about"]["config"]
-        except (Damaged, KeyError, TypeError):
-            continue
-    return None
+    try:
+        chosen = choose_checkpoint(run / "checkpoints", verify=False)
+        return config_lib.to_dict(read_config(chosen.about, str(chosen.path))) if chosen else None
+    except InputError:
+        return None
 
 
 FREE = (
@@ -73,7 +72,7 @@ FREE = (
 
 
 def refuse_other_config(ours: Path, theirs: Path) -> None:
-    configs = [read_config(run) for run in (ours, theirs)]
+    configs = [read_run(run) for run in (ours, theirs)]
     if configs[0] is None or configs[1] is None:
         return
     a, b = (config_lib.flatten(config) for config in configs)

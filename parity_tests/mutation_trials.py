@@ -8,14 +8,12 @@ import dataclasses
 import functools
 from contextlib import ExitStack
 from dataclasses import dataclass
-from typing import Any
-from unittest import mock
 
-from jaxgpt.training import step
+from jaxgpt.data.batch import Batch
 from parity_tests.gates import Row, compare
 from parity_tests.mutations import MUTATIONS, Mutation, Plan
 from parity_tests.nanochat_mutations import NANOCHAT_MUTATIONS
-from parity_tests.small_runs import VOCAB, make_batches, make_config
+from parity_tests.small_runs import make_batches, make_config
 from parity_tests.tolerances import PARITY
 from parity_tests.trajectories import Arrays, Trajectory, draw_params, first_batch, run_jax, run_torch
 from parity_tests.updates import Update, draw_gradients, update_jax, update_torch
@@ -25,26 +23,26 @@ MASKED_ID = 7
 """Where a comparison masks tokens, these targets are not counted: another number in each microbatch."""
 
 
-def run_reference(recipe: str, n_steps: int, dtype: str, *, is_small: bool = False) -> tuple[Arrays, Trajectory]:
+def run_reference(
+    recipe: str, n_steps: int, dtype: str, *, is_small: bool = False, is_masked: bool = False
+) -> tuple[Arrays, Trajectory]:
     """The weights that all start from, and torch_ref's run."""
     config = make_config(recipe, n_steps, dtype, is_small=is_small)
-    params = draw_params(config, VOCAB)
-    return params, run_torch(config, VOCAB, params, make_batches(n_steps))
+    params = draw_params(config)
+    return params, run_torch(config, params, _batches(n_steps, is_masked))
 
 
-def run_unmutated(recipe: str, params: Arrays, n_steps: int, dtype: str, *, is_small: bool = False) -> Trajectory:
+def run_unmutated(
+    recipe: str, params: Arrays, n_steps: int, dtype: str, *, is_small: bool = False, is_masked: bool = False
+) -> Trajectory:
     """jaxgpt's run as it is."""
-    return run_jax(make_config(recipe, n_steps, dtype, is_small=is_small), VOCAB, params, make_batches(n_steps))
+    return run_jax(make_config(recipe, n_steps, dtype, is_small=is_small), params, _batches(n_steps, is_masked))
 
 
-def _masking(module: Any) -> Any:
-    """Either framework's step with a loss that leaves out the targets MASKED_ID."""
-    original = module.cross_entropy
-
-    def masked(x, weight, targets, mask=None, **settings):
-        return original(x, weight, targets, targets != MASKED_ID, **settings)
-
-    return mock.patch.object(module, "cross_entropy", masked)
+def _batches(n_steps: int, is_masked: bool) -> list[Batch]:
+    """The batches of a run; masked ones do not count the targets MASKED_ID."""
+    batches = make_batches(n_steps)
+    return [Batch(b.tokens, b.tokens[..., 1:] != MASKED_ID) for b in batches] if is_masked else batches
 
 
 @dataclass(frozen=True)
@@ -71,19 +69,17 @@ class Trials:
         with ExitStack() as stack:
             config = make_config(mutation.recipe, self.n_steps, self.dtype, is_small=True)
             plan = Plan(stack, config, self.params)
-            if mutation.is_masked:
-                stack.enter_context(_masking(step))
             plan = mutation.plant(plan)
-            batches = make_batches(self.n_steps)
+            batches = _batches(self.n_steps, mutation.is_masked)
             if is_brief and mutation.is_update:
-                ours = _with_update(self.unmutated, update_jax(plan.config, VOCAB, plan.params, self.gradients))
+                ours = _with_update(self.unmutated, update_jax(plan.config, plan.params, self.gradients))
                 reference = _with_update(reference, self.updated)
             elif is_brief and mutation.is_early:
-                logits, grads = first_batch(plan.config, VOCAB, plan.params, batches[0])
+                logits, grads = first_batch(plan.config, plan.params, batches[0])
                 ours = dataclasses.replace(self.unmutated, logits=logits, grads=grads)
             else:
                 known = self.unmutated if mutation.is_update else None
-                ours = run_jax(plan.config, VOCAB, plan.params, batches, known=known)
+                ours = run_jax(plan.config, plan.params, batches, known=known)
         return compare(ours, reference, PARITY[self.dtype])
 
 
@@ -95,14 +91,8 @@ def _with_update(run: Trajectory, update: Update) -> Trajectory:
 @functools.cache
 def make_trials(recipe: str, is_masked: bool, dtype: str, n_steps: int) -> Trials:
     """Small models: each mutant is compiled anew."""
-    with ExitStack() as stack:
-        if is_masked:
-            from torch_ref.training import step as torch_step
-
-            for module in (step, torch_step):
-                stack.enter_context(_masking(module))
-        params, reference = run_reference(recipe, n_steps, dtype, is_small=True)
-        unmutated = run_unmutated(recipe, params, n_steps, dtype, is_small=True)
+    params, reference = run_reference(recipe, n_steps, dtype, is_small=True, is_masked=is_masked)
+    unmutated = run_unmutated(recipe, params, n_steps, dtype, is_small=True, is_masked=is_masked)
     gradients = draw_gradients(unmutated.grads, n_steps)
-    updated = update_torch(make_config(recipe, n_steps, dtype, is_small=True), VOCAB, params, gradients)
+    updated = update_torch(make_config(recipe, n_steps, dtype, is_small=True), params, gradients)
     return Trials(dtype, n_steps, params, reference, unmutated, gradients, updated)

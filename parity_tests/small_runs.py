@@ -17,6 +17,7 @@ from jaxgpt.config import (
     ScheduleConfig,
     TrainConfig,
 )
+from jaxgpt.data.batch import Batch
 from parity_tests.trajectories import settle
 
 VOCAB = 64
@@ -89,7 +90,7 @@ def _make_nanochat(recipe: str, n_steps: int, is_small: bool) -> Config:
     )  # fmt: skip
 
 
-def make_batches(n_steps: int, seq_len: int = SEQ_LEN) -> list[np.ndarray]:
+def make_batches(n_steps: int, seq_len: int = SEQ_LEN) -> list[Batch]:
     """[M, B, T + 1] per step: a Markov chain with four likely successors per token, so that there is much to learn."""
     n_micro = 2
     rng = np.random.default_rng(0)
@@ -100,4 +101,4 @@ def make_batches(n_steps: int, seq_len: int = SEQ_LEN) -> list[np.ndarray]:
         likely = successors[columns[-1], rng.integers(0, 4, n)]
         columns.append(np.where(rng.random(n) < 0.1, rng.integers(0, VOCAB, n), likely))
     rows = np.stack(columns, axis=1).astype(np.int32)
-    return list(rows.reshape(n_steps, n_micro, N_ROWS // n_micro, seq_len + 1))
+    return [Batch(tokens) for tokens in rows.reshape(n_steps, n_micro, N_ROWS // n_micro, seq_len + 1)]

@@ -9,7 +9,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from jaxgpt.data.batches import Batches, eval_rows, prefetch
+from jaxgpt.data.batches import Batches, eval_rows
+from jaxgpt.data.prefetch import prefetch
 from jaxgpt.data.shards import ShardFile, Split, inspect_shard
 from jaxgpt.errors import InputError
 from jaxgpt.prepare.shard_writer import write_shard

@@ -19,6 +19,7 @@ from jaxgpt.bench import workload
 from jaxgpt.bench.interleave import N_SETTLING_STEPS, Program, take_turns, time_steps
 from jaxgpt.bench.profile import find_hotspots, newest_trace, own_times, read_instructions, record
 from jaxgpt.config import flops, load
+from jaxgpt.config.derive import derive
 from jaxgpt.config.families import GPT2Config
 from jaxgpt.errors import Failure, InputError
 from parity_tests.helpers.environment import REPO, environment
@@ -144,14 +145,14 @@ ABOUT = {"device": "NVIDIA A100-SXM4-40GB", "n_devices": 2, "compile_s": 1.0, "s
 
 
 def test_figures_of_a_step(config):
-    base = load(config)
-    figures = benchmarks.summarise(base, "step", 100, ABOUT, turns_of((0.1, 0.2), (0.2, 0.4)))
+    base = derive(load(config), 100).config
+    figures = benchmarks.summarise(base, "step", ABOUT, turns_of((0.1, 0.2), (0.2, 0.4)))
     assert figures["step_s"] == pytest.approx(0.2) and figures["step_s_min"] == 0.1
     assert figures["by_round_s"] == pytest.approx([0.15, 0.3])
     assert figures["tokens_per_s"] == pytest.approx(256 / 0.2)
-    model = GPT2Config(seq_len=16, n_layer=1, n_head=2, n_embd=16)
+    model = GPT2Config(seq_len=16, n_layer=1, n_head=2, n_embd=16, vocab_size=100)
     for name, is_causal in (("full", False), ("causal", True)):
-        flops_per_s = 1280 * flops.flops_per_token(model, 100, causal=is_causal)
+        flops_per_s = 1280 * flops.flops_per_token(model, causal=is_causal)
         assert figures[f"flops_per_s_{name}"] == pytest.approx(flops_per_s)
         assert figures[f"mfu_{name}"] == pytest.approx(flops_per_s / (2 * 19.5e12)), "float32 on two A100s"
     assert figures["mfu_causal"] < figures["mfu_full"]
@@ -176,7 +177,7 @@ def test_times_are_told_with_three_digits(seconds, text):
 
 
 def record_of(config, part, label="", date="2026-01-01T00:00+00:00", **more):
-    figures = benchmarks.summarise(load(config), part, 100, ABOUT, turns_of((0.1, 0.2), (0.2, 0.4)))
+    figures = benchmarks.summarise(derive(load(config), 100).config, part, ABOUT, turns_of((0.1, 0.2), (0.2, 0.4)))
     return {
         "config": str(config), "part": part, "label": label, "command": f"run {part} {label}", "date": date,
         "machine": {"processor": "P", "cores": "2", "memory": "4 GiB", "system": "S", "load before": "0.1"},
@@ -314,11 +315,12 @@ def test_the_costliest_operation_is_found(tmp_path):
 
     x, y = jnp.ones((512, 512)), jnp.ones(64)
     compiled = jax.jit(work).lower(x, y).compile()
+    program = compiled.as_text() or ""
     jax.block_until_ready(compiled(x, y))
     with record(str(tmp_path)):
         for _ in range(4):
             jax.block_until_ready(compiled(x, y))
-    found = find_hotspots(str(tmp_path), compiled.as_text(), 4)
+    found = find_hotspots(str(tmp_path), program, 4)
     assert "f32[512,512]" in found[0]["name"] and "dot_general" in found[0]["name"]
     assert found[0]["share"] > 0.5 and sum(o["share"] for o in found) == pytest.approx(1)
     assert sum(o["count"] for o in found if "512,512" in o["name"]) == pytest.approx(1)

@@ -4,6 +4,7 @@ import json
 import os
 import shutil
 from types import SimpleNamespace
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -12,8 +13,8 @@ import pytest
 from jax.sharding import SingleDeviceSharding
 
 from jaxgpt.errors import InputError
-from jaxgpt.run import manifest as sealed
-from jaxgpt.training import checkpoint
+from jaxgpt.run import checkpoints as run_checkpoints
+from jaxgpt.run import manifest as manifests
 from jaxgpt.training.checkpoint import CheckpointError, Checkpoints
 from parity_tests.helpers.saved_states import (
     ABOUT,
@@ -28,6 +29,7 @@ from parity_tests.helpers.saved_states import (
     names_in,
     on_one_device,
     payload,
+    restore,
     restore_newest,
     write_steps,
 )
@@ -38,10 +40,8 @@ from parity_tests.helpers.saved_states import (
 def test_round_trip(tmp_path):
     write_steps(tmp_path, 3)
     with Checkpoints(tmp_path) as checkpoints:
-        assert checkpoints.latest() == 3
-        assert checkpoints.about(3) == ABOUT
-        step, state, about = checkpoints.restore(on_one_device(make_state(0)))
-    assert (step, about) == (3, ABOUT)
+        chosen, state = restore(checkpoints, on_one_device(make_state(0)))
+    assert (chosen.step, chosen.about) == (3, ABOUT)
     assert_same_bits(state, make_state(3))
     sharding = SingleDeviceSharding(jax.devices()[0])
     assert all(leaf.sharding == sharding for leaf in jax.tree.leaves(state))
@@ -52,7 +52,7 @@ def test_round_trip_in_float64(tmp_path):
         state = {"w": jnp.asarray(np.random.default_rng(0).standard_normal((5, 7)))}
         assert state["w"].dtype == jnp.float64
         checkpoints.save(0, state, {})
-        assert_same_bits(checkpoints.restore(on_one_device(state))[1], state)
+        assert_same_bits(restore(checkpoints, on_one_device(state))[1], state)
 
 
 def test_manifest_says_what_was_saved(tmp_path):
@@ -101,7 +101,7 @@ def test_saved_state_may_be_donated_at_once(tmp_path):
         for _ in range(20):
             state = overwrite(state)
         jax.block_until_ready(state)
-        _, restored, _ = checkpoints.restore(on_one_device(wanted))
+        _, restored = restore(checkpoints, on_one_device(wanted))
     assert_same_bits(restored, wanted)
 
 
@@ -109,8 +109,8 @@ def test_restored_state_may_be_donated(tmp_path):
     write_steps(tmp_path, 1)
     overwrite = jax.jit(lambda tree: jax.tree.map(lambda leaf: leaf + 1, tree), donate_argnums=0)
     with Checkpoints(tmp_path, read_only=True) as checkpoints:
-        _, first, _ = checkpoints.restore(on_one_device(make_state(0)))
-        _, second, _ = checkpoints.restore(on_one_device(make_state(0)))
+        _, first = restore(checkpoints, on_one_device(make_state(0)))
+        _, second = restore(checkpoints, on_one_device(make_state(0)))
     jax.block_until_ready(overwrite(first))
     assert all(leaf.is_deleted() for leaf in jax.tree.leaves(first))
     assert_same_bits(second, make_state(1))
@@ -120,9 +120,11 @@ def test_a_part_of_the_state(tmp_path):
     write_steps(tmp_path, 1)
     with Checkpoints(tmp_path, read_only=True) as checkpoints:
         wanted = {"params": on_one_device(make_state(0).params)}
-        _, state, _ = checkpoints.restore(wanted, is_part=True)
+        chosen = checkpoints.choose()
+        assert chosen
+        state = checkpoints.restore(wanted, chosen, is_part=True)
         with pytest.raises(InputError, match=r"opt_state\.\S+ is extra in it"):
-            checkpoints.restore(wanted)
+            checkpoints.restore(wanted, chosen)
     assert_same_bits(state, {"params": make_state(1).params})
 
 
@@ -131,11 +133,11 @@ def test_empty_parts_of_a_state_may_come_and_go(tmp_path):
     leaf = jnp.arange(6.0)
     with Checkpoints(tmp_path) as checkpoints:
         checkpoints.save(1, {"opt_state": {"mu": {"w": leaf}, "momentum": {}}}, {})
-        wanted = {"opt_state": {"mu": {"w": leaf}}}
-        assert_same_bits(checkpoints.restore(on_one_device(wanted))[1], wanted)
+        wanted: Any = {"opt_state": {"mu": {"w": leaf}}}
+        assert_same_bits(restore(checkpoints, on_one_device(wanted))[1], wanted)
         checkpoints.save(2, wanted, {})
-        wanted = {"opt_state": {"mu": {"w": leaf}, "square": {}}}
-        assert_same_bits(checkpoints.restore(on_one_device(wanted))[1], wanted)
+        wanted["opt_state"]["square"] = {}
+        assert_same_bits(restore(checkpoints, on_one_device(wanted))[1], wanted)
 
 
 # What is saved, what is refused, what is kept
@@ -192,8 +194,8 @@ def test_what_is_kept(tmp_path, keep, keep_best, left):
 
 def test_nothing_is_deleted_before_a_newer_one_counts(tmp_path, monkeypatch):
     seen = []
-    real = checkpoint.write_seal
-    monkeypatch.setattr(checkpoint, "write_seal", lambda *args: (seen.append(names_in(tmp_path)), real(*args)))
+    real = run_checkpoints.write_manifest
+    monkeypatch.setattr(run_checkpoints, "write_manifest", lambda *args: (seen.append(names_in(tmp_path)), real(*args)))
     with Checkpoints(tmp_path, keep=1) as checkpoints:
         for step in (1, 2, 3):
             checkpoints.save(step, make_state(step), ABOUT)
@@ -204,13 +206,13 @@ def test_nothing_is_deleted_before_a_newer_one_counts(tmp_path, monkeypatch):
 # Failures in the background
 
 
-@pytest.mark.parametrize("told_by", ["raise_if_failed", "save", "wait", "close", "latest"])
+@pytest.mark.parametrize("told_by", ["raise_if_failed", "save", "wait", "close", "choose"])
 def test_failed_save_is_told(tmp_path, monkeypatch, told_by):
     checkpoints = Checkpoints(tmp_path)
     checkpoints.save(1, make_state(1), ABOUT)
     checkpoints.wait()
     with monkeypatch.context() as patch:
-        patch.setattr(sealed, "hash_file", fail_to_hash)
+        patch.setattr(manifests, "hash_file", fail_to_hash)
         checkpoints.save(2, make_state(2), ABOUT)
         join_background()
     call = {"save": lambda: checkpoints.save(3, make_state(3), ABOUT)}.get(told_by) or getattr(checkpoints, told_by)
@@ -245,7 +247,7 @@ def test_disk_refuses_the_arrays(tmp_path):
 
 
 def test_failure_does_not_hide_the_error_that_ends_the_run(tmp_path, monkeypatch):
-    monkeypatch.setattr(sealed, "hash_file", fail_to_hash)
+    monkeypatch.setattr(manifests, "hash_file", fail_to_hash)
     warnings: list[str] = []
     with pytest.raises(KeyboardInterrupt), Checkpoints(tmp_path, warn=warnings.append) as checkpoints:
         checkpoints.save(1, make_state(1), ABOUT)
@@ -269,7 +271,7 @@ def test_leftovers_go_when_training_starts(tmp_path):
     for name in ("notes.saving", "2.rejected"):
         (tmp_path / name).mkdir()
     with Checkpoints(tmp_path, read_only=True) as checkpoints:
-        assert checkpoints.latest() == 1
+        assert restore(checkpoints, on_one_device(make_state(0)))[0].step == 1
     assert names_in(tmp_path) >= leftovers
     with Checkpoints(tmp_path):
         pass
@@ -283,12 +285,11 @@ def test_read_only_changes_nothing(tmp_path):
     before = list_tree(tmp_path)
     warnings: list[str] = []
     with Checkpoints(tmp_path, read_only=True, warn=warnings.append) as checkpoints:
-        assert checkpoints.latest() == 2
-        assert checkpoints.about(2) == ABOUT
-        assert checkpoints.restore(on_one_device(make_state(0)))[0] == 2
+        chosen, _ = restore(checkpoints, on_one_device(make_state(0)))
+        assert (chosen.step, chosen.about) == (2, ABOUT)
         with pytest.raises(AssertionError, match="read_only"):
             checkpoints.save(5, make_state(5), ABOUT)
     assert list_tree(tmp_path) == before
     with Checkpoints(tmp_path / "not there", read_only=True) as checkpoints:
-        assert checkpoints.latest() is None
+        assert checkpoints.choose() is None
     assert list_tree(tmp_path) == before

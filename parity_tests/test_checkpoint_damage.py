@@ -11,7 +11,8 @@ import pytest
 from jax.sharding import SingleDeviceSharding
 
 from jaxgpt.errors import InputError
-from jaxgpt.run import manifest as sealed
+from jaxgpt.run import manifest as manifests
+from jaxgpt.run.checkpoints import choose_checkpoint
 from jaxgpt.training.checkpoint import Checkpoints
 from parity_tests.helpers.saved_states import (
     assert_is_one_line,
@@ -63,47 +64,60 @@ DAMAGE = {
 
 
 @pytest.mark.parametrize("kind", DAMAGE)
-@pytest.mark.parametrize("verify", [True, False])
-def test_damage_falls_back_to_the_step_before(tmp_path, kind, verify):
+def test_damage_falls_back_to_the_step_before(tmp_path, kind):
     damage, reason = DAMAGE[kind]
     write_steps(tmp_path, 2, 7)
     damage(tmp_path / "7")
-    step, warnings = restore_newest(tmp_path, verify=verify)
+    step, warnings = restore_newest(tmp_path)
     assert step == 2
     assert len(warnings) == 1
     assert f"{tmp_path / '7'} is not a checkpoint: it" in warnings[0]
     assert reason in warnings[0]
+    without_digests: list[str] = []
+    chosen = choose_checkpoint(tmp_path, verify=False, warn=without_digests.append)
+    assert chosen and chosen.step == 2 and without_digests == warnings
 
 
 def test_manifest_cannot_point_outside(tmp_path):
     write_steps(tmp_path, 2)
     manifest = json.loads((tmp_path / "2" / "manifest.json").read_text())
     manifest["files"]["../secret"] = {"bytes": 1, "sha256": ""}
-    edit_manifest(tmp_path / "2", files=manifest["files"], seal=sealed.seal(manifest))
+    edit_manifest(tmp_path / "2", files=manifest["files"], seal=manifests.digest_manifest(manifest))
     with pytest.raises(InputError, match=r"names the file \.\./secret outside of it"):
         restore_newest(tmp_path)
 
 
-def test_no_digests_no_proof(tmp_path):
-    """What verify=False gives up, and that orbax's own complaint still ends in one line."""
+def test_damage_after_the_choice_is_one_line(tmp_path):
+    """What no digest can see: orbax itself complains."""
     write_steps(tmp_path, 1)
     metadata = tmp_path / "1" / "_METADATA"
-    metadata.write_bytes(bytes(metadata.stat().st_size))
-    with pytest.raises(InputError, match="1 cannot be read: ") as caught:
-        restore_newest(tmp_path, verify=False)
+    with Checkpoints(tmp_path, read_only=True) as checkpoints:
+        chosen = checkpoints.choose()
+        assert chosen
+        metadata.write_bytes(bytes(metadata.stat().st_size))
+        with pytest.raises(InputError, match="1 cannot be read: ") as caught:
+            checkpoints.restore(on_one_device(make_state(0)), chosen)
     assert_is_one_line(caught.value)
+
+
+def test_without_digests_a_flipped_bit_is_not_seen(tmp_path):
+    """What verify=False gives up."""
+    write_steps(tmp_path, 1)
+    flip_bit(payload(tmp_path / "1"))
+    chosen = choose_checkpoint(tmp_path, verify=False)
+    assert chosen and chosen.step == 1
+    with pytest.raises(InputError, match="was changed after it was written"):
+        choose_checkpoint(tmp_path)
 
 
 def test_nothing_to_restore(tmp_path):
     with Checkpoints(tmp_path / "none", read_only=True) as checkpoints:
-        assert checkpoints.latest() is None
-        with pytest.raises(InputError, match=r"none holds no checkpoint to go on from"):
-            checkpoints.restore(on_one_device(make_state(0)))
+        assert checkpoints.choose() is None
     (tmp_path / "9").write_text("a stray file")
     (tmp_path / "notes").mkdir()
     (tmp_path / "007").mkdir()
     with Checkpoints(tmp_path) as checkpoints:
-        assert checkpoints.latest() is None
+        assert checkpoints.choose() is None
 
 
 def test_none_that_verifies_is_an_error_that_names_each(tmp_path):
@@ -112,12 +126,11 @@ def test_none_that_verifies_is_an_error_that_names_each(tmp_path):
     (tmp_path / "2" / "manifest.json").unlink()
     before = list_tree(tmp_path)
     with Checkpoints(tmp_path) as checkpoints:
-        for call in (checkpoints.latest, lambda: checkpoints.restore(on_one_device(make_state(0)))):
-            with pytest.raises(InputError) as caught:
-                call()
-            assert f"{tmp_path / '1'} is not a checkpoint: its file" in str(caught.value)
-            assert f"{tmp_path / '2'} is not a checkpoint: it has no manifest" in str(caught.value)
-            assert_is_one_line(caught.value)
+        with pytest.raises(InputError) as caught:
+            checkpoints.choose()
+        assert f"{tmp_path / '1'} is not a checkpoint: its file" in str(caught.value)
+        assert f"{tmp_path / '2'} is not a checkpoint: it has no manifest" in str(caught.value)
+        assert_is_one_line(caught.value)
     assert list_tree(tmp_path) == before
 
 
@@ -129,8 +142,6 @@ def test_a_step_asked_for_must_verify(tmp_path):
         restore_newest(tmp_path, step=2)
     with pytest.raises(InputError, match="5 is not a checkpoint: it has no manifest"):
         restore_newest(tmp_path, step=5)
-    with Checkpoints(tmp_path, read_only=True) as checkpoints, pytest.raises(InputError, match="no manifest"):
-        checkpoints.about(5)
 
 
 def test_a_run_goes_on_from_an_older_step(tmp_path):
@@ -141,9 +152,10 @@ def test_a_run_goes_on_from_an_older_step(tmp_path):
         flip_bit(payload(tmp_path / "2"))
         warnings: list[str] = []
         with Checkpoints(tmp_path, warn=warnings.append) as checkpoints:
-            assert checkpoints.latest() == 1
+            chosen = checkpoints.choose()
+            assert chosen and chosen.step == 1
             assert names_in(tmp_path) >= {"1", "2", "3"}
-            assert checkpoints.restore(on_one_device(make_state(0)))[0] == 1
+            checkpoints.restore(on_one_device(make_state(0)), chosen)
         aside = [line for line in warnings if "is set aside as" in line]
         assert len(aside) == 2
         assert "the run goes on from step 1" in aside[0]
@@ -172,7 +184,9 @@ def test_misfits_are_named(tmp_path):
         ),
     }
     with Checkpoints(tmp_path, read_only=True) as checkpoints:
+        chosen = checkpoints.choose()
+        assert chosen
         for message, change in cases.items():
             with pytest.raises(InputError, match=rf"{tmp_path}/1 does not fit: .*{message}") as caught:
-                checkpoints.restore(edit(change))
+                checkpoints.restore(edit(change), chosen)
             assert_is_one_line(caught.value)

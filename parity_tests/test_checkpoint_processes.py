@@ -24,7 +24,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 
 from jaxgpt.errors import InputError
 from jaxgpt.files import lock_run
-from jaxgpt.run import manifest as sealed
+from jaxgpt.run import manifest as manifests
 from jaxgpt.training.checkpoint import CheckpointError, Checkpoints
 from parity_tests.helpers.saved_states import (
     ABOUT,
@@ -34,6 +34,7 @@ from parity_tests.helpers.saved_states import (
     make_state,
     names_in,
     on_one_device,
+    restore,
     restore_newest,
 )
 
@@ -64,7 +65,7 @@ def finish(process: subprocess.Popen) -> str:
 def save_restore_and_fail(directory: str) -> None:
     checkpoints = Checkpoints(directory)
     checkpoints.save(1, make_state(1), ABOUT)
-    checkpoints.restore(on_one_device(make_state(0)))
+    restore(checkpoints, on_one_device(make_state(0)))
     for _ in range(8):  # nothing of one failure may come up in the save after it
         with pytest.raises(CheckpointError, match="zero size"):
             checkpoints.save(2, {"w": jnp.zeros((0, 4))}, ABOUT)
@@ -249,7 +250,7 @@ def pass_on(directory: str, n_devices: str, step: str) -> None:
     mesh = jax.make_mesh((len(devices),), ("data",), axis_types=(jax.sharding.AxisType.Auto,))
     with jax.set_mesh(mesh), Checkpoints(directory, keep=9) as checkpoints:
         if at > 1:
-            _, state, _ = checkpoints.restore(ask_for(make_state(0), devices))
+            _, state = restore(checkpoints, ask_for(make_state(0), devices))
             assert_same_shards(state, put(make_state(at - 1), devices))
         state = put(make_state(at), devices)
         checkpoints.save(at, state, ABOUT)
@@ -276,15 +277,15 @@ def be_one_of_two(directory: str, port: str, process_id: str) -> None:
         lock_run(directory) if is_first else contextlib.nullcontext(),
         Checkpoints(Path(directory) / "steps", keep=2, warn=warnings.append) as checkpoints,
     ):
-        assert checkpoints.latest() is None
+        assert checkpoints.choose() is None
         for step in (1, 2, 3):
             checkpoints.save(step, put(make_state(step), devices), ABOUT)
         checkpoints.wait()
         assert names_in(checkpoints.directory) == {"2", "3"}
         # What only process 0 can see fails in both, so that neither waits for the other.
-        hash_file = sealed.hash_file
+        hash_file = manifests.hash_file
         if is_first:
-            sealed.hash_file = fail_to_hash
+            manifests.hash_file = fail_to_hash
         checkpoints.save(4, put(make_state(4), devices), ABOUT)
         try:
             checkpoints.wait()
@@ -292,10 +293,10 @@ def be_one_of_two(directory: str, port: str, process_id: str) -> None:
             assert "checkpoint 4 is not saved" in str(error)
         else:
             raise AssertionError("the failure of process 0 is unknown here")
-        sealed.hash_file = hash_file
+        manifests.hash_file = hash_file
     with Checkpoints(Path(directory) / "steps", warn=warnings.append) as checkpoints:
-        step, state, _ = checkpoints.restore(wanted)
-        assert step == 3
+        chosen, state = restore(checkpoints, wanted)
+        assert chosen.step == 3
         assert_same_shards(state, put(make_state(3), devices))
     assert not warnings
     jax.distributed.shutdown()

@@ -13,7 +13,7 @@ from jaxgpt.errors import InputError
 from jaxgpt.models import gpt2, layers
 from parity_tests import compare, finished_runs
 from parity_tests.helpers.train_runs import TEXT, write_text
-from parity_tests.small_runs import VOCAB, make_batches, make_config
+from parity_tests.small_runs import make_batches, make_config
 from parity_tests.trajectories import draw_params, run_torch
 from torch_ref.models import weights
 from torch_ref.training import step as torch_step
@@ -131,11 +131,11 @@ def test_without_torch(config_path, monkeypatch):
 
 def test_foreign_weights():
     config = make_config("adamw", 1, "float32", is_small=True)
-    params = draw_params(config, VOCAB)
+    params = draw_params(config)
 
     def refuse(changed):
         with pytest.raises(InputError) as caught:
-            run_torch(config, VOCAB, changed, make_batches(1))
+            run_torch(config, changed, make_batches(1))
         assert "\n" not in str(caught.value)
         return str(caught.value)
 
@@ -149,7 +149,7 @@ def test_foreign_weights():
         params | {"h.0.attn.rotary.weight": params["ln_f.bias"]}
     )
     with pytest.raises(InputError, match=r"h\.1\.ln_1\.bias, which this model does not have"):
-        step = torch_step.make_step(config, VOCAB, compare_mesh(config))
+        step = torch_step.make_step(config, compare_mesh(config))
         step.init_state(weights.to_torch(params | {"h.1.ln_1.bias": params["ln_f.bias"]}))
 
 

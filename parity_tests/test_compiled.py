@@ -29,6 +29,7 @@ from jaxgpt.config import (
     TrainConfig,
 )
 from jaxgpt.config.derive import derive
+from jaxgpt.config.steps import Plan
 from jaxgpt.parallel.compile_cache import CACHE, remember_programs
 from jaxgpt.parallel.mesh import make_mesh
 from jaxgpt.plan.topology import missing_plugin
@@ -51,10 +52,14 @@ def make_config(family, **train_settings):
     config = Config(
         model=MODELS[family],
         train=TrainConfig(
-            steps=1,
-            batch_tokens=2 * N_TOKENS,
-            micro_batch_size=8,
-            **{"dtype": "float32", "loss_chunk_tokens": 64, **train_settings},
+            **{
+                "steps": 1,
+                "batch_tokens": 2 * N_TOKENS,
+                "micro_batch_size": 8,
+                "dtype": "float32",
+                "loss_chunk_tokens": 64,
+            }
+            | train_settings,
         ),
         mesh=MeshConfig(data=1),
     )
@@ -79,7 +84,7 @@ def test_no_array_of_tokens_times_vocabulary_on_this_machine(family):
     config = make_config(family)
     mesh = make_mesh(config.mesh)
     with jax.set_mesh(mesh):
-        step = make_step(config, VOCAB, mesh)
+        step = make_step(config, mesh)
         check_logits(lower_train(step, 2, 8).compile().as_text(), 64)
         check_logits(lower_evaluate(step, 8).compile().as_text(), 64)
 
@@ -88,7 +93,7 @@ def test_one_chunk_of_all_tokens_would_be_seen():
     config = make_config("gpt2", loss_chunk_tokens=N_TOKENS)
     mesh = make_mesh(config.mesh)
     with jax.set_mesh(mesh), pytest.raises(AssertionError):
-        check_logits(lower_train(make_step(config, VOCAB, mesh), 2, 8).compile().as_text(), N_TOKENS)
+        check_logits(lower_train(make_step(config, mesh), 2, 8).compile().as_text(), N_TOKENS)
 
 
 COMPILE_FOR_A100 = """
@@ -102,7 +107,7 @@ from jaxgpt.plan.topology import open_devices, parse_topology
 config = config_lib.from_dict(json.load(sys.stdin))
 mesh = make_mesh(config.mesh, open_devices(parse_topology("a100-40gb")))
 with jax.set_mesh(mesh):
-    step = make_step(config, int(sys.argv[1]), mesh)
+    step = make_step(config, mesh)
     assert step.attention[0] == "cudnn", step.attention
     print(lower_train(step, 2, 8).compile().as_text())
 """
@@ -116,7 +121,7 @@ def test_no_array_of_tokens_times_vocabulary_on_an_a100(family):
     config = make_config(family, dtype="bfloat16")
     environment = {name: value for name, value in os.environ.items() if name != "XLA_FLAGS"} | ENVIRONMENT
     done = subprocess.run(
-        [sys.executable, "-c", COMPILE_FOR_A100, str(VOCAB)], input=json.dumps(config_lib.to_dict(config)),
+        [sys.executable, "-c", COMPILE_FOR_A100], input=json.dumps(config_lib.to_dict(config)),
         capture_output=True, text=True, cwd=REPO, env=environment, check=False,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr[-2000:]
@@ -124,16 +129,18 @@ def test_no_array_of_tokens_times_vocabulary_on_an_a100(family):
 
 
 def test_programs_are_those_that_were_asked_for():
-    config = dataclasses.replace(make_config("gpt2"), mesh=MeshConfig(data=1))
+    """Four stages of two batches: by number, and those of one batch are one program."""
+    stages = tuple(StageConfig(from_step=n, batch_tokens=N_TOKENS * (1 + n % 2)) for n in (1, 2, 3))
+    config = make_config("gpt2", steps=4, batch_tokens=N_TOKENS, micro_batch_size=8, stages=stages)
+    config = dataclasses.replace(config, mesh=MeshConfig(data=1))
     mesh, said = make_mesh(config.mesh), []
     with jax.set_mesh(mesh):
-        programs, step = compile_programs(
-            make_step(config, VOCAB, mesh), {N_TOKENS: 1, 2 * N_TOKENS: 2}, 8, said.append
-        )
-    assert list(programs) == [N_TOKENS, 2 * N_TOKENS]
-    for n_micro, program in zip((1, 2), programs.values(), strict=True):
+        programs, step = compile_programs(make_step(config, mesh), Plan(config, 1), said.append)
+    assert len(programs) == 4 and programs[0] is programs[2] and programs[1] is programs[3]
+    for n_micro, program in zip((1, 2), programs, strict=False):
         assert f"s32[{n_micro},8,129]" in program.as_text()
-    assert sorted(line.partition(" in ")[0] for line in said) == [
+    assert [line for line in said if line.startswith(f"memory for {2 * N_TOKENS:,} tokens a step: ")]
+    assert sorted(line.partition(" in ")[0] for line in said if line.startswith("compiled")) == [
         "compiled the evaluation", "compiled the step (1 x 8 rows)", "compiled the step (2 x 8 rows)",
     ]  # fmt: skip
     assert "s32[8,129]" in step.evaluate.as_text()
@@ -165,8 +172,8 @@ def test_nothing_is_compiled_after_the_first_step_sample_and_checkpoint(tmp_path
     path.write_text(config_lib.to_source(config))
     events = []
 
-    def listen(name, _seconds, **about):
-        if name.endswith("backend_compile_duration"):
+    def listen(event, duration_secs, **about):
+        if event.endswith("backend_compile_duration"):
             events.append(about["fun_name"])
 
     original = meter.Meter.push
@@ -190,13 +197,14 @@ def test_nothing_is_compiled_after_the_first_step_sample_and_checkpoint(tmp_path
 
 
 def test_programs_are_remembered_where_the_user_says(monkeypatch):
-    before = jax.config.jax_compilation_cache_dir
+    name = "jax_compilation_cache_dir"
+    before = jax.config.values[name]
     try:
         monkeypatch.setenv("JAX_COMPILATION_CACHE_DIR", "elsewhere")
         remember_programs()
-        assert jax.config.jax_compilation_cache_dir == before
+        assert jax.config.values[name] == before
         monkeypatch.delenv("JAX_COMPILATION_CACHE_DIR")
         remember_programs()
-        assert jax.config.jax_compilation_cache_dir == str(CACHE)
+        assert jax.config.values[name] == str(CACHE)
     finally:
-        jax.config.update("jax_compilation_cache_dir", before)
+        jax.config.update(name, before)

@@ -2,6 +2,8 @@
 
 import ast
 import dataclasses
+import runpy
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -9,6 +11,8 @@ from pathlib import Path
 import pytest
 
 from jaxgpt.config import (
+    NANOCHAT_2025,
+    NANOCHAT_2026,
     Config,
     GPT2Config,
     GroupConfig,
@@ -18,6 +22,8 @@ from jaxgpt.config import (
     flatten,
     from_dict,
     load,
+    nanochat_2025,
+    nanochat_2026,
     to_dict,
     to_source,
 )
@@ -39,6 +45,24 @@ def test_config_survives_source_and_json(path, tmp_path):
     written.write_text(to_source(config))
     assert load(written) == config
     assert from_dict(to_dict(config)) == config
+
+
+@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
+def test_config_file_can_be_copied_alone(path, tmp_path, monkeypatch):
+    copied = shutil.copy(path, tmp_path / "mine.py")
+    monkeypatch.chdir(tmp_path)
+    assert load("mine.py") == load(path) == runpy.run_path(str(copied))["config"]
+
+
+def test_nanochat_presets_leave_open_what_the_depth_gives():
+    """nanochat's dial alone; the rest of a run is the era's, and a value can be replaced as in any config."""
+    config = nanochat_2025(depth=8, seq_len=512, batch_tokens=65_536, micro_batch_size=2)
+    assert (config.model.n_embd, config.model.seq_len, config.train.steps, config.optim) == (0, 512, 0, NANOCHAT_2025)
+    assert (config.train.batch_tokens, config.train.micro_batch_size, config.data.sampling) == (65_536, 2, "stream")
+    config = nanochat_2026(depth=8, seq_len=512, micro_batch_size=2)
+    assert (config.train.batch_tokens, config.train.steps, config.optim) == (0, 0, NANOCHAT_2026)
+    assert (config.model.vocab_size, config.data.dir, config.data.sampling) == (32_768, "data/climbmix", "best_fit")
+    assert apply_overrides(config, {"model.depth": "6"}).model.n_layer == 6
 
 
 def test_tuples_survive_source_and_json(tmp_path):

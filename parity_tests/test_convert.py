@@ -1,5 +1,6 @@
 """Runs that change framework: nothing is lost on the way, and the curve is that of a run that never changed."""
 
+import dataclasses
 import json
 import sys
 
@@ -8,8 +9,9 @@ import pytest
 import torch
 
 from jaxgpt import train as jax_train
+from jaxgpt.config import NanochatConfig
 from jaxgpt.errors import InputError
-from jaxgpt.formats.weights import load_hf
+from jaxgpt.formats.hugging_face import load_hf
 from parity_tests import tolerances
 from parity_tests.convert import main, params_of, read_run
 from parity_tests.helpers.train_runs import TEXT, write_text
@@ -143,6 +145,13 @@ def refusal(*args):
         main([str(arg) for arg in args])
     assert "\n" not in str(caught.value)
     return str(caught.value)
+
+
+def test_hugging_face_has_no_nanochat(changing, tmp_path, monkeypatch):
+    saved = read_run(changing / "a")
+    saved = dataclasses.replace(saved, config=dataclasses.replace(saved.config, model=NanochatConfig()))
+    monkeypatch.setattr("parity_tests.convert.read_run", lambda run: saved)
+    assert "--to=hf writes GPT-2 models, and" in refusal("--from", changing / "a", "--to=hf", tmp_path / "hf")
 
 
 def test_refusals(changing, tmp_path):

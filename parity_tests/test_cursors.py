@@ -6,6 +6,7 @@ import json
 
 import pytest
 
+from jaxgpt.data.packing import Packing
 from jaxgpt.data.text_batches import TextBatches
 from jaxgpt.data.text_data import TextData, open_text
 from jaxgpt.errors import InputError
@@ -101,7 +102,7 @@ def test_a_cursor_out_of_range_is_refused(data):
     row_groups = [file.group_rows for file in data.train.files]
     assert row_groups == [(9, 9, 9, 7), (0,), (9, 9, 9)]
 
-    def refused(match, edit, kind="best_fit", cursors=whole):
+    def refused(match, edit, kind: Packing = "best_fit", cursors=whole):
         cursors = copy.deepcopy(cursors)
         edit(cursors["1"])
         with pytest.raises(InputError, match=match):

@@ -128,7 +128,7 @@ def test_download_gives_up_and_keeps_what_it_has():
 def test_shakespeare_comes_over_the_network(monkeypatch, shakespeare, capsys):
     with Server({"input.txt": shakespeare.read_bytes()}, ["cut"]) as server:
         monkeypatch.setattr(corpora, "SHAKESPEARE_URL", f"{server.url}/input.txt")
-        monkeypatch.setattr(corpora.time, "sleep", lambda s: None)
+        monkeypatch.setattr("jaxgpt.data.download.time.sleep", lambda s: None)
         assert run("shakespeare_char") == 0
         assert open_dataset("data/shakespeare_char").val.n_tokens == 111_540 and leftovers() == []
         assert run("shakespeare_char") == 0 and len(server.log) == 2
@@ -145,7 +145,7 @@ def fineweb_shard(n: int, seed: int) -> bytes:
 def test_fineweb(monkeypatch, gpt2_vocabulary):
     names = ["fineweb_val_000000.bin", *(f"fineweb_train_{i:06d}.bin" for i in (1, 2, 3))]
     files = {name: fineweb_shard(1000 + i, i) for i, name in enumerate(names)}
-    monkeypatch.setattr(corpora.time, "sleep", lambda s: None)
+    monkeypatch.setattr("jaxgpt.data.download.time.sleep", lambda s: None)
     with Server(dict(files), ["serve", "cut", *[503] * 9]) as server:
         monkeypatch.setenv("HF_ENDPOINT", server.url)
         assert "cannot be fetched" in refused("fineweb10B", "--shards", "2")

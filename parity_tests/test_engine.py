@@ -13,8 +13,8 @@ from jaxgpt.errors import InputError
 from jaxgpt.inference.engine import Engine, choose_token, decode_step, prefill
 from jaxgpt.models import Model, init_params
 
-CONFIG = GPT2Config(seq_len=64, n_layer=2, n_head=4, n_embd=64, bias=True, gelu="tanh")
-N_VOCAB = 96
+CONFIG = GPT2Config(seq_len=64, n_layer=2, n_head=4, n_embd=64, bias=True, gelu="tanh", vocab_size=96)
+N_VOCAB = CONFIG.vocab_size
 LOGIT_TOLERANCE = 1e-3
 """float32 forwards that sum in another order, through weights that amplify: 2e-4 was seen, at logits up to 8. One
 position off gives 4 and more."""
@@ -22,7 +22,7 @@ position off gives 4 and more."""
 
 @pytest.fixture(scope="module")
 def model():
-    return Model(CONFIG, N_VOCAB)
+    return Model(CONFIG)
 
 
 @pytest.fixture(scope="module")
@@ -31,7 +31,7 @@ def params():
 
     @jax.jit
     def draw_params():
-        fresh = init_params(CONFIG, N_VOCAB, seed=3)
+        fresh = init_params(CONFIG, seed=3)
         noise = iter(jax.random.split(jax.random.key(1), len(fresh)))
         scale = {path: 5 if path == "wpe.weight" else 1 if path == "wte.weight" else 12 for path in fresh}
         return {
@@ -117,7 +117,7 @@ def n_compiled(function: Any) -> int:
 
 
 def test_prompt_lengths_share_compiled_functions(params):
-    model = Model(dataclasses.replace(CONFIG, seq_len=64, dropout=0.125), N_VOCAB)  # a key of its own in the caches
+    model = Model(dataclasses.replace(CONFIG, seq_len=64, dropout=0.125))  # a key of its own in the caches
     engine = Engine(model, params, dtype="float32")
     n_prefills, n_decodes = n_compiled(prefill), n_compiled(decode_step)
     for n_prompt in range(1, 61, 3):

@@ -40,10 +40,10 @@ def test_largest_true_is_what_looking_at_all_finds(point, guess):
 def test_rows_divide_every_stage():
     train = dataclasses.replace(SMALL.train, stages=(StageConfig(from_step=10, batch_tokens=256 * 36),))
     config = dataclasses.replace(SMALL, train=train)
-    assert row_choices(config, 512, parse_topology("h100")) == [1, 2, 3, 4, 6, 12]
-    assert row_choices(config, 512, parse_topology("h100x4")) == [1, 3]
+    assert row_choices(config, parse_topology("h100")) == [1, 2, 3, 4, 6, 12]
+    assert row_choices(config, parse_topology("h100x4")) == [1, 3]
     with pytest.raises(InputError, match=r"train.batch_tokens=24576 is not a multiple .* 64 devices"):
-        row_choices(SMALL, 512, parse_topology("h100x64"))
+        row_choices(SMALL, parse_topology("h100x64"))
 
 
 def test_fit_takes_the_cheapest_remat_that_fits_and_keeps_the_batch():
@@ -54,15 +54,15 @@ def test_fit_takes_the_cheapest_remat_that_fits_and_keeps_the_batch():
 
     def ask(config):
         asked.append((config.train.micro_batch_size, config.train.remat))
-        outlook = look(config, 512, topology, None)
+        outlook = look(config, topology, None)
         is_good = config.train.micro_batch_size <= allowed[config.train.remat]
         return dataclasses.replace(outlook, usable_bytes=2**60 if is_good else 0)
 
-    found = fit_micro_batch(SMALL, 512, topology, ask, lambda config: look(config, 512, topology, None))
+    found = fit_micro_batch(SMALL, topology, ask, lambda config: look(config, topology, None))
     assert found.overrides == {"train.micro_batch_size": "24", "train.remat": "dots"} and found.n_micro == [4]
     assert all(remat != "block" for _, remat in asked)
     with pytest.raises(InputError, match=r"even with train.micro_batch_size=1 and train.remat=block"):
-        fit_micro_batch(SMALL, 512, topology, lambda config: dataclasses.replace(ask(config), usable_bytes=0), ask)
+        fit_micro_batch(SMALL, topology, lambda config: dataclasses.replace(ask(config), usable_bytes=0), ask)
 
 
 def test_max_depth_is_the_last_that_fits():
@@ -73,13 +73,13 @@ def test_max_depth_is_the_last_that_fits():
     )
 
     def ask(candidate):
-        outlook = look(candidate, 65_536, topology, None)
+        outlook = look(candidate, topology, None)
         return dataclasses.replace(outlook, usable_bytes=2**60 if candidate.model.depth <= 22 else 0)
 
-    found = fit_depth(config, 65_536, topology, ask, lambda candidate: look(candidate, 65_536, topology, None))
+    found = fit_depth(config, topology, ask, lambda candidate: look(candidate, topology, None))
     assert found.overrides == {"model.depth": "22"}
     with pytest.raises(InputError, match=r"model.family=gpt2 has none"):
-        fit_depth(SMALL, 512, topology, ask, ask)
+        fit_depth(SMALL, topology, ask, ask)
 
 
 @pytest.mark.parametrize("algorithm", ["adamw", "muon"])
@@ -88,11 +88,11 @@ def test_estimated_state_is_that_of_the_real_step(algorithm, overrides):
     """The estimate counts shapes; `make_step` lays the real state out on simulated devices."""
     config = apply_overrides(SMALL, {"optim.algorithm": algorithm, **overrides})
     count = config.mesh.fsdp * config.mesh.tensor * max(config.mesh.data, 1)
-    config = place(config, 512, parse_topology(f"h100x{count}"))
-    guessed = estimate_run(config, 512, "gpu")
+    config = place(config, parse_topology(f"h100x{count}"))
+    guessed = estimate_run(config, "gpu")
     mesh = make_mesh(config.mesh, jax.devices()[:count])
     with jax.set_mesh(mesh):
-        state = make_step(config, 512, mesh).state_shapes
+        state = make_step(config, mesh).state_shapes
 
     def device_bytes(tree):
         leaves = jax.tree.leaves(tree)
@@ -104,10 +104,10 @@ def test_estimated_state_is_that_of_the_real_step(algorithm, overrides):
 
 def test_bounds_by_hand():
     topology = parse_topology("h100x16")
-    config = place(apply_overrides(SMALL, {"train.batch_tokens": str(256 * 12 * 16)}), 512, topology)
+    config = place(apply_overrides(SMALL, {"train.batch_tokens": str(256 * 12 * 16)}), topology)
     rows = (("all-reduce", 16, 3, 15e9), ("all-gather", 8, 1, 9e9))
     bound = bound_step(
-        config, 512, topology, attention="cudnn", state_bytes=(10**9, 2 * 10**9), kept_bytes=1e9, collectives=rows
+        config, topology, attention="cudnn", state_bytes=(10**9, 2 * 10**9), kept_bytes=1e9, collectives=rows
     )
     n_blocks, n_embd, n_tokens = 12 * 2 * 128**2 + 5 * 128, 128, 256 * 12 * 16
     flops = (6 * (n_blocks + 512 * 128) + 12 * 2 * n_embd * 256 / 2) * n_tokens
@@ -121,9 +121,7 @@ def test_bounds_by_hand():
 
 def test_rematerialised_blocks_cost_a_forward_pass():
     topology = parse_topology("h100")
-    none, block = (
-        look(apply_overrides(SMALL, {"train.remat": remat}), 512, topology, None) for remat in ("none", "block")
-    )
+    none, block = (look(apply_overrides(SMALL, {"train.remat": remat}), topology, None) for remat in ("none", "block"))
     head = 6 * 512 * 128
     causal = none.step_flops / (256 * 96)
     assert block.step_flops / (256 * 96) == pytest.approx(head + (causal - head) * 4 / 3)
@@ -132,7 +130,7 @@ def test_rematerialised_blocks_cost_a_forward_pass():
 
 def test_a_mesh_must_multiply_to_the_devices():
     with pytest.raises(InputError, match=r"mesh.data=2 x mesh.fsdp=1 x mesh.tensor=3 = 6 devices, but --device=h100x8"):
-        place(apply_overrides(SMALL, {"mesh.tensor": "3"}), 512, parse_topology("h100x8"))
+        place(apply_overrides(SMALL, {"mesh.tensor": "3"}), parse_topology("h100x8"))
     with pytest.raises(InputError, match=r"mesh.fsdp=8 does not divide .* axis of 132"):
         wide = apply_overrides(SMALL, {"model.n_embd": "132", "mesh.fsdp": "8"})
-        look(wide, 512, parse_topology("h100x8"), None)
+        look(wide, parse_topology("h100x8"), None)

@@ -93,6 +93,7 @@ def test_a_wrong_topology_is_one_line(name, part):
 
 def test_the_compiler_is_told_of_the_card_that_was_asked_for():
     card = BY_NAME["a100-40gb"]
+    assert isinstance(card.compiler, GpuDescription)
     text = target_config(card.compiler, card, (9, 28, 0))
     assert "core_count: 108" in text and "major: 8 minor: 0" in text and f"{card.visible_bytes}" in text
     assert text.count("{") == text.count("}")

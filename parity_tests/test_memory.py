@@ -56,8 +56,8 @@ def test_the_stated_figure_is_the_one_of_planning(mesh):
     """The step as training compiles it, and as `jaxgpt.plan` does."""
     config = derive(SMALL, 128).config
     with jax.set_mesh(mesh):
-        said = describe_memory(lower_train(make_step(config, 128, mesh), 2, 12).compile(), mesh)
-    (planned,) = compile_run(SMALL, 128, jax.devices()[:1])
+        said = describe_memory(lower_train(make_step(config, mesh), 2, 12).compile(), mesh)
+    (planned,) = compile_run(SMALL, jax.devices()[:1])
     assert said.startswith(f"{gib(planned.total_bytes)} on each device"), said
 
 
@@ -95,22 +95,22 @@ def test_a_full_cuda_device_is_one_line_with_a_smaller_microbatch(config_path, t
 def test_other_faults_of_the_device_pass_through(mesh):
     with (
         pytest.raises(jax.errors.JaxRuntimeError, match="INTERNAL: a cable fell out"),
-        advice_on_memory(SMALL, 128, make_step(SMALL, 128, mesh)),
+        advice_on_memory(SMALL, make_step(SMALL, mesh)),
     ):
         raise jax.errors.JaxRuntimeError("INTERNAL: a cable fell out")
 
 
 @pytest.mark.parametrize("share", [10, 0.6, 0.3])
 def test_advice_stays_below_what_failed_and_within_the_device(mesh, share):
-    step = make_step(SMALL, 128, mesh)
-    failed = estimate_run(SMALL, 128, "cpu").total_bytes
-    advice = way_out(SMALL, 128, step, int(share * failed))
+    step = make_step(SMALL, mesh)
+    failed = estimate_run(SMALL, "cpu").total_bytes
+    advice = way_out(SMALL, step, int(share * failed))
     found = dict(pair.removeprefix("--").split("=") for pair in re.findall(r"--train\.\S+=\S+", advice))
-    total = estimate_run(apply_overrides(SMALL, found), 128, "cpu").total_bytes
+    total = estimate_run(apply_overrides(SMALL, found), "cpu").total_bytes
     assert total <= min(CLEARLY_LESS, share) * failed
-    assert share < 1 or advice == way_out(SMALL, 128, step, 0)
+    assert share < 1 or advice == way_out(SMALL, step, 0)
 
 
 def test_a_model_that_cannot_fit_is_told_so(mesh):
     one = dataclasses.replace(SMALL, train=dataclasses.replace(SMALL.train, micro_batch_size=1, remat="block"))
-    assert "split it over more devices (mesh.fsdp)" in way_out(one, 128, make_step(one, 128, mesh), 1)
+    assert "split it over more devices (mesh.fsdp)" in way_out(one, make_step(one, mesh), 1)

@@ -14,13 +14,9 @@ RENAMED = {"__call__": "forward", "weight_IO": "weight_OI", "param_IO": "param_O
 """jaxgpt's name -> torch_ref's: torch.nn's word for the call; letters of transposed weights; the plain attention."""
 
 EXCEPTIONS = {
-    (
-        "training/checkpoint.py",
-        "Checkpoints._commit",
-    ): "saves in the foreground, so it is given the state and makes the manifest",
     ("models/loss.py", "_summed_loss_backward"): "autograd.Function has no nondiff_argnums, which put chunk_len first",
     ("parallel/mesh.py", "make_mesh"): "a process has one device; there is no list to choose from",
-    ("train.py", "initial_params"): "train.init_from, which needs the vocabulary, is jaxgpt's alone",
+    ("parallel/sharding.py", "put_rows"): "a process's tensors are its own rows; there is no global array",
 }
 """(file, function) -> why its arguments differ."""
 

@@ -3,6 +3,7 @@
 import dataclasses
 import functools
 import math
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -10,13 +11,14 @@ import numpy as np
 import pytest
 
 from jaxgpt.config import NANOCHAT_2025, NANOCHAT_2026, Config, MeshConfig, NanochatConfig, TrainConfig
-from jaxgpt.config.derive import derive, derive_model
-from jaxgpt.config.flops import count_params, flops_per_token
+from jaxgpt.config.derive import derive
+from jaxgpt.config.flops import flops_per_token
 from jaxgpt.config.schedule import hyper_at
+from jaxgpt.data.batch import Batch
 from jaxgpt.errors import InputError
 from jaxgpt.models import Model, init_params, param_shapes
 from jaxgpt.parallel.mesh import make_mesh
-from jaxgpt.parallel.sharding import batch_sharding, put_rows
+from jaxgpt.parallel.sharding import put_rows
 from jaxgpt.training.step import loss_sum, make_step
 from parity_tests import tolerances
 
@@ -27,13 +29,13 @@ ERAS = ("2025", "2026")
 def small(era, **changes):
     """Four layers of two kinds of window, two heads."""
     settings = {"depth": 4, "head_dim": 16, "n_embd": 32, "seq_len": 24, "short_window": 5, "window_pattern": "SSL"}
-    return derive_model(NanochatConfig(era=era, **(settings | changes)))
+    return NanochatConfig(era=era, vocab_size=VOCAB, **(settings | changes)).complete(0)
 
 
-def noisy_params(config, seed=0):
+def noisy_params(config, seed=0) -> dict[str, Any]:
     """float64, with noise on everything: nanochat starts half of its weights at zero, where no mistake shows."""
     rng = np.random.default_rng(seed)
-    params = init_params(config, VOCAB, dtype=jnp.float64)
+    params = init_params(config, dtype=jnp.float64)
     return {path: np.asarray(leaf) + 0.2 * rng.standard_normal(leaf.shape) for path, leaf in params.items()}
 
 
@@ -131,7 +133,7 @@ def run_decode(model, params, tokens_BT, cache, offset):
 
 
 def logits_of(config, params, tokens_BT):
-    return np.asarray(run_model(Model(config, VOCAB), params, tokens_BT))
+    return np.asarray(run_model(Model(config), params, tokens_BT))
 
 
 @pytest.mark.parametrize("n_kv_head", [2, 1])
@@ -156,7 +158,7 @@ def test_rematerialisation_changes_no_gradient(era, remat):
 
     def grads(remat):
         changed = dataclasses.replace(config, train=dataclasses.replace(config.train, remat=remat))
-        loss = lambda params: loss_sum(changed, Model(config.model, VOCAB), "xla", params, batch)[0]  # noqa: E731
+        loss = lambda params: loss_sum(changed, Model(config.model), "xla", params, batch)[0]  # noqa: E731
         return jax.jit(jax.grad(loss))(noisy_params(config.model))
 
     ours, theirs = grads(remat), grads("none")
@@ -168,7 +170,7 @@ def test_rematerialisation_changes_no_gradient(era, remat):
 def test_decoding_with_a_cache_is_the_forward_pass(era, pieces):
     config = small(era)
     params, tokens = noisy_params(config), make_tokens()
-    model, offset, found = Model(config, VOCAB), 0, []
+    model, offset, found = Model(config), 0, []
     cache = model.bind(params).init_cache(2, 32, jnp.float64)
     for n in pieces:
         logits, cache = run_decode(model, params, tokens[:, offset : offset + n], cache, jnp.int32(offset))
@@ -181,7 +183,7 @@ def test_decoding_with_a_cache_is_the_forward_pass(era, pieces):
 def test_a_layer_sees_its_window_and_no_more(era):
     """Which inputs of a block have a part in output 15: by the gradient."""
     config = small(era)
-    module = Model(config, VOCAB).bind(noisy_params(config))
+    module = Model(config).bind(noisy_params(config))
     x = jnp.asarray(np.random.default_rng(3).standard_normal((1, 24, 32)))
     for layer, n_seen in enumerate((5, 5, 24, 24)):  # SSL, and the last sees all
         block = module.h[layer].attn
@@ -211,8 +213,8 @@ def test_shared_heads_are_repeated_ones():
 
 
 def test_start_values():
-    config = small("2026", n_embd=128, head_dim=64, depth=6)
-    params = {path: np.asarray(leaf) for path, leaf in init_params(config, 500, dtype=jnp.float64).items()}
+    config = small("2026", n_embd=128, head_dim=64, depth=6, vocab_size=500)
+    params = {path: np.asarray(leaf) for path, leaf in init_params(config, dtype=jnp.float64).items()}
     bound = math.sqrt(3 / 128)
     for path, high in {"h.1.attn.c_q": bound, "h.1.mlp.c_fc": 0.4 * bound, "value_embeds.5": bound}.items():
         leaf = params[f"{path}.weight"]
@@ -226,7 +228,7 @@ def test_start_values():
     gate = params["h.1.attn.ve_gate.weight"]
     assert gate.min() >= 0 and 0.01 < gate.max() < 0.02
     assert sorted(path for path in params if "value_embeds" in path) == [f"value_embeds.{i}.weight" for i in (1, 3, 5)]
-    old = {path: np.asarray(leaf) for path, leaf in init_params(small("2025", n_embd=128), 500).items()}
+    old = {path: np.asarray(leaf) for path, leaf in init_params(small("2025", n_embd=128, vocab_size=500)).items()}
     assert old["wte.weight"].std() == pytest.approx(1, rel=0.02) and not old["lm_head.weight"].any()
     assert old["h.0.attn.c_q.weight"].std() == pytest.approx(128**-0.5, rel=0.03)
     assert old["h.0.mlp.c_fc.weight"].std() == pytest.approx(128**-0.5, rel=0.03)
@@ -244,10 +246,10 @@ def test_start_values():
     ],
 )  # fmt: skip
 def test_sizes_are_upstreams(era, depth, total):
-    config, vocab_size = derive_model(NanochatConfig(era=era, depth=depth)), 65_536 if era == "2025" else 32_768
-    shapes = param_shapes(config, vocab_size)
+    config = NanochatConfig(era=era, depth=depth).complete(65_536 if era == "2025" else 32_768)
+    shapes = param_shapes(config)
     assert sum(math.prod(leaf.shape) for leaf in shapes.values()) == total
-    assert count_params(config, vocab_size).total == total
+    assert config.count_params().total == total
 
 
 @pytest.mark.parametrize(
@@ -272,7 +274,7 @@ def test_what_follows_from_the_depth_is_upstreams(
     assert (model.n_embd, model.head_dim, train.batch_tokens, train.steps) == (n_embd, 128, 2**log2_batch, n_steps)
     assert muon.lr == pytest.approx(0.02 * factor, rel=1e-4)
     assert muon.weight_decay == pytest.approx(decay, rel=0.02) and not found.warnings
-    per_token = flops_per_token(model, 32_768)
+    per_token = flops_per_token(model)
     assert per_token == pytest.approx(flops, rel=0.05)
     assert per_token * train.steps * train.batch_tokens == pytest.approx(total_flops, rel=0.05)
     rates = {group.name: group.lr for group in found.config.optim.groups}
@@ -313,14 +315,14 @@ def test_every_derived_value_can_be_given():
 
 def test_short_windows_are_a_quarter_in_steps_of_128():
     for seq_len, keys in ((2048, 513), (1024, 257), (600, 257), (512, 129), (100, 100)):
-        config = derive_model(NanochatConfig(era="2026", depth=8, seq_len=seq_len))
+        config = NanochatConfig(era="2026", depth=8, seq_len=seq_len).complete(64)
         assert [config.window(i) for i in range(8)] == [keys, keys, keys, seq_len] * 2
 
 
 def test_a_width_that_heads_do_not_divide():
     with pytest.raises(InputError, match=r"model\.depth=13 x model\.aspect_ratio=64 = 832 is not a multiple"):
-        derive_model(NanochatConfig(era="2025", depth=13))
-    assert derive_model(NanochatConfig(era="2026", depth=13)).n_embd == 896
+        NanochatConfig(era="2025", depth=13).complete(64)
+    assert NanochatConfig(era="2026", depth=13).complete(64).n_embd == 896
 
 
 # The schedules of 2026
@@ -365,11 +367,11 @@ def train_three_steps(era, mesh_config, n_devices):
     params = noisy_params(model)
     mesh, figures = make_mesh(config.mesh), []
     with jax.set_mesh(mesh):
-        step = make_step(config, VOCAB, mesh)
+        step = make_step(config, mesh)
         placed = {path: jax.device_put(params[path], leaf.sharding) for path, leaf in step.state_shapes.params.items()}
         state = step.init_state(placed)
         for batch in np.random.default_rng(4).integers(0, VOCAB, (3, 1, 16, 25)).astype(np.int32):
-            batch = put_rows(lambda lo, hi, b=batch: b[:, lo:hi], batch.shape, batch_sharding(mesh, 1), axis=1)
+            batch = put_rows(Batch(batch), 16, mesh, axis=1)
             state, metrics = step.train(state, batch, step.hyper(hyper_at(config, len(figures))))
             figures.append((float(metrics["loss"]), float(metrics["grad_norm"])))
         return figures, {path: np.asarray(leaf) for path, leaf in state.params.items()}

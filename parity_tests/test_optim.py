@@ -1,5 +1,7 @@
 """AdamW, Muon and clipping against torch, and groups against nanoGPT's."""
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -32,7 +34,7 @@ def run(config, lr_scale=1.0, momentum=0.95):
     hyper = {"lr_scale": jnp.float32(lr_scale), "momentum": jnp.float32(momentum), "decay_scale": jnp.float32(1)}
     for grad in grads:
         updates, state = transform.update(grad, state, params, hyper=hyper)
-        params = optax.apply_updates(params, updates)
+        params: Any = optax.apply_updates(params, updates)
     return start, grads, params
 
 
@@ -119,7 +121,7 @@ def test_clip_is_torchs(max_norm):
 
 
 def sizes(model, vocab_size):
-    return {path: leaf.shape for path, leaf in param_shapes(model, vocab_size).items()}
+    return {path: leaf.shape for path, leaf in param_shapes(model.complete(vocab_size)).items()}
 
 
 @pytest.mark.parametrize(

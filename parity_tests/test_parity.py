@@ -11,7 +11,7 @@ from jaxgpt.config import MeshConfig
 from jaxgpt.models import Model, gpt2, layers, nanochat
 from parity_tests.gates import compare, trace
 from parity_tests.mutation_trials import run_reference, run_unmutated
-from parity_tests.small_runs import CLIP, RECIPES, VOCAB, make_batches, make_config
+from parity_tests.small_runs import CLIP, RECIPES, make_batches, make_config
 from parity_tests.tolerances import PARITY
 from parity_tests.trajectories import draw_params, run_jax, run_torch, walk
 
@@ -56,7 +56,7 @@ def test_eight_sharded_devices_against_one_process():
         train=dataclasses.replace(config.train, micro_batch_size=1),
         mesh=MeshConfig(data=2, fsdp=2, tensor=2, platform="cpu"),
     )
-    assert not outside(compare(run_jax(config, VOCAB, params, make_batches(20)), theirs, PARITY["float32"]))
+    assert not outside(compare(run_jax(config, params, make_batches(20)), theirs, PARITY["float32"]))
 
 
 # --trace
@@ -64,7 +64,7 @@ def test_eight_sharded_devices_against_one_process():
 
 def traced(run, recipe="adamw"):
     config = make_config(recipe, 2, "float64", is_small=recipe != "adamw")
-    return run(config, VOCAB, draw_params(config, VOCAB), make_batches(2), is_traced=True)
+    return run(config, draw_params(config), make_batches(2), is_traced=True)
 
 
 @pytest.fixture(scope="module")
@@ -132,7 +132,7 @@ def test_walk_is_the_model(recipe):
     """The layer by layer pass of --trace computes what the model's own call does."""
     config = make_config(recipe, 1, "float64")
     with jax.enable_x64(True):
-        params = {path: jnp.asarray(leaf) for path, leaf in draw_params(config, VOCAB).items()}
-        tokens, module = make_batches(1)[0][0, :, :-1], Model(config.model, VOCAB).bind(params)
+        params = {path: jnp.asarray(leaf) for path, leaf in draw_params(config).items()}
+        tokens, module = make_batches(1)[0].tokens[0, :, :-1], Model(config.model).bind(params)
         walked = walk(module, tokens, jnp.float64, "xla", lambda name, x: x)
         assert np.array_equal(walked, module(tokens, dtype=jnp.float64))

@@ -100,7 +100,7 @@ def test_the_estimate_is_near_the_compilers_figures_on_the_page():
     errors = {}
     for recipe in (*RECIPES, *PODS):
         config = apply_overrides(config_lib.load(REPO / f"configs/{recipe.config}.py"), recipe.overrides)
-        outlook = look(config, config.model.vocab_size, parse_topology(recipe.device), None)
+        outlook = look(config, parse_topology(recipe.device), None)
         if not known_gap(outlook.config, outlook.topology.platform):
             errors[recipe.title] = outlook.footprint.total_bytes / 2**30 / float(compiled[recipe.title]) - 1
     assert len(errors) > 15
@@ -138,7 +138,7 @@ def test_a_dead_compiler_is_a_failure_and_is_not_remembered(monkeypatch, tmp_pat
     dead = subprocess.CompletedProcess([], -6, "", "F0000 Check failed: something\n")
     monkeypatch.setattr("jaxgpt.plan.compiler.subprocess.run", lambda *args, **kwargs: dead)
     with pytest.raises(Failure, match=r"died \(signal 6\): F0000 Check failed"):
-        Compiles(tmp_path).footprints(SMALL, 1024, parse_topology("h100"))
+        Compiles(tmp_path).footprints(SMALL, parse_topology("h100"))
     assert not list(tmp_path.iterdir())
 
 
@@ -148,8 +148,8 @@ def sharded(n_devices):
 
 @NEEDS_GPU_COMPILER
 def test_fsdp_divides_the_state_of_a_gpu_step(compiles):
-    whole = look(sharded(1), 1024, parse_topology("h100"), compiles).footprint
-    part = look(sharded(8), 1024, parse_topology("h100x8"), compiles).footprint
+    whole = look(sharded(1), parse_topology("h100"), compiles).footprint
+    part = look(sharded(8), parse_topology("h100x8"), compiles).footprint
     for name in ("params_bytes", "opt_state_bytes", "gradients_bytes"):
         assert getattr(whole, name) / 8 == pytest.approx(getattr(part, name), rel=0.05), name
     assert part.attention[0] == "cudnn" and whole.collectives == ()
@@ -165,7 +165,7 @@ def test_flash_attention_keeps_temporaries_linear_in_time(compiles):
     model = dataclasses.replace(SMALL.model, seq_len=8192)
     config = dataclasses.replace(SMALL, model=model, train=dataclasses.replace(SMALL.train, batch_tokens=8192))
     long, short = (
-        look(one, 1024, parse_topology("h100"), compiles).footprint.activations_bytes for one in (config, sharded(1))
+        look(one, parse_topology("h100"), compiles).footprint.activations_bytes for one in (config, sharded(1))
     )
     assert short < long < 8.5 * short
     assert long < 0.2 * SMALL.model.n_head * 8192**2 * 4
@@ -174,16 +174,16 @@ def test_flash_attention_keeps_temporaries_linear_in_time(compiles):
 @NEEDS_GPU_COMPILER
 def test_an_answer_is_remembered_and_a_comment_in_the_config_forgets_nothing(compiles, monkeypatch):
     topology = parse_topology("h100")
-    first = compiles.footprints(sharded(1), 1024, topology)
-    assert compiles.knows(sharded(1), 1024, topology)
+    first = compiles.footprints(sharded(1), topology)
+    assert compiles.knows(sharded(1), topology)
     monkeypatch.setattr("jaxgpt.plan.compiler.subprocess.run", None)
-    assert compiles.footprints(sharded(1), 1024, topology) == first
+    assert compiles.footprints(sharded(1), topology) == first
 
 
 @NEEDS_TPU_COMPILER
 def test_fsdp_divides_the_state_of_a_tpu_step(compiles):
-    part = look(sharded(8), 1024, parse_topology("v5e-8"), compiles).footprint
-    whole = look(sharded(1), 1024, parse_topology("h100"), None).footprint
+    part = look(sharded(8), parse_topology("v5e-8"), compiles).footprint
+    whole = look(sharded(1), parse_topology("h100"), None).footprint
     for name in ("params_bytes", "opt_state_bytes"):
         assert getattr(whole, name) / 8 == pytest.approx(getattr(part, name), rel=0.05), name
     assert part.attention[0] == "splash" and part.collectives and part.compile_s > 0

@@ -4,6 +4,7 @@ import ast
 import dataclasses
 import json
 import math
+import re
 from pathlib import Path
 
 import pytest
@@ -11,7 +12,6 @@ import pytest
 from jaxgpt.config import MeshConfig, StageConfig, load, to_source
 from jaxgpt.config.derive import derive
 from jaxgpt.config.families import NanochatConfig
-from jaxgpt.config.flops import count_params
 from jaxgpt.errors import InputError
 from jaxgpt.train import main
 from torch_ref.train import main as torch_main
@@ -54,17 +54,20 @@ def test_smoke_replaces_its_own_directory_and_spares_others(tmp_path, monkeypatc
 @pytest.mark.parametrize("path", NANOCHAT, ids=lambda path: path.stem)
 def test_docstring_says_what_the_config_is(path):
     config = load(path)
-    config = derive(config, config.model.vocab_size).config
+    config = derive(config).config
     train, seq_len = config.train, config.model.seq_len
     text = " ".join((ast.get_docstring(ast.parse(path.read_text())) or "").split())
     n_devices = 8 if "8 devices" in text else 1
     n_micro = train.batch_tokens // (train.micro_batch_size * seq_len * n_devices)
-    assert f"{count_params(config.model, config.model.vocab_size).total:,} parameters" in text
+    assert f"{config.model.count_params().total:,} parameters" in text
     assert f"{train.batch_tokens:,} tokens = {n_micro} x {train.micro_batch_size} rows x {seq_len}" in text
     assert f"{train.steps:,}" in text.replace("steps:", "Steps:")
     assert f"{train.steps * train.batch_tokens / 1e9:.2f} billion tokens" in text
     assert f"--vocab-size {config.model.vocab_size}" in text
     assert f"--config configs/{path.name}" in text
+    asked_gb = {int(n) for n in re.findall(r"(\d+) GB", text)}
+    needed_gib = float(re.findall(r"Memory: ([\d.]+) GiB", text)[0])
+    assert len(asked_gb) <= 1 and all(needed_gib * 2**30 < n * 1e9 for n in asked_gb)
 
 
 @pytest.mark.parametrize("train", [main, torch_main], ids=["jaxgpt", "torch_ref"])

@@ -22,7 +22,7 @@ from jaxgpt.data.batches import eval_rows
 from jaxgpt.data.shards import open_dataset
 from jaxgpt.data.tokenizer import ByteTokenizer, GPT2Tokenizer, tokenizer_from_json
 from jaxgpt.errors import InputError
-from jaxgpt.formats.weights import save_hf
+from jaxgpt.formats.hugging_face import save_hf
 from jaxgpt.inference.engine import Engine
 from jaxgpt.inference.trained import choose_tokenizer, open_run
 from jaxgpt.models import Model, init_params
@@ -59,8 +59,8 @@ def place(tmp_path_factory):
         train=TrainConfig(batch_tokens=256, micro_batch_size=8, dtype="float32"),
         eval=EvalConfig(tokens=1000),
     )
-    about = {"config": to_dict(config), "vocab_size": 64, "tokenizer": data.tokenizer_json, "data_sha256": data.digest}
-    step = make_step(config, 64, make_mesh(MeshConfig(data=1)))
+    about = {"config": to_dict(config), "tokenizer": data.tokenizer_json, "data_sha256": data.digest}
+    step = make_step(config, make_mesh(MeshConfig(data=1)))
     (place / "run").mkdir()
     (place / "run" / "config.py").write_text("open('executed', 'w')")
     (place / "empty" / "checkpoints").mkdir(parents=True)
@@ -71,7 +71,7 @@ def place(tmp_path_factory):
     with Checkpoints(place / "odd" / "checkpoints") as saved:
         saved.save(1, step.init_state(step.init_params(0)), {"config": "gone"})
     hf_config = dataclasses.replace(MODEL, bias=True, gelu="tanh")
-    hf_params = {path: 8 * np.asarray(leaf) for path, leaf in init_params(hf_config, 64).items()}
+    hf_params = {path: 8 * np.asarray(leaf) for path, leaf in init_params(hf_config).items()}
     save_hf(place / "hf", hf_config, hf_params)
     return place
 
@@ -100,7 +100,7 @@ def written(capsys, *args):
 def test_stdout_is_the_prompt_and_what_the_engine_gives(here, capsys):
     trained = open_run("run")
     assert trained.tokenizer is not None
-    engine = Engine(one_model(MODEL, 64), trained.params, dtype="float32", n_valid=trained.tokenizer.vocab_size)
+    engine = Engine(one_model(MODEL), trained.params, dtype="float32", n_valid=trained.tokenizer.vocab_size)
     settings = {"max_tokens": 80, "temperature": 0.9, "top_k": 20, "top_p": 0.95, "seed": 5}
     ids: list[Any] = [column[0] for column in engine.generate(trained.tokenizer.encode("7 green"), **settings)]
     out, err = written(
@@ -150,7 +150,7 @@ def test_weights_without_tokenizer_take_the_datas(here, capsys):
     with pytest.raises(InputError, match="64 ids are spelled; give --data"):
         sample.main(list(arguments))
     assert len(written(capsys, *arguments, "--data", "char", "--temperature", "0").out) >= 6
-    assert isinstance(choose_tokenizer(None, 50304), GPT2Tokenizer)
+    assert isinstance(choose_tokenizer(None, GPT2Config(vocab_size=50304)), GPT2Tokenizer)
 
 
 def steps_of(*rows):

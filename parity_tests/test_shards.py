@@ -155,7 +155,6 @@ def test_prepared_directory(tmp_path):
 def test_nanogpt_directory(tmp_path):
     for name, seed in (("train", 0), ("val", 1)):
         ids(1000, seed, 50257).tofile(tmp_path / f"{name}.bin")
-    (tmp_path / "meta.pkl").write_bytes(b"cos\nsystem\n(S'touch hacked'\ntR.")
     data = open_dataset(tmp_path)
     np.testing.assert_array_equal(data.train.read(0, 1000), ids(1000, 0, 50257))
     assert data.vocab_size is None and data.tokenizer_json is None

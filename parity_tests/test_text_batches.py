@@ -8,8 +8,10 @@ import time
 import numpy as np
 import pytest
 
+from jaxgpt.config import DataConfig
 from jaxgpt.data.packing import BestFit
-from jaxgpt.data.text_batches import TextBatches, require_lanes, val_rows
+from jaxgpt.data.sources import open_source
+from jaxgpt.data.text_batches import TextBatches, require_lanes
 from jaxgpt.data.text_data import TextData, open_text
 from jaxgpt.data.tokenizer import ByteTokenizer
 from jaxgpt.errors import InputError
@@ -157,12 +159,11 @@ def test_lanes_that_do_not_divide_a_step(data):
 
 
 def test_a_tokenizer_with_more_ids_than_the_model(data):
+    source = open_source(DataConfig(dir=str(data.directory), sampling="stream"))
     message = r"model.vocab_size=256 is below the 257 ids of .*; set --model.vocab_size=257 or more"
     with pytest.raises(InputError, match=message):
-        TextBatches(data, SEQ_LEN, "stream", vocab_size=256)
-    with pytest.raises(InputError, match=message):
-        val_rows(data, SEQ_LEN, "stream", 0, vocab_size=256)
-    TextBatches(data, SEQ_LEN, "stream", vocab_size=257).close()
+        source.check_vocabulary(256)
+    source.check_vocabulary(257)
 
 
 @pytest.mark.parametrize("kind", PACKINGS)

@@ -326,7 +326,7 @@ NAMES = [f"shard_{i:05d}.parquet" for i in range(6)]
 def server(monkeypatch):
     """Serves a corpus of five files for training and one for validation."""
     monkeypatch.setitem(TEXT_CORPORA, "climbmix", TextCorpus("small", "owner/name", 6))
-    monkeypatch.setattr(corpora.time, "sleep", lambda s: None)
+    monkeypatch.setattr("jaxgpt.data.download.time.sleep", lambda s: None)
     with Server({name: shard(i) for i, name in enumerate(NAMES)}) as server:
         monkeypatch.setenv("HF_ENDPOINT", server.url + "/")
         yield server

@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from jaxgpt.config import Config, GPT2Config, MeshConfig, MuonConfig, OptimConfig, ScheduleConfig, TrainConfig
+from jaxgpt.data.batch import Batch
 from jaxgpt.data.batches import Batches, eval_rows
 from jaxgpt.data.shards import Split, inspect_shard
 from jaxgpt.errors import InputError
@@ -37,7 +38,7 @@ HYPER = {"lr_scale": 0.7, "momentum": 0.9, "decay_scale": 0.8}
 
 def make_config(*, dtype="float64", algorithm: Any = "adamw", n_micro=2, dropout=0.0, **train):
     return Config(
-        model=GPT2Config(seq_len=24, n_layer=2, n_head=2, n_embd=32, bias=True, dropout=dropout),
+        model=GPT2Config(seq_len=24, n_layer=2, n_head=2, n_embd=32, bias=True, dropout=dropout, vocab_size=VOCAB),
         train=TrainConfig(
             steps=N_STEPS, batch_tokens=8 * 24, micro_batch_size=8 // n_micro,
             **{"dtype": dtype, "loss_chunk_tokens": 40, "attention": "xla", **train},
@@ -57,7 +58,7 @@ def batches(n_micro=2):
 
 
 def make_torch_step(config, **more):
-    return torch_step.make_step(config, VOCAB, make_mesh(config.mesh), **more)
+    return torch_step.make_step(config, make_mesh(config.mesh), **more)
 
 
 def to_arrays(tree):
@@ -90,7 +91,7 @@ class Jax:
     def __init__(self, config, *, has_grads=False):
         mesh = make_jax_mesh(config.mesh)
         with jax.enable_x64(config.train.dtype == "float64"), jax.set_mesh(mesh):
-            step = jax_step.make_step(config, VOCAB, mesh)
+            step = jax_step.make_step(config, mesh)
             self.params = perturbed({path: np.asarray(p) for path, p in step.init_params(0).items()})
             params = {path: jnp.asarray(value) for path, value in self.params.items()}
             first = jnp.asarray(batches()[0, 0])
@@ -101,7 +102,7 @@ class Jax:
             state = step.init_state(params)
             self.states, self.metrics = [to_arrays(state)], []
             for batch in batches():
-                state, metrics = step.train(state, batch, step.hyper(HYPER))
+                state, metrics = step.train(state, Batch(batch), step.hyper(HYPER))
                 self.states.append(to_arrays(state))
                 self.metrics.append({name: float(value) for name, value in metrics.items()})
 
@@ -164,7 +165,7 @@ def torch_run(config, state, batches, **more):
     state = step.put_state(weights.with_leaves(step.state_shapes, weights.to_torch(state)))
     metrics = []
     for batch in batches:
-        state, values = step.train(state, torch.from_numpy(batch), step.hyper(HYPER))
+        state, values = step.train(state, Batch(torch.from_numpy(batch)), step.hyper(HYPER))
         metrics.append({name: float(value) for name, value in values.items()})
     return metrics, weights.to_numpy(weights.by_path(state))
 
@@ -305,9 +306,9 @@ def test_dropout_is_the_same_when_computed_again(start, remat):
     assert abs(other[0]["loss"] - expected[0]["loss"]) > 1e-4
     step, plain = make_torch_step(config), make_torch_step(make_config())
     params = step.init_params(0)
-    batch, mask = torch.from_numpy(batches()[0, 0]), torch.ones(4)
-    a, b = (s.evaluate(s.init_state(params).params, batch, mask)[0] for s in (step, plain))
-    assert a == b
+    batch, masks = torch.from_numpy(batches()[0, 0]), torch.ones(4, 24, 1)
+    a, b = (s.evaluate(s.init_state(params).params, batch, masks) for s in (step, plain))
+    assert a.shape == (1,) and a == b
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning:torch")  # of torch's own code, while it loads its compiler
@@ -370,7 +371,7 @@ def test_a_non_finite_step_changes_nothing_but_counters(algorithm, start, dtype)
     for count in (1, 2):
         with torch.no_grad():
             state.params["ln_f.weight"][0] = np.inf
-        state, metrics = step.train(state, torch.from_numpy(batches()[1]), step.hyper(HYPER))
+        state, metrics = step.train(state, Batch(torch.from_numpy(batches()[1])), step.hyper(HYPER))
         assert not np.isfinite(float(metrics["loss"]))
         assert int(metrics["n_skipped"]) == int(metrics["n_skipped_in_row"]) == count
     with torch.no_grad():
@@ -379,7 +380,7 @@ def test_a_non_finite_step_changes_nothing_but_counters(algorithm, start, dtype)
     counters = {"step": 3, "n_skipped": 2, "n_skipped_in_row": 2}
     for path, leaf in before.items():
         np.testing.assert_array_equal(after[path], counters.get(path, leaf), err_msg=path)
-    state, metrics = step.train(state, torch.from_numpy(batches()[1]), step.hyper(HYPER))
+    state, metrics = step.train(state, Batch(torch.from_numpy(batches()[1])), step.hyper(HYPER))
     assert int(metrics["n_skipped"]) == 2 and int(metrics["n_skipped_in_row"]) == 0
     assert int(state.opt_state["count"]) == 2
 
@@ -428,11 +429,26 @@ def test_validation_counts_each_row_once(tmp_path):
     assert abs(one.loss - four.loss) < tolerances.FP64
     assert one.bits_per_byte == pytest.approx(four.bits_per_byte)
     with jax.enable_x64(True), jax.set_mesh(make_jax_mesh(config.mesh)):
-        theirs = jax_step.make_step(config, VOCAB, make_jax_mesh(config.mesh))
+        theirs = jax_step.make_step(config, make_jax_mesh(config.mesh))
         theirs_params = {p: jnp.asarray(value) for p, value in weights.to_numpy(params).items()}
         other = jax_evaluate_split(theirs, theirs_params, source, starts, n_rows=4, token_bytes=token_bytes)
     assert other.n_tokens == 240 and other.bits_per_byte == pytest.approx(one.bits_per_byte)
     assert abs(one.loss - other.loss) < tolerances.FP64
+
+
+def test_masks_of_another_shape_are_not_broadcast():
+    """One per row would count each row as often as there are rows."""
+    config, batch = make_config(), batches()[0, 0]
+    step = make_torch_step(config)
+    params = step.init_state(step.init_params(0)).params
+    with jax.enable_x64(True), jax.set_mesh(make_jax_mesh(config.mesh)):
+        theirs = jax_step.make_step(config, make_jax_mesh(config.mesh))
+        theirs_params = {p: jnp.asarray(value) for p, value in weights.to_numpy(params).items()}
+        for shape in ((4,), (4, 24), (4, 1, 1), (1, 24, 2)):
+            with pytest.raises(AssertionError, match="masks"):
+                step.evaluate(params, torch.from_numpy(batch), torch.ones(shape))
+            with pytest.raises(AssertionError, match="masks"):
+                theirs.evaluate(theirs_params, batch, np.ones(shape, np.bool_))
 
 
 def test_cached_decode_equals_the_whole_forward():

@@ -15,7 +15,7 @@ import torch
 
 from jaxgpt.errors import EXIT_DIVERGED, EXIT_STOPPED, InputError
 from jaxgpt.prepare.__main__ import main as prepare
-from jaxgpt.run.manifest import FORMAT, MANIFEST, read_seal, write_seal
+from jaxgpt.run.manifest import FORMAT, MANIFEST, read_manifest, write_manifest
 from parity_tests import tolerances
 from torch_ref import train
 from torch_ref.training.checkpoint import STATE, CheckpointError, Checkpoints
@@ -198,10 +198,10 @@ def test_damaged_checkpoint_is_named_and_the_one_before_taken(home, copied, stra
 
 def replace_state(directory, write):
     """Another file under a manifest that vouches for it, as whoever can write files could make."""
-    manifest = read_seal(directory)
+    manifest = read_manifest(directory)
     (directory / MANIFEST).unlink()
     write(directory / STATE)
-    write_seal(directory, manifest)
+    write_manifest(directory, manifest)
 
 
 def test_pickle_is_refused_and_not_opened(home, copied, tmp_path):
@@ -217,11 +217,11 @@ def test_pickle_is_refused_and_not_opened(home, copied, tmp_path):
 
 def test_checkpoint_of_jaxgpt_is_refused_with_the_way_out(home, copied):
     directory = copied / "checkpoints" / "20"
-    manifest = read_seal(directory)
+    manifest = read_manifest(directory)
     for path in directory.iterdir():
         path.unlink()
     (directory / "d").write_bytes(b"orbax")
-    write_seal(directory, manifest | {"format": FORMAT})
+    write_manifest(directory, manifest | {"format": FORMAT})
     message = refusal(home / "config.py", copied, "--resume")
     assert f"20 is jaxgpt's, it holds no {STATE}; python -m parity_tests.convert --from {copied}" in message
 
@@ -232,15 +232,17 @@ def test_checkpoints_keep_the_newest_and_the_best(tmp_path):
     for step, val_loss in ((1, 2.0), (2, 1.0), (3, 3.0), (4, 4.0), (5, None)):
         saved.save(step, state, {"n": step}, val_loss=val_loss)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["2", "4", "5"]
-    step, restored, about = saved.restore(state, step=2)
-    assert (step, about) == (2, {"n": 2}) and torch.equal(restored["params"]["wte.weight"], torch.ones(2, 3))
+    chosen = saved.choose(2)
+    assert chosen and chosen.about == {"n": 2}
+    restored = saved.restore(state, chosen)
+    assert torch.equal(restored["params"]["wte.weight"], torch.ones(2, 3))
     assert {path.name for path in tmp_path.iterdir()} == {"2", "4.rejected", "5.rejected"}
     with pytest.raises(CheckpointError, match="2 is there already"):
         saved.save(2, state, {})
     with pytest.raises(CheckpointError, match=r"checkpoint 3 is not saved: params.wte.weight is not finite"):
         saved.save(3, {"params": {"wte.weight": torch.tensor([np.nan])}}, {})
     with pytest.raises(InputError, match=r"params.wte.weight has shape \(2, 3\), not \(3, 2\)"):
-        saved.restore({"params": {"wte.weight": torch.ones(3, 2)}})
+        saved.restore({"params": {"wte.weight": torch.ones(3, 2)}}, chosen)
 
 
 def test_a_run_is_neither_overwritten_nor_made_up(home, straight, tmp_path):

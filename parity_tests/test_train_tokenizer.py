@@ -143,10 +143,23 @@ def test_limits_say_what_is_learned_from():
     run("--data", "d", "--vocab-size", 300, "--doc-cap", 50, "--out", "cap.json")
     texts = [*documents(20, 0), *documents(20, 1)]
     assert read("cap.json").digest() == train_bpe([text[:50] for text in texts], 300).digest()
-    n_chars = sum(map(len, texts[:13])) + 11
-    run("--data", "d", "--vocab-size", 300, "--max-chars", n_chars, "--out", "max.json")
-    assert read("max.json").digest() == train_bpe([*texts[:13], texts[13][:11]], 300).digest()
+    n_chars = sum(map(len, texts[:13]))
+    for limit, n_texts in ((n_chars - 1, 13), (n_chars, 14), (n_chars + 11, 14)):
+        run("--data", "d", "--vocab-size", 300, "--max-chars", limit, "--out", "max.json", "--force")
+        assert read("max.json").digest() == train_bpe(texts[:n_texts], 300).digest()
     assert read("cap.json").digest() != read("max.json").digest()
+
+
+@pytest.mark.parametrize(("limit", "merge"), [(7, b"ab"), (8, b"xy"), (9, b"xy"), (15, b"xy"), (16, b"qq")])
+def test_the_document_that_passes_the_limit_is_read_whole(limit, merge):
+    """nanochat's rule: a document is read whole, then reading stops if that was more than --max-chars in total.
+
+    8, 8 and 10 characters; ab occurs 3 times in the first, xy 4 times in the second, qq 9 times in the third.
+    """
+    write("three/shard_00000.parquet", ["ab ab ab", "xyxyxyxy", "q" * 10])
+    write("three/shard_00001.parquet", ["val"])
+    assert run("--data", "three", "--vocab-size", 266, "--max-chars", limit) == 0
+    assert read("three/tokenizer.json").decode_bytes([256]) == merge
 
 
 def test_gpt2_is_compared_where_it_is_at_hand(monkeypatch, capsys):
@@ -190,7 +203,7 @@ def test_another_tokenizer_is_replaced_by_force_only():
         (["--data", "d", "--vocab", "300"], "unrecognized arguments"),
         (["--data", "d", "--vocab-size", "264"], "--vocab-size=264 is outside [265, 1048576]"),
         (["--data", "d", "--vocab-size", "2000000"], "--vocab-size=2000000 is outside"),
-        (["--data", "d", "--max-chars", "0"], "--max-chars=0 is outside [1, 2147483647]; 2000000000 is usual"),
+        (["--data", "d", "--max-chars", "0"], "--max-chars=0 is outside [1, 2147221503]; 2000000000 is usual"),
         (["--data", "d", "--max-chars", str(2**31)], "--max-chars=2147483648 is outside"),
         (["--data", "d", "--doc-cap", "262145"], "--doc-cap=262145 is outside [1, 262144]; 10000 is usual"),
         (["--data", "d", "--out", "d"], "--out d is a directory; name a file, such as d/tokenizer.json"),
@@ -237,9 +250,9 @@ def test_a_full_disk_is_one_line_and_keeps_the_old(monkeypatch):
     def full(fd):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(train_tokenizer.os, "fsync", full)
+    monkeypatch.setattr(os, "fsync", full)
     assert "No space left on device; choose another --out" in refused("--data", "d", "--vocab-size", 310, "--force")
-    assert Path("d/tokenizer.json").read_bytes() == before and not Path("d/tokenizer.json.tmp").exists()
+    assert Path("d/tokenizer.json").read_bytes() == before and not list(Path("d").glob("*.tmp"))
 
 
 def test_help_teaches(capsys):

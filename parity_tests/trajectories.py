@@ -17,15 +17,16 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxgpt.config import Config, GPT2Config, HostsConfig, MeshConfig, count_microbatches, schedule
+from jaxgpt.config import Config, HostsConfig, MeshConfig, schedule
 from jaxgpt.config.derive import derive
-from jaxgpt.config.families import NanochatConfig
-from jaxgpt.data.sources import choose_vocab_size, open_source
+from jaxgpt.config.steps import Plan
+from jaxgpt.data.batch import Batch
 from jaxgpt.errors import InputError
+from jaxgpt.formats.initial import initial_params
 from jaxgpt.models.loss import cross_entropy as jax_cross_entropy
 from jaxgpt.parallel.mesh import make_mesh as make_jax_mesh
+from jaxgpt.run.opening import open_run
 from jaxgpt.run.progress import Show
-from jaxgpt.train import initial_params
 from jaxgpt.training import step as jax_step
 
 Arrays = dict[str, np.ndarray]
@@ -55,20 +56,19 @@ class Trajectory:
     places: Arrays = field(default_factory=dict)
 
 
-def settle(config: Config, n_steps: int, dtype: Any, vocab_size: int) -> Config:
-    """The config as both frameworks run it to be compared: derived, one device, attention spelled out, no dropout.
+def settle(config: Config, n_steps: int, dtype: Any, n_ids: int = 0) -> Config:
+    """The config as both frameworks run it to be compared: complete, one device, attention spelled out, no dropout.
 
     Muon's iteration is in float64 where everything else is; the config's dtype for it stays otherwise.
     """
-    model = config.model
     config = dataclasses.replace(
         config,
-        model=dataclasses.replace(model, dropout=0.0) if isinstance(model, GPT2Config) else model,
+        model=config.model.without_dropout(),
         train=dataclasses.replace(config.train, dtype=dtype, attention="xla"),
         mesh=MeshConfig(data=1, platform=choose_platform(config.mesh.platform)),
         hosts=HostsConfig(),
     )
-    config = derive(config, vocab_size).config
+    config = derive(config, n_ids).config
     muon = dataclasses.replace(config.optim.muon, **({"ns_dtype": dtype} if dtype == "float64" else {}))
     return dataclasses.replace(
         config,
@@ -111,43 +111,40 @@ def refuse_tf32(config: Config) -> None:
         raise InputError("torch.backends.cuda.matmul.allow_tf32=True allows TF32; set it to False to compare")
 
 
-def read_batches(config: Config, n_steps: int, dtype: str) -> tuple[Config, int, list[np.ndarray]]:
-    """The settled config, the vocabulary of its data, and the batches [M, B, T + 1] of its first steps."""
-    source = open_source(config.data)
-    vocab_size = choose_vocab_size(config.model.vocab_size, source)
-    config = settle(config, n_steps, dtype, vocab_size)
-    seq_len, n_rows = config.model.seq_len, config.train.micro_batch_size
-    reader = source.reader(seq_len, config.run.seed, vocab_size)
-    found = []
+def read_batches(config: Config, n_steps: int, dtype: str) -> tuple[Config, list[Batch]]:
+    """The settled config, and the batches of its first steps."""
+    run = open_run(config)
+    config = settle(run.config, n_steps, dtype)
+    plan, reader = Plan(config, 1), run.source.reader(config)
     try:
-        for step in range(n_steps):
-            n_micro = count_microbatches(config, schedule.batch_tokens_at(config, step), 1)
-            n_before = schedule.tokens_before(config, step) // seq_len
-            found.append(reader.micro_rows(step, n_before, n_micro, n_rows, 0, n_rows))
+        return config, [reader.read(plan.at(step), 0, plan.n_rows) for step in range(n_steps)]
     finally:
         reader.close()
-    return config, vocab_size, found
 
 
-NEARLY_ZERO = r"(lm_head|smear_gate|h\.\d+\.(attn|mlp)\.c_proj|h\.\d+\.attn\.ve_gate)\.weight|smear_lambda"
-"""Weights of nanochat that start at or near zero."""
+NEARLY_ZERO = {
+    "nanochat": r"(lm_head|smear_gate|h\.\d+\.(attn|mlp)\.c_proj|h\.\d+\.attn\.ve_gate)\.weight|smear_lambda"
+}
+"""Family -> weights that start at or near zero, where it has such."""
 
 
-def draw_params(config: Config, vocab_size: int) -> Arrays:
+def draw_params(config: Config) -> Arrays:
     """The weights that jaxgpt starts this run with.
 
-    Where nanochat starts at or near zero there is noise instead: with an output that is zero, most gradients of the
+    Where a family starts at or near zero there is noise instead: with an output that is zero, most gradients of the
     first step are too, and would agree whatever the code does.
     """
     mesh = make_jax_mesh(config.mesh)
     with jax.enable_x64(config.train.dtype == "float64"), jax.set_mesh(mesh):
-        step = jax_step.make_step(config, vocab_size, mesh)
-        params = {path: np.asarray(leaf) for path, leaf in initial_params(config, step, vocab_size).items()}
-    if not isinstance(config.model, NanochatConfig) or config.train.init_from:
+        step = jax_step.make_step(config, mesh)
+        fresh = initial_params(config, step.state_shapes.params, step.init_params)
+        params = {path: np.asarray(leaf) for path, leaf in fresh.items()}
+    pattern = NEARLY_ZERO.get(config.model.family)
+    if not pattern or config.train.init_from:
         return params
     rng, std = np.random.default_rng(config.run.seed), 0.5 * config.model.n_embd**-0.5
     return {
-        path: (std * rng.standard_normal(leaf.shape)).astype(leaf.dtype) if re.fullmatch(NEARLY_ZERO, path) else leaf
+        path: (std * rng.standard_normal(leaf.shape)).astype(leaf.dtype) if re.fullmatch(pattern, path) else leaf
         for path, leaf in params.items()
     }
 
@@ -161,9 +158,8 @@ def _be_silent(done: float, total: float | None, amount: str) -> None:
 
 def run_jax(
     config: Config,
-    vocab_size: int,
     params: Arrays,
-    batches: Sequence[np.ndarray],
+    batches: Sequence[Batch],
     *,
     is_traced: bool = False,
     known: Trajectory | None = None,
@@ -175,9 +171,9 @@ def run_jax(
       known: a run whose logits and first gradients are this one's too, which saves compiling them.
       show: told after each step.
     """
-    with enter_jax(config, vocab_size, params) as (step, placed):
+    with enter_jax(config, params) as (step, placed):
         logits, grads = (known.logits, known.grads) if known else _jax_first_batch(config, step, placed, batches[0])
-        places = _jax_places(config, step, placed, batches[0][0]) if is_traced else {}
+        places = _jax_places(config, step, placed, batches[0].tokens[0]) if is_traced else {}
         state, losses, norms, first = step.init_state(placed), [], [], {}
         for i, batch in enumerate(batches):
             state, metrics = step.train(state, batch, step.hyper(schedule.hyper_at(config, i)))
@@ -190,14 +186,14 @@ def run_jax(
         return Trajectory("jaxgpt", logits, grads, losses, norms, first, to_arrays(state.params), opt_state, places)
 
 
-def first_batch(config: Config, vocab_size: int, params: Arrays, batch_MBT: np.ndarray) -> tuple[np.ndarray, Arrays]:
+def first_batch(config: Config, params: Arrays, batch: Batch) -> tuple[np.ndarray, Arrays]:
     """What `run_jax` says of logits and gradients, without the training."""
-    with enter_jax(config, vocab_size, params) as (step, placed):
-        return _jax_first_batch(config, step, placed, batch_MBT)
+    with enter_jax(config, params) as (step, placed):
+        return _jax_first_batch(config, step, placed, batch)
 
 
 @contextlib.contextmanager
-def enter_jax(config: Config, vocab_size: int, params: Arrays) -> Iterator[tuple[jax_step.Step, Any]]:
+def enter_jax(config: Config, params: Arrays) -> Iterator[tuple[jax_step.Step, Any]]:
     """jaxgpt's step, and the parameters on its devices, in the surroundings that both need."""
     mesh = make_jax_mesh(config.mesh)
     with (
@@ -205,7 +201,7 @@ def enter_jax(config: Config, vocab_size: int, params: Arrays) -> Iterator[tuple
         jax.default_matmul_precision("highest"),
         jax.set_mesh(mesh),
     ):
-        step = jax_step.make_step(config, vocab_size, mesh)
+        step = jax_step.make_step(config, mesh)
         shapes = step.state_shapes.params
         yield step, {path: jax.device_put(params[path], shape.sharding) for path, shape in shapes.items()}
 
@@ -216,20 +212,25 @@ def to_arrays(tree: Any) -> Arrays:
     return {jax.tree_util.keystr(path, simple=True, separator="."): np.array(leaf) for path, leaf in leaves}
 
 
-def _jax_first_batch(config: Config, step: jax_step.Step, params, batch_MBT) -> tuple[np.ndarray, Arrays]:
+def _jax_first_batch(config: Config, step: jax_step.Step, params, batch: Batch) -> tuple[np.ndarray, Arrays]:
     """Logits of the first microbatch, and gradients of the mean loss over all."""
-    run = jax.jit(lambda params, batch_BT: _jax_first_pass(config, step, params, batch_BT))
-    passes = [run(params, batch_BT) for batch_BT in batch_MBT]
-    grads = {path: sum(np.asarray(grads[path]) for _, grads in passes) for path in params}
-    return np.asarray(passes[0][0]), {path: grad / batch_MBT[..., 1:].size for path, grad in grads.items()}
+    run = jax.jit(lambda params, rows: _jax_first_pass(config, step, params, rows))
+    passes = [run(params, jax.tree.map(lambda a, m=m: a[m], batch)) for m in range(len(batch.tokens))]
+    grads = {path: np.sum([np.asarray(grads[path]) for _, grads in passes], axis=0) for path in params}
+    return np.asarray(passes[0][0]), {path: grad / count_targets(batch) for path, grad in grads.items()}
 
 
-def _jax_first_pass(config: Config, step: jax_step.Step, params, batch_BT):
+def count_targets(batch: Batch) -> int:
+    """Targets that count."""
+    return int(batch.tokens[..., 1:].size if batch.mask is None else np.sum(batch.mask))
+
+
+def _jax_first_pass(config: Config, step: jax_step.Step, params, rows: Batch):
     """Logits, and gradients of the summed loss."""
     module = step.model.bind(params)
     dtype = jnp.dtype(config.train.dtype)
-    logits_BTV = module.logits(module(batch_BT[:, :-1], dtype=dtype, implementation=step.attention[0]))
-    loss = lambda params: jax_step.loss_sum(config, step.model, step.attention[0], params, batch_BT)[0]  # noqa: E731
+    logits_BTV = module.logits(module(rows.tokens[:, :-1], dtype=dtype, implementation=step.attention[0]))
+    loss = lambda params: jax_step.loss_sum(config, step.model, step.attention[0], params, *rows)[0]  # noqa: E731
     return logits_BTV, jax.grad(loss)(params)
 
 
@@ -265,9 +266,8 @@ def _jax_places(config: Config, step: jax_step.Step, params, batch_BT) -> Arrays
 
 def run_torch(
     config: Config,
-    vocab_size: int,
     params: Arrays,
-    batches: Sequence[np.ndarray],
+    batches: Sequence[Batch],
     *,
     is_traced: bool = False,
     show: Show = _be_silent,
@@ -280,27 +280,28 @@ def run_torch(
     torch = import_torch()
     from torch_ref.models import weights
     from torch_ref.parallel.mesh import make_mesh
-    from torch_ref.parallel.sharding import to_device
+    from torch_ref.parallel.sharding import put_rows
     from torch_ref.training import step as torch_step
 
     mesh = make_mesh(config.mesh)
-    step = torch_step.make_step(config, vocab_size, mesh)
+    step = torch_step.make_step(config, mesh)
     refuse_tf32(config)
     state = step.init_state(weights.to_torch(params))
-    batch_MBT = to_device(batches[0], mesh)
+    batch = put_rows(batches[0], mesh)
     with torch.no_grad():
         module = step.model.bind(state.params)
         dtype = getattr(torch, config.train.dtype)
-        logits_BTV = module.logits(module(batch_MBT[0, :, :-1], dtype=dtype, implementation=step.attention[0]))
-    for batch_BT in batch_MBT:
-        torch_step.loss_sum(config, step.model, step.attention[0], state.params, batch_BT)[0].backward()
-    n_tokens = batches[0][..., 1:].size
+        logits_BTV = module.logits(module(batch.tokens[0, :, :-1], dtype=dtype, implementation=step.attention[0]))
+    masks = [None] * len(batch.tokens) if batch.mask is None else batch.mask
+    for rows in zip(batch.tokens, masks, strict=True):
+        torch_step.loss_sum(config, step.model, step.attention[0], state.params, *rows)[0].backward()
+    n_tokens = count_targets(batches[0])
     grads = {path: torch_step.take_grad(param) / n_tokens for path, param in state.params.items()}
-    places = _torch_places(config, step, state.params, batch_MBT[0]) if is_traced else {}
+    places = _torch_places(config, step, state.params, batch.tokens[0]) if is_traced else {}
     losses, norms, first = [], [], {}
     for i, batch in enumerate(batches):
         hyper = step.hyper(schedule.hyper_at(config, i))
-        state, metrics = step.train(state, to_device(batch, mesh), hyper)
+        state, metrics = step.train(state, put_rows(batch, mesh), hyper)
         losses.append(float(metrics["loss"]))
         norms.append(float(metrics["grad_norm"]))
         show(i + 1, len(batches), f"{i + 1} of {len(batches)} steps")
@@ -364,7 +365,7 @@ def _walk_nanochat(module: Any, tokens_BT, dtype, implementation: str, tap: Call
     x0_BTD = x_BTD = tap("embedding", module.embed(tokens_BT, 0, dtype))
     middle_BTD = None
     for i, block in enumerate(module.h):
-        if module.config.is_2026:
+        if module.config.layer_lambdas:
             x_BTD = tap(f"h.{i}.mix", module.mix(i, x_BTD, x0_BTD))
         value_embed_BTD = module.value_embed(i, tokens_BT, dtype)
         if value_embed_BTD is not None:

@@ -29,9 +29,9 @@ def draw_gradients(grads: Arrays, n_steps: int) -> list[Arrays]:
     ]
 
 
-def update_jax(config: Config, vocab_size: int, params: Arrays, gradients: Sequence[Arrays]) -> Update:
+def update_jax(config: Config, params: Arrays, gradients: Sequence[Arrays]) -> Update:
     """jaxgpt's optimizer, on the device of config.mesh."""
-    with enter_jax(config, vocab_size, params) as (step, placed):
+    with enter_jax(config, params) as (step, placed):
         current: Any = placed
         shapes = {path: leaf.shape for path, leaf in current.items()}
         transform = jax_step.optimizer(config.optim, jax_step.param_groups(config.optim, shapes))
@@ -46,14 +46,14 @@ def update_jax(config: Config, vocab_size: int, params: Arrays, gradients: Seque
         return first, to_arrays(current), to_arrays(state)
 
 
-def update_torch(config: Config, vocab_size: int, params: Arrays, gradients: Sequence[Arrays]) -> Update:
+def update_torch(config: Config, params: Arrays, gradients: Sequence[Arrays]) -> Update:
     """torch_ref's."""
     torch = import_torch()
     from torch_ref.models import weights
     from torch_ref.parallel.mesh import make_mesh
     from torch_ref.training import step as torch_step
 
-    step = torch_step.make_step(config, vocab_size, make_mesh(config.mesh))
+    step = torch_step.make_step(config, make_mesh(config.mesh))
     current = step.init_state(weights.to_torch(params)).params
     shapes = {path: tuple(leaf.shape) for path, leaf in current.items()}
     transform = torch_step.optimizer(config.optim, torch_step.param_groups(config.optim, shapes))

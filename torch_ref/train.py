@@ -6,34 +6,33 @@ Exit codes as there: 0 done, 2 bad input, 3 diverged, 75 stopped by a signal wit
 """
 
 import dataclasses
-import json
 import time
 from contextlib import ExitStack, contextmanager
-from pathlib import Path
 
 import torch
 from torch._dynamo.exc import TorchDynamoException
 
-from jaxgpt import config as config_lib
-from jaxgpt.config import Config, count_microbatches, rows_that_divide, schedule
+from jaxgpt.config import Config, load, rows_that_divide, schedule
 from jaxgpt.config.command_line import parse_args
-from jaxgpt.config.derive import derive
-from jaxgpt.data.batches import prefetch
-from jaxgpt.data.sources import ShardReader, TextReader, choose_vocab_size, count_token_bytes, open_source
+from jaxgpt.config.steps import Plan
+from jaxgpt.data.prefetch import prefetch
 from jaxgpt.errors import EXIT_DIVERGED, EXIT_DONE, EXIT_STOPPED, InputError, run_verb
 from jaxgpt.files import lock_run
 from jaxgpt.prepare.smoke import shrink
 from jaxgpt.run.bar import Progress
 from jaxgpt.run.console import console
-from jaxgpt.run.directory import draw_curve, list_changes, open_logs, refuse_old_run
+from jaxgpt.run.directory import close_run, open_logs, refuse_old_run
 from jaxgpt.run.header import print_header
 from jaxgpt.run.meter import Diverged, Meter
+from jaxgpt.run.opening import open_run
+from jaxgpt.run.resume import gather_cursors, resume, save
 from jaxgpt.run.stop_signal import StopSignal
-from torch_ref.parallel.hosts import process_count, process_index, start_hosts, stop_hosts
-from torch_ref.parallel.mesh import Mesh, count_batch_devices, make_mesh
-from torch_ref.parallel.sharding import own_rows, to_device
+from torch_ref.parallel.devices import open_devices
+from torch_ref.parallel.hosts import process_count, process_index, stop_hosts
+from torch_ref.parallel.mesh import Mesh, count_batch_devices
 from torch_ref.parallel.texts import gather_texts
-from torch_ref.training.checkpoint import CheckpointError, Checkpoints
+from torch_ref.training.checkpoint import Checkpoints
+from torch_ref.training.feed import make_feed
 from torch_ref.training.step import Step, TrainState, make_step
 from torch_ref.training.validation import evaluate_split
 
@@ -50,78 +49,63 @@ def main(args: list[str]) -> int:
     given, flags = parse_args(args, FLAGS, __doc__ or "")
     given = name_run(given, args)
     given = shrink(given) if flags["smoke"] else given
-    run_dir = Path(given.run.dir)
 
     # data
-    source = open_source(given.data)
-    vocab_size = choose_vocab_size(given.model.vocab_size, source)
-    derivation = derive(given, vocab_size)
-    config = derivation.config
-    val_rows, val_starts = source.val_rows(config.model.seq_len, config.eval.tokens, vocab_size)
-    token_bytes = count_token_bytes(source, console.print)
+    run = open_run(given)
+    config, about = run.config, run.about()
+    val_rows, val_starts = run.source.val_rows(config)
 
     with ExitStack() as stack:
         # devices
-        start_hosts(config.hosts, config.mesh.platform)
         stack.callback(stop_hosts)
-        mesh = make_mesh(config.mesh)
+        mesh = open_devices(config)
+        plan = Plan(config, count_batch_devices(mesh))
         console.quiet = process_index() != 0
-        n_devices = count_batch_devices(mesh)
-        n_rows = config.train.micro_batch_size * n_devices
-        n_micro = {tokens: count_microbatches(config, tokens, n_devices) for tokens in config.stage_batch_tokens()}
 
         # model and state
-        stack.enter_context(one_line_when_full(config, n_devices))
-        step = make_step(config, vocab_size, mesh, is_compiled=wants_compile(flags, mesh))
-        about = {
-            "config": config_lib.to_dict(config),
-            "vocab_size": vocab_size,
-            "data_sha256": source.digest,
-            "tokenizer": source.tokenizer_json,
-        }
+        stack.enter_context(one_line_when_full(config, plan.n_devices))
+        step = make_step(config, mesh, is_compiled=wants_compile(flags, mesh))
         if process_index() == 0:
-            stack.enter_context(lock_run(run_dir))
+            stack.enter_context(lock_run(run.dir))
         if not flags["resume"]:
-            refuse_old_run(run_dir)
-        saved = stack.enter_context(
-            Checkpoints(run_dir / "checkpoints", keep=config.checkpoint.keep, keep_best=config.checkpoint.keep_best)
-        )
+            refuse_old_run(run.dir)
+        keep, keep_best = config.checkpoint.keep, config.checkpoint.keep_best
+        saved = stack.enter_context(Checkpoints(run.dir / "checkpoints", keep=keep, keep_best=keep_best))
 
         # resume
         first_step, cursors = 0, None
         if flags["resume"]:
-            first_step, state, cursors = resume(saved, step, about)
+            first_step, state, cursors = resume(saved, step.state_shapes, about)
+            state = step.put_state(state)
         else:
             state = step.init_state(initial_params(config, step))
         shapes = {path: tuple(shape.shape) for path, shape in step.state_shapes.params.items()}
-        compute = describe_compute(config, step)
         samples = f"sample.every={config.sample.every} is for jaxgpt; none here" if config.sample.every else ""
-        print_header(derivation, source, vocab_size, shapes, n_micro, n_devices, first_step, compute, samples)
-        n_steps = config.train.steps
-        if first_step >= n_steps:
-            console.print(f"the run is at step {first_step} of {n_steps} already; --train.steps=N takes it further")
+        print_header(run, plan, shapes, first_step, describe_compute(config, step), samples)
+        if first_step >= plan.n_steps:
+            console.print(
+                f"the run is at step {first_step} of {plan.n_steps} already; --train.steps=N takes it further"
+            )
             return EXIT_DONE
-        rows_of_steps = [tokens // config.model.seq_len for tokens in n_micro]
-        reader = source.reader(config.model.seq_len, config.run.seed, vocab_size, cursors, rows_of_steps)
+        reader = run.source.reader(config, cursors)
         stack.callback(reader.close)
         if step.is_compiled:
             compile_step(step, config.train.micro_batch_size, state)
 
         # loop
         stop = stack.enter_context(StopSignal(config.log.every, process_count(), gather_texts))
-        files = open_logs(given, run_dir, first_step) if process_index() == 0 else []
-        feed = prefetch(make_feed(config, reader, mesh, n_rows, first_step))
-        progress = stack.enter_context(Progress(n_steps, first_step))
-        meter = Meter(config, vocab_size, mesh.device_kind, mesh.size, progress, files, console.print)
+        files = open_logs(given, run.dir, first_step) if process_index() == 0 else []
+        feed = prefetch(make_feed(plan, reader, mesh, first_step))
+        progress = stack.enter_context(Progress(plan.n_steps, first_step))
+        meter = Meter(config, mesh.device_kind, mesh.size, progress, files, console.print)
         exit_code = EXIT_DONE
         try:
-            for n_done in range(first_step + 1, n_steps + 1):
-                hyper = step.hyper(schedule.hyper_at(config, n_done - 1))
-                batch, cursors = next(feed)
-                state, metrics = step.train(state, batch, hyper)
+            for planned, batch, cursors in feed:
+                n_done = planned.step + 1
+                state, metrics = step.train(state, batch, step.hyper(planned.hyper))
                 meter.push(n_done, metrics)
 
-                is_stopped, is_last = stop.is_agreed(n_done), n_done == n_steps
+                is_stopped, is_last = stop.is_agreed(n_done), n_done == plan.n_steps
                 wants_eval = is_last or schedule.is_due(n_done, config.eval.every)
                 wants_save = is_last or is_stopped or schedule.is_due(n_done, config.checkpoint.every)
                 if not (wants_eval or wants_save):
@@ -129,13 +113,12 @@ def main(args: list[str]) -> int:
                 meter.settle()
                 val_loss = None
                 if wants_eval:
-                    result = evaluate_split(
-                        step, state.params, val_rows, val_starts, n_rows=n_rows, token_bytes=token_bytes
-                    )
+                    result = evaluate_split(step, state.params, val_rows, val_starts, plan.n_rows, run.token_bytes)
                     meter.add(**result.metrics())
                     val_loss = result.loss
                 if wants_save:
-                    save(saved, n_done, state, about | gather_cursors(cursors), val_loss, must=is_last or is_stopped)
+                    about_now = about | gather_cursors(cursors, gather_texts)
+                    save(saved, n_done, state, about_now, val_loss, must=is_last or is_stopped)
                 meter.resume()
                 if is_stopped and not is_last:
                     exit_code = EXIT_STOPPED
@@ -149,7 +132,8 @@ def main(args: list[str]) -> int:
                 file.close()
         if summary := reader.summary():
             console.print(summary)
-        return close_run(run_dir, exit_code)
+        next_command = f"python -m parity_tests.convert --from {run.dir} --to jax DIR"
+        return close_run(run.dir, exit_code, next_command, is_first=process_index() == 0)
 
 
 def name_run(config: Config, args: list[str]) -> Config:
@@ -157,7 +141,7 @@ def name_run(config: Config, args: list[str]) -> Config:
     names = [arg.partition("=")[0] for arg in args]
     at = names.index("--config")
     path = args[at].partition("=")[2] or args[at + 1]
-    if "--run.dir" in names or config_lib.load(path).run.dir:
+    if "--run.dir" in names or load(path).run.dir:
         return config
     return dataclasses.replace(config, run=dataclasses.replace(config.run, dir=f"{config.run.dir}-torch"))
 
@@ -197,23 +181,6 @@ def initial_params(config: Config, step: Step) -> dict[str, torch.Tensor]:
     return step.init_params(config.run.seed)
 
 
-def resume(saved: Checkpoints, step: Step, about: dict) -> tuple[int, TrainState, dict | None]:
-    n_done = saved.latest()
-    if n_done is None:
-        raise InputError(f"{saved.directory} has no checkpoint to resume from; start without --resume")
-    then = saved.about(n_done)
-    changes = list_changes(then, about, n_done, saved.directory)
-    n_done, state, _ = saved.restore(step.state_shapes, step=n_done, verify=False)  # latest() just did
-    console.print(f"resuming from step {n_done}" + (f"; changed: {changes}" if changes else ""))
-    return n_done, step.put_state(state), then.get("cursors")
-
-
-def gather_cursors(cursors: dict) -> dict:
-    parts = [json.loads(text) for text in gather_texts(json.dumps(cursors))]
-    merged = {lane: cursor for part in parts for lane, cursor in part.items()}
-    return {"cursors": merged} if merged else {}
-
-
 def compile_step(step: Step, n_rows: int, state: TrainState) -> None:
     """Runs both compiled functions once on a microbatch of zeros, so that training never stalls.
 
@@ -230,44 +197,12 @@ def compile_step(step: Step, n_rows: int, state: TrainState) -> None:
     console.print(f"compiled the step ({n_rows} rows) in {time.perf_counter() - begin:.1f} s")
 
 
-def make_feed(config: Config, reader: ShardReader | TextReader, mesh: Mesh, n_rows: int, first_step: int):
-    lo, hi = own_rows(mesh, n_rows)
-    seq_len = config.model.seq_len
-    for step in range(first_step, config.train.steps):
-        n_before = schedule.tokens_before(config, step) // seq_len
-        n_micro = schedule.batch_tokens_at(config, step) // seq_len // n_rows
-        yield to_device(reader.micro_rows(step, n_before, n_micro, n_rows, lo, hi), mesh), reader.cursors()
-
-
-def save(
-    saved: Checkpoints, n_done: int, state: TrainState, about: dict, val_loss: float | None, *, must: bool
-) -> None:
-    try:
-        saved.save(n_done, state, about, val_loss=val_loss)
-    except CheckpointError as error:
-        if must:
-            raise
-        console.print(f"[red]{error}")
-
-
 def describe_compute(config: Config, step: Step) -> str:
     mesh = step.mesh
     return (
         f"torch {torch.__version__}, {config.train.dtype}, {mesh.size} x {mesh.device_kind}, "
         f"attention {step.attention[0]} ({step.attention[1]}), {'torch.compile' if step.is_compiled else 'eager'}"
     )
-
-
-def close_run(run_dir: Path, exit_code: int) -> int:
-    if process_index() != 0:
-        return exit_code
-    draw_curve(run_dir)
-    if exit_code == EXIT_STOPPED:
-        console.print("stopped with its state saved; the same command with --resume goes on")
-    elif exit_code == EXIT_DONE:
-        way_on = f"python -m parity_tests.convert --from {run_dir} --to jax DIR"
-        console.print(f"done: {run_dir}/loss.png; next: {way_on}", soft_wrap=True)
-    return exit_code
 
 
 if __name__ == "__main__":

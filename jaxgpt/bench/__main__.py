@@ -45,12 +45,13 @@ from jaxgpt.bench.record import (
     to_table,
     write_page,
 )
-from jaxgpt.config import Config, count_microbatches
+from jaxgpt.config import Config
 from jaxgpt.config.command_line import parse_args
-from jaxgpt.config.derive import derive
-from jaxgpt.data.sources import Source, choose_vocab_size, open_source
+from jaxgpt.config.steps import Plan
+from jaxgpt.data.sources import Source
 from jaxgpt.errors import EXIT_DONE, EXIT_FAILED, InputError, run_verb
 from jaxgpt.run.console import console
+from jaxgpt.run.opening import open_run
 
 PARTS = ("step", "attention", "loss", "optimizer", "decode", "data")
 RIVALS = ("torch", "plain")
@@ -70,9 +71,8 @@ def main(args: list[str]) -> int:
         return work(args[1], args[2:])
     given, rest = read_arguments(args)
     config, _ = parse_args(rest, {}, __doc__ or "")
-    source = open_source(config.data)
-    vocab_size = choose_vocab_size(config.model.vocab_size, source)
-    config = derive(config, vocab_size).config
+    run = open_run(config)
+    config = run.config.without_stages()
     record = {
         "config": given.config,
         "part": given.part,
@@ -83,9 +83,9 @@ def main(args: list[str]) -> int:
         "batch_tokens": config.train.batch_tokens,
     }
     if given.part == "data":
-        record |= time_loader(config, source, vocab_size, rest)
+        record |= time_loader(config, run.source, rest)
     else:
-        record |= time_programs(given, config, vocab_size, rest)
+        record |= time_programs(given, config, rest)
     write(record, given)
     return EXIT_FAILED if record.get("is_too_slow") else EXIT_DONE
 
@@ -151,7 +151,7 @@ def commands(given: argparse.Namespace, rest: list[str]) -> dict[str, list[str]]
     return found
 
 
-def time_programs(given: argparse.Namespace, config: Config, vocab_size: int, rest: list[str]) -> Record:
+def time_programs(given: argparse.Namespace, config: Config, rest: list[str]) -> Record:
     """Figures of all programs, how ours relate to the others', and with --profile their costliest operations."""
     # A process that takes most of a GPU's memory when it starts leaves none to the others.
     env = {"XLA_PYTHON_CLIENT_PREALLOCATE": "false"} if given.vs else {}
@@ -171,26 +171,24 @@ def time_programs(given: argparse.Namespace, config: Config, vocab_size: int, re
                 directory = given.json.with_suffix("") / program.name.replace(" ", "_")
                 operations[program.name] = program.trace(str(directory), PROFILED_STEPS)
                 console.print(f"trace of {program.name}: {directory}", soft_wrap=True)
-        figures = {p.name: summarise(config, given.part, vocab_size, p.about, turns[p.name]) for p in programs}
+        figures = {p.name: summarise(config, given.part, p.about, turns[p.name]) for p in programs}
     versions = {name: text for f in figures.values() for name, text in f.pop("versions").items()}
     return {"programs": figures, "versions": versions, "operations": operations, **compare(figures)}
 
 
-def time_loader(config: Config, source: Source, vocab_size: int, rest: list[str]) -> Record:
+def time_loader(config: Config, source: Source, rest: list[str]) -> Record:
     """Tokens per second of the loader alone, and how many training steps of this machine that would feed."""
     command = [sys.executable, "-m", "jaxgpt.bench", "worker", "step", *rest]
     with console.status("what a training step takes"), Program("jaxgpt", command) as program:
         program.wait()
         step_s = median(program.run(MIN_STEPS)["step_s"])
     n_devices = program.about["n_devices"]
-    n_micro, n_rows = count_microbatches(config, config.train.batch_tokens, n_devices), config.train.micro_batch_size
-    n_rows *= n_devices
-    reader = source.reader(config.model.seq_len, config.run.seed, vocab_size)
+    plan, reader = Plan(config, n_devices), source.reader(config)
     step, batch_s = 0, []
     begin_s = time.perf_counter()
     while step < 2 or time.perf_counter() - begin_s < DATA_S:
         begin = time.thread_time()
-        reader.micro_rows(step, step * n_micro * n_rows, n_micro, n_rows, 0, n_rows)
+        reader.read(plan.at(step), 0, plan.n_rows)
         batch_s.append(time.thread_time() - begin)
         step += 1
     wall_s = time.perf_counter() - begin_s

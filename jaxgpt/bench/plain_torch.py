@@ -18,11 +18,11 @@ import torch.nn.functional as F
 from torch import nn
 
 from jaxgpt.bench.interleave import serve
-from jaxgpt.config import Config, GPT2Config, count_microbatches, schedule
+from jaxgpt.config import Config, GPT2Config
 from jaxgpt.config.command_line import parse_args
-from jaxgpt.config.derive import derive
-from jaxgpt.data.sources import choose_vocab_size, open_source
+from jaxgpt.config.steps import Plan
 from jaxgpt.errors import InputError, run_verb
+from jaxgpt.run.opening import open_run
 
 WARM_UP_STEPS = 3
 
@@ -54,10 +54,13 @@ class Block(nn.Module):
 
 
 class GPT(nn.Module):
-    def __init__(self, model: GPT2Config, vocab_size: int):
+    def __init__(
+        self,
+        model: GPT2Config,
+    ):
         super().__init__()
         self.dropout = model.dropout
-        self.wte, self.wpe = nn.Embedding(vocab_size, model.n_embd), nn.Embedding(model.seq_len, model.n_embd)
+        self.wte, self.wpe = nn.Embedding(model.vocab_size, model.n_embd), nn.Embedding(model.seq_len, model.n_embd)
         self.blocks = nn.ModuleList([Block(model) for _ in range(model.n_layer)])
         self.ln_f = nn.LayerNorm(model.n_embd, bias=model.bias)
         for parameter in self.parameters():
@@ -77,25 +80,21 @@ class PlainRun:
     """A `turns.Workload`."""
 
     def __init__(self, config: Config):
-        source = open_source(config.data)
-        vocab_size = choose_vocab_size(config.model.vocab_size, source)
-        config = self.config = derive(config, vocab_size).config
+        run = open_run(config)
+        config = run.config.without_stages()
         model, optim = config.model, config.optim
         if not isinstance(model, GPT2Config) or optim.algorithm != "adamw" or optim.groups:
             raise InputError("--vs plain is GPT-2 with AdamW and without optim.groups; use --vs torch for this config")
         self.device = torch.device("cuda" if torch.cuda.is_available() and config.mesh.platform != "cpu" else "cpu")
         torch.manual_seed(config.run.seed)
-        self.model = GPT(model, vocab_size).to(self.device)
+        self.model = GPT(model).to(self.device)
         matrices = [p for p in self.model.parameters() if p.ndim >= 2]
         vectors = [p for p in self.model.parameters() if p.ndim < 2]
         self.optimizer = torch.optim.AdamW(
             [{"params": matrices, "weight_decay": optim.weight_decay}, {"params": vectors, "weight_decay": 0.0}],
             lr=optim.lr, betas=(optim.beta1, optim.beta2), eps=optim.eps, fused=self.device.type == "cuda",
         )  # fmt: skip
-        self.n_rows = config.train.micro_batch_size
-        self.n_micro = count_microbatches(config, config.train.batch_tokens, 1)
-        self.reader = source.reader(model.seq_len, config.run.seed, vocab_size)
-        self.n_done = 0
+        self.config, self.plan, self.reader, self.n_done = config, Plan(config, 1), run.source.reader(config), 0
         begin = time.perf_counter()
         for _ in range(WARM_UP_STEPS):
             self.settle(self.dispatch())
@@ -108,16 +107,15 @@ class PlainRun:
         }
 
     def dispatch(self) -> torch.Tensor:
-        config, n = self.config, self.n_done
+        config, planned = self.config, self.plan.at(self.n_done)
         for group in self.optimizer.param_groups:
-            group["lr"] = config.optim.lr * schedule.lr_scale_at(config, min(n, config.train.steps - 1))
-        n_before = n * self.n_micro * self.n_rows
-        batch = self.reader.micro_rows(n, n_before, self.n_micro, self.n_rows, 0, self.n_rows).astype(np.int64)
-        batch_MBT = torch.from_numpy(batch).to(self.device)
+            group["lr"] = config.optim.lr * planned.hyper["lr_scale"]
+        tokens_MBT = self.reader.read(planned, 0, planned.n_rows).tokens.astype(np.int64)
+        batch_MBT = torch.from_numpy(tokens_MBT).to(self.device)
         loss = torch.zeros(())
         for rows in batch_MBT:
             with torch.autocast(self.device.type, torch.bfloat16, enabled=config.train.dtype == "bfloat16"):
-                loss = self.model(rows[:, :-1], rows[:, 1:]) / self.n_micro
+                loss = self.model(rows[:, :-1], rows[:, 1:]) / planned.n_micro
             loss.backward()
         if config.optim.grad_clip:
             torch.nn.utils.clip_grad_norm_(self.model.parameters(), config.optim.grad_clip)

@@ -23,7 +23,7 @@ Record = dict[str, Any]
 N_HOTSPOTS = 10
 
 
-def summarise(config: Config, part: str, vocab_size: int, about: Record, turns: Sequence[Record]) -> Record:
+def summarise(config: Config, part: str, about: Record, turns: Sequence[Record]) -> Record:
     """One program's figures.
 
     Args:
@@ -51,7 +51,7 @@ def summarise(config: Config, part: str, vocab_size: int, about: Record, turns: 
         device = (about["device"], about["n_devices"], config.train.dtype)
         figures["tokens_per_s"] = tokens_per_s
         for name, is_causal in (("full", False), ("causal", True)):
-            flops_per_s = tokens_per_s * flops_per_token(config.model, vocab_size, causal=is_causal)
+            flops_per_s = tokens_per_s * flops_per_token(config.model, causal=is_causal)
             figures[f"flops_per_s_{name}"] = flops_per_s
             figures[f"mfu_{name}"] = mfu(flops_per_s, *device)
     return figures

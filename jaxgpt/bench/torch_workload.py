@@ -6,11 +6,10 @@ PART is step, attention, loss or optimizer: the same work as in jaxgpt/workload.
 """
 
 import functools
-import itertools
 import resource
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -18,20 +17,20 @@ import torch
 from torch.profiler import ProfilerActivity, profile
 
 from jaxgpt.bench.interleave import serve
-from jaxgpt.config import Config, count_microbatches, schedule
+from jaxgpt.config import Config, schedule
 from jaxgpt.config.command_line import parse_args
-from jaxgpt.config.derive import derive
 from jaxgpt.config.param_groups import param_groups
-from jaxgpt.data.batches import prefetch
-from jaxgpt.data.sources import choose_vocab_size, open_source
+from jaxgpt.config.steps import Plan
+from jaxgpt.data.prefetch import prefetch
 from jaxgpt.errors import InputError, run_verb
+from jaxgpt.run.opening import open_run
 from torch_ref.models.attention import attention
 from torch_ref.models.loss import cross_entropy
 from torch_ref.optim.clip import clip_by_global_norm, global_norm
 from torch_ref.optim.optimizer import optimizer
-from torch_ref.parallel.hosts import start_hosts
-from torch_ref.parallel.mesh import Mesh, count_batch_devices, make_mesh
-from torch_ref.parallel.sharding import own_rows, to_device
+from torch_ref.parallel.devices import open_devices
+from torch_ref.parallel.mesh import Mesh, count_batch_devices
+from torch_ref.training.feed import make_feed
 from torch_ref.training.step import Step, make_step
 
 WARM_UP_STEPS = 3
@@ -100,38 +99,26 @@ def begin(config: Config, part: str, *, is_compiled: bool) -> Timed:
     Raises:
       InputError: the data, the mesh or the model of the config is not possible here.
     """
-    source = open_source(config.data)
-    vocab_size = choose_vocab_size(config.model.vocab_size, source)
-    config = derive(config, vocab_size).config
-    start_hosts(config.hosts, config.mesh.platform)
-    mesh = make_mesh(config.mesh)
-    step = make_step(config, vocab_size, mesh, is_compiled=is_compiled)
-    return PARTS[part](config, step, source, is_compiled)
+    run = open_run(config)
+    config = run.config.without_stages()
+    mesh = open_devices(config)
+    step = make_step(config, mesh, is_compiled=is_compiled)
+    return PARTS[part](config, step, run.source, is_compiled)
 
 
 def training_step(config: Config, step: Step, source, is_compiled: bool) -> Timed:
     """As `torch_ref.train` takes it."""
-    mesh, seq_len = step.mesh, config.model.seq_len
-    n_rows = config.train.micro_batch_size * count_batch_devices(mesh)
-    n_micro = count_microbatches(config, config.train.batch_tokens, count_batch_devices(mesh))
-    lo, hi = own_rows(mesh, n_rows)
-    reader = source.reader(seq_len, config.run.seed, step.model.vocab_size)
-
-    def read_batches() -> Iterator[torch.Tensor]:
-        for n in itertools.count():
-            yield to_device(reader.micro_rows(n, n * n_micro * n_rows, n_micro, n_rows, lo, hi), mesh)
-
-    state, n_done = step.init_state(step.init_params(config.run.seed)), 0
-    feed = prefetch(read_batches())
+    plan = Plan(config, count_batch_devices(step.mesh))
+    state = step.init_state(step.init_params(config.run.seed))
+    feed = prefetch(make_feed(plan, source.reader(config), step.mesh, is_endless=True))
 
     def take_step():
-        nonlocal state, n_done
-        hyper = step.hyper(schedule.hyper_at(config, min(n_done, config.train.steps - 1)))
-        state, metrics = step.train(state, next(feed), hyper)
-        n_done += 1
+        nonlocal state
+        planned, batch, _ = next(feed)
+        state, metrics = step.train(state, batch, step.hyper(planned.hyper))
         return metrics
 
-    return Timed(mesh, take_step, {"attention": ", ".join(step.attention)})
+    return Timed(step.mesh, take_step, {"attention": ", ".join(step.attention)})
 
 
 def attention_part(config: Config, step: Step, source, is_compiled: bool) -> Timed:
@@ -156,11 +143,11 @@ def attention_part(config: Config, step: Step, source, is_compiled: bool) -> Tim
 def loss_part(config: Config, step: Step, source, is_compiled: bool) -> Timed:
     """The head and the cross-entropy of one microbatch with their gradients."""
     model, device, n_rows = config.model, step.mesh.device, config.train.micro_batch_size
-    vocab_size = step.model.vocab_size
+    vocab_size = config.model.vocab_size
     x_BTD = torch.randn((n_rows, model.seq_len, model.n_embd), device=device).to(getattr(torch, config.train.dtype))
     dtype = next(iter(step.state_shapes.params.values())).dtype
     weight_VD = 0.02 * torch.randn((vocab_size, model.n_embd), device=device, dtype=dtype)
-    targets_BT = torch.randint(0, vocab_size, (n_rows, model.seq_len), device=device)
+    targets_BT = torch.randint(0, (n_rows, model.seq_len), device=device)
     inputs = [x.requires_grad_() for x in (x_BTD, weight_VD)]
     chunk_len = max(1, config.train.loss_chunk_tokens // n_rows)
     run = functools.partial(cross_entropy, chunk_len=chunk_len, softcap=model.softcap)

@@ -14,20 +14,21 @@ import jax
 import jax.numpy as jnp
 
 from jaxgpt.bench.profile import find_hotspots, record
-from jaxgpt.config import Config, count_microbatches, schedule
-from jaxgpt.config.derive import derive
+from jaxgpt.config import Config, schedule
 from jaxgpt.config.param_groups import param_groups
-from jaxgpt.data.batches import prefetch
-from jaxgpt.data.sources import choose_vocab_size, open_source
+from jaxgpt.config.steps import Plan
+from jaxgpt.data.prefetch import prefetch
+from jaxgpt.data.sources import Source
 from jaxgpt.errors import InputError
 from jaxgpt.inference.engine import Engine
 from jaxgpt.models.attention import attention
 from jaxgpt.models.loss import cross_entropy
 from jaxgpt.optim.clip import clip_by_global_norm, global_norm
 from jaxgpt.optim.optimizer import optimizer
-from jaxgpt.parallel.hosts import start_hosts
-from jaxgpt.parallel.mesh import count_batch_devices, make_mesh
-from jaxgpt.parallel.sharding import batch_sharding, put_rows
+from jaxgpt.parallel.devices import open_devices
+from jaxgpt.parallel.mesh import count_batch_devices
+from jaxgpt.run.opening import open_run
+from jaxgpt.training.feed import make_feed
 from jaxgpt.training.programs import lower_train
 from jaxgpt.training.step import Step, make_step
 
@@ -73,18 +74,15 @@ def prepare(config: Config, part: str = "step") -> Repeated:
     Raises:
       InputError: the data, the mesh or the model of the config is not possible here.
     """
-    source = open_source(config.data)
-    vocab_size = choose_vocab_size(config.model.vocab_size, source)
-    config = derive(config, vocab_size).config
-    start_hosts(config.hosts, config.mesh.platform)
-    jax.config.update("jax_enable_x64", config.train.dtype == "float64")
-    mesh = make_mesh(config.mesh)
+    run = open_run(config)
+    config = run.config.without_stages()
+    mesh = open_devices(config)
     if jax.process_count() > 1:
         raise InputError(f"bench times one process; hosts.count={jax.process_count()}: leave hosts.* out")
     jax.set_mesh(mesh)
-    step = make_step(config, vocab_size, mesh)
+    step = make_step(config, mesh)
     if part == "step":
-        return _training_step(config, vocab_size, step, source)
+        return _training_step(config, step, run.source)
     make = {"attention": _attention, "loss": _loss, "optimizer": _optimizer, "decode": _decode}[part]
     return make(config, step)
 
@@ -97,7 +95,7 @@ def describe(config: Config, step: Step, compile_s: float, compiled: Any = None,
         "versions": {"jax": jax.__version__},
         "attention": ", ".join(step.attention),
         "compile_s": compile_s,
-        "vocab_size": step.model.vocab_size,
+        "vocab_size": config.model.vocab_size,
         **more,
     }
     if compiled is not None:
@@ -106,40 +104,19 @@ def describe(config: Config, step: Step, compile_s: float, compiled: Any = None,
     return about
 
 
-def _training_step(config: Config, vocab_size: int, step: Step, source) -> Repeated:
-    mesh, seq_len = step.mesh, config.model.seq_len
-    n_devices = count_batch_devices(mesh)
-    n_rows = config.train.micro_batch_size * n_devices
-    n_micro = count_microbatches(config, config.train.batch_tokens, n_devices)
-    reader = source.reader(seq_len, config.run.seed, vocab_size)
-    sharding = batch_sharding(mesh, 1)
-    batch_s: list[float] = []
-
-    def read_batches() -> Iterator[jax.Array]:
-        n = 0
-        while True:
-            begin = time.perf_counter()
-
-            def read(lo, hi, n=n):
-                return reader.micro_rows(n, n * n_micro * n_rows, n_micro, n_rows, lo, hi)
-
-            yield put_rows(read, (n_micro, n_rows, seq_len + 1), sharding, axis=1)
-            batch_s.append(time.perf_counter() - begin)
-            n += 1
-
-    def hyper(n):
-        return step.hyper(schedule.hyper_at(config, min(n, config.train.steps - 1)))
-
+def _training_step(config: Config, step: Step, source: Source) -> Repeated:
+    plan = Plan(config, count_batch_devices(step.mesh))
+    reader = source.reader(config)
     begin = time.perf_counter()
-    compiled = lower_train(step, n_micro, n_rows).compile()
+    compiled = lower_train(step, plan.n_micro[0], plan.n_rows).compile()
     compile_s = time.perf_counter() - begin
     state = step.init_state(step.init_params(config.run.seed))
-    feed, n_done = prefetch(read_batches()), 0
+    feed = prefetch(make_feed(plan, reader, step.mesh, is_endless=True))
 
     def dispatch():
-        nonlocal state, n_done
-        state, metrics = compiled(state, next(feed), hyper(n_done))
-        n_done += 1
+        nonlocal state
+        planned, batch, _ = next(feed)
+        state, metrics = compiled(state, batch, step.hyper(planned.hyper))
         return metrics
 
     return Repeated(dispatch, describe(config, step, compile_s, compiled), compiled)
@@ -178,7 +155,7 @@ def _attention(config: Config, step: Step) -> Repeated:
 def _loss(config: Config, step: Step) -> Repeated:
     """The head and the cross-entropy of one microbatch with their gradients."""
     model, dtype = config.model, jnp.dtype(config.train.dtype)
-    n_rows, vocab_size = config.train.micro_batch_size, step.model.vocab_size
+    n_rows, vocab_size = config.train.micro_batch_size, config.model.vocab_size
     x_BTD = _normal(0, (n_rows, model.seq_len, model.n_embd), dtype)
     weight_VD = 0.02 * _normal(1, (vocab_size, model.n_embd), next(iter(step.state_shapes.params.values())).dtype)
     targets_BT = jax.random.randint(jax.random.key(2), (n_rows, model.seq_len), 0, vocab_size)

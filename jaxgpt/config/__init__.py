@@ -1,14 +1,8 @@
 """What a run is, and what follows from it by arithmetic. A config file imports its dataclasses from here."""
 
 from jaxgpt.config.families import GPT2Config, ModelConfig, NanochatConfig
-from jaxgpt.config.optimizer import (
-    NANOCHAT_2025,
-    NANOCHAT_2026,
-    GroupConfig,
-    MuonConfig,
-    OptimConfig,
-    ScheduleConfig,
-)
+from jaxgpt.config.optimizer import GroupConfig, MuonConfig, OptimConfig, ScheduleConfig
+from jaxgpt.config.presets import NANOCHAT_2025, NANOCHAT_2026, nanochat_2025, nanochat_2026
 from jaxgpt.config.settings import (
     CheckpointConfig,
     Config,
@@ -51,6 +45,8 @@ __all__ = [
     "flatten",
     "from_dict",
     "load",
+    "nanochat_2025",
+    "nanochat_2026",
     "rows_that_divide",
     "to_dict",
     "to_source",

@@ -20,8 +20,7 @@ def kept_bytes(config: Config, attention: str) -> float:
     n_bytes = COMPUTE_BYTES[train.dtype]
     width = model.n_embd / config.mesh.tensor
     kv = model.n_kv_head / model.n_head
-    turned = 1.5 * (model.family == "nanochat")  # queries and keys once more, before rotation and norm
-    numbers = {"none": KEPT_WIDTHS + turned + 2 * kv, "dots": 8 + 2 * kv, "block": 1.0}[train.remat]
+    numbers = {"none": KEPT_WIDTHS + model.MORE_KEPT_WIDTHS + 2 * kv, "dots": 8 + 2 * kv, "block": 1.0}[train.remat]
     n_rows, seq_len = train.micro_batch_size, model.seq_len
     kept = n_rows * seq_len * model.n_layer * width * numbers * n_bytes
     if train.remat == "none":
@@ -44,7 +43,7 @@ KEPT_WIDTHS = 14.4
 """Numbers per token and layer, in widths of the residual stream, beside keys and values, that XLA keeps."""
 
 
-def activations_bytes(config: Config, vocab_size: int, attention: str, params_bytes: int) -> float:
+def activations_bytes(config: Config, attention: str, params_bytes: int) -> float:
     """Temporaries beside the gradient sums: kept activations, one block's recomputation, the loss chunk, weights.
 
     The loss holds logits and their exponentials for one chunk, and the head's gradient; the weights stand once more in
@@ -57,7 +56,7 @@ def activations_bytes(config: Config, vocab_size: int, attention: str, params_by
     chunk_tokens = (
         min(max(train.loss_chunk_tokens // train.micro_batch_size, 1), model.seq_len) * train.micro_batch_size
     )
-    vocab = vocab_size / config.mesh.tensor
+    vocab = config.model.vocab_size / config.mesh.tensor
     loss = chunk_tokens * vocab * (4 + n_bytes) + 4 * vocab * model.n_embd
     block = 0.0
     if train.remat != "none":

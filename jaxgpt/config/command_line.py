@@ -12,14 +12,14 @@ from pathlib import Path
 from typing import Any, Literal
 
 from jaxgpt.config.settings import Config
-from jaxgpt.config.storage import load
+from jaxgpt.config.storage import field_types, load
 from jaxgpt.errors import InputError
 
 
 def field_paths(kind: Any = Config, prefix: str = "") -> list[str]:
     """Dotted names of all settings, such as model.n_layer."""
     paths = []
-    for name, field_type in typing.get_type_hints(kind).items():
+    for name, field_type in field_types(kind).items():
         options = typing.get_args(field_type) if isinstance(field_type, types.UnionType) else (field_type,)
         sections = [option for option in options if _is_section(option)]
         for section in sections:
@@ -85,7 +85,7 @@ def _replace(value: Any, path: list[str], overrides: dict[str, str]) -> Any:
                 raise InputError(f"no config field {prefix}.{name}; {prefix} has {len(parts)} entries{known}")
             parts[index] = _replace(parts[index], [*path, name], overrides)
         return tuple(parts)
-    hints = typing.get_type_hints(type(value))
+    hints = field_types(type(value))
     changes = {}
     for name in sorted({name.split(".")[len(path)] for name in below}):
         full = ".".join([*path, name])

@@ -9,26 +9,19 @@ a `..._follows_...` asks for the rule, a value replaces it.
 import dataclasses
 import math
 from dataclasses import dataclass
-from typing import TypeVar
 
-from jaxgpt.config.families import ModelConfig, NanochatConfig
-from jaxgpt.config.flops import count_params, flops_per_token
+from jaxgpt.config.families import ModelConfig
+from jaxgpt.config.flops import flops_per_token
 from jaxgpt.config.optimizer import OptimConfig
 from jaxgpt.config.settings import Config, TrainConfig
 from jaxgpt.errors import InputError
 
-REFERENCE_DEPTH = 12
-"""Model at which nanochat's batch, learning rates and weight decay were tuned."""
 REFERENCE_BATCH_TOKENS = 2**19
 REFERENCE_N_EMBD = 768
 BATCH_EXPONENT = 0.383
 """The best batch grows with the horizon to this power."""
-PARAM_DATA_RATIO = {"2025": 20.0, "2026": 12.0}
-WINDOW_ROUNDING = 128
 MAX_WEIGHT_DECAY = 0.6
 """nanochat's rule gives 0.52 at depth 8 and 1.89 at depth 4, where each step would take 2.7 % off the weights."""
-
-Model = TypeVar("Model", bound=ModelConfig)
 
 
 @dataclass(frozen=True)
@@ -46,85 +39,59 @@ class Derivation:
     warnings: tuple[str, ...]
 
 
-def derive(config: Config, vocab_size: int) -> Derivation:
+def derive(config: Config, n_ids: int = 0) -> Derivation:
     """Applies the rules. A config without open fields comes back as it is.
 
     Args:
-      vocab_size: rows of the embedding.
+      n_ids: ids of the data's tokenizer, for model.vocab_size=0; 0 where none names them.
 
     Raises:
       InputError: a value is open that no rule gives, or the values do not fit together.
     """
     facts: dict[str, str] = {}
     warnings: list[str] = []
-    model = derive_model(config.model)
-    if model != config.model:
-        facts["model"] = ", ".join(
-            f"{name} {value}" for name, value in vars(model).items() if value != getattr(config.model, name)
+    model = config.model.complete(n_ids)
+    if not model.vocab_size:
+        raise InputError(
+            f"model.vocab_size=0 takes the tokenizer's, but {config.data.dir} names none; "
+            "set --model.vocab_size=50304 for GPT-2 tokens"
         )
-    train = _derive_train(config.train, model, vocab_size, facts)
-    optim = _derive_optim(config.optim, train, model, vocab_size, facts, warnings)
+    changed = {name: value for name, value in vars(model).items() if value != getattr(config.model, name)}
+    if changed.keys() - {"vocab_size"}:
+        facts["model"] = ", ".join(f"{name} {value}" for name, value in changed.items() if name != "vocab_size")
+    train = _derive_train(config.train, model, facts)
+    optim = _derive_optim(config.optim, train, model, facts, warnings)
     config = dataclasses.replace(config, model=model, train=train, optim=optim)
     return Derivation(config, facts, tuple(warnings))
 
 
-def derive_model(model: Model) -> Model:
-    """The model with its width, windows and constants; GPT-2 has nothing open."""
-    if not isinstance(model, NanochatConfig):
-        return model
-    width = model.depth * model.aspect_ratio
-    if model.is_2026:
-        width = math.ceil(width / model.head_dim) * model.head_dim
-    elif not model.n_embd and width % model.head_dim:
-        raise InputError(
-            f"model.depth={model.depth} x model.aspect_ratio={model.aspect_ratio} = {width} is not a multiple of "
-            f"model.head_dim={model.head_dim}; set model.n_embd, or choose another depth"
-        )
-    short_window = math.ceil(model.seq_len / 4 / WINDOW_ROUNDING) * WINDOW_ROUNDING + 1
-    model = dataclasses.replace(model, n_embd=model.n_embd or width)
-    return dataclasses.replace(
-        model,
-        n_kv_head=model.n_kv_head or model.n_head,
-        window_pattern=(model.window_pattern or ("SSSL" if model.is_2026 else "L")).upper(),
-        short_window=model.short_window or min(short_window, model.seq_len),
-        rope_base=model.rope_base or (100_000.0 if model.is_2026 else 10_000.0),
-        qk_scale=model.qk_scale or (1.2 if model.is_2026 else 1.0),
-    )
-
-
-def horizon_tokens(train: TrainConfig, model: NanochatConfig, vocab_size: int) -> float:
+def horizon_tokens(train: TrainConfig, model: ModelConfig) -> float:
     """Tokens per parameter times the parameters that scaling laws count."""
-    ratio = train.target_param_data_ratio or PARAM_DATA_RATIO[model.era]
-    return ratio * count_params(model, vocab_size).scaling
+    ratio = train.target_param_data_ratio or model.tokens_per_param()
+    assert ratio, f"{model.family} has no rule"
+    return ratio * model.count_params().scaling
 
 
-def reference_tokens(train: TrainConfig, model: NanochatConfig, vocab_size: int) -> float:
-    """The horizon of the same model at depth 12."""
-    reference = dataclasses.replace(model, depth=REFERENCE_DEPTH, n_embd=0, n_kv_head=0)
-    return horizon_tokens(train, derive_model(reference), vocab_size)
-
-
-def _derive_train(train: TrainConfig, model: ModelConfig, vocab_size: int, facts: dict[str, str]) -> TrainConfig:
+def _derive_train(train: TrainConfig, model: ModelConfig, facts: dict[str, str]) -> TrainConfig:
     if not train.batch_tokens:
-        if not isinstance(model, NanochatConfig):
+        reference = model.reference()
+        if reference is None:
             raise InputError(f"train.batch_tokens=0 has no rule for model.family={model.family}; give a number")
         batch_tokens = REFERENCE_BATCH_TOKENS
-        if model.is_2026:
-            growth = horizon_tokens(train, model, vocab_size) / reference_tokens(train, model, vocab_size)
+        if model.batch_follows_horizon():
+            growth = horizon_tokens(train, model) / horizon_tokens(train, reference)
             batch_tokens = 2 ** round(math.log2(REFERENCE_BATCH_TOKENS * growth**BATCH_EXPONENT))
         facts["batch"] = f"{batch_tokens:,} tokens"
         train = dataclasses.replace(train, batch_tokens=batch_tokens)
     if train.steps:
         return train
     if train.target_flops:
-        flops = flops_per_token(model, vocab_size)
+        flops = flops_per_token(model)
         steps = round(train.target_flops / (flops * train.batch_tokens))
         reason = f"{train.target_flops:.3g} FLOPs at {flops:.3g} per token"
-    elif isinstance(model, NanochatConfig) or train.target_param_data_ratio:
-        params = count_params(model, vocab_size).scaling
-        ratio = train.target_param_data_ratio or PARAM_DATA_RATIO[getattr(model, "era", "2025")]
-        steps = int(ratio * params) // train.batch_tokens
-        reason = f"{ratio:g} tokens for each of {params:,} parameters"
+    elif ratio := train.target_param_data_ratio or model.tokens_per_param():
+        steps = int(horizon_tokens(train, model)) // train.batch_tokens
+        reason = f"{ratio:g} tokens for each of {model.count_params().scaling:,} parameters"
     else:
         raise InputError("train.steps=0 needs train.target_flops or train.target_param_data_ratio; or give a number")
     if steps < 1:
@@ -139,7 +106,6 @@ def _derive_optim(
     optim: OptimConfig,
     train: TrainConfig,
     model: ModelConfig,
-    vocab_size: int,
     facts: dict[str, str],
     warnings: list[str],
 ) -> OptimConfig:
@@ -164,7 +130,7 @@ def _derive_optim(
         facts["learning rates"] = "times " + ", ".join(sorted(factors))
     if muon.decay_follows_horizon:
         muon = dataclasses.replace(
-            muon, weight_decay=_scale_decay(muon.weight_decay, for_batch, train, model, vocab_size, facts, warnings),
+            muon, weight_decay=_scale_decay(muon.weight_decay, for_batch, train, model, facts, warnings),
             decay_follows_horizon=False,
         )  # fmt: skip
     if muon.ns_dtype == "auto":
@@ -173,13 +139,13 @@ def _derive_optim(
     return dataclasses.replace(optim, groups=tuple(groups), muon=muon)
 
 
-def _scale_decay(weight_decay, for_batch, train, model, vocab_size, facts, warnings) -> float:
-    if not isinstance(model, NanochatConfig):
+def _scale_decay(weight_decay, for_batch, train, model, facts, warnings) -> float:
+    reference = model.reference()
+    if reference is None:
         raise InputError(
             f"optim.muon.decay_follows_horizon=True has no rule for model.family={model.family}; set it to false"
         )
-    horizon = horizon_tokens(train, model, vocab_size)
-    by_rule = weight_decay * for_batch * reference_tokens(train, model, vocab_size) / horizon
+    by_rule = weight_decay * for_batch * horizon_tokens(train, reference) / horizon_tokens(train, model)
     used = min(by_rule, max(MAX_WEIGHT_DECAY, weight_decay))
     facts["weight decay"] = f"{by_rule:.4g} for Muon's matrices"
     if used < by_rule:

@@ -1,4 +1,4 @@
-"""The settings of schedules, Muon, AdamW and parameter groups; and the values that nanochat trains with.
+"""The settings of schedules, Muon, AdamW and parameter groups.
 
 `jaxgpt.config` puts an `OptimConfig` into a run. What is marked to follow the width or the batch is multiplied out by
 `jaxgpt.config.derive` before the run starts.
@@ -168,69 +168,3 @@ class OptimConfig:
             require(0 <= value < 1, f"optim.{name}={value} is outside [0, 1)")
         names = [group.name for group in self.groups if group.name]
         require(len(names) == len(set(names)), f"optim.groups: the names {', '.join(names)} are not distinct")
-
-
-NANOCHAT_2025 = OptimConfig(
-    algorithm="muon",
-    lr=0.004,
-    beta1=0.8,
-    beta2=0.95,
-    eps=1e-10,
-    weight_decay=0.0,
-    grad_clip=1.0,
-    schedule=ScheduleConfig(kind="trapezoid", min_lr_frac=0.0, warmdown_frac=0.2),
-    muon=MuonConfig(lr=0.02, momentum=0.95, momentum_start=0.85, momentum_warmup_steps=300, ns_dtype="auto"),
-    groups=(
-        GroupConfig(name="lm_head", match=r"^lm_head\.", lr=0.004, lr_follows_width=True),
-        GroupConfig(name="wte", match=r"^wte\.", lr=0.2, lr_follows_width=True),
-    ),
-)
-"""nanochat of November 2025 (commit c6abcdf): AdamW for embedding and head, Muon for the blocks, no decay."""
-
-NANOCHAT_2026 = OptimConfig(
-    algorithm="muon",
-    lr=0.004,
-    beta1=0.8,
-    beta2=0.95,
-    eps=1e-10,
-    weight_decay=0.0,
-    grad_clip=0.0,
-    schedule=ScheduleConfig(kind="trapezoid", warmup_steps=40, min_lr_frac=0.05, warmdown_frac=0.65),
-    muon=MuonConfig(
-        lr=0.02,
-        lr_follows_batch=True,
-        momentum=0.97,
-        momentum_start=0.85,
-        momentum_warmup_steps=400,
-        momentum_end=0.90,
-        orthogonalizer="polar_express",
-        ns_dtype="auto",
-        equilibrate_rows=True,
-        renormalize=True,
-        norm_beta2=0.9,
-        weight_decay=0.28,
-        decay_follows_horizon=True,
-        decay_schedule="cosine",
-        cautious=True,
-    ),
-    groups=(
-        GroupConfig(
-            name="lm_head", match=r"^lm_head\.", lr=0.008, beta2=0.96, weight_decay=0.01,
-            lr_follows_width=True, lr_follows_batch=True,
-        ),
-        GroupConfig(
-            name="wte", match=r"^wte\.", lr=0.3, beta2=0.995, weight_decay=0.001,
-            lr_follows_width=True, lr_follows_batch=True,
-        ),
-        GroupConfig(
-            name="value_embeds", match=r"^value_embeds\.", lr=0.15, beta2=0.995, weight_decay=0.01,
-            lr_follows_width=True, lr_follows_batch=True,
-        ),
-        GroupConfig(
-            name="resid_lambdas", match=r"^resid_lambdas$", lr=0.005, weight_decay=0.05, lr_follows_batch=True
-        ),
-        GroupConfig(name="x0_lambdas", match=r"^x0_lambdas$", lr=0.5, beta1=0.96, lr_follows_batch=True),
-        GroupConfig(name="smear", match=r"^(smear|backout)_", lr=0.2),
-    ),
-)  # fmt: skip
-"""nanochat of July 2026 (commit 92d63d4): MuonAdamW with a learning rate for each kind of parameter, no clipping."""

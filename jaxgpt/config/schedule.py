@@ -6,7 +6,7 @@ never recompiles anything, and torch_ref reads the same ones.
 
 import math
 
-from jaxgpt.config.settings import Config, StageConfig
+from jaxgpt.config.settings import Config
 
 
 def is_due(n_done: int, every: int) -> bool:
@@ -14,16 +14,14 @@ def is_due(n_done: int, every: int) -> bool:
     return every > 0 and n_done % every == 0
 
 
-def stage_at(config: Config, step: int) -> StageConfig | None:
-    """The stage that step (from 0) falls into; None before the first."""
-    begun = [stage for stage in config.train.stages if stage.from_step <= step]
-    return begun[-1] if begun else None
+def stage_index(config: Config, step: int) -> int:
+    """Number of the stage that step (from 0) falls into: 0 before the first of train.stages."""
+    return sum(stage.from_step <= step for stage in config.train.stages)
 
 
 def batch_tokens_at(config: Config, step: int) -> int:
     """Tokens of step (from 0), over all devices and microbatches."""
-    stage = stage_at(config, step)
-    return (stage.batch_tokens if stage else 0) or config.train.batch_tokens
+    return config.stage_batch_tokens()[stage_index(config, step)]
 
 
 def tokens_before(config: Config, step: int) -> int:
@@ -45,8 +43,7 @@ def lr_scale_at(config: Config, step: int) -> float:
     schedule = config.optim.schedule
     end = schedule.decay_steps or config.train.steps
     low = schedule.min_lr_frac
-    stage = stage_at(config, step)
-    factor = stage.lr_scale if stage else 1.0
+    factor = config.stage_lr_scales()[stage_index(config, step)]
     if step < schedule.warmup_steps:
         return factor * (step + 1) / (schedule.warmup_steps + (schedule.kind != "trapezoid"))
     if schedule.kind == "constant":

@@ -3,6 +3,7 @@
 Checks within a section stand in its `__post_init__`, checks across sections in that of `Config`.
 """
 
+import dataclasses
 import math
 from dataclasses import dataclass, field
 from typing import Literal
@@ -241,6 +242,14 @@ class Config:
         """Tokens per step of each stage, the config's own first."""
         own = self.train.batch_tokens
         return [own] + [stage.batch_tokens or own for stage in self.train.stages]
+
+    def without_stages(self) -> "Config":
+        """The same run if its first stage lasted to the end."""
+        return dataclasses.replace(self, train=dataclasses.replace(self.train, stages=()))
+
+    def stage_lr_scales(self) -> list[float]:
+        """Factor on the learning rates in each stage, 1 for the config's own."""
+        return [1.0] + [stage.lr_scale for stage in self.train.stages]
 
 
 def rows_that_divide(config: Config, n_devices: int) -> list[int]:

@@ -40,6 +40,12 @@ def load(path: str | Path) -> Config:
     return config
 
 
+def field_types(kind: Any) -> dict[str, Any]:
+    """Name -> type of the fields of a dataclass; what its class only inherits as an annotation is none of them."""
+    hints = typing.get_type_hints(kind)
+    return {field.name: hints[field.name] for field in dataclasses.fields(kind)}
+
+
 def to_dict(value: Any) -> Any:
     """A config as JSON holds it: dicts, lists and scalars."""
     return json.loads(json.dumps(dataclasses.asdict(value)))
@@ -55,7 +61,7 @@ def flatten(values: Any, prefix: str = "") -> dict[str, Any]:
 def from_dict(values: Any, kind: Any = Config, path: str = "") -> Any:
     """The inverse of `to_dict`. Runs no code; unknown names and wrong types raise InputError."""
     if isinstance(kind, type) and dataclasses.is_dataclass(kind):
-        hints = typing.get_type_hints(kind)
+        hints = field_types(kind)
         if not isinstance(values, dict):
             raise InputError(f"saved config: {path or 'top level'} is not a section")
         for name in values:

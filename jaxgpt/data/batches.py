@@ -7,17 +7,13 @@ number of devices, or another framework, reads the same tokens.
 A row has seq_len + 1 tokens: inputs are all but the last, targets all but the first.
 """
 
-import queue
-import threading
-from collections.abc import Generator, Iterable
-from typing import Literal, TypeVar
+from collections.abc import Iterable
+from typing import Literal
 
 import numpy as np
 
 from jaxgpt.data.shards import Split, raise_bad_id
 from jaxgpt.errors import InputError
-
-T = TypeVar("T")
 
 
 class Batches:
@@ -29,7 +25,7 @@ class Batches:
         seq_len: int,
         seed: int,
         sampling: Literal["random", "sequential"],
-        vocab_size: int | None = None,
+        id_limit: int | None = None,
     ):
         """
         Args:
@@ -38,7 +34,7 @@ class Batches:
           seed: in [0, 2**64); decides the random rows, together with the step.
           sampling: random: rows start anywhere. sequential: row r of the run starts at token r * seq_len, and after
             the last whole row the first follows again.
-          vocab_size: ids at or above it are refused; None accepts all.
+          id_limit: ids at or above it are refused; None accepts all.
 
         Raises:
           InputError: the split is shorter than one row.
@@ -46,7 +42,7 @@ class Batches:
         assert sampling in ("random", "sequential"), sampling
         _require_a_row(split, seq_len)
         self.split, self.seq_len, self._seed, self._sampling = split, seq_len, seed, sampling
-        self._id_limit = vocab_size or 1 << 31
+        self._id_limit = id_limit or 1 << 31
 
     def rows(self, step: int, first_row: int, n_rows: int, lo: int, hi: int) -> np.ndarray:
         """Rows lo..hi of the `n_rows` that a step takes, int32 [hi - lo, seq_len + 1].
@@ -110,56 +106,3 @@ def eval_rows(split: Split, seq_len: int, n_tokens: int) -> np.ndarray:
     n_wanted = max(1, n_tokens // seq_len) if n_tokens else n_there
     n = min(n_wanted, n_there)
     return np.arange(n, dtype=np.int64) * n_there // n * seq_len
-
-
-class _Failure:
-    def __init__(self, error: BaseException):
-        self.error = error
-
-
-_END = object()
-
-
-def prefetch(items: Iterable[T], depth: int = 2) -> Generator[T, None, None]:
-    """Yields what `items` yields, computed ahead in a thread: up to `depth` items wait, one more is in the making.
-
-    An exception in `items` is raised here, in its turn. Closing this generator (`close()`, or dropping it) stops the
-    thread after the item in the making and closes `items`.
-    """
-    assert depth >= 1, depth
-    ready: queue.Queue = queue.Queue(depth)
-    is_closed = threading.Event()
-    source = iter(items)
-
-    def put(item: object) -> bool:
-        while not is_closed.is_set():
-            try:
-                ready.put(item, timeout=0.1)
-                return True
-            except queue.Full:
-                continue
-        return False
-
-    def work() -> None:
-        try:
-            for item in source:
-                if not put(item):
-                    return
-            put(_END)
-        except BaseException as error:
-            put(_Failure(error))
-        finally:
-            close = getattr(source, "close", None)
-            if close:
-                close()
-
-    thread = threading.Thread(target=work, name="prefetch", daemon=True)
-    thread.start()
-    try:
-        while (item := ready.get()) is not _END:
-            if isinstance(item, _Failure):
-                raise item.error
-            yield item
-    finally:
-        is_closed.set()
-        thread.join()

@@ -18,10 +18,10 @@ import rustbpe
 from jaxgpt.data.tokenizer import CHAT_SPECIALS, MAX_VOCAB_SIZE, SPLIT_PATTERN, BPETokenizer
 from jaxgpt.errors import InputError
 
-MAX_CHARS = 2**31 - 1
-"""No more text than this: a pair that fills it would overflow rustbpe's counts."""
 MAX_DOCUMENT_CHARS = 1 << 18
 """No longer document: on as many blanks in a row the pattern still works, on four times as many it fails."""
+MAX_CHARS = 2**31 - 1 - MAX_DOCUMENT_CHARS
+"""No more text than this, and one document: a pair that fills 2**31 characters would overflow rustbpe's counts."""
 BUFFER_DOCUMENTS = 2048
 """Documents that rustbpe takes in before its threads count them; what is in memory at a time."""
 
@@ -35,8 +35,8 @@ def train_bpe(
     """The tokenizer whose vocabulary these texts teach.
 
     Args:
-      texts: documents of at most `MAX_DOCUMENT_CHARS` characters, `MAX_CHARS` in all, without lone surrogates. What
-        the iterator raises passes through.
+      texts: documents of at most `MAX_DOCUMENT_CHARS` characters, `MAX_CHARS` and one document in all, without lone
+        surrogates. What the iterator raises passes through.
       vocab_size: all ids: 256 bytes, the merges, the specials.
       progress: told the merges that are done, and how many there will be, a hundred times. Counting comes before.
 

@@ -11,6 +11,7 @@ from pathlib import Path
 
 from jaxgpt.data.shards import sha256_of
 from jaxgpt.errors import InputError
+from jaxgpt.files import flush_to_disk
 
 
 def download(
@@ -105,8 +106,7 @@ def _fetch(url: str, part: Path, progress: Callable[[int, int | None], None]) ->
                 file.write(block)
                 n_there += len(block)
                 progress(n_there, total)
-            file.flush()
-            os.fsync(file.fileno())
+            flush_to_disk(file)
     if total is not None and n_there < total:
         raise ConnectionError(f"the connection was cut at byte {n_there} of {total}")
     return begin == 0

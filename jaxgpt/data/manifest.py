@@ -11,7 +11,6 @@ its names cannot leave the directory. Whether the files are as it says is for `s
 
 import hashlib
 import json
-import os
 import re
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,6 +18,7 @@ from typing import Any
 
 from jaxgpt.data.tokenizer import tokenizer_from_json
 from jaxgpt.errors import InputError
+from jaxgpt.files import write_atomically
 
 MANIFEST = "manifest.json"
 FORMAT = 1
@@ -56,12 +56,7 @@ class Manifest:
 
 def write_manifest(directory: Path, values: dict[str, Any]) -> None:
     """Writes manifest.json in one step; before it, the directory is not a data set."""
-    partial = directory / f"{MANIFEST}.tmp"
-    with open(partial, "wb") as file:
-        file.write(json.dumps(values, indent=1).encode("ascii"))
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(partial, directory / MANIFEST)
+    write_atomically(directory / MANIFEST, json.dumps(values, indent=1))
 
 
 def read_manifest(directory: Path) -> Manifest:

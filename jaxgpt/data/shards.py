@@ -2,11 +2,11 @@
 
 A shard is a header of 256 little-endian int32 (magic, version, the count's low and high 32 bits, bytes per token)
 and then the tokens, little-endian; a manifest beside the shards names them. Directories without a manifest are
-judged by names and headers: nanoGPT's train.bin and val.bin are bare uint16; llm.c's and modded-nanogpt's
-*_train_000001.bin have a header like ours with a magic of their own.
+judged by names and headers: nanoGPT's train.bin and val.bin are bare uint16, with a character vocabulary in meta.pkl or
+none; llm.c's and modded-nanogpt's *_train_000001.bin have a header like ours with a magic of their own.
 
-Nothing here is trusted: counts are held against file sizes before anything is allocated, and nothing is
-unpickled (nanoGPT's meta.pkl is never opened). Every complaint is an `InputError` of one line.
+Nothing here is trusted: counts are held against file sizes before anything is allocated, and nothing is executed (see
+`nanogpt_meta` for the pickle). Every complaint is an `InputError` of one line.
 """
 
 import functools
@@ -23,7 +23,8 @@ from typing import Any
 import numpy as np
 
 from jaxgpt.data.manifest import MANIFEST, Entry, read_manifest
-from jaxgpt.data.tokenizer import GPT2Tokenizer
+from jaxgpt.data.nanogpt_meta import META, read_meta
+from jaxgpt.data.tokenizer import GPT2Tokenizer, Tokenizer
 from jaxgpt.errors import InputError
 
 HEADER_BYTES = 1024
@@ -141,14 +142,15 @@ class Dataset:
     vocab_size: int | None
     """None where the format does not tell."""
     tokenizer_json: dict[str, Any] | None
-    """See `tokenizer_from_json`. GPT-2's is assumed for llm.c files; None where the format does not tell."""
+    """See `tokenizer_from_json`. GPT-2's is assumed for llm.c files; characters where nanoGPT's meta.pkl lists them;
+    None where the format does not tell."""
     digest: str
     """SHA-256 (hex) that changes with the content. Without a manifest: of names, sizes and both ends of each file."""
 
 
-def pick_dtype(vocab_size: int) -> np.dtype:
-    """The narrowest dtype for ids in [0, vocab_size)."""
-    return DTYPES[2] if vocab_size <= 1 << 16 else DTYPES[4]
+def pick_dtype(n_ids: int) -> np.dtype:
+    """The narrowest dtype for ids in [0, n_ids)."""
+    return DTYPES[2] if n_ids <= 1 << 16 else DTYPES[4]
 
 
 # Opening
@@ -306,12 +308,19 @@ def _open_foreign(directory: Path) -> Dataset:
     sources = {prints[file.path]: file.path.name for file in splits["train"].files}
     _refuse_overlap(directory, [(sources.get(prints[file.path]), file.path.name) for file in splits["val"].files])
     digest = hashlib.sha256(repr([(path.name, prints[path]) for path in prints]).encode("utf-8")).hexdigest()
-    is_gpt2 = all(file.format == "llmc" for file in files)
-    tokenizer = GPT2Tokenizer() if is_gpt2 else None
+    tokenizer = _foreign_tokenizer(directory, {file.format for file in files})
     vocab_size = tokenizer.vocab_size if tokenizer else None
     return Dataset(
         directory, splits["train"], splits["val"], vocab_size, tokenizer.to_json() if tokenizer else None, digest
     )
+
+
+def _foreign_tokenizer(directory: Path, formats: set[str]) -> Tokenizer | None:
+    if formats == {"llmc"}:
+        return GPT2Tokenizer()
+    if formats == {"nanogpt"} and (directory / META).exists():
+        return read_meta(directory / META)
+    return None
 
 
 def _refuse_gaps(directory: Path, numbered: list[tuple[int, Path]]) -> None:
@@ -354,25 +363,25 @@ def split_blocks(split: Split) -> Iterator[tuple[int, np.ndarray]]:
         yield start, split.read(start, min(size, split.n_tokens - start))
 
 
-def check_ids(split: Split, vocab_size: int) -> None:
+def check_ids(split: Split, n_ids: int) -> None:
     """Reads a whole split and holds every id against the vocabulary.
 
     Raises:
-      InputError: the first id that is not in [0, vocab_size).
+      InputError: the first id that is not in [0, n_ids).
     """
-    if vocab_size > np.iinfo(split.dtype).max:
+    if n_ids > np.iinfo(split.dtype).max:
         return
     for start, tokens in split_blocks(split):
-        if int(tokens.max()) >= vocab_size:
-            raise_bad_id(split, start + int(np.argmax(tokens >= vocab_size)), vocab_size)
+        if int(tokens.max()) >= n_ids:
+            raise_bad_id(split, start + int(np.argmax(tokens >= n_ids)), n_ids)
 
 
-def raise_bad_id(split: Split, position: int, vocab_size: int) -> None:
+def raise_bad_id(split: Split, position: int, n_ids: int) -> None:
     """Raises the InputError for the id at this position of the split."""
     name, offset = split.locate(position)
     raise InputError(
         f"shard {split.directory / name}: token {offset} is id {split.read(position, 1)[0]}, "
-        f"outside the vocabulary of {vocab_size}; choose the model.vocab_size and tokenizer of this data"
+        f"outside the vocabulary of {n_ids}; choose the model.vocab_size and tokenizer of this data"
     )
 
 

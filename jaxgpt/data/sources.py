@@ -1,22 +1,24 @@
 """Where a run's rows come from, token shards or text shards, behind one shape for both training loops.
 
     source = open_source(config.data)
-    reader = source.reader(seq_len, seed, vocab_size, cursors)     training rows, step after step
-    rows, indices = source.val_rows(seq_len, n_tokens, vocab_size)  validation rows, the same each time
+    reader = source.reader(config, cursors)     training rows, step after step
+    rows, indices = source.val_rows(config)     validation rows, the same each time
 
-A reader gives the microbatches of a step, [M, n, T + 1], and says in JSON where it stands (`cursors`; empty where a
-batch depends on the step alone).
+A reader gives the `Batch` of a step, [M, n, T + 1], and says in JSON where it stands (`cursors`; empty where a batch
+depends on the step alone).
 """
 
 import dataclasses
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, Protocol, cast
 
 import numpy as np
 
-from jaxgpt.config import DataConfig
+from jaxgpt.config import Config, DataConfig
+from jaxgpt.config.steps import PlannedStep
+from jaxgpt.data.batch import Batch
 from jaxgpt.data.batches import Batches, eval_rows
 from jaxgpt.data.packing import Packing
 from jaxgpt.data.shards import Dataset, Split, check_ids, open_dataset
@@ -43,17 +45,14 @@ class ShardReader:
     def __init__(self, batches: Batches):
         self._batches = batches
 
-    def micro_rows(self, step: int, n_before: int, n_micro: int, n_rows: int, lo: int, hi: int) -> np.ndarray:
-        """Rows lo..hi of each of the step's microbatches, int32 [n_micro, hi - lo, seq_len + 1].
-
-        Args:
-          step: index of the optimizer step, from 0.
-          n_before: rows of all earlier steps together.
-          n_rows: rows of a microbatch over all devices.
-        """
-        read = self._batches.rows
-        parts = [read(step, n_before, n_micro * n_rows, m * n_rows + lo, m * n_rows + hi) for m in range(n_micro)]
-        return np.stack(parts)
+    def read(self, planned: PlannedStep, lo: int, hi: int) -> Batch:
+        """Rows lo..hi of each of the step's microbatches, [n_micro, hi - lo, seq_len + 1]."""
+        n_rows, n_all = planned.n_rows, planned.n_micro * planned.n_rows
+        parts = [
+            self._batches.rows(planned.step, planned.rows_before, n_all, m * n_rows + lo, m * n_rows + hi)
+            for m in range(planned.n_micro)
+        ]
+        return Batch(np.stack(parts))
 
     def cursors(self) -> dict[str, Any]:
         """Empty: a batch depends on the step."""
@@ -76,10 +75,11 @@ class TextReader:
     def __init__(self, batches: TextBatches):
         self._batches = batches
 
-    def micro_rows(self, step: int, n_before: int, n_micro: int, n_rows: int, lo: int, hi: int) -> np.ndarray:
-        """As `ShardReader.micro_rows`; to be called once a step, in order."""
-        rows = self._batches.rows(n_micro * n_rows, lo * n_micro, hi * n_micro)
-        return np.ascontiguousarray(rows.reshape(hi - lo, n_micro, -1).swapaxes(0, 1))
+    def read(self, planned: PlannedStep, lo: int, hi: int) -> Batch:
+        """As `ShardReader.read`; to be called once a step, in order."""
+        n_micro = planned.n_micro
+        rows = self._batches.rows(n_micro * planned.n_rows, lo * n_micro, hi * n_micro)
+        return Batch(np.ascontiguousarray(rows.reshape(hi - lo, n_micro, -1).swapaxes(0, 1)))
 
     def cursors(self) -> dict[str, Any]:
         """Where this process's lanes stand after the last step."""
@@ -126,56 +126,64 @@ class Source:
             f"validation; {self.config.sampling}, {self.n_ids:,} ids, {self.config.tokenizer_threads} threads"
         )
 
-    def reader(
-        self,
-        seq_len: int,
-        seed: int,
-        vocab_size: int,
-        cursors: dict[str, Any] | None = None,
-        rows_of_steps: Iterable[int] = (),
-    ) -> ShardReader | TextReader:
+    def reader(self, config: Config, cursors: dict[str, Any] | None = None) -> ShardReader | TextReader:
         """Training rows from the start, or from where `cursors` say.
 
         Args:
-          rows_of_steps: rows of a step, for each size of batch that will be asked for.
+          config: complete.
 
         Raises:
           InputError: too little text, cursors of another run, or a step that the lanes do not divide.
         """
-        config = self.config
+        data, seq_len = self.config, config.model.seq_len
         if isinstance(self.data, Dataset):
-            sampling = cast(Literal["random", "sequential"], config.sampling)
-            return ShardReader(Batches(self.data.train, seq_len, seed, sampling, vocab_size))
-        for n_rows in rows_of_steps:
-            require_lanes(config.lanes, n_rows)
+            sampling = cast(Literal["random", "sequential"], data.sampling)
+            return ShardReader(Batches(self.data.train, seq_len, config.run.seed, sampling, config.model.vocab_size))
+        for n_tokens in config.stage_batch_tokens():
+            require_lanes(data.lanes, n_tokens // seq_len)
         batches = TextBatches(
-            self.data, seq_len, cast(Packing, config.sampling), n_lanes=config.lanes, vocab_size=vocab_size,
-            n_threads=config.tokenizer_threads, cursors=cursors,
+            self.data, seq_len, cast(Packing, data.sampling), n_lanes=data.lanes, n_threads=data.tokenizer_threads,
+            cursors=cursors,
         )  # fmt: skip
         return TextReader(batches)
 
-    def val_rows(
-        self, seq_len: int, n_tokens: int, vocab_size: int, split: Literal["train", "val"] = "val"
-    ) -> tuple[Rows, np.ndarray]:
-        """Rows for validation, and the arguments of `at` that give each once.
+    def val_rows(self, config: Config, split: Literal["train", "val"] = "val") -> tuple[Rows, np.ndarray]:
+        """Rows for an evaluation of `config.eval.tokens`, and the arguments of `at` that give each once.
 
         Args:
-          n_tokens: targets, cut to whole rows; 0 takes all there are.
+          config: complete.
           split: train is for token shards.
 
         Raises:
           InputError: too little text for a row, or the training split of text.
         """
+        seq_len, n_tokens = config.model.seq_len, config.eval.tokens
         if isinstance(self.data, Dataset):
             part = self.data.val if split == "val" else self.data.train
-            return Batches(part, seq_len, 0, "sequential", vocab_size), eval_rows(part, seq_len, n_tokens)
+            rows = Batches(part, seq_len, 0, "sequential", config.model.vocab_size)
+            return rows, eval_rows(part, seq_len, n_tokens)
         if split == "train":
             raise InputError(f"{self.data.directory} holds text shards, of which only val is evaluated; --split val")
-        rows: PackedRows = val_rows(
-            self.data, seq_len, cast(Packing, self.config.sampling), n_tokens, vocab_size=vocab_size,
-            n_threads=self.config.tokenizer_threads,
-        )  # fmt: skip
-        return rows, rows.indices
+        packed: PackedRows = val_rows(
+            self.data, seq_len, cast(Packing, self.config.sampling), n_tokens, n_threads=self.config.tokenizer_threads
+        )
+        return packed, packed.indices
+
+    def check_vocabulary(self, n_rows: int) -> None:
+        """Holds an embedding of so many rows against the tokenizer, and against the ids of splits of moderate size.
+
+        Raises:
+          InputError: an id of the data has no row.
+        """
+        if n_rows < self.n_ids:
+            raise InputError(
+                f"model.vocab_size={n_rows} is below the {self.n_ids} ids of {self.data.directory}'s tokenizer; "
+                f"set --model.vocab_size={self.n_ids} or more"
+            )
+        splits: list[Split] = [self.data.train, self.data.val] if isinstance(self.data, Dataset) else []
+        for split in splits:
+            if split.n_tokens <= FULL_CHECK_TOKENS:
+                check_ids(split, n_rows)
 
 
 def open_source(config: DataConfig) -> Source:
@@ -213,31 +221,6 @@ def open_directory(directory: str, like: DataConfig | None = None) -> Source:
     if like.is_text != has_text(directory):
         like = dataclasses.replace(like, sampling="best_fit" if has_text(directory) else "sequential", tokenizer="")
     return open_source(dataclasses.replace(like, dir=directory))
-
-
-def choose_vocab_size(wanted: int, source: Source) -> int:
-    """Rows of the embedding: model.vocab_size, or the tokenizer's ids. Checks the ids of splits of moderate size.
-
-    Raises:
-      InputError: neither says, or the tokenizer has more ids.
-    """
-    directory, n_ids = source.data.directory, source.n_ids
-    vocab_size = wanted or n_ids
-    if not vocab_size:
-        raise InputError(
-            f"model.vocab_size=0 takes the tokenizer's, but {directory} names none; "
-            "set --model.vocab_size=50304 for GPT-2 tokens"
-        )
-    if n_ids and vocab_size < n_ids:
-        raise InputError(
-            f"model.vocab_size={vocab_size} is below the {n_ids} ids of {directory}'s tokenizer; "
-            f"set --model.vocab_size={n_ids} or more"
-        )
-    splits: list[Split] = [source.data.train, source.data.val] if isinstance(source.data, Dataset) else []
-    for split in splits:
-        if split.n_tokens <= FULL_CHECK_TOKENS:
-            check_ids(split, vocab_size)
-    return vocab_size
 
 
 def count_token_bytes(source: Source, say: Callable[[str], None]) -> np.ndarray | None:

@@ -22,14 +22,6 @@ from jaxgpt.errors import InputError
 _BLOCK_ROWS = 64
 
 
-def _require_vocab(data: TextData, vocab_size: int | None) -> None:
-    if vocab_size is not None and data.tokenizer.vocab_size > vocab_size:
-        raise InputError(
-            f"model.vocab_size={vocab_size} is below the {data.tokenizer.vocab_size} ids of {data.directory}'s "
-            f"tokenizer; set --model.vocab_size={data.tokenizer.vocab_size} or more"
-        )
-
-
 # Training
 
 
@@ -54,7 +46,6 @@ class TextBatches:
         packing: Packing,
         *,
         n_lanes: int = 1,
-        vocab_size: int | None = None,
         n_threads: int = 4,
         cursors: Any = None,
     ):
@@ -62,13 +53,11 @@ class TextBatches:
         Args:
           seq_len: tokens of context per row; a row has one more.
           n_lanes: independent packers; a host runs those whose rows it reads.
-          vocab_size: rows of the embedding, which the tokenizer's ids must not exceed; None accepts all.
           n_threads: for tokenizing. The rows do not depend on it.
           cursors: of every lane, as `cursors` gave them, JSON that nobody vouches for; None begins at the beginning.
 
         Raises:
-          InputError: too few row groups for the lanes, too small a vocabulary, or cursors that are damaged or of
-            another run.
+          InputError: too few row groups for the lanes, or cursors that are damaged or of another run.
         """
         n_groups = data.train.n_groups
         if not 1 <= n_lanes <= n_groups:
@@ -76,7 +65,6 @@ class TextBatches:
                 f"data.lanes={n_lanes} is not in [1, {n_groups}], the row groups that train has in {data.directory}; "
                 f"set --data.lanes={min(max(n_lanes, 1), n_groups)}, or fetch more files"
             )
-        _require_vocab(data, vocab_size)
         self._data, self._seq_len, self._packing, self._n_lanes = data, seq_len, packing, n_lanes
         self._starts = [Start(Position(0, lane, 0)) for lane in range(n_lanes)]
         if cursors is not None:
@@ -195,7 +183,6 @@ def val_rows(
     packing: Packing,
     n_tokens: int,
     *,
-    vocab_size: int | None = None,
     n_threads: int = 4,
 ) -> PackedRows:
     """The first rows of one pass over the validation file, packed like the training rows but in one lane.
@@ -206,9 +193,8 @@ def val_rows(
       n_tokens: targets to evaluate, cut to whole rows (one at least). 0, or more than there are: the whole pass.
 
     Raises:
-      InputError: not one row can be filled, too small a vocabulary, or a file or document cannot be read.
+      InputError: not one row can be filled, or a file or document cannot be read.
     """
-    _require_vocab(data, vocab_size)
     n_wanted = max(1, n_tokens // seq_len) if n_tokens else None
     encoder = Encoder(data, n_threads, None if packing == "stream" else seq_len + 1)
     try:

@@ -45,9 +45,9 @@ class Engine:
         """
         self.model, self.params, self.dtype = model, params, jnp.dtype(dtype)
         self.n_positions = n_positions or model.config.seq_len
-        self.n_valid = n_valid or model.vocab_size
+        self.n_valid = n_valid or model.config.vocab_size
         assert 2 <= self.n_positions <= model.config.seq_len, (n_positions, model.config.seq_len)
-        assert self.n_valid <= model.vocab_size, (n_valid, model.vocab_size)
+        assert self.n_valid <= model.config.vocab_size, (n_valid, model.config.vocab_size)
 
     def generate(
         self,

@@ -1,7 +1,7 @@
 """A trained model, opened: its weights on devices, its tokenizer, and the config of the run that made it.
 
 It comes from a run directory (the newest checkpoint that verifies, or a step), or from other programs' weights
-(see `weights.load_pretrained`). Nothing of it is executed: what a run was is read from the checkpoint's JSON, never
+(see `pretrained.load_pretrained`). Nothing of it is executed: what a run was is read from the checkpoint's JSON, never
 from RUN/config.py. The verbs that take such a model share the arguments that name it.
 """
 
@@ -14,17 +14,20 @@ from typing import Any, Literal, NoReturn
 import jax
 from jax.sharding import Mesh
 
-from jaxgpt.config import Config, MeshConfig, from_dict
+from jaxgpt.config import Config, MeshConfig
 from jaxgpt.config.families import ModelConfig
 from jaxgpt.data.sources import Source
 from jaxgpt.data.tokenizer import GPT2Tokenizer, Tokenizer, tokenizer_from_json
 from jaxgpt.errors import InputError
-from jaxgpt.formats.weights import PRETRAINED, load_pretrained
+from jaxgpt.formats.hugging_face import PRETRAINED
+from jaxgpt.formats.pretrained import load_pretrained
 from jaxgpt.inference.engine import Engine
 from jaxgpt.models import Model, param_shapes
 from jaxgpt.parallel.compile_cache import remember_programs
 from jaxgpt.parallel.mesh import make_mesh
 from jaxgpt.parallel.sharding import shard_params
+from jaxgpt.run.checkpoints import list_steps
+from jaxgpt.run.resume import read_config
 from jaxgpt.training.checkpoint import Checkpoints
 from jaxgpt.training.step import param_dtype
 
@@ -70,11 +73,11 @@ def open_trained(source: str, *, step: int | None = None, platform: str = "", n_
         return open_run(source, step=step, platform=platform, n_devices=n_devices)
     mesh = _make_mesh(platform, n_devices)
     config, loaded = load_pretrained(source)
-    shapes = place_params(config, config.vocab_size, "float32", mesh)
+    shapes = place_params(config, "float32", mesh)
     params = {path: jax.device_put(loaded[path], shape.sharding) for path, shape in shapes.items()}
-    tokenizer = choose_tokenizer(None, config.vocab_size)
+    tokenizer = choose_tokenizer(None, config)
     dtype = "float32" if mesh.devices.flat[0].platform == "cpu" else "bfloat16"
-    return Trained(None, Model(config, config.vocab_size), params, tokenizer, dtype, mesh, source)
+    return Trained(None, Model(config), params, tokenizer, dtype, mesh, source)
 
 
 def open_run(directory: str, *, step: int | None = None, platform: str = "", n_devices: int = 1) -> Trained:
@@ -94,36 +97,36 @@ def open_run(directory: str, *, step: int | None = None, platform: str = "", n_d
         there = "has no checkpoints" if run_dir.is_dir() else "does not exist"
         runs = ", ".join(sorted(str(path.parent) for path in Path("runs").glob("*/checkpoints"))) or "none"
         raise InputError(f"--run={directory} {there}; runs in this directory: {runs}")
+    steps = list_steps(checkpoints)
+    if step is not None and step not in steps:
+        raise InputError(f"--step={step} is not in {checkpoints}; there: {', '.join(map(str, steps[::-1])) or 'none'}")
+    mesh = _make_mesh(platform, n_devices)
     with Checkpoints(checkpoints, read_only=True) as saved:
-        chosen = saved.latest() if step is None else step
+        chosen = saved.choose(step)
         if chosen is None:
             raise InputError(f"--run={directory} has no checkpoint yet; train it until the first is saved")
-        if step is not None and not (checkpoints / str(step)).is_dir():
-            steps = sorted(int(path.name) for path in checkpoints.iterdir() if path.name.isdecimal())
-            raise InputError(f"--step={step} is not in {checkpoints}; there: {', '.join(map(str, steps)) or 'none'}")
-        config, vocab_size, tokenizer = _read_about(saved.about(chosen), f"{checkpoints}/{chosen}")
+        config, tokenizer = _read_about(chosen.about, f"{chosen.path}")
         if config.train.dtype == "float64":
             jax.config.update("jax_enable_x64", True)
-        mesh = _make_mesh(platform, n_devices)
-        shapes = place_params(config.model, vocab_size, param_dtype(config), mesh)
-        _, state, _ = saved.restore({"params": shapes}, step=chosen, verify=step is not None, is_part=True)
-    model = Model(config.model, vocab_size)
-    origin = f"{directory} step {chosen}"
+        shapes = place_params(config.model, param_dtype(config), mesh)
+        state = saved.restore({"params": shapes}, chosen, is_part=True)
+    model = Model(config.model)
+    origin = f"{directory} step {chosen.step}"
     return Trained(config, model, state["params"], tokenizer, config.train.dtype, mesh, origin)
 
 
-def place_params(config: ModelConfig, vocab_size: int, dtype, mesh: Mesh) -> dict[str, jax.ShapeDtypeStruct]:
+def place_params(config: ModelConfig, dtype, mesh: Mesh) -> dict[str, jax.ShapeDtypeStruct]:
     """A model's parameters as shapes with shardings."""
-    shapes = param_shapes(config, vocab_size, dtype)
-    shardings = shard_params({path: leaf.shape for path, leaf in shapes.items()}, config.family, mesh)
+    shapes = param_shapes(config, dtype)
+    shardings = shard_params({path: leaf.shape for path, leaf in shapes.items()}, config, mesh)
     return {p: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=shardings[p]) for p, leaf in shapes.items()}
 
 
-def choose_tokenizer(tokenizer_json: dict | None, vocab_size: int) -> Tokenizer | None:
+def choose_tokenizer(tokenizer_json: dict | None, model: ModelConfig) -> Tokenizer | None:
     """The tokenizer that was saved, else GPT-2's for a vocabulary of its size, else None."""
     if tokenizer_json is not None:
         return tokenizer_from_json(tokenizer_json)
-    return GPT2Tokenizer() if vocab_size in GPT2_VOCAB_SIZES else None
+    return GPT2Tokenizer() if model.vocab_size in GPT2_VOCAB_SIZES else None
 
 
 def with_tokenizer_of(trained: Trained, source: Source) -> Trained:
@@ -135,10 +138,10 @@ def with_tokenizer_of(trained: Trained, source: Source) -> Trained:
     theirs, ours = source.tokenizer, trained.tokenizer
     if theirs is None:
         return trained
-    if ours is None and theirs.vocab_size <= trained.model.vocab_size:
+    if ours is None and theirs.vocab_size <= trained.model.config.vocab_size:
         return dataclasses.replace(trained, tokenizer=theirs)
     if ours is None or ours.digest() != theirs.digest():
-        has = f"{ours.vocab_size} ids of {ours.name}" if ours else f"{trained.model.vocab_size} ids"
+        has = f"{ours.vocab_size} ids of {ours.name}" if ours else f"{trained.model.config.vocab_size} ids"
         raise InputError(
             f"{source.data.directory} has the {theirs.vocab_size} ids of {theirs.name}, {trained.origin} reads {has}; "
             "the tokenizers differ: give data that was prepared with the model's"
@@ -146,19 +149,16 @@ def with_tokenizer_of(trained: Trained, source: Source) -> Trained:
     return trained
 
 
-def _read_about(about: Any, source: str) -> tuple[Config, int, Tokenizer | None]:
-    values = about if isinstance(about, dict) else {}
-    vocab_size = values.get("vocab_size")
-    if type(vocab_size) is not int or not isinstance(values.get("config"), dict):
-        raise InputError(f"{source} does not say what its model is (config, vocab_size); it is no checkpoint of a run")
+def _read_about(about: dict[str, Any], source: str) -> tuple[Config, Tokenizer | None]:
+    config = read_config(about, source)
     try:
-        config = from_dict(values["config"])
-        tokenizer = choose_tokenizer(values.get("tokenizer"), vocab_size)
+        tokenizer = choose_tokenizer(about.get("tokenizer"), config.model)
     except InputError as error:
         raise InputError(f"{source}: {error}") from error
-    if tokenizer and tokenizer.vocab_size > vocab_size:
-        raise InputError(f"{source}: its tokenizer has {tokenizer.vocab_size} ids, its model only {vocab_size}")
-    return config, vocab_size, tokenizer
+    n_rows = config.model.vocab_size
+    if tokenizer and tokenizer.vocab_size > n_rows:
+        raise InputError(f"{source}: its tokenizer has {tokenizer.vocab_size} ids, its model only {n_rows}")
+    return config, tokenizer
 
 
 def _make_mesh(platform: str, n_devices: int) -> Mesh:

@@ -17,36 +17,36 @@ from jaxgpt.models.nanochat import Nanochat
 FAMILIES: dict[str, Any] = {"gpt2": GPT2, "nanochat": Nanochat}
 
 
-def build(config: ModelConfig, vocab_size: int, *, dtype, seed) -> nnx.Module:
+def build(config: ModelConfig, *, dtype, seed) -> nnx.Module:
     """A model with fresh weights; seed is an integer, traced or not."""
-    return FAMILIES[config.family](config, vocab_size, dtype=dtype, rngs=nnx.Rngs(params=jax.random.key(seed)))
+    return FAMILIES[config.family](config, dtype=dtype, rngs=nnx.Rngs(params=jax.random.key(seed)))
 
 
-def init_params(config: ModelConfig, vocab_size: int, *, dtype=jnp.float32, seed=0) -> dict[str, jax.Array]:
+def init_params(config: ModelConfig, *, dtype=jnp.float32, seed=0) -> dict[str, jax.Array]:
     """Fresh weights by path. Each is the same on any number of devices."""
-    _, state = nnx.split(build(config, vocab_size, dtype=dtype, seed=seed), nnx.Param)
+    _, state = nnx.split(build(config, dtype=dtype, seed=seed), nnx.Param)
     return {".".join(map(str, path)): leaf.get_value() for path, leaf in nnx.to_flat_state(state)}
 
 
-def param_shapes(config: ModelConfig, vocab_size: int, dtype=jnp.float32) -> dict[str, jax.ShapeDtypeStruct]:
+def param_shapes(config: ModelConfig, dtype=jnp.float32) -> dict[str, jax.ShapeDtypeStruct]:
     """What `init_params` would return, without computing anything."""
-    return jax.eval_shape(lambda: init_params(config, vocab_size, dtype=dtype))
+    return jax.eval_shape(lambda: init_params(config, dtype=dtype))
 
 
 class Model:
     """A family's module as pure functions of a flat parameter dict; models of equal configs are equal."""
 
-    def __init__(self, config: ModelConfig, vocab_size: int):
-        self.config, self.vocab_size = config, vocab_size
-        self._module = nnx.eval_shape(lambda: build(config, vocab_size, dtype=jnp.float32, seed=0))
+    def __init__(self, config: ModelConfig):
+        self.config = config
+        self._module = nnx.eval_shape(lambda: build(config, dtype=jnp.float32, seed=0))
         self._graphdef, state = nnx.split(self._module, nnx.Param)
         self._flat = nnx.to_flat_state(state)
 
     def __eq__(self, other: object) -> bool:
-        return isinstance(other, Model) and (self.config, self.vocab_size) == (other.config, other.vocab_size)
+        return isinstance(other, Model) and self.config == other.config
 
     def __hash__(self) -> int:
-        return hash((self.config, self.vocab_size))
+        return hash(self.config)
 
     def bind(self, params: dict[str, jax.Array]) -> GPT2 | Nanochat:
         """The module with these parameters in it: call it, or its `decode`, `logits` and `head_weight`."""

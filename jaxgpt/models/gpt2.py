@@ -86,9 +86,9 @@ class Block(nnx.Module):
 class GPT2(nnx.Module):
     """The model from token ids to last hidden states; `loss.cross_entropy` and `logits` apply the tied head."""
 
-    def __init__(self, config: GPT2Config, vocab_size: int, *, dtype, rngs):
+    def __init__(self, config: GPT2Config, *, dtype, rngs):
         self.config = config
-        self.wte = Embedding(vocab_size, config.n_embd, init=normal(INIT_STD), dtype=dtype, rngs=rngs)
+        self.wte = Embedding(config.vocab_size, config.n_embd, init=normal(INIT_STD), dtype=dtype, rngs=rngs)
         self.wpe = Embedding(config.seq_len, config.n_embd, init=normal(INIT_STD), dtype=dtype, rngs=rngs)
         self.h = nnx.List([Block(config, dtype=dtype, rngs=rngs) for _ in range(config.n_layer)])
         self.ln_f = LayerNorm(config.n_embd, bias=config.bias, dtype=dtype)
@@ -97,7 +97,7 @@ class GPT2(nnx.Module):
         """Hidden states after the last norm, [B, T, D] in `dtype`.
 
         Args:
-          tokens_BT: ids in [0, vocab_size), T at most seq_len.
+          tokens_BT: ids in [0, V), T at most seq_len.
           dtype: of the computation.
           implementation: of attention.
           remat: none, dots or block; what the backward pass finds instead of recomputing.

@@ -88,6 +88,18 @@ def rotary(x_BTNH, positions_T, base):
     return jnp.concatenate([first * cos_T1H + second * sin_T1H, second * cos_T1H - first * sin_T1H], axis=-1)
 
 
+def add_scaled(*terms):
+    """The sum of (number, array) pairs, in the arrays' dtype; computed in float32 or wider.
+
+    The numbers may be parameters. A bfloat16 number would multiply every element with the same error of up to 2^-9, and
+    its gradient, a sum over all elements that nearly cancels, would be a tenth wrong.
+    """
+    dtype = terms[0][1].dtype
+    wide = jnp.promote_types(dtype, jnp.float32)
+    first, *rest = (scale * x.astype(wide) for scale, x in terms)
+    return sum(rest, first).astype(dtype)
+
+
 def softcap(logits, cap):
     """cap x tanh(logits / cap): nearly the identity for small ones, never beyond cap. 0: no cap."""
     return cap * jnp.tanh(logits / cap) if cap else logits

@@ -36,6 +36,7 @@ def cross_entropy(x_BTD, weight_VD, targets_BT, mask_BT=None, *, chunk_len=None,
     wide = jnp.promote_types(x_BTD.dtype, jnp.float32)
     if mask_BT is None:
         mask_BT = jnp.ones(targets_BT.shape, wide)
+    assert mask_BT.shape == targets_BT.shape, f"mask {mask_BT.shape} of targets {targets_BT.shape}"
     mask_BT = mask_BT.astype(wide)
     n_tokens = mask_BT.sum()
     x_BTD, targets_BT, mask_BT, chunk_len = _pad_to_chunks(x_BTD, targets_BT, mask_BT, chunk_len)

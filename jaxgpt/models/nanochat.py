@@ -21,7 +21,18 @@ from flax import nnx
 from jaxgpt.config.families import NanochatConfig
 from jaxgpt.config.families.nanochat import GATE_CHANNELS
 from jaxgpt.models.attention import attention
-from jaxgpt.models.layers import Embedding, Linear, normal, rematerialise, rms_norm, rotary, softcap, uniform, zeros
+from jaxgpt.models.layers import (
+    Embedding,
+    Linear,
+    add_scaled,
+    normal,
+    rematerialise,
+    rms_norm,
+    rotary,
+    softcap,
+    uniform,
+    zeros,
+)
 from jaxgpt.parallel.sharding import shard_batch
 
 HEAD_STD = 0.001
@@ -38,7 +49,7 @@ X0_LAMBDAS_INIT = (0.20, 0.05)
 
 def matrix_init(config: NanochatConfig, n_in: int, n_out: int):
     """What a matrix that is neither zero nor an embedding starts from."""
-    if config.is_2026:
+    if config.init == "uniform":
         bound = (3 / config.n_embd) ** 0.5
         return uniform(-bound, bound)
     return normal(n_in**-0.5 * min(1.0, (n_out / n_in) ** 0.5))
@@ -89,7 +100,7 @@ class MLP(nnx.Module):
 
     def __init__(self, config: NanochatConfig, *, dtype, rngs):
         n_embd = config.n_embd
-        scale = C_FC_INIT_SCALE if config.is_2026 else 1.0
+        scale = C_FC_INIT_SCALE if config.init == "uniform" else 1.0
         init = matrix_init(config, n_embd, 4 * n_embd)
         self.c_fc = Linear(
             n_embd, 4 * n_embd, bias=False, init=lambda *args: scale * init(*args), dtype=dtype, rngs=rngs
@@ -118,32 +129,35 @@ class Block(nnx.Module):
 class Nanochat(nnx.Module):
     """The model from token ids to last hidden states; `loss.cross_entropy` and `logits` apply head and softcap."""
 
-    def __init__(self, config: NanochatConfig, vocab_size: int, *, dtype, rngs):
-        assert config.n_embd, "derive_model(config) fills in the width"
+    def __init__(self, config: NanochatConfig, *, dtype, rngs):
+        assert config.n_embd and config.vocab_size, "config.complete(n_ids) fills in width and vocabulary"
         n_embd, n_layer = config.n_embd, config.n_layer
         self.config = config
-        table = functools.partial(Embedding, vocab_size, dtype=dtype, rngs=rngs)
-        self.wte = table(n_embd, init=normal(0.8 if config.is_2026 else 1.0))
-        self.lm_head = table(n_embd, init=normal(HEAD_STD) if config.is_2026 else zeros)
+        table = functools.partial(Embedding, config.vocab_size, dtype=dtype, rngs=rngs)
+        self.wte = table(n_embd, init=normal(0.8 if config.init == "uniform" else 1.0))
+        self.lm_head = table(n_embd, init=normal(HEAD_STD) if config.init == "uniform" else zeros)
         self.h = nnx.List([Block(config, i, dtype=dtype, rngs=rngs) for i in range(n_layer)])
-        if config.is_2026:
+        if config.value_embeds:
             kv_dim = config.n_kv_head * config.head_dim
             layers = [i for i in range(n_layer) if config.has_value_embed(i)]
             init = matrix_init(config, n_embd, kv_dim)
             self.value_embeds = nnx.Dict({str(i): table(kv_dim, init=init) for i in layers})
+        if config.layer_lambdas:
             self.resid_lambdas = nnx.Param(jnp.linspace(*RESID_LAMBDAS_INIT, n_layer, dtype=dtype))
             self.x0_lambdas = nnx.Param(jnp.linspace(*X0_LAMBDAS_INIT, n_layer, dtype=dtype))
+        if config.smear:
             self.smear_gate = Linear(
                 GATE_CHANNELS["smear"], 1, bias=False, init=uniform(0.0, GATE_INIT), dtype=dtype, rngs=rngs
             )
             self.smear_lambda = nnx.Param(jnp.zeros((1,), dtype))
+        if config.backout:
             self.backout_lambda = nnx.Param(jnp.full((1,), BACKOUT_INIT, dtype))
 
     def __call__(self, tokens_BT, *, dtype, implementation="xla", remat="none", dropout_key=None):
         """Hidden states after the last norm, [B, T, D] in `dtype`.
 
         Args:
-          tokens_BT: ids in [0, vocab_size), T at most seq_len.
+          tokens_BT: ids in [0, V), T at most seq_len.
           dtype: of the computation.
           implementation: of attention.
           remat: none, dots or block; what the backward pass finds instead of recomputing.
@@ -167,21 +181,20 @@ class Nanochat(nnx.Module):
           before_B1: the id before the first, where offset is not 0.
         """
         x_BTD = rms_norm(self.wte(tokens_BT).astype(dtype))
-        if not self.config.is_2026:
+        if not self.config.smear:
             return shard_batch(x_BTD)
         before_B1D = jnp.zeros_like(x_BTD[:, :1])
         if before_B1 is not None:
             before_B1D = jnp.where(offset > 0, rms_norm(self.wte(before_B1).astype(dtype)), 0)
         previous_BTD = jnp.concatenate([before_B1D, x_BTD[:, :-1]], axis=1)
         gate_BT1 = jax.nn.sigmoid(self.smear_gate(x_BTD[..., : GATE_CHANNELS["smear"]]))
-        return shard_batch(x_BTD + self.smear_lambda[...].astype(dtype) * gate_BT1 * previous_BTD)
+        return shard_batch(add_scaled((1.0, x_BTD), (self.smear_lambda[...] * gate_BT1, previous_BTD)))
 
     def mix(self, layer: int, x_BTD, x0_BTD):
         """What a layer starts from: the residual stream, and in 2026 some of its beginning."""
-        if not self.config.is_2026:
+        if not self.config.layer_lambdas:
             return x_BTD
-        resid, x0 = (scale[...][layer].astype(x_BTD.dtype) for scale in (self.resid_lambdas, self.x0_lambdas))
-        return resid * x_BTD + x0 * x0_BTD
+        return add_scaled((self.resid_lambdas[...][layer], x_BTD), (self.x0_lambdas[...][layer], x0_BTD))
 
     def value_embed(self, layer: int, tokens_BT, dtype):
         """The layer's own embedding of the tokens, [B, T, K x H]; None where it has none."""
@@ -191,8 +204,8 @@ class Nanochat(nnx.Module):
 
     def finish(self, x_BTD, middle_BTD):
         """The last norm; in 2026 after some of the middle layer's output is taken off."""
-        if self.config.is_2026:
-            x_BTD = x_BTD - self.backout_lambda[...].astype(x_BTD.dtype) * middle_BTD
+        if self.config.backout:
+            x_BTD = add_scaled((1.0, x_BTD), (-self.backout_lambda[...], middle_BTD))
         return rms_norm(x_BTD)
 
     def head_weight(self):

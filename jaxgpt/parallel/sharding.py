@@ -8,71 +8,40 @@ References: GSPMD, arXiv:2105.04663; ZeRO, arXiv:1910.02054; Megatron-LM, arXiv:
 """
 
 import re
+from typing import Any
 
 import jax
+import numpy as np
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
+from jaxgpt.config.families import ModelConfig
 from jaxgpt.errors import InputError
 
 BATCH = ("data", "fsdp")
 """Mesh axes over which the rows of a batch are split."""
 
-RULES = {
-    "gpt2": (
-        (r"wte\.weight", P("tensor", "fsdp")),
-        (r"wpe\.weight", P(None, "fsdp")),
-        (r"h\.\d+\.attn\.c_attn\.weight", P("fsdp", "tensor")),
-        (r"h\.\d+\.attn\.c_proj\.weight", P("tensor", "fsdp")),
-        (r"h\.\d+\.mlp\.c_fc\.weight", P("fsdp", "tensor")),
-        (r"h\.\d+\.mlp\.c_proj\.weight", P("tensor", "fsdp")),
-        (r"h\.\d+\.(attn|mlp)\.c_\w+\.bias", P()),
-        (r"(h\.\d+\.ln_[12]|ln_f)\.(weight|bias)", P()),
-    ),
-    "nanochat": (
-        (r"(wte|lm_head)\.weight", P("tensor", "fsdp")),
-        (r"value_embeds\.\d+\.weight", P("tensor", "fsdp")),
-        (r"h\.\d+\.attn\.c_[qkv]\.weight", P("fsdp", "tensor")),
-        (r"h\.\d+\.attn\.c_proj\.weight", P("tensor", "fsdp")),
-        (r"h\.\d+\.mlp\.c_fc\.weight", P("fsdp", "tensor")),
-        (r"h\.\d+\.mlp\.c_proj\.weight", P("tensor", "fsdp")),
-        (r"h\.\d+\.attn\.ve_gate\.weight|smear_gate\.weight", P()),
-        (r"(resid|x0)_lambdas|(smear|backout)_lambda", P()),
-    ),
-}
-"""family -> (regular expression for the whole path, spec over the parameter's axes)."""
 
-OPTIONAL = (
-    r"h\.\d+\.(attn|mlp)\.c_\w+\.bias",
-    r"value_embeds\.\d+\.weight",
-    r"h\.\d+\.attn\.ve_gate\.weight|smear_gate\.weight",
-    r"(resid|x0)_lambdas|(smear|backout)_lambda",
-)
-"""Rules that may match nothing: models without biases, and nanochat of 2025."""
-
-
-def shard_params(shapes: dict[str, tuple[int, ...]], family: str, mesh: Mesh) -> dict[str, NamedSharding]:
-    """Path -> sharding for the parameters of a model family.
+def shard_params(shapes: dict[str, tuple[int, ...]], model: ModelConfig, mesh: Mesh) -> dict[str, NamedSharding]:
+    """Path -> sharding for the parameters of a model, by the rules of its family.
 
     Raises:
       InputError: an axis does not divide; names path, axis and sizes.
       KeyError: a path without a rule, or a rule without a path: the table has a hole.
     """
-    rules = RULES[family]
-    unused = {pattern for pattern, _ in rules if pattern not in OPTIONAL}
+    unused = {rule.pattern for rule in model.RULES if not rule.is_optional}
     shardings = {}
     for path, shape in shapes.items():
-        found = [(pattern, spec) for pattern, spec in rules if re.fullmatch(pattern, path)]
-        if not found:
+        rule = next((rule for rule in model.RULES if re.fullmatch(rule.pattern, path)), None)
+        if rule is None:
             raise KeyError(f"no sharding rule matches the parameter {path} {shape}")
-        pattern, spec = found[0]
-        unused.discard(pattern)
-        for size, axis in zip(shape, spec, strict=False):
+        unused.discard(rule.pattern)
+        for size, axis in zip(shape, rule.axes, strict=False):
             if axis is not None and size % mesh.shape[axis]:
                 raise InputError(
                     f"mesh.{axis}={mesh.shape[axis]} does not divide {path}'s axis of {size}; choose a divisor"
                 )
-        shardings[path] = NamedSharding(mesh, spec)
+        shardings[path] = NamedSharding(mesh, P(*rule.axes))
     if unused:
         raise KeyError(f"sharding rules that match no parameter: {sorted(unused)}")
     return shardings
@@ -88,23 +57,32 @@ def batch_sharding(mesh: Mesh, n_leading: int = 0) -> NamedSharding:
     return NamedSharding(mesh, P(*[None] * n_leading, BATCH))
 
 
-def put_rows(read, shape: tuple[int, ...], sharding: NamedSharding, axis: int = 0) -> jax.Array:
-    """A global array of which each process reads only the rows that its devices hold.
+def own_rows(mesh: Mesh, n_rows: int) -> tuple[int, int]:
+    """Which of a batch's rows this process's devices hold: lo, hi."""
+    held = batch_sharding(mesh).addressable_devices_indices_map((n_rows,)).values()
+    spans = [index[0].indices(n_rows) for index in held if index is not None]
+    return min(lo for lo, _, _ in spans), max(hi for _, hi, _ in spans)
+
+
+def put_rows(tree: Any, n_rows: int, mesh: Mesh, axis: int = 0) -> Any:
+    """Global arrays, split by rows, from the rows that this process read.
 
     Args:
-      read: (lo, hi) -> numpy array with the rows lo .. hi along `axis`; called once.
-      shape: of the whole array.
+      tree: numpy arrays with the process's `own_rows` along `axis`.
+      n_rows: of all processes.
     """
-    held = sharding.addressable_devices_indices_map(shape).values()
-    spans = [index[axis].indices(shape[axis]) for index in held if index is not None]
-    first, last = min(lo for lo, _, _ in spans), max(hi for _, hi, _ in spans)
-    rows = read(first, last)
+    sharding, first = batch_sharding(mesh, axis), own_rows(mesh, n_rows)[0]
 
-    def piece(index):
-        lo, hi, _ = index[axis].indices(shape[axis])
-        return rows[(slice(None),) * axis + (slice(lo - first, hi - first),)]
+    def put(rows: np.ndarray) -> jax.Array:
+        shape = (*rows.shape[:axis], n_rows, *rows.shape[axis + 1 :])
 
-    return jax.make_array_from_callback(shape, sharding, piece)
+        def piece(index):
+            lo, hi, _ = index[axis].indices(n_rows)
+            return rows[(slice(None),) * axis + (slice(lo - first, hi - first),)]
+
+        return jax.make_array_from_callback(shape, sharding, piece)
+
+    return jax.tree.map(put, tree)
 
 
 def shard_batch(x):

@@ -37,7 +37,7 @@ from jaxgpt.plan.topology import Topology, missing_plugin, parse_topology
 from jaxgpt.run.console import console, print_facts
 from jaxgpt.training.memory import GIB, gib
 
-ASSUMED_VOCAB_SIZE = 50_304
+ASSUMED_IDS = 50_304
 """For model.vocab_size=0 where the data is not here to ask: GPT-2's, padded. Larger than any small tokenizer's."""
 CACHE = Path(os.path.expanduser("~"), ".cache", "jaxgpt", "plan")
 PORTABLE_DEVICES = ("h100", "v6e", "h100x8", "v6ex8")
@@ -82,7 +82,7 @@ def main(args: list[str]) -> int:
     dollars = request.number("dollars_per_hour")
     compiles = Compiles(Path(request.one("cache") or CACHE))
     if "report" in request.values:
-        write_page(Path(request.one("report")), Asker(compiles, fraction, False), choose_vocab_size, Path("configs"))
+        write_page(Path(request.one("report")), Asker(compiles, fraction, False), fill_vocabulary, Path("configs"))
         return EXIT_DONE
     if "portable" in request.values:
         names = request.values.get("device", list(PORTABLE_DEVICES))
@@ -91,26 +91,26 @@ def main(args: list[str]) -> int:
     if not request.values.get("device"):
         raise InputError("--device is missing; try --device a100-40gb, --device h100x8 or --device v5e-8")
     topologies = [parse_topology(name) for name in request.values["device"]]
-    vocab_size = choose_vocab_size(config)
+    config = fill_vocabulary(config)
     ask = Asker(compiles, fraction, given["estimate"])
     if given["fit"] or given["max_depth"]:
         for topology in topologies:
-            search(config, vocab_size, topology, ask, is_depth=given["max_depth"], dollars=dollars)
+            search(config, topology, ask, is_depth=given["max_depth"], dollars=dollars)
         return EXIT_DONE
     if "sweep" in request.values:
         for topology in topologies:
-            sweep(config, vocab_size, topology, ask, request.values["sweep"], request.one("png"))
+            sweep(config, topology, ask, request.values["sweep"], request.one("png"))
         return EXIT_DONE
     if len(topologies) == 1:
-        print_outlook(ask(config, vocab_size, topologies[0]), dollars)
+        print_outlook(ask(config, topologies[0]), dollars)
         return EXIT_DONE
-    rows = ask_each(config, vocab_size, [(topology.name, {}, topology) for topology in topologies], ask)
+    rows = ask_each(config, [(topology.name, {}, topology) for topology in topologies], ask)
     print_table(rows, "device", dollars)
     return EXIT_DONE
 
 
 def ask_each(
-    config: Config, vocab_size: int, cases: list[tuple[str, dict[str, str], Topology]], ask: "Asker"
+    config: Config, cases: list[tuple[str, dict[str, str], Topology]], ask: "Asker"
 ) -> list[tuple[str, Outlook]]:
     """The outlook of each case: a label, settings on top of the config, devices. What cannot be is told and left out.
 
@@ -120,7 +120,7 @@ def ask_each(
     rows: list[tuple[str, Outlook]] = []
     for label, overrides, topology in cases:
         try:
-            rows.append((label, ask(apply_overrides(config, overrides), vocab_size, topology)))
+            rows.append((label, ask(apply_overrides(config, overrides), topology)))
         except (InputError, Failure) as error:
             console.print(f"{label}: {error}", soft_wrap=True, highlight=False, markup=False, style="yellow")
     if not rows:
@@ -168,7 +168,7 @@ class Asker:
     seconds: list[float] = field(default_factory=list)
     told: set[str] = field(default_factory=set)
 
-    def __call__(self, config: Config, vocab_size: int, topology: Topology) -> Outlook:
+    def __call__(self, config: Config, topology: Topology) -> Outlook:
         install = missing_plugin(topology.platform)
         if install and not self.wants_estimate and topology.platform not in self.told:
             self.told.add(topology.platform)
@@ -178,20 +178,20 @@ class Asker:
                 soft_wrap=True, highlight=False, markup=False, style="yellow",
             )  # fmt: skip
         if self.wants_estimate or install:
-            return self.estimate(config, vocab_size, topology)
-        is_known = self.compiles.knows(place(config, vocab_size, topology), vocab_size, topology)
+            return self.estimate(config, topology)
+        is_known = self.compiles.knows(place(config, topology), topology)
         if not is_known:
             console.print(
                 f"compiling for {topology.name}: {self._setting(config)}{self._eta()}", style="dim", soft_wrap=True
             )
         begin = time.perf_counter()
-        outlook = look(config, vocab_size, topology, self.compiles, self.fraction)
+        outlook = look(config, topology, self.compiles, self.fraction)
         if not is_known:
             self.seconds.append(time.perf_counter() - begin)
         return outlook
 
-    def estimate(self, config: Config, vocab_size: int, topology: Topology) -> Outlook:
-        return look(config, vocab_size, topology, None, self.fraction)
+    def estimate(self, config: Config, topology: Topology) -> Outlook:
+        return look(config, topology, None, self.fraction)
 
     def _setting(self, config: Config) -> str:
         return f"micro_batch_size={config.train.micro_batch_size} remat={config.train.remat}"
@@ -203,20 +203,21 @@ class Asker:
         return f" (about {left * sum(self.seconds) / len(self.seconds):.0f} s left)"
 
 
-def choose_vocab_size(config: Config) -> int:
-    """The config's, the data's where it is here, or an assumption that is told."""
+def fill_vocabulary(config: Config) -> Config:
+    """The config with a vocabulary: its own, the data's where they are here, or an assumption, which is printed."""
     if config.model.vocab_size:
-        return config.model.vocab_size
+        return config
     try:
-        found = open_dataset(config.data.dir).vocab_size
+        n_ids = open_dataset(config.data.dir).vocab_size
     except InputError:
-        found = 0
-    if not found:
+        n_ids = 0
+    if not n_ids:
         console.print(
-            f"model.vocab_size=0 and {config.data.dir} is not here to ask: {ASSUMED_VOCAB_SIZE:,} is assumed; "
+            f"model.vocab_size=0 and {config.data.dir} is not here to ask: {ASSUMED_IDS:,} is assumed; "
             "--model.vocab_size=N says otherwise", style="dim", soft_wrap=True,
         )  # fmt: skip
-    return found or ASSUMED_VOCAB_SIZE
+    n_rows = config.model.complete(n_ids or ASSUMED_IDS).vocab_size
+    return dataclasses.replace(config, model=dataclasses.replace(config.model, vocab_size=n_rows))
 
 
 def seconds(value: float) -> str:
@@ -296,9 +297,7 @@ def print_table(rows: list[tuple[str, Outlook]], title: str, dollars: float | No
         console.print("fraction: it fits with this XLA_CLIENT_MEM_FRACTION in the environment", style="dim")
 
 
-def search(
-    config: Config, vocab_size: int, topology: Topology, ask: Asker, *, is_depth: bool, dollars: float | None
-) -> None:
+def search(config: Config, topology: Topology, ask: Asker, *, is_depth: bool, dollars: float | None) -> None:
     """--fit and --max-depth."""
     ask.n_expected, ask.seconds = 4, []
     tried: dict[str, Outlook] = {}
@@ -307,13 +306,11 @@ def search(
         rows = f"micro_batch_size={candidate.train.micro_batch_size} remat={candidate.train.remat}"
         label = f"depth={candidate.model.n_layer}" if is_depth else rows
         if label not in tried:
-            tried[label] = ask(candidate, vocab_size, topology)
+            tried[label] = ask(candidate, topology)
         return tried[label]
 
     find = fit_depth if is_depth else fit_micro_batch
-    found: Fit = find(
-        config, vocab_size, topology, try_it, lambda candidate: ask.estimate(candidate, vocab_size, topology)
-    )
+    found: Fit = find(config, topology, try_it, lambda candidate: ask.estimate(candidate, topology))
     print_table(list(tried.items()), topology.name, dollars)
     micro = " then ".join(str(count) for count in found.n_micro)
     console.print(f"{found.outlook.verdict}; {micro} microbatch(es) a step keep the batch. To paste:")
@@ -321,7 +318,7 @@ def search(
     console.print(pasted, soft_wrap=True, highlight=False)
 
 
-def sweep(config: Config, vocab_size: int, topology: Topology, ask: Asker, settings: list[str], png: str) -> None:
+def sweep(config: Config, topology: Topology, ask: Asker, settings: list[str], png: str) -> None:
     """--sweep: all combinations of some settings, as a table and a picture."""
     names, choices = zip(*(read_setting(text) for text in settings), strict=True)
     combinations = list(itertools.product(*choices))
@@ -330,7 +327,7 @@ def sweep(config: Config, vocab_size: int, topology: Topology, ask: Asker, setti
         (" ".join(f"{name.split('.')[-1]}={value}" for name, value in setting.items()), setting, topology)
         for setting in (dict(zip(names, values, strict=True)) for values in combinations)
     ]
-    rows = ask_each(config, vocab_size, cases, ask)
+    rows = ask_each(config, cases, ask)
     print_table(rows, topology.name)
     path = Path(png or f"{config.run.dir}/plan_{topology.name.replace(':', '_')}.png")
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -363,11 +360,10 @@ def print_portable(paths: list[str], topologies: list[Topology], compiles: Compi
         sent.add_column(name)
     is_good = True
     for path in paths:
-        given, cells = config_lib.load(path), []
-        vocab_size = choose_vocab_size(given)
+        given, cells = fill_vocabulary(config_lib.load(path)), []
         for topology in topologies:
             try:
-                outlook = ask(spread(given, topology), vocab_size, topology)
+                outlook = ask(spread(given, topology), topology)
             except (InputError, Failure) as error:
                 is_good = is_good and isinstance(error, InputError)
                 cells.append(f"[red]no: {escape(str(error))}")

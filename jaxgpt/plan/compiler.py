@@ -19,6 +19,7 @@ from pathlib import Path
 from jaxgpt import config as config_lib
 from jaxgpt.config import Config
 from jaxgpt.errors import Failure, InputError
+from jaxgpt.files import write_atomically
 from jaxgpt.plan.footprint import Footprint
 from jaxgpt.plan.topology import ENVIRONMENT, Topology, missing_plugin
 
@@ -39,52 +40,50 @@ class Compiles:
 
     directory: Path | None
 
-    def footprints(self, config: Config, vocab_size: int, topology: Topology) -> list[Footprint]:
+    def footprints(self, config: Config, topology: Topology) -> list[Footprint]:
         """One footprint per batch size of the run's stages.
 
         Raises:
           InputError: the config does not go together with the device.
           Failure: the compiler refused or died.
         """
-        asked = self._key(config, vocab_size, topology)
+        asked = self._key(config, topology)
         path = self.directory / f"{hashlib.sha256(asked.encode()).hexdigest()[:32]}.json" if self.directory else None
         if path and path.is_file():
             result = json.loads(path.read_text(encoding="utf-8"))["result"]
         else:
-            result = self._compile(config, vocab_size, topology)
+            result = self._compile(config, topology)
             if path and "error" not in result:
                 path.parent.mkdir(parents=True, exist_ok=True)
-                unfinished = path.with_suffix(f".{os.getpid()}")
-                unfinished.write_text(json.dumps({"asked": json.loads(asked), "result": result}), encoding="utf-8")
-                unfinished.replace(path)
+                write_atomically(path, json.dumps({"asked": json.loads(asked), "result": result}))
         if "error" in result:
             raise (InputError if result["is_input"] else Failure)(result["error"])
         return [Footprint.from_json(values) for values in result["footprints"]]
 
-    def knows(self, config: Config, vocab_size: int, topology: Topology) -> bool:
+    def knows(self, config: Config, topology: Topology) -> bool:
         """Whether the answer is remembered."""
-        asked = self._key(config, vocab_size, topology)
+        asked = self._key(config, topology)
         name = f"{hashlib.sha256(asked.encode()).hexdigest()[:32]}.json"
         return self.directory is not None and (self.directory / name).is_file()
 
-    def _key(self, config: Config, vocab_size: int, topology: Topology) -> str:
+    def _key(self, config: Config, topology: Topology) -> str:
         values = {name: dict(config_lib.to_dict(config)[name]) for name in SECTIONS}
         for section, names in FREE_FIELDS.items():
             for name in names:
                 values[section].pop(name)
         code = _hash_sources(FIRST_MODULE)
         asked = {
-            "config": values, "vocab_size": vocab_size, "shape": topology.shape, "device": topology.device.name,
+            "config": values, "shape": topology.shape, "device": topology.device.name,
             "versions": _versions(), "code": code,
         }  # fmt: skip
         return json.dumps(asked, sort_keys=True)
 
-    def _compile(self, config: Config, vocab_size: int, topology: Topology) -> dict:
+    def _compile(self, config: Config, topology: Topology) -> dict:
         install = missing_plugin(topology.platform)
         if install:
             raise Failure(f"compiling for {topology.name} needs a plug-in: {install}")
         request = {
-            "config": config_lib.to_dict(config), "vocab_size": vocab_size, "device": topology.name,
+            "config": config_lib.to_dict(config), "device": topology.name,
             "directory": str(self.directory or ""), "versions": _versions(),
         }  # fmt: skip
         inherited = {name: value for name, value in os.environ.items() if name != "XLA_FLAGS"}

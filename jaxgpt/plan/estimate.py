@@ -18,7 +18,7 @@ from jaxgpt.plan.footprint import Footprint
 from jaxgpt.training.step import device_bytes, init_state, make_optimizer, param_dtype, place_state
 
 
-def estimate_run(config: Config, vocab_size: int, platform: str) -> Footprint:
+def estimate_run(config: Config, platform: str) -> Footprint:
     """What a compiler would say of the stage with the largest batch, roughly.
 
     Args:
@@ -31,7 +31,7 @@ def estimate_run(config: Config, vocab_size: int, platform: str) -> Footprint:
     model, train, mesh = config.model, config.train, config.mesh
     attention = choose_attention(config, platform)
     abstract = AbstractMesh((mesh.data, mesh.fsdp, mesh.tensor), ("data", "fsdp", "tensor"), (AxisType.Auto,) * 3)
-    shapes = param_shapes(model, vocab_size, param_dtype(config))
+    shapes = param_shapes(model, param_dtype(config))
     init = functools.partial(init_state, config, make_optimizer(config, shapes))
     state = place_state(config, init, shapes, abstract)  # pyright: ignore[reportArgumentType]
     params_bytes, opt_state_bytes = (
@@ -45,7 +45,7 @@ def estimate_run(config: Config, vocab_size: int, platform: str) -> Footprint:
         opt_state_bytes=opt_state_bytes,
         inputs_bytes=4 * n_micro * train.micro_batch_size * (model.seq_len + 1),
         gradients_bytes=params_bytes,
-        activations_bytes=int(activations_bytes(config, vocab_size, attention[0], params_bytes)),
+        activations_bytes=int(activations_bytes(config, attention[0], params_bytes)),
         code_bytes=0,
         collectives=(),
         gathered_whole={},

@@ -6,7 +6,6 @@ from dataclasses import dataclass
 from jaxgpt.config import Config, rows_that_divide
 from jaxgpt.config.command_line import apply_overrides
 from jaxgpt.config.derive import derive
-from jaxgpt.config.families import NanochatConfig
 from jaxgpt.errors import InputError
 from jaxgpt.plan.forecast import Outlook, place
 from jaxgpt.plan.topology import Topology
@@ -57,13 +56,13 @@ def largest_true(candidates: list[int], is_good: Callable[[int], bool], guess: i
     return candidates[low] if low >= 0 else None
 
 
-def row_choices(config: Config, vocab_size: int, topology: Topology) -> list[int]:
+def row_choices(config: Config, topology: Topology) -> list[int]:
     """Values of micro_batch_size that divide every stage's batch.
 
     Raises:
       InputError: not even one row per device divides it.
     """
-    placed = place(apply_overrides(config, {"train.micro_batch_size": "1"}), vocab_size, topology)
+    placed = place(apply_overrides(config, {"train.micro_batch_size": "1"}), topology)
     unit = placed.model.seq_len * placed.mesh.data * placed.mesh.fsdp
     rows = rows_that_divide(placed, placed.mesh.data * placed.mesh.fsdp)
     if not rows:
@@ -75,7 +74,7 @@ def row_choices(config: Config, vocab_size: int, topology: Topology) -> list[int
     return rows
 
 
-def fit_micro_batch(config: Config, vocab_size: int, topology: Topology, look: Look, count: Look) -> Fit:
+def fit_micro_batch(config: Config, topology: Topology, look: Look, count: Look) -> Fit:
     """The cheapest remat policy under which a row fits, and under it the largest micro_batch_size.
 
     Args:
@@ -85,7 +84,7 @@ def fit_micro_batch(config: Config, vocab_size: int, topology: Topology, look: L
     Raises:
       InputError: nothing fits.
     """
-    choices = row_choices(config, vocab_size, topology)
+    choices = row_choices(config, topology)
     for remat in REMATS:
 
         def setting(rows: int, remat=remat) -> Config:
@@ -107,23 +106,24 @@ def fit_micro_batch(config: Config, vocab_size: int, topology: Topology, look: L
     )
 
 
-def fit_depth(config: Config, vocab_size: int, topology: Topology, look: Look, count: Look) -> Fit:
+def fit_depth(config: Config, topology: Topology, look: Look, count: Look) -> Fit:
     """The largest depth of nanochat's dial with the config's other settings; depths at odds with those are skipped.
 
     Raises:
       InputError: the family has no depth, or not even the smallest fits.
     """
-    if not isinstance(config.model, NanochatConfig):
-        raise InputError(f"--max-depth turns nanochat's dial; model.family={config.model.family} has none")
+    dial = config.model.DIAL
+    if not dial:
+        raise InputError(f"--max-depth turns nanochat's depth; model.family={config.model.family} has none")
 
     def setting(depth: int) -> Config:
-        return apply_overrides(config, {"model.depth": str(depth)})
+        return apply_overrides(config, {f"model.{dial}": str(depth)})
 
     depths = []
     for depth in range(2, MAX_DEPTH + 1, 2):
         try:
-            derive(setting(depth), vocab_size)
-            place(setting(depth), vocab_size, topology)
+            derive(setting(depth))
+            place(setting(depth), topology)
         except InputError:
             continue
         depths.append(depth)
@@ -132,4 +132,4 @@ def fit_depth(config: Config, vocab_size: int, topology: Topology, look: Look, c
     if not best:
         raise InputError(f"no depth of {config.model.family} fits {topology.name}; lower train.micro_batch_size")
     outlook = look(setting(best))
-    return Fit(outlook, {"model.depth": str(best)}, [outlook.footprint.n_micro])
+    return Fit(outlook, {f"model.{dial}": str(best)}, [outlook.footprint.n_micro])

@@ -10,7 +10,6 @@ keeps beside them is in `hardware.usable_bytes`.
 import functools
 import hashlib
 import json
-import os
 import re
 import sys
 import time
@@ -25,6 +24,7 @@ from jaxgpt import config as config_lib
 from jaxgpt.config import Config, count_microbatches
 from jaxgpt.config.derive import derive
 from jaxgpt.errors import Failure, InputError
+from jaxgpt.files import write_atomically
 from jaxgpt.parallel.mesh import count_batch_devices, make_mesh
 from jaxgpt.plan.census import gathered_whole, summarize, take_census
 from jaxgpt.plan.topology import open_devices, parse_topology
@@ -80,7 +80,7 @@ class Footprint:
         return Footprint(**{**values, "collectives": collectives, "attention": tuple(values["attention"])})
 
 
-def compile_run(config: Config, vocab_size: int, devices: list, remember=None) -> list[Footprint]:
+def compile_run(config: Config, devices: list, remember=None) -> list[Footprint]:
     """One footprint for each number of microbatches that the stages of a run have.
 
     Args:
@@ -90,12 +90,12 @@ def compile_run(config: Config, vocab_size: int, devices: list, remember=None) -
       InputError: the config cannot be built on these devices.
       Failure: the compiler refused, for another reason than memory.
     """
-    config = derive(config, vocab_size).config
+    config = derive(config).config
     mesh = make_mesh(config.mesh, devices)
     n_devices = count_batch_devices(mesh)
     counts = {count_microbatches(config, tokens, n_devices) for tokens in config.stage_batch_tokens()}
     with jax.set_mesh(mesh):
-        step = make_step(config, vocab_size, mesh)
+        step = make_step(config, mesh)
         found = []
         for count in sorted(counts):
             try:
@@ -177,7 +177,7 @@ def explain(error: Exception, step: Step, config: Config) -> str:
 
 
 def answer() -> None:
-    """Reads {config, vocab_size, device, directory, versions} as JSON; writes footprints, or an error.
+    """Reads {config, device, directory, versions} as JSON; writes footprints, or an error.
 
     In `directory` each footprint is remembered under its program and the versions, so that a change of a comment, or of
     a setting that the program does not depend on, compiles nothing again. Empty: nothing is remembered.
@@ -191,7 +191,7 @@ def answer() -> None:
         topology = parse_topology(request["device"])
         about = json.dumps([topology.device.name, topology.shape, request["versions"]])
         remember = functools.partial(_remember, request["directory"], about) if request["directory"] else None
-        found = compile_run(config, request["vocab_size"], open_devices(topology), remember)
+        found = compile_run(config, open_devices(topology), remember)
         result = {"footprints": [one.to_json() for one in found]}
     except (InputError, Failure) as error:
         result = {"error": str(error), "is_input": isinstance(error, InputError)}
@@ -205,7 +205,5 @@ def _remember(directory: str, about: str, program: str, compile_it: Callable[[],
         return Footprint.from_json(json.loads(path.read_text(encoding="utf-8")))
     footprint = compile_it()
     path.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = path.with_suffix(f".{os.getpid()}")
-    unfinished.write_text(json.dumps(footprint.to_json()), encoding="utf-8")
-    unfinished.replace(path)
+    write_atomically(path, json.dumps(footprint.to_json()))
     return footprint

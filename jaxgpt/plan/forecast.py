@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from jaxgpt.config import Config, schedule
 from jaxgpt.config.activations import kept_bytes
 from jaxgpt.config.derive import derive
-from jaxgpt.config.flops import count_params, flops_per_token
+from jaxgpt.config.flops import flops_per_token
 from jaxgpt.config.hardware import largest_fraction, usable_bytes
 from jaxgpt.errors import InputError
 from jaxgpt.plan.compiler import Compiles
@@ -31,7 +31,6 @@ class Outlook:
     """
 
     config: Config
-    vocab_size: int
     topology: Topology
     footprint: Footprint
     is_estimate: bool
@@ -77,16 +76,16 @@ class Outlook:
     @property
     def flops_per_token(self) -> float:
         """Of the model, by the full convention; recomputation does not count."""
-        return flops_per_token(self.config.model, self.vocab_size)
+        return flops_per_token(self.config.model)
 
     @property
     def step_flops(self) -> float:
         """Executed in the largest step over all devices, recomputation included."""
-        return step_flops(self.config, self.vocab_size, self.footprint.attention[0])
+        return step_flops(self.config, self.footprint.attention[0])
 
     @property
     def n_params(self) -> int:
-        return count_params(self.config.model, self.vocab_size).total
+        return self.config.model.count_params().total
 
     @property
     def tokens_per_s(self) -> float:
@@ -103,7 +102,7 @@ class Outlook:
         return self.days * 24 * per_hour * self.topology.n_devices
 
 
-def place(config: Config, vocab_size: int, topology: Topology) -> Config:
+def place(config: Config, topology: Topology) -> Config:
     """The derived config with the axes of its mesh filled in for a topology.
 
     Raises:
@@ -118,12 +117,10 @@ def place(config: Config, vocab_size: int, topology: Topology) -> Config:
             f"--device={topology.name} has {count}; choose axes that multiply to {count}"
         )
     config = dataclasses.replace(config, mesh=dataclasses.replace(mesh, data=data))
-    return derive(config, vocab_size).config
+    return derive(config).config
 
 
-def look(
-    config: Config, vocab_size: int, topology: Topology, compiles: Compiles | None, fraction: float | None = None
-) -> Outlook:
+def look(config: Config, topology: Topology, compiles: Compiles | None, fraction: float | None = None) -> Outlook:
     """Asks the compiler, or counts where `compiles` is None.
 
     Args:
@@ -133,22 +130,21 @@ def look(
       InputError: the config cannot run on the topology.
       Failure: the compiler refused for another reason than memory.
     """
-    config = place(config, vocab_size, topology)
+    config = place(config, topology)
     if compiles:
-        footprints = compiles.footprints(config, vocab_size, topology)
+        footprints = compiles.footprints(config, topology)
     else:
-        footprints = [estimate_run(config, vocab_size, topology.platform)]
+        footprints = [estimate_run(config, topology.platform)]
     most = max(footprints, key=lambda one: one.total_bytes)
     largest = max(footprints, key=lambda one: one.n_micro)
     attention = most.attention[0]
     bound = bound_step(
-        config, vocab_size, topology, attention=attention, state_bytes=(most.params_bytes, most.opt_state_bytes),
+        config, topology, attention=attention, state_bytes=(most.params_bytes, most.opt_state_bytes),
         kept_bytes=kept_bytes(config, attention), collectives=largest.collectives,
     )  # fmt: skip
     device = topology.device
     return Outlook(
         config=config,
-        vocab_size=vocab_size,
         topology=topology,
         footprint=most,
         is_estimate=compiles is None,

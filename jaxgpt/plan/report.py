@@ -16,7 +16,7 @@ from jaxgpt.plan.compiler import PACKAGES, installed_version
 from jaxgpt.plan.forecast import Outlook
 from jaxgpt.plan.topology import Topology, parse_topology
 
-Ask = Callable[[Config, int, Topology], Outlook]
+Ask = Callable[[Config, Topology], Outlook]
 NEAR = 0.15
 """An estimate this close to the compiler's figure counts as agreeing."""
 
@@ -76,7 +76,7 @@ VOCAB_SIZES = {"nanochat_cpu": 4096, "quickstart": 96, "shakespeare_char": 65, "
 """Of configs that leave it to their data, which need not be here."""
 
 
-def write_page(path: Path, ask: Ask, choose_vocab_size: Callable[[Config], int], configs: Path) -> None:
+def write_page(path: Path, ask: Ask, fill_vocabulary: Callable[[Config], Config], configs: Path) -> None:
     """Compiles the recipes, or remembers, and writes the page."""
     shown = {recipe.config for recipe in RECIPES}
     others = [
@@ -86,14 +86,14 @@ def write_page(path: Path, ask: Ask, choose_vocab_size: Callable[[Config], int],
         for name in sorted(path.stem for path in configs.glob("*.py"))
         if name not in shown
     ]
-    rows, others, pods = (_look_at(recipes, ask, choose_vocab_size, configs) for recipes in (RECIPES, others, PODS))
+    rows, others, pods = (_look_at(recipes, ask, fill_vocabulary, configs) for recipes in (RECIPES, others, PODS))
     outlooks = [outlook for _, outlook in rows + others + pods if isinstance(outlook, Outlook)]
     if any(outlook.is_estimate for outlook in outlooks):
         raise Failure(
             f"{path} holds compilers' figures only; install both plug-ins: pip install 'jaxgpt[plan-gpu,plan-tpu]'"
         )
     estimates = [
-        (recipe, outlook, ask.estimate(outlook.config, outlook.vocab_size, outlook.topology))  # pyright: ignore[reportFunctionMemberAccess]
+        (recipe, outlook, ask.estimate(outlook.config, outlook.topology))  # pyright: ignore[reportFunctionMemberAccess]
         for recipe, outlook in rows + others + pods
         if isinstance(outlook, Outlook)
     ]
@@ -143,12 +143,12 @@ Not measured yet. `total` above stands against `peak memory` of a bench on the c
     path.write_text(text, encoding="utf-8")
 
 
-def _look_at(recipes, ask, choose_vocab_size, configs: Path) -> list[tuple[Recipe, Outlook | str]]:
+def _look_at(recipes, ask, fill_vocabulary, configs: Path) -> list[tuple[Recipe, Outlook | str]]:
     found: list[tuple[Recipe, Outlook | str]] = []
     for recipe in recipes:
         config = apply_overrides(config_lib.load(configs / f"{recipe.config}.py"), recipe.overrides)
         try:
-            found.append((recipe, ask(config, choose_vocab_size(config), parse_topology(recipe.device))))
+            found.append((recipe, ask(fill_vocabulary(config), parse_topology(recipe.device))))
         except (InputError, Failure) as error:
             found.append((recipe, str(error)))
     return found

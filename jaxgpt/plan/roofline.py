@@ -16,7 +16,7 @@ from dataclasses import dataclass
 
 from jaxgpt.config import Config
 from jaxgpt.config.activations import COMPUTE_BYTES
-from jaxgpt.config.flops import count_params, flops_per_token
+from jaxgpt.config.flops import flops_per_token
 from jaxgpt.config.hardware import DEVICES_PER_HOST
 from jaxgpt.errors import InputError
 from jaxgpt.plan.topology import Topology
@@ -57,7 +57,7 @@ def peak_flops(config: Config, topology: Topology) -> float:
     raise InputError(f"train.dtype={dtype} has no peak on {topology.device.name}; choose {' or '.join(peaks)}")
 
 
-def step_flops(config: Config, vocab_size: int, attention: str) -> float:
+def step_flops(config: Config, attention: str) -> float:
     """FLOPs of the stage with the largest batch, recomputation included, over all devices.
 
     Args:
@@ -65,17 +65,16 @@ def step_flops(config: Config, vocab_size: int, attention: str) -> float:
       attention: the implementation; xla computes the masked half of the scores too.
     """
     model = config.model
-    per_token = flops_per_token(model, vocab_size, causal=attention != "xla")
-    head = 6 * vocab_size * model.n_embd
+    per_token = flops_per_token(model, causal=attention != "xla")
+    head = 6 * model.vocab_size * model.n_embd
     if config.train.remat == "block":
         per_token += (per_token - head) / 3
     return per_token * max(config.stage_batch_tokens())
 
 
 def bound_step(
-    config: Config, vocab_size: int, topology: Topology, *, attention: str, state_bytes: tuple[int, int],
-    kept_bytes: float, collectives: tuple[tuple[str, int, int, float], ...],
-) -> Bound:  # fmt: skip
+    config: Config, topology: Topology, *, attention: str, state_bytes: tuple[int, int],
+    kept_bytes: float, collectives: tuple[tuple[str, int, int, float], ...]) -> Bound:  # fmt: skip
     """The roofline of the stage with the largest batch.
 
     Args:
@@ -88,10 +87,10 @@ def bound_step(
     mesh, train = config.mesh, config.train
     rows = train.micro_batch_size * mesh.data * mesh.fsdp
     n_micro = max(config.stage_batch_tokens()) / (rows * config.model.seq_len)
-    weights = count_params(config.model, vocab_size).linear * COMPUTE_BYTES[train.dtype] / mesh.tensor
+    weights = config.model.count_params().linear * COMPUTE_BYTES[train.dtype] / mesh.tensor
     traffic = n_micro * (2 * weights + 2 * params_bytes + 2 * kept_bytes) + 3 * params_bytes + 2 * opt_state_bytes
     return Bound(
-        compute_s=step_flops(config, vocab_size, attention) / (topology.n_devices * peak_flops(config, topology)),
+        compute_s=step_flops(config, attention) / (topology.n_devices * peak_flops(config, topology)),
         memory_s=traffic / topology.device.bandwidth_bytes_s,
         collectives_s=sum(_transfer_s(row, config, topology) for row in collectives),
     )

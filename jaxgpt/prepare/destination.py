@@ -17,6 +17,7 @@ from jaxgpt.data.manifest import MANIFEST, read_manifest, write_manifest
 from jaxgpt.data.shards import open_dataset
 from jaxgpt.data.text_data import TOKENIZER, open_splits
 from jaxgpt.errors import InputError
+from jaxgpt.files import take_lock
 from jaxgpt.prepare.text_shards import TEXT_MANIFEST, TEXT_SHARD, read_text_manifest, write_text_manifest
 
 
@@ -36,13 +37,13 @@ class Form:
 FORMS = {
     "tokens": Form(
         MANIFEST,
-        re.compile(r"(fineweb_)?(train|val)_\d{6}\.bin|manifest\.json(\.tmp)?|\.tmp"),
+        re.compile(r"(fineweb_)?(train|val)_\d{6}\.bin|manifest\.json(\.(\d+\.)?tmp)?|\.tmp"),
         lambda out: read_manifest(out).values,
         open_dataset,
     ),
     "text": Form(
         TEXT_MANIFEST,
-        re.compile(TEXT_SHARD.pattern + r"|text\.json(\.tmp)?|tokenizer\.json|\.tmp"),
+        re.compile(TEXT_SHARD.pattern + r"|text\.json(\.(\d+\.)?tmp)?|tokenizer\.json|\.tmp"),
         read_text_manifest,
         open_splits,
     ),
@@ -104,8 +105,13 @@ def claim(out: Path) -> Iterator[Path]:
     is_new = not out.exists()
     scratch = out / ".tmp"
     scratch.mkdir(parents=True, exist_ok=True)
-    with open(scratch / "lock", "w") as lock:
-        _lock(lock, out)
+    with open(scratch / "lock", "a+") as lock:
+        try:
+            take_lock(lock)
+        except BlockingIOError:
+            raise InputError(f"another prepare is writing {out}; wait for it, or choose another --out") from None
+        except (ImportError, OSError):
+            pass  # Windows and some network file systems have no locks
         for path in scratch.iterdir():
             if path.name not in ("lock", "downloads"):
                 shutil.rmtree(path) if path.is_dir() else path.unlink()
@@ -121,19 +127,6 @@ def claim(out: Path) -> Iterator[Path]:
                     out.rmdir()
             raise
         shutil.rmtree(scratch)
-
-
-def _lock(file: Any, out: Path) -> None:
-    try:
-        import fcntl
-    except ImportError:  # not on Windows
-        return
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        raise InputError(f"another prepare is writing {out}; wait for it, or choose another --out") from None
-    except OSError:  # some network file systems have no locks
-        return
 
 
 def publish(out: Path, scratch: Path, values: dict[str, Any]) -> None:

@@ -7,6 +7,7 @@ from typing import Any, BinaryIO
 import numpy as np
 
 from jaxgpt.data.shards import DTYPES, HEADER_BYTES, MAGIC, VERSION, sha256_of
+from jaxgpt.files import put_in_place
 
 
 def _header(n_tokens: int, dtype: np.dtype) -> bytes:
@@ -15,13 +16,10 @@ def _header(n_tokens: int, dtype: np.dtype) -> bytes:
     return words.tobytes()
 
 
-def _seal(file: BinaryIO, path: Path) -> dict[str, Any]:
+def _complete(file: BinaryIO, path: Path) -> dict[str, Any]:
     """Puts a complete temporary file in its place, and says what the manifest says of it."""
-    file.flush()
-    os.fsync(file.fileno())
     size = file.tell()
-    file.close()
-    os.replace(file.name, path)
+    put_in_place(file, path)
     return {"name": path.name, "sha256": sha256_of(path), "size_bytes": size}
 
 
@@ -85,7 +83,7 @@ class ShardWriter:
         return self._directory / f"{self._split}{number}.bin"
 
     def _begin(self) -> BinaryIO:
-        self._file = open(f"{self._path()}.tmp", "wb")  # noqa: SIM115 - closed by _seal or abandon
+        self._file = open(f"{self._path()}.tmp", "wb")  # noqa: SIM115 - closed by _complete or abandon
         self._file.write(bytes(HEADER_BYTES))
         self._n_in_file = 0
         return self._file
@@ -96,5 +94,5 @@ class ShardWriter:
         file.seek(0)
         file.write(_header(self._n_in_file, self._dtype))
         file.seek(0, os.SEEK_END)
-        self._entries.append({"n_tokens": self._n_in_file, **_seal(file, path)})
+        self._entries.append({"n_tokens": self._n_in_file, **_complete(file, path)})
         self._file = None

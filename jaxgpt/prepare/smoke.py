@@ -10,7 +10,6 @@ import sysconfig
 from pathlib import Path
 
 from jaxgpt.config import CheckpointConfig, Config, EvalConfig, LogConfig, MeshConfig, SampleConfig
-from jaxgpt.config.families import ModelConfig, NanochatConfig
 from jaxgpt.data.bpe import train_bpe
 from jaxgpt.data.manifest import FORMAT, write_manifest
 from jaxgpt.errors import InputError
@@ -47,7 +46,7 @@ def shrink(config: Config) -> Config:
     return dataclasses.replace(
         config,
         run=dataclasses.replace(config.run, dir=str(run_dir)),
-        model=shrink_model(config.model),
+        model=config.model.shrink(SEQ_LEN),
         data=dataclasses.replace(config.data, dir=str(run_dir / "data"), tokenizer="", lanes=1),
         train=dataclasses.replace(
             config.train,
@@ -60,16 +59,6 @@ def shrink(config: Config) -> Config:
         checkpoint=CheckpointConfig(every=STEPS // 2),
         sample=SampleConfig(every=STEPS, max_tokens=16),
     )  # fmt: skip
-
-
-def shrink_model(model: ModelConfig) -> ModelConfig:
-    """Four narrow layers, or two of GPT-2's; which mechanisms there are stays as it is."""
-    if isinstance(model, NanochatConfig):
-        return dataclasses.replace(
-            model, depth=4, aspect_ratio=16, n_embd=0, head_dim=16, n_kv_head=0, vocab_size=0, seq_len=SEQ_LEN,
-            short_window=SEQ_LEN // 4 + 1,
-        )  # fmt: skip
-    return dataclasses.replace(model, n_layer=2, n_head=2, n_embd=32, vocab_size=0, seq_len=SEQ_LEN)
 
 
 def write_data(directory: Path, *, is_text: bool) -> None:

@@ -27,6 +27,7 @@ import pyarrow.parquet
 from jaxgpt.data.download import download
 from jaxgpt.data.text_data import COLUMN
 from jaxgpt.errors import InputError
+from jaxgpt.files import flush_to_disk, write_atomically
 from jaxgpt.prepare.corpora import HUB, Source, is_val
 
 TEXT_MANIFEST = "text.json"
@@ -221,8 +222,7 @@ class _Writer:
         file, self._file = self._file, None
         assert file is not None
         with file:
-            file.flush()
-            os.fsync(file.fileno())
+            flush_to_disk(file)
             size_bytes = file.tell()
         entry = {"n_documents": self._n_documents, "n_chars": self._n_chars, "size_bytes": size_bytes}
         self._closed.append((Path(file.name), entry))
@@ -233,12 +233,7 @@ class _Writer:
 
 def write_text_manifest(directory: Path, values: dict[str, Any]) -> None:
     """Writes text.json in one step."""
-    partial = directory / f"{TEXT_MANIFEST}.tmp"
-    with open(partial, "wb") as file:
-        file.write(json.dumps({"format": FORMAT, **values}, indent=1).encode("ascii"))
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(partial, directory / TEXT_MANIFEST)
+    write_atomically(directory / TEXT_MANIFEST, json.dumps({"format": FORMAT, **values}, indent=1))
 
 
 def read_text_manifest(directory: Path) -> dict[str, Any]:

@@ -3,20 +3,17 @@
 import math
 
 from jaxgpt.config import schedule
-from jaxgpt.config.derive import Derivation
-from jaxgpt.config.flops import count_params, flops_per_token
+from jaxgpt.config.flops import flops_per_token
 from jaxgpt.config.param_groups import param_groups
-from jaxgpt.data.sources import Source
+from jaxgpt.config.steps import Plan
 from jaxgpt.run.console import console, print_facts
+from jaxgpt.run.opening import Run
 
 
 def print_header(
-    derivation: Derivation,
-    source: Source,
-    vocab_size: int,
+    run: Run,
+    plan: Plan,
     shapes: dict[str, tuple[int, ...]],
-    n_micro: dict[int, int],
-    n_devices: int,
     first_step: int,
     compute: str,
     samples: str = "",
@@ -25,14 +22,12 @@ def print_header(
 
     Args:
       shapes: of the parameters, by path.
-      n_micro: microbatches of a step, by its tokens, in the order of the stages.
-      n_devices: that share the rows of a batch.
       compute: dtype, devices and attention, in words.
       samples: a word on them, where there is one to say.
     """
-    config = derivation.config
+    config, derivation, source = run.config, run.derivation, run.source
     model, train = config.model, config.train
-    n_params = count_params(model, vocab_size)
+    n_params = model.count_params()
     no_positions = f" ({n_params.total - n_params.wpe:,} without positions)" if n_params.wpe else ""
     counted: dict[str, list[int]] = {}
     for path, group in param_groups(config.optim, shapes).items():
@@ -46,12 +41,13 @@ def print_header(
         config.run.dir,
         {
             "model": f"{model.family}, {n_params.total:,} parameters{no_positions}, {model.n_layer} layers x "
-            f"{model.n_embd}, context {model.seq_len}, vocabulary {vocab_size}",
+            f"{model.n_embd}, context {model.seq_len}, vocabulary {model.vocab_size}",
             "derived": "; ".join(f"{name}: {value}" for name, value in derivation.facts.items()),
             "data": source.describe(),
             "batch": " then ".join(
-                f"{total:,} tokens = {count} x {train.micro_batch_size} rows x {model.seq_len} x {n_devices} device(s)"
-                for total, count in n_micro.items()
+                f"{n_tokens:,} tokens = {n_micro} x {train.micro_batch_size} rows x {model.seq_len} x "
+                f"{plan.n_devices} device(s)"
+                for n_tokens, n_micro in dict(zip(config.stage_batch_tokens(), plan.n_micro, strict=True)).items()
             ),
             "steps": f"{train.steps:,}, {tokens:,} tokens{n_epochs}"
             + (f"; from step {first_step}" if first_step else "")
@@ -59,7 +55,7 @@ def print_header(
             "optimizer": "; ".join(
                 f"{name}: {len(n)} tensor{'s' * (len(n) > 1)}, {sum(n):,}" for name, n in counted.items()
             ),
-            "compute": f"{compute}, {flops_per_token(model, vocab_size) / 1e6:,.1f} MFLOPs per token",
+            "compute": f"{compute}, {flops_per_token(model) / 1e6:,.1f} MFLOPs per token",
             "samples": samples,
         },
     )

@@ -1,14 +1,19 @@
-"""A checkpoint directory that vouches for itself: manifest.json with the SHA-256 of every file, and of itself.
+"""The manifest of a checkpoint: manifest.json has what was saved, the SHA-256 of every file, and its own.
 
-Written last and flushed to the disk; on the way back nothing is believed that does not match it. It knows no
-framework: jaxgpt seals what orbax wrote, torch_ref what safetensors wrote.
+It is written last and flushed to the disk; when a checkpoint is read, nothing is believed that does not match it.
+Frameworks are left out: orbax or safetensors wrote the files.
 """
 
+import datetime
 import hashlib
+import importlib.metadata
 import json
+import math
 import os
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+
+from jaxgpt.files import flush_directory, flush_to_disk
 
 MANIFEST = "manifest.json"
 FORMAT = 1
@@ -28,22 +33,36 @@ def hash_file(path: Path, *, is_new: bool = False) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def fsync_directory(path: Path) -> None:
-    fd = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(fd)
-    finally:
-        os.close(fd)
+def make_manifest(
+    step: int, state: dict[str, list], about: dict, val_loss: float | None, packages: tuple[str, ...]
+) -> dict:
+    """A manifest that lacks its files.
+
+    Args:
+      state: path -> [dtype, shape] of every leaf.
+      about: what the run must know to resume, as JSON.
+      val_loss: in nats per token; None where it is unknown. One that is not finite counts as unknown.
+      packages: whose versions it notes.
+    """
+    return {
+        "format": FORMAT,
+        "step": step,
+        "time": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        "versions": {name: importlib.metadata.version(name) for name in packages},
+        "val_loss": val_loss if val_loss is not None and math.isfinite(val_loss) else None,
+        "about": json.loads(json.dumps(about, allow_nan=False)),
+        "state": state,
+    }
 
 
-def seal(manifest: dict) -> str:
-    """SHA-256 over everything in a manifest but the seal."""
+def digest_manifest(manifest: dict) -> str:
+    """SHA-256 over everything in a manifest except this digest, which stands under "seal"."""
     body = {key: value for key, value in manifest.items() if key != "seal"}
     return hashlib.sha256(json.dumps(body, sort_keys=True).encode()).hexdigest()
 
 
-def write_seal(path: Path, manifest: dict) -> None:
-    """Completes a manifest with the files under `path`, and puts it and them on the disk for good."""
+def write_manifest(path: Path, manifest: dict) -> None:
+    """Completes a manifest with the files under `path`, writes it there, and flushes it and them to the disk."""
     names = sorted(str(file.relative_to(path)) for file in path.rglob("*") if file.is_file())
     with ThreadPoolExecutor(_HASH_THREADS) as pool:
         digests = list(pool.map(lambda name: hash_file(path / name, is_new=True), names))
@@ -51,16 +70,15 @@ def write_seal(path: Path, manifest: dict) -> None:
         name: {"bytes": (path / name).stat().st_size, "sha256": digest}
         for name, digest in zip(names, digests, strict=True)
     }
-    manifest["seal"] = seal(manifest)
+    manifest["seal"] = digest_manifest(manifest)
     with (path / MANIFEST).open("w") as file:
         json.dump(manifest, file, indent=1)
-        file.flush()
-        os.fsync(file.fileno())
+        flush_to_disk(file)
     for directory, _, _ in os.walk(path, topdown=False):
-        fsync_directory(Path(directory))
+        flush_directory(Path(directory))
 
 
-def read_seal(path: Path) -> dict:
+def read_manifest(path: Path) -> dict:
     """The manifest of one step directory. Raises Damaged where it is not there or not as written."""
     try:
         manifest = json.loads((path / MANIFEST).read_bytes())
@@ -74,16 +92,16 @@ def read_seal(path: Path) -> dict:
         raise Damaged(f"its {MANIFEST} is not one of ours")
     if manifest["format"] != FORMAT:
         raise Damaged(f"its format is {manifest['format']}, this version reads {FORMAT}")
-    if manifest.get("seal") != seal(manifest):
+    if manifest.get("seal") != digest_manifest(manifest):
         raise Damaged(f"its {MANIFEST} was changed after it was written")
     if str(manifest["step"]) != path.name:
         raise Damaged(f"it holds step {manifest['step']}")
     return manifest
 
 
-def verify_seal(path: Path, *, has_digests: bool) -> dict:
+def verify_manifest(path: Path, *, has_digests: bool) -> dict:
     """The manifest of one step, its files checked against it: sizes always, contents if `has_digests`."""
-    manifest = read_seal(path)
+    manifest = read_manifest(path)
     for name, file in manifest["files"].items():
         if ".." in Path(name).parts or Path(name).is_absolute():
             raise Damaged(f"its {MANIFEST} names the file {name} outside of it")

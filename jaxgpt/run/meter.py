@@ -22,11 +22,11 @@ class Meter:
     """From (step, metrics) to records in metrics.jsonl, on the sinks, the progress bar and the console."""
 
     def __init__(
-        self, config: Config, vocab_size: int, device_kind: str, n_devices: int,
+        self, config: Config, device_kind: str, n_devices: int,
         progress: Progress, files: list[MetricsFile | Sinks], say: Callable[[str], None],
     ):  # fmt: skip
         self._config, self._progress, self._files, self._say = config, progress, files, say
-        self._flops_per_token = flops_per_token(config.model, vocab_size)
+        self._flops_per_token = flops_per_token(config.model)
         self._device = (device_kind, n_devices, config.train.dtype)
         self._pending = None
         self._record: dict = {}

@@ -1,8 +1,9 @@
 """metrics.jsonl: one object per logged step, floats at full precision, flushed at once."""
 
 import json
-import os
 from pathlib import Path
+
+from jaxgpt.files import write_atomically
 
 
 class MetricsFile:
@@ -10,12 +11,7 @@ class MetricsFile:
 
     def __init__(self, path: Path, first_step: int):
         kept = [record for record in read_metrics(path) if record["step"] <= first_step] if path.exists() else []
-        partial = path.with_name(path.name + ".tmp")
-        with open(partial, "w", encoding="utf-8") as file:
-            file.writelines(json.dumps(record) + "\n" for record in kept)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(partial, path)
+        write_atomically(path, "".join(json.dumps(record) + "\n" for record in kept))
         self._file = open(path, "a", encoding="utf-8")  # noqa: SIM115 - lives as long as the run
 
     def write(self, record: dict) -> None:

@@ -49,7 +49,7 @@ def usable_bytes(mesh: Mesh) -> int:
 
 
 @contextmanager
-def advice_on_memory(config: Config, vocab_size: int, step: Step) -> Iterator[None]:
+def advice_on_memory(config: Config, step: Step) -> Iterator[None]:
     """Turns a device's refusal for lack of memory, at compile or at run time, into one line that names a way out.
 
     Raises:
@@ -65,11 +65,11 @@ def advice_on_memory(config: Config, vocab_size: int, step: Step) -> Iterator[No
         setting = f"train.micro_batch_size={config.train.micro_batch_size} train.remat={config.train.remat}"
         raise InputError(
             f"{setting} does not fit into {kind} ({said[:200].strip()}); "
-            f"{way_out(config, vocab_size, step, usable_bytes(step.mesh))}"
+            f"{way_out(config, step, usable_bytes(step.mesh))}"
         ) from error
 
 
-def way_out(config: Config, vocab_size: int, step: Step, usable_bytes: int) -> str:
+def way_out(config: Config, step: Step, usable_bytes: int) -> str:
     """The setting to try after one that failed, the cheapest in time first.
 
     Args:
@@ -82,7 +82,7 @@ def way_out(config: Config, vocab_size: int, step: Step, usable_bytes: int) -> s
     )
 
     def total_bytes(candidate: Config) -> float:
-        temporaries = activations_bytes(candidate, vocab_size, step.attention[0], params_bytes)
+        temporaries = activations_bytes(candidate, step.attention[0], params_bytes)
         return state_bytes + params_bytes + temporaries  # gradients are as large as the parameters
 
     limit = CLEARLY_LESS * total_bytes(config)

@@ -14,12 +14,15 @@ import jax
 import numpy as np
 
 from jaxgpt.config import schedule
+from jaxgpt.config.steps import Plan
+from jaxgpt.data.batch import Batch
+from jaxgpt.training.memory import describe_memory
 from jaxgpt.training.step import Step
 
 
 def lower_train(step: Step, n_micro: int, n_rows: int) -> Any:
     """The training step for batches [n_micro, n_rows, T + 1], traced but not compiled."""
-    batch = jax.ShapeDtypeStruct((n_micro, n_rows, step.model.config.seq_len + 1), np.int32)
+    batch = Batch(jax.ShapeDtypeStruct((n_micro, n_rows, step.model.config.seq_len + 1), np.int32))
     hyper = {name: jax.ShapeDtypeStruct(v.shape, v.dtype) for name, v in step.hyper(schedule.NO_HYPER).items()}
     return step.train.lower(step.state_shapes, batch, hyper)
 
@@ -31,27 +34,29 @@ def lower_evaluate(step: Step, n_rows: int) -> Any:
     return step.evaluate.lower(step.state_shapes.params, batch, jax.ShapeDtypeStruct((n_rows, seq_len, 2), np.bool_))
 
 
-def compile_programs(
-    step: Step, n_micro: dict[int, int], n_rows: int, say: Callable[[str], None]
-) -> tuple[dict[int, Any], Step]:
-    """The training step by tokens of a batch, and the step with its evaluation compiled. Call under the step's mesh.
+def compile_programs(step: Step, plan: Plan, say: Callable[[str], None]) -> tuple[list[Any], Step]:
+    """The training step by stage, and the step with its evaluation compiled. Call under the step's mesh.
+
+    Stages whose steps have as many microbatches share one program.
 
     Args:
-      n_micro: tokens of a batch -> microbatches in it.
-      n_rows: rows of a microbatch, and of an evaluation's batch, over all devices.
-      say: is told how long each took.
+      say: receives a line about each program.
     """
-    names = {tokens: f"the step ({count} x {n_rows} rows)" for tokens, count in n_micro.items()}
-    lowered = {tokens: lower_train(step, count, n_rows) for tokens, count in n_micro.items()}
-    lowered[0], names[0] = lower_evaluate(step, n_rows), "the evaluation"
+    counts = list(dict.fromkeys(plan.n_micro))
+    names = [f"the step ({count} x {plan.n_rows} rows)" for count in counts] + ["the evaluation"]
+    lowered = [lower_train(step, count, plan.n_rows) for count in counts] + [lower_evaluate(step, plan.n_rows)]
 
-    def compile_one(key: int) -> Any:
+    def compile_one(name: str, program: Any) -> Any:
         begin = time.perf_counter()
-        compiled = lowered[key].compile()
-        say(f"compiled {names[key]} in {time.perf_counter() - begin:.1f} s")
+        compiled = program.compile()
+        say(f"compiled {name} in {time.perf_counter() - begin:.1f} s")
         return compiled
 
     n_threads = 1 if jax.process_count() > 1 else len(lowered)  # processes that compile together keep one order
     with ThreadPoolExecutor(n_threads) as pool:
-        compiled = dict(zip(lowered, pool.map(compile_one, lowered), strict=True))
-    return compiled, dataclasses.replace(step, evaluate=compiled.pop(0))
+        *steps, evaluate = pool.map(compile_one, names, lowered)
+    for count, compiled in zip(counts, steps, strict=True):
+        n_tokens = count * plan.n_rows * step.model.config.seq_len
+        say(f"memory for {n_tokens:,} tokens a step: {describe_memory(compiled, step.mesh)}, by the compiler")
+    by_count = dict(zip(counts, steps, strict=True))
+    return [by_count[count] for count in plan.n_micro], dataclasses.replace(step, evaluate=evaluate)

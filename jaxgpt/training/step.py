@@ -22,6 +22,7 @@ from jax.sharding import Mesh
 
 from jaxgpt.config import Config
 from jaxgpt.config.param_groups import param_groups
+from jaxgpt.data.batch import Batch
 from jaxgpt.models import Model, init_params, param_shapes
 from jaxgpt.models.attention import choose_attention
 from jaxgpt.models.loss import cross_entropy, token_losses
@@ -56,7 +57,7 @@ class Step:
     """The compiled functions of a run, and where their arguments live.
 
     Attributes:
-      train: (state, batch_MBT [M, B, T + 1] int32, hyper) -> (state, metrics). Donates the state.
+      train: (state, batch of [M, B, T + 1], hyper) -> (state, metrics). Donates the state.
       evaluate: (params, batch_BT [B, T + 1] int32, masks_BTC [B, T, C]) -> losses_C, in nats, summed over each mask.
       init_params: (seed) -> fresh parameters.
       init_state: (params) -> state at step 0. Donates the parameters.
@@ -84,7 +85,7 @@ def param_dtype(config: Config):
     return jnp.float64 if config.train.dtype == "float64" else jnp.float32
 
 
-def make_step(config: Config, vocab_size: int, mesh: Mesh) -> Step:
+def make_step(config: Config, mesh: Mesh) -> Step:
     """Builds the step for a config on a mesh. Nothing is compiled or allocated yet.
 
     Raises:
@@ -94,8 +95,8 @@ def make_step(config: Config, vocab_size: int, mesh: Mesh) -> Step:
     attention = choose_attention(config, mesh.devices.flat[0].platform)
     implementation = attention[0]
     dtype = param_dtype(config)
-    model = Model(config.model, vocab_size)
-    shapes = param_shapes(config.model, vocab_size, dtype)
+    model = Model(config.model)
+    shapes = param_shapes(config.model, dtype)
     transform = make_optimizer(config, shapes)
 
     init = functools.partial(init_state, config, transform)
@@ -116,9 +117,7 @@ def make_step(config: Config, vocab_size: int, mesh: Mesh) -> Step:
         out_shardings=scalars,
     )
 
-    fresh = jax.jit(
-        lambda seed: init_params(config.model, vocab_size, dtype=dtype, seed=seed), out_shardings=param_shardings
-    )
+    fresh = jax.jit(lambda seed: init_params(config.model, dtype=dtype, seed=seed), out_shardings=param_shardings)
     begin = jax.jit(init, out_shardings=shardings, donate_argnums=0)
     return Step(train, evaluate, fresh, begin, model, mesh, state_shapes, attention)
 
@@ -146,7 +145,7 @@ def place_state(config: Config, init: Callable, shapes: dict[str, jax.ShapeDtype
       init: (params) -> state; only traced.
       mesh: may be abstract, of devices that are not here.
     """
-    shardings = shard_params({path: leaf.shape for path, leaf in shapes.items()}, config.model.family, mesh)
+    shardings = shard_params({path: leaf.shape for path, leaf in shapes.items()}, config.model, mesh)
 
     def place(keys, leaf):
         path = getattr(keys[-1], "key", "")
@@ -182,27 +181,27 @@ def last_hidden(config: Config, module: Any, implementation: str, batch_BT, drop
     return x_BTD, module.head_weight(), {"chunk_len": chunk_len, "softcap": config.model.softcap}
 
 
-def train_step(config: Config, model: Model, transform, implementation: str, state: TrainState, batch_MBT, hyper):
+def train_step(config: Config, model: Model, transform, implementation: str, state: TrainState, batch: Batch, hyper):
     """One optimizer step; see the module's docstring. Metrics are float scalars, loss in nats per token."""
     dtype = state.loss_scale.scale.dtype
-    n_micro = batch_MBT.shape[0]
-    expected_tokens = batch_MBT.size - n_micro * batch_MBT.shape[1]
+    n_micro = batch.tokens.shape[0]
+    expected_tokens = batch.tokens.size - n_micro * batch.tokens.shape[1]
     scale = state.loss_scale.scale / expected_tokens if config.train.dtype == "float16" else jnp.ones((), dtype)
     base_key = jax.random.fold_in(jax.random.key(config.run.seed), state.step)
 
-    def scaled_loss(params, batch_BT, dropout_key):
-        loss_nats, n_tokens = loss_sum(config, model, implementation, params, batch_BT, dropout_key=dropout_key)
+    def scaled_loss(params, rows: Batch, dropout_key):
+        loss_nats, n_tokens = loss_sum(config, model, implementation, params, *rows, dropout_key=dropout_key)
         return loss_nats * scale, (loss_nats, n_tokens)
 
     def add_microbatch(sums, inputs):
-        micro_step, batch_BT = inputs
+        micro_step, rows = inputs
         dropout_key = jax.random.fold_in(base_key, micro_step) if config.model.dropout else None
-        grads, (loss_nats, n_tokens) = jax.grad(scaled_loss, has_aux=True)(state.params, batch_BT, dropout_key)
+        grads, (loss_nats, n_tokens) = jax.grad(scaled_loss, has_aux=True)(state.params, rows, dropout_key)
         return jax.tree.map(jnp.add, sums, (grads, loss_nats, n_tokens)), None
 
     zero = jnp.zeros((), dtype)
     sums = (jax.tree.map(jnp.zeros_like, state.params), zero, zero)
-    sums, _ = jax.lax.scan(add_microbatch, sums, (jnp.arange(n_micro), batch_MBT))
+    sums, _ = jax.lax.scan(add_microbatch, sums, (jnp.arange(n_micro), batch))
     grads, loss_nats, n_tokens = sums
     count = jnp.maximum(n_tokens, 1)
     loss = loss_nats / count
@@ -255,4 +254,5 @@ def row_losses(config: Config, model: Model, implementation: str, params, batch_
 def eval_step(config: Config, model: Model, implementation: str, params, batch_BT, masks_BTC):
     """The loss of a batch without dropout, summed over each of C masks: where one is 0 a token does not count."""
     losses_BT = row_losses(config, model, implementation, params, batch_BT)
+    assert masks_BTC.shape[:-1] == losses_BT.shape, f"masks {masks_BTC.shape} of losses {losses_BT.shape}"
     return jnp.where(masks_BTC > 0, losses_BT[..., None], 0).sum(axis=(0, 1))

@@ -3,13 +3,13 @@
 import numpy as np
 
 from jaxgpt.data.sources import Rows
-from jaxgpt.parallel.sharding import batch_sharding, put_rows
+from jaxgpt.parallel.sharding import own_rows, put_rows
 from jaxgpt.run.evaluation import Evaluation, conclude, make_masks
 from jaxgpt.training.step import Step
 
 
 def evaluate_split(
-    step: Step, params, rows: Rows, starts: np.ndarray, *, n_rows: int, token_bytes: np.ndarray | None = None
+    step: Step, params, rows: Rows, starts: np.ndarray, n_rows: int, token_bytes: np.ndarray | None = None
 ) -> Evaluation:
     """Evaluates the rows that `starts` name.
 
@@ -19,7 +19,7 @@ def evaluate_split(
       n_rows: rows per forward pass over all devices; the last pass is filled up with rows that do not count.
       token_bytes: UTF-8 bytes of each id, [V]; 0 for special tokens.
     """
-    sharding = batch_sharding(step.mesh)
+    lo, hi = own_rows(step.mesh, n_rows)
     n_tokens = n_bytes = 0
     results = []
     for begin in range(0, len(starts), n_rows):
@@ -27,7 +27,7 @@ def evaluate_split(
         batch_BT = rows.at(np.concatenate([chosen, np.repeat(chosen[-1:], n_rows - len(chosen))]))
         masks_BTC, n_more = make_masks(batch_BT[:, 1:], len(chosen), token_bytes)
         n_tokens, n_bytes = n_tokens + int(masks_BTC[..., 0].sum()), n_bytes + n_more
-        placed = [put_rows(lambda lo, hi, a=a: a[lo:hi], a.shape, sharding) for a in (batch_BT, masks_BTC)]
+        placed = put_rows((batch_BT[lo:hi], masks_BTC[lo:hi]), n_rows, step.mesh)
         results.append(step.evaluate(params, *placed))
     nats, text_nats = np.sum([np.asarray(result, np.float64) for result in results], axis=0).tolist()
     return conclude(nats, text_nats, n_tokens, n_bytes)

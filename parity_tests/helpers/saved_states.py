@@ -14,6 +14,7 @@ import numpy as np
 import optax
 from jax.sharding import SingleDeviceSharding
 
+from jaxgpt.run.checkpoints import Checkpoint
 from jaxgpt.training.checkpoint import Checkpoints
 
 ABOUT = {"config": {"model": {"n_layer": 2}}, "data_sha256": "00ff", "lr": 3e-4, "note": None}
@@ -96,14 +97,21 @@ def join_background() -> None:
             thread.join()
 
 
-def restore_newest(directory: Path, **options) -> tuple[int, list[str]]:
+def restore(checkpoints: Checkpoints, wanted: Any, step: int | None = None) -> tuple[Checkpoint, Any]:
+    """The newest checkpoint, or that of a step, and its state."""
+    chosen = checkpoints.choose(step)
+    assert chosen is not None
+    return chosen, checkpoints.restore(wanted, chosen)
+
+
+def restore_newest(directory: Path, step: int | None = None) -> tuple[int, list[str]]:
     """Restores without changing the disk: the step, its bits checked, and what was warned of."""
     warnings: list[str] = []
     with Checkpoints(directory, read_only=True, warn=warnings.append) as checkpoints:
-        step, state, about = checkpoints.restore(on_one_device(make_state(0)), **options)
-    assert_same_bits(state, make_state(step))
-    assert about == ABOUT
-    return step, warnings
+        chosen, state = restore(checkpoints, on_one_device(make_state(0)), step)
+    assert_same_bits(state, make_state(chosen.step))
+    assert chosen.about == ABOUT
+    return chosen.step, warnings
 
 
 def flip_bit(path: Path) -> None:

@@ -10,7 +10,7 @@ import pyarrow
 import pyarrow.parquet
 
 from jaxgpt.data import documents, text_data
-from jaxgpt.data.packing import BestFit
+from jaxgpt.data.packing import BestFit, Packing
 from jaxgpt.data.text_batches import TextBatches
 from jaxgpt.data.text_data import TextData, open_text
 from jaxgpt.data.tokenizer import ByteTokenizer
@@ -29,7 +29,7 @@ class MarkedBytes(ByteTokenizer):
         return {"kind": "marked"}
 
 
-PACKINGS = ("stream", "best_fit")
+PACKINGS: tuple[Packing, ...] = ("stream", "best_fit")
 
 
 def read_marked(monkeypatch) -> None:
@@ -88,7 +88,7 @@ def open_small(tmp_path: Path, monkeypatch) -> TextData:
 SEQ_LEN, N_ROWS, N_STEPS = 24, 4, 40
 
 
-def read(data: TextData, kind: str, n_lanes: int, hosts, cursors=None, n_steps=N_STEPS, n_rows=N_ROWS, **options):
+def read(data: TextData, kind: Packing, n_lanes: int, hosts, cursors=None, n_steps=N_STEPS, n_rows=N_ROWS, **options):
     """Steps as rows of all hosts, and the cursors after each as a checkpoint has them."""
     parts = [TextBatches(data, SEQ_LEN, kind, n_lanes=n_lanes, cursors=cursors, **options) for _ in hosts]
     try:

@@ -12,29 +12,29 @@ from torch_ref.models.nanochat import Nanochat
 FAMILIES: dict[str, Any] = {"gpt2": GPT2, "nanochat": Nanochat}
 
 
-def build(config: ModelConfig, vocab_size: int, *, dtype, seed) -> GPT2 | Nanochat:
+def build(config: ModelConfig, *, dtype, seed) -> GPT2 | Nanochat:
     """Fresh weights are drawn on the CPU: the same on any device, and other ones than jaxgpt's."""
     rngs = None if seed is None else torch.Generator().manual_seed(seed)
-    return FAMILIES[config.family](config, vocab_size, dtype=dtype, rngs=rngs)
+    return FAMILIES[config.family](config, dtype=dtype, rngs=rngs)
 
 
-def init_params(config: ModelConfig, vocab_size: int, *, dtype=torch.float32, seed=0) -> dict[str, torch.Tensor]:
-    module = build(config, vocab_size, dtype=dtype, seed=seed)
+def init_params(config: ModelConfig, *, dtype=torch.float32, seed=0) -> dict[str, torch.Tensor]:
+    module = build(config, dtype=dtype, seed=seed)
     return {path: param.detach() for path, param in module.named_parameters()}
 
 
-def param_shapes(config: ModelConfig, vocab_size: int, dtype=torch.float32) -> dict[str, torch.Tensor]:
+def param_shapes(config: ModelConfig, dtype=torch.float32) -> dict[str, torch.Tensor]:
     """Tensors on the meta device, which have a shape and a dtype and no memory."""
     with torch.device("meta"):
-        module = build(config, vocab_size, dtype=dtype, seed=None)
+        module = build(config, dtype=dtype, seed=None)
     return {path: param.detach() for path, param in module.named_parameters()}
 
 
 class Model:
-    def __init__(self, config: ModelConfig, vocab_size: int):
-        self.config, self.vocab_size = config, vocab_size
+    def __init__(self, config: ModelConfig):
+        self.config = config
         with torch.device("meta"):
-            self._module = build(config, vocab_size, dtype=torch.float32, seed=None)
+            self._module = build(config, dtype=torch.float32, seed=None)
         names = {path: path.rpartition(".") for path, _ in self._module.named_parameters()}
         self._slots = {path: (self._module.get_submodule(owner), name) for path, (owner, _, name) in names.items()}
 

@@ -73,10 +73,10 @@ class Block(nn.Module):
 
 
 class GPT2(nn.Module):
-    def __init__(self, config: GPT2Config, vocab_size: int, *, dtype, rngs):
+    def __init__(self, config: GPT2Config, *, dtype, rngs):
         super().__init__()
         self.config = config
-        self.wte = Embedding(vocab_size, config.n_embd, init=normal(INIT_STD), dtype=dtype, rngs=rngs)
+        self.wte = Embedding(config.vocab_size, config.n_embd, init=normal(INIT_STD), dtype=dtype, rngs=rngs)
         self.wpe = Embedding(config.seq_len, config.n_embd, init=normal(INIT_STD), dtype=dtype, rngs=rngs)
         self.h = nn.ModuleList([Block(config, dtype=dtype, rngs=rngs) for _ in range(config.n_layer)])
         self.ln_f = LayerNorm(config.n_embd, bias=config.bias, dtype=dtype)

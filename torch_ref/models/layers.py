@@ -42,6 +42,13 @@ def rotary(x_BTNH, positions_T, base):
     return torch.cat([first * cos_T1H + second * sin_T1H, second * cos_T1H - first * sin_T1H], dim=-1)
 
 
+def add_scaled(*terms):
+    dtype = terms[0][1].dtype
+    wide = torch.promote_types(dtype, torch.float32)
+    first, *rest = (scale * x.to(wide) for scale, x in terms)
+    return sum(rest, first).to(dtype)
+
+
 def softcap(logits, cap):
     return cap * torch.tanh(logits / cap) if cap else logits
 

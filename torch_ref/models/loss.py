@@ -12,6 +12,7 @@ def cross_entropy(x_BTD, weight_VD, targets_BT, mask_BT=None, *, chunk_len=None,
     wide = torch.promote_types(x_BTD.dtype, torch.float32)
     if mask_BT is None:
         mask_BT = torch.ones(targets_BT.shape, dtype=wide, device=x_BTD.device)
+    assert mask_BT.shape == targets_BT.shape, f"mask {mask_BT.shape} of targets {targets_BT.shape}"
     mask_BT = mask_BT.to(wide)
     seq_len = x_BTD.shape[1]
     chunk_len = min(chunk_len or seq_len, seq_len)

@@ -8,7 +8,18 @@ from torch import nn
 from jaxgpt.config.families import NanochatConfig
 from jaxgpt.config.families.nanochat import GATE_CHANNELS
 from torch_ref.models.attention import attention
-from torch_ref.models.layers import Embedding, Linear, normal, rematerialise, rms_norm, rotary, softcap, uniform, zeros
+from torch_ref.models.layers import (
+    Embedding,
+    Linear,
+    add_scaled,
+    normal,
+    rematerialise,
+    rms_norm,
+    rotary,
+    softcap,
+    uniform,
+    zeros,
+)
 
 HEAD_STD = 0.001
 VALUE_GATE_SCALE = 3.0
@@ -20,7 +31,7 @@ X0_LAMBDAS_INIT = (0.20, 0.05)
 
 
 def matrix_init(config: NanochatConfig, n_in: int, n_out: int):
-    if config.is_2026:
+    if config.init == "uniform":
         bound = (3 / config.n_embd) ** 0.5
         return uniform(-bound, bound)
     return normal(n_in**-0.5 * min(1.0, (n_out / n_in) ** 0.5))
@@ -66,7 +77,7 @@ class MLP(nn.Module):
     def __init__(self, config: NanochatConfig, *, dtype, rngs):
         super().__init__()
         n_embd = config.n_embd
-        scale = C_FC_INIT_SCALE if config.is_2026 else 1.0
+        scale = C_FC_INIT_SCALE if config.init == "uniform" else 1.0
         init = matrix_init(config, n_embd, 4 * n_embd)
         self.c_fc = Linear(
             n_embd, 4 * n_embd, bias=False, init=lambda *args: scale * init(*args), dtype=dtype, rngs=rngs
@@ -92,26 +103,29 @@ class Block(nn.Module):
 
 
 class Nanochat(nn.Module):
-    def __init__(self, config: NanochatConfig, vocab_size: int, *, dtype, rngs):
+    def __init__(self, config: NanochatConfig, *, dtype, rngs):
         super().__init__()
-        assert config.n_embd, "derive_model(config) fills in the width"
+        assert config.n_embd and config.vocab_size, "config.complete(n_ids) fills in width and vocabulary"
         n_embd, n_layer = config.n_embd, config.n_layer
         self.config = config
-        table = functools.partial(Embedding, vocab_size, dtype=dtype, rngs=rngs)
-        self.wte = table(n_embd, init=normal(0.8 if config.is_2026 else 1.0))
-        self.lm_head = table(n_embd, init=normal(HEAD_STD) if config.is_2026 else zeros)
+        table = functools.partial(Embedding, config.vocab_size, dtype=dtype, rngs=rngs)
+        self.wte = table(n_embd, init=normal(0.8 if config.init == "uniform" else 1.0))
+        self.lm_head = table(n_embd, init=normal(HEAD_STD) if config.init == "uniform" else zeros)
         self.h = nn.ModuleList([Block(config, i, dtype=dtype, rngs=rngs) for i in range(n_layer)])
-        if config.is_2026:
+        if config.value_embeds:
             kv_dim = config.n_kv_head * config.head_dim
             layers = [i for i in range(n_layer) if config.has_value_embed(i)]
             init = matrix_init(config, n_embd, kv_dim)
             self.value_embeds = nn.ModuleDict({str(i): table(kv_dim, init=init) for i in layers})
+        if config.layer_lambdas:
             self.resid_lambdas = nn.Parameter(torch.linspace(*RESID_LAMBDAS_INIT, n_layer, dtype=dtype))
             self.x0_lambdas = nn.Parameter(torch.linspace(*X0_LAMBDAS_INIT, n_layer, dtype=dtype))
+        if config.smear:
             self.smear_gate = Linear(
                 GATE_CHANNELS["smear"], 1, bias=False, init=uniform(0.0, GATE_INIT), dtype=dtype, rngs=rngs
             )
             self.smear_lambda = nn.Parameter(torch.zeros(1, dtype=dtype))
+        if config.backout:
             self.backout_lambda = nn.Parameter(torch.full((1,), BACKOUT_INIT, dtype=dtype))
 
     def forward(self, tokens_BT, *, dtype, implementation="math", remat="none", dropout_key=None):
@@ -128,20 +142,19 @@ class Nanochat(nn.Module):
 
     def embed(self, tokens_BT, offset, dtype, before_B1=None):
         x_BTD = rms_norm(self.wte(tokens_BT).to(dtype))
-        if not self.config.is_2026:
+        if not self.config.smear:
             return x_BTD
         before_B1D = torch.zeros_like(x_BTD[:, :1])
         if before_B1 is not None and offset > 0:
             before_B1D = rms_norm(self.wte(before_B1).to(dtype))
         previous_BTD = torch.cat([before_B1D, x_BTD[:, :-1]], dim=1)
         gate_BT1 = torch.sigmoid(self.smear_gate(x_BTD[..., : GATE_CHANNELS["smear"]]))
-        return x_BTD + self.smear_lambda.to(dtype) * gate_BT1 * previous_BTD
+        return add_scaled((1.0, x_BTD), (self.smear_lambda * gate_BT1, previous_BTD))
 
     def mix(self, layer: int, x_BTD, x0_BTD):
-        if not self.config.is_2026:
+        if not self.config.layer_lambdas:
             return x_BTD
-        resid, x0 = (scale[layer].to(x_BTD.dtype) for scale in (self.resid_lambdas, self.x0_lambdas))
-        return resid * x_BTD + x0 * x0_BTD
+        return add_scaled((self.resid_lambdas[layer], x_BTD), (self.x0_lambdas[layer], x0_BTD))
 
     def value_embed(self, layer: int, tokens_BT, dtype):
         if not self.config.has_value_embed(layer):
@@ -149,8 +162,8 @@ class Nanochat(nn.Module):
         return self.value_embeds[str(layer)](tokens_BT).to(dtype)
 
     def finish(self, x_BTD, middle_BTD):
-        if self.config.is_2026:
-            x_BTD = x_BTD - self.backout_lambda.to(x_BTD.dtype) * middle_BTD
+        if self.config.backout:
+            x_BTD = add_scaled((1.0, x_BTD), (-self.backout_lambda, middle_BTD))
         return rms_norm(x_BTD)
 
     def head_weight(self):

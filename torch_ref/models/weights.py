@@ -1,4 +1,4 @@
-"""Weights and optimizer state between jaxgpt and torch_ref: one table, path -> transposed or not.
+"""Weights and optimizer state between jaxgpt and torch_ref: each family's rules say which are transposed.
 
 Both sides name every leaf of a state alike (`params.wte.weight`, `opt_state.mu.h.0.attn.c_attn.weight`, `step`), and
 values are moved, never computed: there and back is the identity, bit for bit. numpy stands for jaxgpt here.
@@ -6,34 +6,34 @@ values are moved, never computed: there and back is the identity, bit for bit. n
 
 import re
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 import torch
 
+from jaxgpt.config.families import ModelConfig
 from jaxgpt.errors import InputError
 
-RULES = (
-    (r"h\.\d+\.(attn|mlp)\.c_\w+\.weight", True),
-    (r"h\.\d+\.attn\.ve_gate\.weight|smear_gate\.weight", True),
-    (r"h\.\d+\.(attn|mlp)\.c_\w+\.bias", False),
-    (r"(h\.\d+\.ln_[12]|ln_f)\.(weight|bias)", False),
-    (r"(wte|wpe|lm_head)\.weight|value_embeds\.\d+\.weight", False),
-    (r"(resid|x0)_lambdas|(smear|backout)_lambda", False),
-    (r"step|n_skipped|n_skipped_in_row|loss_scale\.(scale|n_good)|opt_state\.count", False),
-)
-"""(regular expression for the whole path, is it transposed). Linear weights are [in, out] there, [out, in] here."""
+SCALARS = r"step|n_skipped|n_skipped_in_row|loss_scale\.(scale|n_good)|opt_state\.count"
+"""Leaves of a state that belong to no parameter."""
 
 TREES = r"(params|opt_state\.(mu|nu|momentum|square))\."
 """Prefixes of a state's trees by parameter; each leaf follows its parameter's rule."""
 
 
 def is_transposed(path: str) -> bool:
-    """Raises InputError for a name that neither framework uses."""
+    """Whether torch_ref stores this leaf the other way round: linear weights are [in, out] there, [out, in] here.
+
+    Raises:
+      InputError: neither framework uses the name.
+    """
     name = re.sub(f"^{TREES}", "", path)
-    for pattern, answer in RULES:
-        if re.fullmatch(pattern, name):
-            return answer
+    if re.fullmatch(SCALARS, name):
+        return False
+    for family in get_args(ModelConfig):
+        for rule in family.RULES:
+            if re.fullmatch(rule.pattern, name):
+                return rule.is_transposed
     raise InputError(f"weights: {path} is no parameter of these models; check where the weights come from")
 
 

@@ -5,8 +5,8 @@ sums per optimizer step, so the result is that of one process but for the order 
 """
 
 from collections.abc import Iterable
+from typing import Any
 
-import numpy as np
 import torch
 import torch.distributed as dist
 
@@ -20,9 +20,13 @@ def own_rows(mesh: Mesh, n_rows: int) -> tuple[int, int]:
     return mesh.index * n_own, (mesh.index + 1) * n_own
 
 
-def to_device(rows: np.ndarray, mesh: Mesh) -> torch.Tensor:
-    """A numpy array on the device, without waiting for it."""
-    tensor = torch.from_numpy(rows)
+def put_rows(tree: Any, mesh: Mesh) -> Any:
+    """Numpy arrays with this process's rows on its device, without waiting for it; None stays None."""
+    if tree is None:
+        return None
+    if isinstance(tree, tuple):
+        return type(tree)(*(put_rows(part, mesh) for part in tree))
+    tensor = torch.from_numpy(tree)
     if mesh.device.type != "cuda":
         return tensor
     with torch.cuda.device(mesh.device):  # the current device is a thread's own, and batches come from another

@@ -19,6 +19,7 @@ from torch import nn
 
 from jaxgpt.config import Config
 from jaxgpt.config.param_groups import param_groups
+from jaxgpt.data.batch import Batch
 from torch_ref.models import Model, init_params, param_shapes
 from torch_ref.models.attention import choose_attention
 from torch_ref.models.loss import cross_entropy, token_losses
@@ -54,7 +55,7 @@ class Step:
     """As in jaxgpt, with process-local batches.
 
     Attributes:
-      train: (state, batch_MBT [M, B, T + 1] int32, hyper) -> (state, metrics). Donates the state. M and B are this
+      train: (state, batch of [M, B, T + 1], hyper) -> (state, metrics). Donates the state. M and B are this
         process's, metrics are over all.
       evaluate: (params, batch_BT [B, T + 1] int32, masks_BTC [B, T, C]) -> losses_C, in nats, summed over each mask and
         this process's rows.
@@ -88,7 +89,7 @@ def param_dtype(config: Config) -> torch.dtype:
     return torch.float64 if config.train.dtype == "float64" else torch.float32
 
 
-def make_step(config: Config, vocab_size: int, mesh: Mesh, *, is_compiled: bool = False) -> Step:
+def make_step(config: Config, mesh: Mesh, *, is_compiled: bool = False) -> Step:
     """As in jaxgpt. The matmul precision, which is the process's, is set here.
 
     Args:
@@ -98,8 +99,8 @@ def make_step(config: Config, vocab_size: int, mesh: Mesh, *, is_compiled: bool 
     attention = choose_attention(config, mesh.device.type)
     implementation = attention[0]
     dtype = param_dtype(config)
-    model = Model(config.model, vocab_size)
-    shapes = param_shapes(config.model, vocab_size, dtype)
+    model = Model(config.model)
+    shapes = param_shapes(config.model, dtype)
     sizes = {path: tuple(leaf.shape) for path, leaf in shapes.items()}
     transform = optimizer(config.optim, param_groups(config.optim, sizes))
 
@@ -129,7 +130,7 @@ def make_step(config: Config, vocab_size: int, mesh: Mesh, *, is_compiled: bool 
     return Step(
         train=functools.partial(train_step, config, model, transform, implementation, loss_sum=loss),
         evaluate=functools.partial(eval_step, config, model, implementation, row_losses=losses),
-        init_params=lambda seed: init_params(config.model, vocab_size, dtype=dtype, seed=seed),
+        init_params=lambda seed: init_params(config.model, dtype=dtype, seed=seed),
         init_state=lambda params: init(own(params)),
         put_state=put_state,
         warm_up=functools.partial(warm_up, config, model, implementation, loss_sum=loss, row_losses=losses),
@@ -166,18 +167,19 @@ def last_hidden(config: Config, module: Any, implementation: str, batch_BT, drop
 
 
 def train_step(
-    config: Config, model: Model, transform, implementation: str, state: TrainState, batch_MBT, hyper,
+    config: Config, model: Model, transform, implementation: str, state: TrainState, batch: Batch, hyper,
     *, loss_sum=loss_sum,
 ):  # fmt: skip
-    n_micro = batch_MBT.shape[0]
-    expected_tokens = (batch_MBT.numel() - n_micro * batch_MBT.shape[1]) * process_count()
+    n_micro = batch.tokens.shape[0]
+    expected_tokens = (batch.tokens.numel() - n_micro * batch.tokens.shape[1]) * process_count()
     is_scaled = config.train.dtype == "float16"
     scale = state.loss_scale.scale / expected_tokens if is_scaled else torch.ones_like(state.loss_scale.scale)
 
     counted = torch.stack([torch.zeros_like(scale), torch.zeros_like(scale)])
-    for micro_step, batch_BT in enumerate(batch_MBT):
+    masks = batch.mask if batch.mask is not None else [None] * n_micro
+    for micro_step, rows in enumerate(zip(batch.tokens, masks, strict=True)):
         dropout_key = seed_dropout(config, int(state.step), micro_step) if config.model.dropout else None
-        loss_nats, n_tokens = loss_sum(config, model, implementation, state.params, batch_BT, dropout_key=dropout_key)
+        loss_nats, n_tokens = loss_sum(config, model, implementation, state.params, *rows, dropout_key=dropout_key)
         (loss_nats * scale).backward()
         counted = counted + torch.stack([loss_nats.detach(), n_tokens])
 
@@ -241,6 +243,7 @@ def eval_step(
     config: Config, model: Model, implementation: str, params, batch_BT, masks_BTC, *, row_losses=row_losses
 ):  # fmt: skip
     losses_BT = row_losses(config, model, implementation, params, batch_BT)
+    assert masks_BTC.shape[:-1] == losses_BT.shape, f"masks {masks_BTC.shape} of losses {losses_BT.shape}"
     return torch.where(masks_BTC > 0, losses_BT[..., None], 0).sum(dim=(0, 1))
 
 

@@ -5,12 +5,12 @@ import torch
 
 from jaxgpt.data.sources import Rows
 from jaxgpt.run.evaluation import Evaluation, conclude, make_masks
-from torch_ref.parallel.sharding import add_over_processes, own_rows, to_device
+from torch_ref.parallel.sharding import add_over_processes, own_rows, put_rows
 from torch_ref.training.step import Step
 
 
 def evaluate_split(
-    step: Step, params, rows: Rows, starts: np.ndarray, *, n_rows: int, token_bytes: np.ndarray | None = None
+    step: Step, params, rows: Rows, starts: np.ndarray, n_rows: int, token_bytes: np.ndarray | None = None
 ) -> Evaluation:
     lo, hi = own_rows(step.mesh, n_rows)
     n_tokens = n_bytes = 0
@@ -20,7 +20,7 @@ def evaluate_split(
         batch_BT = rows.at(np.concatenate([chosen, np.repeat(chosen[-1:], n_rows - len(chosen))])[lo:hi])
         masks_BTC, n_more = make_masks(batch_BT[:, 1:], len(chosen) - lo, token_bytes)
         n_tokens, n_bytes = n_tokens + int(masks_BTC[..., 0].sum()), n_bytes + n_more
-        results.append(step.evaluate(params, to_device(batch_BT, step.mesh), to_device(masks_BTC, step.mesh)))
+        results.append(step.evaluate(params, put_rows(batch_BT, step.mesh), put_rows(masks_BTC, step.mesh)))
     nats, text_nats = np.sum([result.double().cpu().numpy() for result in results], axis=0).tolist()
     sums = torch.tensor([nats, text_nats, n_tokens, n_bytes], dtype=torch.float64)
     add_over_processes([sums])

@@ -1,14 +1,27 @@
 """GPT-2 as nanoGPT trains it: its shape, and what follows from it."""
 
+import dataclasses
 from dataclasses import dataclass
-from typing import Literal
+from typing import ClassVar, Literal, Self
 
+from jaxgpt.config.families.family import Family, ParamCount, ParamRule
 from jaxgpt.errors import require
 
 
 @dataclass(frozen=True)
-class GPT2Config:
+class GPT2Config(Family):
     """GPT-2 as nanoGPT trains it: learned positions, LayerNorm before each sublayer, tied head."""
+
+    RULES: ClassVar = (
+        ParamRule(r"wte\.weight", ("tensor", "fsdp")),
+        ParamRule(r"wpe\.weight", (None, "fsdp")),
+        ParamRule(r"h\.\d+\.attn\.c_attn\.weight", ("fsdp", "tensor"), is_transposed=True),
+        ParamRule(r"h\.\d+\.attn\.c_proj\.weight", ("tensor", "fsdp"), is_transposed=True),
+        ParamRule(r"h\.\d+\.mlp\.c_fc\.weight", ("fsdp", "tensor"), is_transposed=True),
+        ParamRule(r"h\.\d+\.mlp\.c_proj\.weight", ("tensor", "fsdp"), is_transposed=True),
+        ParamRule(r"h\.\d+\.(attn|mlp)\.c_\w+\.bias", is_optional=True),
+        ParamRule(r"(h\.\d+\.ln_[12]|ln_f)\.(weight|bias)"),
+    )
 
     family: Literal["gpt2"] = "gpt2"
     """Model family."""
@@ -53,3 +66,26 @@ class GPT2Config:
     @property
     def softcap(self) -> float:
         return 0.0
+
+    def complete(self, n_ids: int) -> Self:
+        """Nothing but the vocabulary is ever open."""
+        return dataclasses.replace(self, vocab_size=self.vocab_size or n_ids)
+
+    def count_params(self) -> ParamCount:
+        n_embd, has_bias = self.n_embd, int(self.bias)
+        norm = n_embd * (1 + has_bias)
+        matrices = (3 + 1 + 4 + 4) * n_embd**2
+        biases = (3 + 1 + 4 + 1) * n_embd * has_bias
+        block = matrices + biases + 2 * norm
+        wpe = self.seq_len * n_embd
+        total = self.vocab_size * n_embd + wpe + self.n_layer * block + norm
+        return ParamCount(total=total, wpe=wpe, linear=total - wpe, scaling=total)
+
+    def window(self, layer: int) -> int:
+        return self.seq_len
+
+    def shrink(self, seq_len: int) -> Self:
+        return dataclasses.replace(self, n_layer=2, n_head=2, n_embd=32, vocab_size=0, seq_len=seq_len)
+
+    def without_dropout(self) -> Self:
+        return dataclasses.replace(self, dropout=0.0)

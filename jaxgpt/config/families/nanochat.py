@@ -1,24 +1,57 @@
-"""nanochat's model, in two eras: its shape, and what follows from its one dial.
+"""nanochat's model: its mechanisms, the two eras that are presets of them, and what follows from its one dial.
 
-A 0 or an empty string means "as the depth and the era say"; `jaxgpt.config.derive` fills it in before a model is built.
+A 0, an empty string or None means "as the depth and the era say"; `complete` fills it in before a model is built.
 """
 
+import dataclasses
+import math
 from dataclasses import dataclass
-from typing import Literal
+from typing import ClassVar, Literal, Self
 
-from jaxgpt.errors import require
+from jaxgpt.config.families.family import Family, ParamCount, ParamRule
+from jaxgpt.errors import InputError, require
 
 GATE_CHANNELS = {"smear": 24, "value_embed": 12}
 """Leading channels of the residual stream that nanochat's gates look at."""
+REFERENCE_DEPTH = 12
+"""Model at which nanochat's batch, learning rates and weight decay were tuned."""
+TOKENS_PER_PARAM = {"2025": 20.0, "2026": 12.0}
+WINDOW_ROUNDING = 128
+VOCAB_ROUNDING = 64
+"""2026 gives its tables a multiple of this many rows."""
+ERAS = {
+    "2025": {
+        "window_pattern": "L", "rope_base": 10_000.0, "qk_scale": 1.0, "init": "normal",
+        "value_embeds": False, "layer_lambdas": False, "smear": False, "backout": False,
+    },
+    "2026": {
+        "window_pattern": "SSSL", "rope_base": 100_000.0, "qk_scale": 1.2, "init": "uniform",
+        "value_embeds": True, "layer_lambdas": True, "smear": True, "backout": True,
+    },
+}  # fmt: skip
+"""What a field that is left open has in each era."""
 
 
 @dataclass(frozen=True)
-class NanochatConfig:
+class NanochatConfig(Family):
     """nanochat's model, in two eras. One dial, `depth`; the rest follows unless it is set.
 
     2025 (November): rotary positions, parameterless RMSNorm, QK norm, relu^2, untied head, logits capped at 15.
     2026 (July): also value embeddings with gates, short windows, smear, backout, residual and x0 lambdas.
     """
+
+    RULES: ClassVar = (
+        ParamRule(r"(wte|lm_head)\.weight", ("tensor", "fsdp")),
+        ParamRule(r"value_embeds\.\d+\.weight", ("tensor", "fsdp"), is_optional=True),
+        ParamRule(r"h\.\d+\.attn\.c_[qkv]\.weight", ("fsdp", "tensor"), is_transposed=True),
+        ParamRule(r"h\.\d+\.attn\.c_proj\.weight", ("tensor", "fsdp"), is_transposed=True),
+        ParamRule(r"h\.\d+\.mlp\.c_fc\.weight", ("fsdp", "tensor"), is_transposed=True),
+        ParamRule(r"h\.\d+\.mlp\.c_proj\.weight", ("tensor", "fsdp"), is_transposed=True),
+        ParamRule(r"h\.\d+\.attn\.ve_gate\.weight|smear_gate\.weight", is_transposed=True, is_optional=True),
+        ParamRule(r"(resid|x0)_lambdas|(smear|backout)_lambda", is_optional=True),
+    )
+    DIAL: ClassVar = "depth"
+    MORE_KEPT_WIDTHS: ClassVar = 1.5  # queries and keys once more, before rotation and norm
 
     family: Literal["nanochat"] = "nanochat"
     """Model family."""
@@ -48,6 +81,16 @@ class NanochatConfig:
     """Factor on queries and on keys after their norm; 0: 1 in 2025, 1.2 in 2026."""
     softcap: float = 15.0
     """Logits are softcap x tanh(logits / softcap)."""
+    value_embeds: bool | None = None
+    """An embedding of the token added to the values of every other layer, through a gate; None: as the era."""
+    layer_lambdas: bool | None = None
+    """Each layer starts from a learned mix of the stream and the first embedding; None: as the era."""
+    smear: bool | None = None
+    """Each embedding gets a little of the one before it; None: as the era."""
+    backout: bool | None = None
+    """A part of the middle layer's output is taken off before the last norm; None: as the era."""
+    init: Literal["", "normal", "uniform"] = ""
+    """How weights start: normal (2025), uniform (2026); empty: as the era."""
 
     def __post_init__(self):
         for name in ("seq_len", "depth", "aspect_ratio", "head_dim"):
@@ -87,16 +130,79 @@ class NanochatConfig:
     def dropout(self) -> float:
         return 0.0
 
-    @property
-    def is_2026(self) -> bool:
-        return self.era == "2026"
+    def complete(self, n_ids: int) -> Self:
+        chosen = {
+            name: of_era if _is_open(getattr(self, name)) else getattr(self, name)
+            for name, of_era in ERAS[self.era].items()
+        }
+        rounding = VOCAB_ROUNDING if self.era == "2026" else 1
+        short_window = math.ceil(self.seq_len / 4 / WINDOW_ROUNDING) * WINDOW_ROUNDING + 1
+        n_embd, head_dim = (self.n_embd, self.head_dim) if self.n_embd else self._choose_width()
+        return dataclasses.replace(
+            self,
+            **chosen | {"window_pattern": str(chosen["window_pattern"]).upper()},
+            vocab_size=self.vocab_size or math.ceil(n_ids / rounding) * rounding,
+            n_embd=n_embd,
+            head_dim=head_dim,
+            n_kv_head=self.n_kv_head or n_embd // head_dim,
+            short_window=self.short_window or min(short_window, self.seq_len),
+        )
+
+    def _choose_width(self) -> tuple[int, int]:
+        """n_embd and head_dim: 2026 rounds the width up to whole heads; 2025 keeps it and narrows the heads."""
+        width = self.depth * self.aspect_ratio
+        n_head = math.ceil(width / self.head_dim)
+        if self.era == "2026":
+            return n_head * self.head_dim, self.head_dim
+        head_dim = width // n_head
+        if width % n_head or head_dim % 2:
+            raise InputError(
+                f"model.depth={self.depth} x model.aspect_ratio={self.aspect_ratio} = {width} does not split into "
+                f"{n_head} heads of at most model.head_dim={self.head_dim}; set model.n_embd, or choose another depth"
+            )
+        return width, head_dim
+
+    def count_params(self) -> ParamCount:
+        n_embd, kv_dim = self.n_embd, self.n_kv_head * self.head_dim
+        n_value_embeds = sum(self.has_value_embed(layer) for layer in range(self.depth))
+        gates = n_value_embeds * GATE_CHANNELS["value_embed"] * self.n_kv_head
+        blocks = self.depth * (2 * n_embd**2 + 2 * n_embd * kv_dim + 8 * n_embd**2) + gates
+        head = self.vocab_size * n_embd
+        smear_gate = GATE_CHANNELS["smear"] if self.smear else 0
+        lambdas = 2 * self.depth * bool(self.layer_lambdas) + bool(self.smear) + bool(self.backout)
+        total = blocks + 2 * head + n_value_embeds * self.vocab_size * kv_dim + smear_gate + lambdas
+        scaling = total if self.era == "2025" else blocks + head
+        return ParamCount(total=total, wpe=0, linear=blocks + head + smear_gate, scaling=scaling)
 
     def window(self, layer: int) -> int:
-        """Keys that a query of this layer sees, itself included; seq_len: all before it."""
         letter = self.window_pattern[layer % len(self.window_pattern)]
         is_long = letter in "Ll" or layer == self.depth - 1
         return self.seq_len if is_long else min(self.short_window, self.seq_len)
 
+    def counted_keys(self, layer: int) -> int:
+        """nanochat counts the keys to the left of a query, without its own; of a long layer all seq_len."""
+        window = self.window(layer)
+        return window - 1 if window < self.seq_len else self.seq_len
+
     def has_value_embed(self, layer: int) -> bool:
-        """2026: every other layer, the last among them."""
-        return self.is_2026 and layer % 2 == (self.depth - 1) % 2
+        """Every other layer has one, the last among them."""
+        return bool(self.value_embeds) and layer % 2 == (self.depth - 1) % 2
+
+    def shrink(self, seq_len: int) -> Self:
+        return dataclasses.replace(
+            self, depth=4, aspect_ratio=16, n_embd=0, head_dim=16, n_kv_head=0, vocab_size=0, seq_len=seq_len,
+            short_window=seq_len // 4 + 1,
+        )  # fmt: skip
+
+    def reference(self) -> Self:
+        return dataclasses.replace(self, depth=REFERENCE_DEPTH, n_embd=0, n_kv_head=0).complete(0)
+
+    def batch_follows_horizon(self) -> bool:
+        return self.era == "2026"
+
+    def tokens_per_param(self) -> float:
+        return TOKENS_PER_PARAM[self.era]
+
+
+def _is_open(value: object) -> bool:
+    return value is not False and not value

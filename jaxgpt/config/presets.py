@@ -1,0 +1,101 @@
+"""nanochat's settings by era: its optimizer, and whole runs that differ in depth, context and batch only.
+
+A config file calls one of the functions, or takes an optimizer and writes the rest itself.
+"""
+
+from jaxgpt.config.families import NanochatConfig
+from jaxgpt.config.optimizer import GroupConfig, MuonConfig, OptimConfig, ScheduleConfig
+from jaxgpt.config.settings import CheckpointConfig, Config, DataConfig, EvalConfig, SampleConfig, TrainConfig
+
+NANOCHAT_2025 = OptimConfig(
+    algorithm="muon",
+    lr=0.004,
+    beta1=0.8,
+    beta2=0.95,
+    eps=1e-10,
+    weight_decay=0.0,
+    grad_clip=1.0,
+    schedule=ScheduleConfig(kind="trapezoid", min_lr_frac=0.0, warmdown_frac=0.2),
+    muon=MuonConfig(lr=0.02, momentum=0.95, momentum_start=0.85, momentum_warmup_steps=300, ns_dtype="auto"),
+    groups=(
+        GroupConfig(name="lm_head", match=r"^lm_head\.", lr=0.004, lr_follows_width=True),
+        GroupConfig(name="wte", match=r"^wte\.", lr=0.2, lr_follows_width=True),
+    ),
+)
+"""nanochat of November 2025 (commit c6abcdf): AdamW for embedding and head, Muon for the blocks, no decay."""
+
+NANOCHAT_2026 = OptimConfig(
+    algorithm="muon",
+    lr=0.004,
+    beta1=0.8,
+    beta2=0.95,
+    eps=1e-10,
+    weight_decay=0.0,
+    grad_clip=0.0,
+    schedule=ScheduleConfig(kind="trapezoid", warmup_steps=40, min_lr_frac=0.05, warmdown_frac=0.65),
+    muon=MuonConfig(
+        lr=0.02,
+        lr_follows_batch=True,
+        momentum=0.97,
+        momentum_start=0.85,
+        momentum_warmup_steps=400,
+        momentum_end=0.90,
+        orthogonalizer="polar_express",
+        ns_dtype="auto",
+        equilibrate_rows=True,
+        renormalize=True,
+        norm_beta2=0.9,
+        weight_decay=0.28,
+        decay_follows_horizon=True,
+        decay_schedule="cosine",
+        cautious=True,
+    ),
+    groups=(
+        GroupConfig(
+            name="lm_head", match=r"^lm_head\.", lr=0.008, beta2=0.96, weight_decay=0.01,
+            lr_follows_width=True, lr_follows_batch=True,
+        ),
+        GroupConfig(
+            name="wte", match=r"^wte\.", lr=0.3, beta2=0.995, weight_decay=0.001,
+            lr_follows_width=True, lr_follows_batch=True,
+        ),
+        GroupConfig(
+            name="value_embeds", match=r"^value_embeds\.", lr=0.15, beta2=0.995, weight_decay=0.01,
+            lr_follows_width=True, lr_follows_batch=True,
+        ),
+        GroupConfig(
+            name="resid_lambdas", match=r"^resid_lambdas$", lr=0.005, weight_decay=0.05, lr_follows_batch=True
+        ),
+        GroupConfig(name="x0_lambdas", match=r"^x0_lambdas$", lr=0.5, beta1=0.96, lr_follows_batch=True),
+        GroupConfig(name="smear", match=r"^(smear|backout)_", lr=0.2),
+    ),
+)  # fmt: skip
+"""nanochat of July 2026 (commit 92d63d4): MuonAdamW with a learning rate for each kind of parameter, no clipping."""
+
+_SAMPLE = SampleConfig(every=2000, prompt="The capital of France is", max_tokens=64)
+
+
+def nanochat_2025(*, depth: int, seq_len: int, batch_tokens: int, micro_batch_size: int) -> Config:
+    """A run of November 2025 on fineweb-edu: 20 tokens for each parameter, a vocabulary of 65,536."""
+    return Config(
+        model=NanochatConfig(era="2025", depth=depth, seq_len=seq_len, vocab_size=65_536),
+        data=DataConfig(dir="data/fineweb-edu", sampling="stream"),
+        train=TrainConfig(steps=0, batch_tokens=batch_tokens, micro_batch_size=micro_batch_size),
+        optim=NANOCHAT_2025,
+        eval=EvalConfig(every=250, tokens=20 * 524_288),
+        checkpoint=CheckpointConfig(every=1000),
+        sample=_SAMPLE,
+    )
+
+
+def nanochat_2026(*, depth: int, seq_len: int, micro_batch_size: int) -> Config:
+    """A run of July 2026 on ClimbMix: batch and horizon follow from the depth, a vocabulary of 32,768."""
+    return Config(
+        model=NanochatConfig(era="2026", depth=depth, seq_len=seq_len, vocab_size=32_768),
+        data=DataConfig(dir="data/climbmix", sampling="best_fit"),
+        train=TrainConfig(steps=0, batch_tokens=0, micro_batch_size=micro_batch_size),
+        optim=NANOCHAT_2026,
+        eval=EvalConfig(every=250, tokens=80 * 524_288),
+        checkpoint=CheckpointConfig(every=1000),
+        sample=_SAMPLE,
+    )

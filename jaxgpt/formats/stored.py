@@ -1,0 +1,80 @@
+"""A GPT-2's tensors in a file of another program, checked against the model and read.
+
+Names, shapes and dtypes are compared with the model's before a tensor is read, and weights arrive as float32 numpy
+arrays whatever the file held.
+"""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+from jaxgpt.config.families import GPT2Config
+from jaxgpt.errors import InputError
+from jaxgpt.models import param_shapes
+
+Params = dict[str, np.ndarray]
+
+FLOAT_DTYPES = ("F32", "F16", "BF16", "torch.float32", "torch.float16", "torch.bfloat16")
+"""Dtypes of files, as safetensors and torch spell them, that float32 holds exactly."""
+
+
+class Stored(NamedTuple):
+    """A tensor in a file: what it is, and how to read it as numpy."""
+
+    shape: tuple[int, ...]
+    dtype: str
+    read: Callable[[], np.ndarray]
+
+
+def read_model(
+    config: GPT2Config, stored: dict[str, Stored], source: Path, *, is_transposed: Callable[[str], bool]
+) -> Params:
+    """Checks names, shapes and dtypes against the model, then reads. Errors name the tensors as the file does."""
+    name_of = {name.removeprefix("transformer."): name for name in stored}
+    n_blocks = len({path.split(".")[1] for path in name_of if path.startswith("h.")})
+    if n_blocks != config.n_layer:  # before building a model as deep as an unchecked file says
+        raise InputError(
+            f"{source}: its config says n_layer={config.n_layer}, it holds {n_blocks}; fetch both from one model"
+        )
+    shapes = param_shapes(config)
+    _check_names(set(shapes), name_of, source)
+    is_flipped = {}
+    for path, shape in shapes.items():
+        tensor = stored[name_of[path]]
+        flip = is_transposed(path) and len(shape.shape) == 2
+        wanted = shape.shape[::-1] if flip else shape.shape
+        if tensor.shape != wanted:
+            raise InputError(
+                f"{source}: {name_of[path]} is {tensor.shape}, its config says {wanted}; fetch both from one model"
+            )
+        if tensor.dtype not in FLOAT_DTYPES:
+            raise InputError(f"{source}: {name_of[path]} is {tensor.dtype}; convert it to float32, float16 or bfloat16")
+        is_flipped[path] = flip
+    params = {}
+    for path, flip in is_flipped.items():
+        weight = np.asarray(stored[name_of[path]].read(), np.float32)
+        params[path] = np.ascontiguousarray(weight.T) if flip else weight
+    if "lm_head.weight" in name_of:
+        head_VD = np.asarray(stored[name_of["lm_head.weight"]].read(), np.float32)
+        if not np.array_equal(head_VD, params["wte.weight"]):
+            raise InputError(f"{source}: lm_head.weight is not wte.weight; this GPT-2 ties them")
+    return params
+
+
+def _check_names(wanted: set[str], name_of: dict[str, str], source: Path) -> None:
+    is_buffer = {path for path in name_of if path.endswith((".attn.bias", ".attn.masked_bias"))}  # causal masks
+    missing = sorted(wanted - name_of.keys())
+    extra = sorted(name_of[path] for path in name_of.keys() - wanted - is_buffer - {"lm_head.weight"})
+    if missing:
+        more = f" and {len(missing) - 1} more" if len(missing) > 1 else ""
+        hint = f"; it does hold {extra[0]}" if extra else ""
+        raise InputError(f"{source} lacks {missing[0]}{more}{hint}; fetch config and weights of one model")
+    if extra:
+        more = f" and {len(extra) - 1} more" if len(extra) > 1 else ""
+        raise InputError(f"{source} holds {extra[0]}{more}, which its config has no place for; it is another model")
+
+
+def first_line(error: Exception) -> str:
+    return next(iter(str(error).splitlines()), type(error).__name__)

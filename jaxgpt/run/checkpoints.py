@@ -1,0 +1,297 @@
+"""The directory of a run's checkpoints: a step is whole or not there. It is the same for both frameworks.
+
+A save goes to `<step>.saving`. When the framework has written the arrays there, `manifest.json` is added (what the run
+was, every leaf's dtype and shape, every file's SHA-256), all is flushed to the disk, and the directory is renamed to
+`<step>`. The rename is the commit: a kill at any instant leaves the step whole or a `.saving` that the next run
+removes. When a checkpoint is read, nothing is believed: the newest step whose files match their digests counts, each
+newer one is named with its reason, and paths, dtypes and shapes must be the ones asked for.
+
+    <directory>/<step>/            the framework's files, and manifest.json
+    <directory>/<step>.saving*     a save under way, or one that was killed
+    <directory>/<step>.deleting    an old checkpoint on its way out
+    <directory>/<step>.rejected    set aside because a run went on from an older step; never deleted here
+
+All processes of a run must see one file system with atomic renames; object stores are left out.
+"""
+
+import abc
+import contextlib
+import json
+import os
+import re
+import shutil
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Self
+
+from jaxgpt.errors import Failure, InputError
+from jaxgpt.files import flush_directory
+from jaxgpt.run.manifest import Damaged, make_manifest, read_manifest, verify_manifest, write_manifest
+
+FREE_DISK_FACTOR = 1.2
+"""Free disk that a save asks for, in sizes of the state: the arrays, their index, and some air."""
+_LEFTOVER = re.compile(r"\d+\.(saving|deleting)(\.orbax-checkpoint-tmp.*)?")
+
+
+class CheckpointError(Failure):
+    """A checkpoint could not be saved. The message is one line; older checkpoints are as they were."""
+
+
+def one_line(error: BaseException) -> str:
+    """orbax's messages run to 10 kB of nested causes; the first words name the file and the system's error."""
+    return " ".join(str(error).split())[:1000] or type(error).__name__
+
+
+def print_warning(message: str) -> None:
+    print(f"warning: {message}", file=sys.stderr, flush=True)
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A checkpoint on the disk that was verified when it was chosen."""
+
+    path: Path
+    manifest: dict
+
+    @property
+    def step(self) -> int:
+        return self.manifest["step"]
+
+    @property
+    def about(self) -> dict:
+        """What `save` was given about the run."""
+        return self.manifest["about"]
+
+    def refuse_misfits(self, wanted: dict[str, list], *, is_part: bool) -> None:
+        """Raises InputError, which names them, where leaves differ from the wanted ones: path -> [dtype, shape].
+
+        Args:
+          is_part: there may be more leaves in the checkpoint.
+        """
+        saved, misfits = self.manifest["state"], []
+        for path, (dtype, shape) in wanted.items():
+            if path not in saved:
+                misfits.append(f"{path} is missing in it")
+                continue
+            saved_dtype, saved_shape = saved[path]
+            if saved_shape != shape:
+                misfits.append(f"{path} has shape {tuple(saved_shape)}, not {tuple(shape)}")
+            if saved_dtype != dtype:
+                misfits.append(f"{path} has dtype {saved_dtype}, not {dtype}")
+        if not is_part:
+            misfits += [f"{path} is extra in it" for path in saved if path not in wanted]
+        if misfits:
+            more = f"; and {len(misfits) - 5} more" if len(misfits) > 5 else ""
+            way_out = "use the model and optimizer settings it was written with"
+            raise InputError(f"{self.path} does not fit: {'; '.join(misfits[:5])}{more}; {way_out}")
+
+
+def list_steps(directory: Path) -> list[int]:
+    """Steps that have a directory, whatever is in it, newest first."""
+    if not directory.is_dir():
+        return []
+    names = [path.name for path in directory.iterdir() if path.is_dir()]
+    return sorted((int(name) for name in names if re.fullmatch(r"0|[1-9]\d*", name)), reverse=True)
+
+
+def choose_checkpoint(
+    directory: Path, step: int | None = None, *, verify: bool = True, warn: Callable[[str], None] = print_warning
+) -> Checkpoint | None:
+    """The newest checkpoint that verifies, or the one of a step; None where the directory holds no step at all.
+
+    Each newer one that does not is named in a warning.
+
+    Args:
+      verify: False checks names, sizes and the manifest, but reads no digests; for whoever wants `about` alone.
+
+    Raises:
+      InputError: there are steps, but none is a checkpoint; names each with its reason.
+    """
+    faults = []
+    for candidate in list_steps(directory) if step is None else [step]:
+        path = directory / str(candidate)
+        try:
+            chosen = Checkpoint(path, verify_manifest(path, has_digests=verify))
+        except Damaged as damage:
+            faults.append(f"{path} is not a checkpoint: {damage}")
+            continue
+        for fault in faults:
+            warn(fault)
+        return chosen
+    if faults:
+        raise InputError(f"{'; '.join(faults)}; nothing was changed there")
+    return None
+
+
+class CheckpointDirectory(abc.ABC):
+    """The checkpoints of one run. A framework's subclass writes and reads the arrays, and says who its processes are.
+
+    Whoever writes holds the run (`lock_run`). In a run of several processes each makes one, and `save`, `choose` and
+    `restore` are called by all of them together; process 0 alone decides, writes manifests, deletes and warns.
+
+    Args:
+      directory: where the steps lie. Made if it does not exist.
+      keep: newest checkpoints that are kept.
+      keep_best: keep the one with the lowest val_loss too.
+      read_only: change nothing on the disk; for sampling and evaluation, beside a running training.
+      warn: called with one line for each step that was skipped or set aside; prints to stderr by default.
+
+    Raises:
+      InputError: the directory cannot be made.
+    """
+
+    packages: tuple[str, ...]
+    """Whose versions a manifest notes."""
+
+    def __init__(
+        self,
+        directory: str | Path,
+        *,
+        keep: int = 2,
+        keep_best: bool = True,
+        read_only: bool = False,
+        warn: Callable[[str], None] = print_warning,
+    ):
+        assert keep >= 1, f"keep={keep}: the newest is never deleted"
+        self.directory = Path(directory)
+        self.keep, self.keep_best, self.read_only, self.warn = keep, keep_best, read_only, warn
+        if read_only or self._process_index() != 0:
+            return
+        try:
+            self.directory.mkdir(parents=True, exist_ok=True)
+            for path in self.directory.iterdir():
+                if _LEFTOVER.fullmatch(path.name) and path.is_dir():
+                    shutil.rmtree(path)
+        except OSError as error:
+            raise InputError(f"{directory} cannot be written: {error}; choose another --run.dir") from error
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind, error, traceback) -> None:  # noqa: B027 - a framework may have a save under way
+        pass
+
+    # What a framework gives
+
+    @abc.abstractmethod
+    def save(self, step: int, state: Any, about: dict, *, val_loss: float | None = None) -> None:
+        """Saves a state. Raises CheckpointError where that failed."""
+
+    @abc.abstractmethod
+    def _process_index(self) -> int:
+        """The number of this process among those of the run."""
+
+    @abc.abstractmethod
+    def _gather_texts(self, text: str) -> list[str]:
+        """The texts of all processes."""
+
+    @abc.abstractmethod
+    def _describe(self, tree: Any) -> dict[str, list]:
+        """Path -> [dtype, shape] of every leaf, as JSON holds it; paths as in params.h.0.attn.c_q."""
+
+    @abc.abstractmethod
+    def _read(self, abstract_state: Any, chosen: Checkpoint, is_part: bool) -> Any:
+        """Reads the arrays. Raises InputError where they cannot be read."""
+
+    # Choosing and reading
+
+    def choose(self, step: int | None = None, *, verify: bool = True) -> Checkpoint | None:
+        """The checkpoint to read: `choose_checkpoint` by process 0, so that no two processes read different ones."""
+        answer = {}
+        if self._process_index() == 0:
+            try:
+                chosen = choose_checkpoint(self.directory, step, verify=verify, warn=self.warn)
+                answer = {"step": chosen.step} if chosen else {}
+            except InputError as error:
+                answer = {"error": str(error)}
+        answer = json.loads(self._gather_texts(json.dumps(answer))[0])
+        if "error" in answer:
+            raise InputError(answer["error"])
+        if "step" not in answer:
+            return None
+        path = self._path(answer["step"])
+        try:
+            return Checkpoint(path, read_manifest(path))
+        except Damaged as damage:
+            raise InputError(f"{path} is not a checkpoint: {damage}") from damage
+
+    def restore(self, abstract_state: Any, chosen: Checkpoint, *, is_part: bool = False) -> Any:
+        """Reads a checkpoint, bit for bit.
+
+        Unless read-only, the run goes on from here: steps above it are renamed to `<step>.rejected`, each with a
+        warning, because they are damaged or no longer its future.
+
+        Args:
+          abstract_state: tree of the shapes and dtypes that must be in it.
+          is_part: abstract_state may lack leaves that were saved: {"params": ...} needs no optimizer state.
+
+        Raises:
+          InputError: it cannot be read, or its paths, shapes or dtypes are not those asked for.
+        """
+        chosen.refuse_misfits(self._describe(abstract_state), is_part=is_part)
+        state = self._read(abstract_state, chosen, is_part)
+        if not self.read_only and self._process_index() == 0:
+            for newer in [other for other in list_steps(self.directory) if other > chosen.step]:
+                self._set_aside(newer, chosen.step)
+        return state
+
+    def _set_aside(self, step: int, chosen: int) -> None:
+        n_before = sum(1 for _ in self.directory.glob(f"{step}.rejected*"))
+        aside = self._path(step, f".rejected{n_before or ''}")
+        try:
+            os.rename(self._path(step), aside)
+        except OSError as error:
+            raise InputError(f"{self._path(step)} cannot be renamed: {error}; move it away") from error
+        self.warn(f"{self._path(step)} is set aside as {aside.name}: the run goes on from step {chosen}")
+
+    # Steps of a save
+
+    def _make_manifest(self, step: int, state: Any, about: dict, val_loss: float | None) -> dict:
+        assert step >= 0, step
+        assert not self.read_only, "opened with read_only=True"
+        return make_manifest(step, self._describe(state), about, val_loss, self.packages)
+
+    def _find_obstacle(self, step: int, state_bytes: int) -> str:
+        """Why the directory cannot take this step, as a clause; or empty."""
+        latest = max(list_steps(self.directory), default=-1)
+        if step <= latest:
+            return f"{self._path(latest)} is there already, and steps only rise"
+        free_bytes = shutil.disk_usage(self.directory).free
+        if free_bytes < FREE_DISK_FACTOR * state_bytes:
+            sizes = f"{free_bytes / 1e9:.3f} GB free, a save of {state_bytes / 1e9:.3f} GB"
+            return f"{self.directory} has {sizes} asks for {FREE_DISK_FACTOR} times its size"
+        return ""
+
+    def _commit(self, step: int, manifest: dict) -> None:
+        """Writes the manifest of `<step>.saving`, and makes the step count."""
+        write_manifest(self._path(step, ".saving"), manifest)
+        os.rename(self._path(step, ".saving"), self._path(step))
+        flush_directory(self.directory)
+
+    def _remove_staging(self, step: int) -> None:
+        for path in self.directory.glob(f"{step}.saving*"):
+            shutil.rmtree(path, ignore_errors=True)
+
+    def _delete_old(self) -> None:
+        """Deletes what is neither among the newest `keep` nor the best. Runs only after a newer one counts."""
+        val_losses = {}
+        for step in list_steps(self.directory):
+            with contextlib.suppress(Damaged):
+                val_losses[step] = read_manifest(self._path(step))["val_loss"]
+        kept = set(list(val_losses)[: self.keep])
+        judged = [(loss, step) for step, loss in val_losses.items() if loss is not None]
+        if self.keep_best and judged:
+            kept.add(min(judged)[1])
+        for step in val_losses.keys() - kept:
+            # Under another name first: a kill half-way must not leave half a checkpoint.
+            os.rename(self._path(step), self._path(step, ".deleting"))
+            shutil.rmtree(self._path(step, ".deleting"))
+
+    def _path(self, step: int, suffix: str = "") -> Path:
+        return self.directory / f"{step}{suffix}"
+
+    def _find_first(self, text: str) -> str:
+        """The first text that is not empty among those of all processes: one for all, so that all act alike."""
+        return next((text for text in self._gather_texts(text) if text), "")

@@ -1,0 +1,71 @@
+"""A run, opened: its complete config, its data, its tokenizer. Everything that runs a model begins here.
+
+Nothing of it touches a device: what a user chose wrong is said before any is started.
+"""
+
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from jaxgpt.config import Config, to_dict
+from jaxgpt.config.derive import Derivation, derive
+from jaxgpt.data.sources import Source, count_token_bytes, open_source
+from jaxgpt.data.tokenizer import Tokenizer
+from jaxgpt.run.console import console
+
+
+@dataclass(frozen=True)
+class Run:
+    """What a config says and what its data say.
+
+    Attributes:
+      given: as the user wrote it; what a config file of the run holds.
+      derivation: the complete config, what was derived, and warnings.
+      source: the data.
+    """
+
+    given: Config
+    derivation: Derivation
+    source: Source
+
+    @property
+    def config(self) -> Config:
+        """Complete: nothing in it is open."""
+        return self.derivation.config
+
+    @property
+    def dir(self) -> Path:
+        return Path(self.given.run.dir)
+
+    @property
+    def tokenizer(self) -> Tokenizer | None:
+        return self.source.tokenizer
+
+    @cached_property
+    def token_bytes(self) -> np.ndarray | None:
+        """UTF-8 bytes of each id, [V]; None, and a line on the console, where the vocabulary is not available."""
+        return count_token_bytes(self.source, console.print)
+
+    def about(self) -> dict[str, Any]:
+        """What a checkpoint says of the run, as JSON."""
+        return {
+            "config": to_dict(self.config),
+            "data_sha256": self.source.digest,
+            "tokenizer": self.source.tokenizer_json,
+        }
+
+
+def open_run(given: Config) -> Run:
+    """Opens the data of a config and completes it.
+
+    Raises:
+      InputError: the data are missing, damaged, or of another vocabulary than the model's; or a value is open that no
+        rule gives.
+    """
+    source = open_source(given.data)
+    derivation = derive(given, source.n_ids)
+    source.check_vocabulary(derivation.config.model.vocab_size)
+    return Run(given, derivation, source)

@@ -1,0 +1,106 @@
+"""Saving and resuming a run, for both training loops: what a checkpoint says about it, and what must not change."""
+
+import dataclasses
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from jaxgpt.config import Config, flatten, from_dict, to_dict
+from jaxgpt.errors import InputError
+from jaxgpt.run.checkpoints import CheckpointDirectory, CheckpointError
+from jaxgpt.run.console import console
+
+
+def list_changes(then: dict[str, Any], now: dict[str, Any], n_done: int, directory: Path) -> str:
+    """What differs between the config of a checkpoint and the one to go on with, in words; empty where nothing does.
+
+    Args:
+      then, now: `about` of the checkpoint and of this process: config, data_sha256, tokenizer.
+
+    Raises:
+      InputError: the architecture, the data or the tokenizer is another one.
+    """
+    old = flatten(to_dict(read_config(then, f"{directory}/{n_done}")))
+    changed = {name: (old.get(name), value) for name, value in flatten(now["config"]).items() if old.get(name) != value}
+    listed = {name: f"{name} {was!r} -> {is_now!r}" for name, (was, is_now) in changed.items()}
+    architecture = [name for name in listed if name.startswith("model.") and name not in FREE_MODEL_FIELDS]
+    if architecture:
+        settings = " ".join(f"--{name}={changed[name][0]}" for name in architecture)
+        raise InputError(
+            f"checkpoint {n_done} in {directory} is another model: {'; '.join(listed[name] for name in architecture)}; "
+            f"to resume it pass {settings}"
+        )
+    for name, what in (("data_sha256", "data"), ("tokenizer", "tokenizer")):
+        if then[name] not in (None, now[name]):  # None: an older version could not read the tokenizer of this data
+            raise InputError(
+                f"the {what} in data.dir={now['config']['data']['dir']} changed since checkpoint {n_done} of "
+                f"{directory}; bring the old {what} back, or start a new run with train.init_from"
+            )
+    return "; ".join(listed.values())
+
+
+FREE_MODEL_FIELDS = ("model.dropout",)
+"""Fields of the model that may change when a run is resumed."""
+
+
+def read_config(about: dict[str, Any], source: str) -> Config:
+    """The complete config of a checkpoint, of this version or of one before it.
+
+    Args:
+      about: what the checkpoint says of its run.
+      source: of it, for messages.
+
+    Raises:
+      InputError: it does not say what its model is, or another version wrote it.
+    """
+    values = about.get("config")
+    if not isinstance(values, dict):
+        raise InputError(f"{source} does not say what its model is (config); it is no checkpoint of a run")
+    try:
+        config = from_dict(values)
+        vocab_size = about.get("vocab_size", config.model.vocab_size)  # beside the config in older checkpoints
+        if type(vocab_size) is not int or vocab_size < 1:
+            raise InputError(f"vocab_size={vocab_size!r} is no positive integer")
+        model = dataclasses.replace(config.model, vocab_size=vocab_size).complete(vocab_size)
+        return dataclasses.replace(config, model=model)
+    except InputError as error:
+        raise InputError(f"{source}: {error}") from error
+
+
+def resume(saved: CheckpointDirectory, abstract_state: Any, about: dict) -> tuple[int, Any, dict | None]:
+    """Step, state and data cursors of the newest checkpoint that verifies, if it is of this run.
+
+    Args:
+      abstract_state: see `CheckpointDirectory.restore`.
+      about: of this process, as it will be saved.
+
+    Raises:
+      InputError: no checkpoint; or the architecture, the data or the tokenizer is another one.
+    """
+    chosen = saved.choose()
+    if chosen is None:
+        raise InputError(f"{saved.directory} has no checkpoint to resume from; start without --resume")
+    changes = list_changes(chosen.about, about, chosen.step, saved.directory)
+    state = saved.restore(abstract_state, chosen)
+    console.print(f"resuming from step {chosen.step}" + (f"; changed: {changes}" if changes else ""))
+    return chosen.step, state, chosen.about.get("cursors")
+
+
+def gather_cursors(cursors: dict, gather_texts: Callable[[str], list[str]]) -> dict:
+    """What a checkpoint says of the data: where the lanes of all processes stand; nothing where batches need none."""
+    parts = [json.loads(text) for text in gather_texts(json.dumps(cursors))]
+    merged = {lane: cursor for part in parts for lane, cursor in part.items()}
+    return {"cursors": merged} if merged else {}
+
+
+def save(
+    saved: CheckpointDirectory, n_done: int, state: Any, about: dict, val_loss: float | None, *, must: bool
+) -> None:
+    """Saves a state. A failure ends the run only when this is the run's last chance; else it is a warning."""
+    try:
+        saved.save(n_done, state, about, val_loss=val_loss)
+    except CheckpointError as error:
+        if must:
+            raise
+        console.print(f"[red]{error}")

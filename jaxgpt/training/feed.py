@@ -1,0 +1,29 @@
+"""The batches of a run on the devices, in order, and where the reader then stands."""
+
+import itertools
+from collections.abc import Iterator
+from typing import Any
+
+from jax.sharding import Mesh
+
+from jaxgpt.config.steps import Plan, PlannedStep
+from jaxgpt.data.batch import Batch
+from jaxgpt.data.sources import ShardReader, TextReader
+from jaxgpt.parallel.sharding import own_rows, put_rows
+
+
+def make_feed(
+    plan: Plan, reader: ShardReader | TextReader, mesh: Mesh, first_step: int = 0, *, is_endless: bool = False
+) -> Iterator[tuple[PlannedStep, Batch, dict[str, Any]]]:
+    """From `first_step` to the end: the step, its batch [M, B, T + 1], and the reader's cursors after it.
+
+    A process reads its own rows only.
+
+    Args:
+      is_endless: goes on after the last step, for whoever only times them.
+    """
+    lo, hi = own_rows(mesh, plan.n_rows)
+    for step in itertools.count(first_step) if is_endless else range(first_step, plan.n_steps):
+        planned = plan.at(step)
+        batch = put_rows(reader.read(planned, lo, hi), plan.n_rows, mesh, axis=1)
+        yield planned, batch, reader.cursors()
