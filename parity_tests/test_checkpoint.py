@@ -4,6 +4,7 @@ import json
 import os
 import shutil
 from types import SimpleNamespace
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -132,11 +133,11 @@ def test_empty_parts_of_a_state_may_come_and_go(tmp_path):
     leaf = jnp.arange(6.0)
     with Checkpoints(tmp_path) as checkpoints:
         checkpoints.save(1, {"opt_state": {"mu": {"w": leaf}, "momentum": {}}}, {})
-        wanted = {"opt_state": {"mu": {"w": leaf}}}
-        assert_same_bits(checkpoints.restore(on_one_device(wanted))[1], wanted)
+        wanted: Any = {"opt_state": {"mu": {"w": leaf}}}
+        assert_same_bits(restore(checkpoints, on_one_device(wanted))[1], wanted)
         checkpoints.save(2, wanted, {})
-        wanted = {"opt_state": {"mu": {"w": leaf}, "square": {}}}
-        assert_same_bits(checkpoints.restore(on_one_device(wanted))[1], wanted)
+        wanted["opt_state"]["square"] = {}
+        assert_same_bits(restore(checkpoints, on_one_device(wanted))[1], wanted)
 
 
 # What is saved, what is refused, what is kept

@@ -5,6 +5,7 @@ The literal steps below are a second way to each number: they share neither code
 
 import dataclasses
 import math
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -14,8 +15,7 @@ import pytest
 from flax import nnx
 
 import jaxgpt.optim
-from jaxgpt.config import MuonConfig, OptimConfig
-from jaxgpt.config.optimizer import NANOCHAT_2026
+from jaxgpt.config import NANOCHAT_2026, MuonConfig, OptimConfig
 from jaxgpt.config.param_groups import param_groups
 from jaxgpt.optim.optimizer import optimizer
 from parity_tests import tolerances
@@ -95,7 +95,8 @@ def schedule_at(step):
 
 
 def updates_of_jax(config, groups, start, grads):
-    transform, params = optimizer(config, groups), {PATH: jnp.asarray(start.T)}
+    transform: Any = optimizer(config, groups)
+    params = {PATH: jnp.asarray(start.T)}
     state = transform.init(params)
     for step, grad in enumerate(grads):
         updates, state = transform.update({PATH: jnp.asarray(grad.T)}, state, params, hyper=schedule_at(step))
@@ -187,9 +188,9 @@ def flatten(tree):
 def test_a_chain_trains_a_foreign_module_as_the_product_would(scale):
     """Bit for bit where nothing is clipped; optax's clipping lacks torch's 1e-6."""
     config = OptimConfig(algorithm="muon", grad_clip=1.0, muon=MuonConfig(lr=0.02))
-    params = flatten(Perceptron())
+    params: Any = flatten(Perceptron())
     groups = param_groups(config, {path: leaf.shape for path, leaf in params.items()})
-    transform = optimizer(config, groups)
+    transform: Any = optimizer(config, groups)
     state, norms = transform.init(params), []
     hyper = {"lr_scale": jnp.float32(1), "momentum": jnp.float32(0.95), "decay_scale": jnp.float32(1)}
 
@@ -225,8 +226,8 @@ def test_biases_go_elsewhere_by_partition():
 def test_the_rate_can_be_a_schedule():
     """The same as jaxgpt's factor from outside."""
     params, rng = {"w": jnp.ones((4, 6))}, np.random.default_rng(0)
-    scheduled = jaxgpt.optim.muon(optax.linear_schedule(0.02, 0.0, 4), weight_decay=0.1)
-    constant = jaxgpt.optim.muon(0.02, weight_decay=0.1)
+    scheduled: Any = jaxgpt.optim.muon(optax.linear_schedule(0.02, 0.0, 4), weight_decay=0.1)
+    constant: Any = jaxgpt.optim.muon(0.02, weight_decay=0.1)
     a, b = scheduled.init(params), constant.init(params)
     for step in range(4):
         grads = {"w": jnp.asarray(rng.standard_normal((4, 6)), jnp.float32)}
@@ -237,7 +238,8 @@ def test_the_rate_can_be_a_schedule():
 
 
 def test_parameters_are_needed_only_for_decay():
-    params = {"w": jnp.ones((4, 6))}
+    params: Any = {"w": jnp.ones((4, 6))}
+    tx: Any
     for tx in (jaxgpt.optim.muon(0.02), jaxgpt.optim.adamw(0.02)):
         assert jnp.abs(tx.update(params, tx.init(params))[0]["w"]).max() > 1e-3
     for tx in (jaxgpt.optim.muon(0.02, weight_decay=0.1), jaxgpt.optim.adamw(0.02, weight_decay=0.1)):
@@ -250,7 +252,7 @@ def test_state_and_updates_keep_the_dtype(settings):
     """The numbers inside are not rounded to bfloat16."""
     params = {"w": jax.random.normal(jax.random.key(0), (8, 16)).astype(jnp.bfloat16)}
     grads = {"w": jax.random.normal(jax.random.key(1), (8, 16)).astype(jnp.bfloat16)}
-    tx = jaxgpt.optim.muon(0.02, **settings)
+    tx: Any = jaxgpt.optim.muon(0.02, **settings)
     updates, state = tx.update(grads, tx.init(params))
     assert {leaf.dtype for leaf in jax.tree.leaves((updates, state[1:]))} == {jnp.dtype(jnp.bfloat16)}
     wide = {"w": grads["w"].astype(jnp.float32)}
@@ -262,7 +264,7 @@ def test_state_and_updates_keep_the_dtype(settings):
 def test_a_strangers_mesh_is_left_alone(axis):
     """Axes of other names, and axes in explicit mode, which is what jax.make_mesh gives."""
     params = {f"w{i}": jax.random.normal(jax.random.key(i), (8, 16)) for i in range(3)}
-    tx = jaxgpt.optim.muon(0.02)
+    tx: Any = jaxgpt.optim.muon(0.02)
     expected = tx.update(params, tx.init(params))[0]
     with jax.set_mesh(jax.make_mesh((8,), (axis,))):
         placed = jax.device_put(params, jax.NamedSharding(jax.sharding.get_mesh(), jax.P()))

@@ -1,6 +1,7 @@
 """The names of an optimizer's state, which checkpoints, shardings and torch_ref rely on."""
 
 import functools
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -73,7 +74,8 @@ def test_there_and_back():
 def test_a_transformation_by_names_is_the_same():
     params, tx = nested()
     named = with_names(tx)
-    ours, theirs = named.init(params), tx.init(params)
+    ours: Any = named.init(params)
+    theirs = tx.init(params)
     for i in range(3):
         grads = jax.tree.map(lambda p, i=i: jnp.cos(p * jnp.arange(p.size).reshape(p.shape) + i), params)
         a, ours = named.update(grads, ours, params)
@@ -91,8 +93,10 @@ def test_two_leaves_of_one_name_are_refused():
 
 def test_the_state_of_any_optimizer_is_split_like_the_parameters():
     """Of one that jaxgpt does not know, from the rule alone."""
-    config = Config(model=GPT2Config(seq_len=16, n_layer=1, n_head=2, n_embd=32), mesh=MeshConfig(data=1, fsdp=8))
-    shapes = param_shapes(config.model, 64)
+    config = Config(
+        model=GPT2Config(seq_len=16, n_layer=1, n_head=2, n_embd=32, vocab_size=64), mesh=MeshConfig(data=1, fsdp=8)
+    )
+    shapes = param_shapes(config.model)
     transform = with_names(optax.chain(optax.scale_by_lion(), optax.scale_by_schedule(optax.constant_schedule(0.1))))
     init = functools.partial(step_module.init_state, config, transform)
     state = step_module.place_state(config, init, shapes, make_mesh(config.mesh))
@@ -107,9 +111,9 @@ def test_the_state_of_any_optimizer_is_split_like_the_parameters():
 def test_squares_of_normuon_are_whole_on_each_device():
     """Named by a matrix, but not of its shape."""
     optim = OptimConfig(algorithm="muon", muon=MuonConfig(norm_beta2=0.9))
-    model = GPT2Config(seq_len=16, n_layer=1, n_head=2, n_embd=32)
+    model = GPT2Config(seq_len=16, n_layer=1, n_head=2, n_embd=32, vocab_size=64)
     config = Config(model=model, optim=optim, mesh=MeshConfig(data=1, fsdp=8))
-    shapes = param_shapes(config.model, 64)
+    shapes = param_shapes(config.model)
     init = functools.partial(step_module.init_state, config, step_module.make_optimizer(config, shapes))
     state = step_module.place_state(config, init, shapes, make_mesh(config.mesh))
     assert state.opt_state["square"] and all(s.sharding.is_fully_replicated for s in state.opt_state["square"].values())
