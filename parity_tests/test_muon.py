@@ -14,8 +14,7 @@ import pytest
 from flax import nnx
 
 import jaxgpt.optim
-from jaxgpt.config import MuonConfig, OptimConfig
-from jaxgpt.config.optimizer import NANOCHAT_2026
+from jaxgpt.config import NANOCHAT_2026, MuonConfig, OptimConfig
 from jaxgpt.config.param_groups import param_groups
 from jaxgpt.optim.optimizer import optimizer
 from parity_tests import tolerances
