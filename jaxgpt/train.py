@@ -1,7 +1,7 @@
 """Trains a GPT: python -m jaxgpt.train --config configs/quickstart.py [--section.field=value ...] [--resume]
 
 The run directory gets config.py, metrics.jsonl, checkpoints/ and loss.png. Exit codes: 0 done, 2 bad input,
-3 diverged, 75 stopped by a signal with its state saved: the same command with --resume goes on, bit for bit.
+3 diverged, 75 stopped by a signal after saving a checkpoint: the same command with --resume continues bit for bit.
 """
 
 import functools
@@ -39,8 +39,9 @@ from jaxgpt.training.step import Step, make_step
 from jaxgpt.training.validation import evaluate_split
 
 FLAGS = {
-    "resume": "go on from the newest checkpoint in run.dir that verifies",
-    "smoke": "a few steps of a small copy of this run on embedded text: does it work here?",
+    "resume": "continue from the newest valid checkpoint in run.dir",
+    "smoke": "run a few steps of a small copy of this config on generated text, to see whether it works on this "
+    "machine",
 }
 
 
@@ -82,7 +83,8 @@ def main(args: list[str]) -> int:
         print_header(run, plan, shapes, first_step, describe_compute(config, step))
         if first_step >= plan.n_steps:
             console.print(
-                f"the run is at step {first_step} of {plan.n_steps} already; --train.steps=N takes it further"
+                f"the run is already at step {first_step} of {plan.n_steps}; to train longer, set --train.steps",
+                soft_wrap=True,
             )
             return EXIT_DONE
         reader = run.source.reader(config, cursors)

@@ -157,7 +157,7 @@ def test_hugging_face_has_no_nanochat(changing, tmp_path, monkeypatch):
 
 
 def test_refusals(changing, tmp_path):
-    assert f"{changing / 'b'} is there already" in refusal("--from", changing / "a", "--to=torch", changing / "b")
+    assert f"{changing / 'b'} already exists" in refusal("--from", changing / "a", "--to=torch", changing / "b")
     assert "does not exist; give a run directory" in refusal("--from", tmp_path / "x", "--to=torch", tmp_path / "y")
     assert "has no checkpoints" in refusal("--from", tmp_path, "--to=torch", tmp_path / "y")
     (tmp_path / "checkpoints").mkdir()

@@ -147,7 +147,7 @@ def test_prompts_from_files_and_stdin(here, tmp_path, capsys, monkeypatch):
 
 def test_weights_without_tokenizer_take_the_datas(here, capsys):
     arguments = ("--model", "hf", "--max-tokens", "5")
-    with pytest.raises(InputError, match="64 ids are spelled; give --data"):
+    with pytest.raises(InputError, match="has no tokenizer for its 64 ids; give --data"):
         sample.main(list(arguments))
     assert len(written(capsys, *arguments, "--data", "char", "--temperature", "0").out) >= 6
     assert isinstance(choose_tokenizer(None, GPT2Config(vocab_size=50304)), GPT2Tokenizer)
@@ -199,8 +199,8 @@ def test_characters_appear_whole_and_escapes_do_not_reach_a_terminal(capsys, mon
         ("--run odd", "does not say what its model is"),
         ("--run run --step 7", "--step=7 is not in run/checkpoints; there: 100, 200"),
         ("--model hf --step 7", "--step=7 needs --run"),
-        ("--model nothing", "nothing is not there"),
-        ("--run run --platform tpu", "platform=tpu is not here"),
+        ("--model nothing", "nothing does not exist"),
+        ("--run run --platform tpu", "platform=tpu is not available"),
         ("--run run --prompt-file char", "prompt file char cannot be read"),
         ("--run run --prompt @nothing", "prompt file nothing cannot be read"),
         ("--run run --prompt=", "prompt is empty"),

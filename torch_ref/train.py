@@ -2,7 +2,7 @@
 
 The same run as `python -m jaxgpt.train`, in runs/<config>-torch unless --run.dir names another directory. On one CUDA
 device or the CPU; on several devices by `torchrun --nproc_per_node=N -m torch_ref.train --config ...`.
-Exit codes as there: 0 done, 2 bad input, 3 diverged, 75 stopped by a signal with its state saved.
+Exit codes as there: 0 done, 2 bad input, 3 diverged, 75 stopped by a signal after saving a checkpoint.
 """
 
 import dataclasses
@@ -38,8 +38,9 @@ from torch_ref.training.step import Step, TrainState, make_step
 from torch_ref.training.validation import evaluate_split
 
 FLAGS = {
-    "resume": "go on from the newest checkpoint in run.dir that verifies",
-    "smoke": "a few steps of a small copy of this run on embedded text: does it work here?",
+    "resume": "continue from the newest valid checkpoint in run.dir",
+    "smoke": "run a few steps of a small copy of this config on generated text, to see whether it works on this "
+    "machine",
     "compile": "compile forward and backward pass with torch.compile; the default on CUDA",
     "no_compile": "do not; the default on a CPU",
 }
@@ -85,7 +86,8 @@ def main(args: list[str]) -> int:
         print_header(run, plan, shapes, first_step, describe_compute(config, step), samples)
         if first_step >= plan.n_steps:
             console.print(
-                f"the run is at step {first_step} of {plan.n_steps} already; --train.steps=N takes it further"
+                f"the run is already at step {first_step} of {plan.n_steps}; to train longer, set --train.steps",
+                soft_wrap=True,
             )
             return EXIT_DONE
         reader = run.source.reader(config, cursors)
@@ -145,7 +147,7 @@ def wants_compile(flags: dict[str, bool], mesh: Mesh) -> bool:
 
 @contextmanager
 def one_line_when_full(config: Config, n_devices: int):
-    """Turns CUDA's refusal for lack of memory into one line with the next smaller microbatch that divides the batch.
+    """Turns CUDA's out-of-memory error into one line with the next smaller microbatch that divides the batch.
 
     Raises:
       InputError: in place of torch.OutOfMemoryError.
@@ -155,11 +157,11 @@ def one_line_when_full(config: Config, n_devices: int):
     except torch.OutOfMemoryError as error:
         rows = config.train.micro_batch_size
         fewer = [n for n in rows_that_divide(config, n_devices) if n < rows]
-        way_out = f"--train.micro_batch_size={fewer[-1]}" if fewer else "--train.remat=block or a smaller model"
+        advice = f"--train.micro_batch_size={fewer[-1]}" if fewer else "--train.remat=block or a smaller model"
         first_line = next(iter(str(error).splitlines()), type(error).__name__)
         raise InputError(
             f"train.micro_batch_size={rows} with train.remat={config.train.remat} does not fit ({first_line[:200]}); "
-            f"try {way_out}"
+            f"try {advice}"
         ) from error
 
 
@@ -167,7 +169,7 @@ def initial_params(config: Config, step: Step) -> dict[str, torch.Tensor]:
     if config.train.init_from:
         raise InputError(
             f"train.init_from={config.train.init_from} is for jaxgpt; start the run there (--train.steps=1), then "
-            "python -m parity_tests.convert --from RUN --to torch DIR, and go on here with --resume"
+            "python -m parity_tests.convert --from RUN --to torch DIR, and continue here with --resume"
         )
     return step.init_params(config.run.seed)
 

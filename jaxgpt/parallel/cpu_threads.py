@@ -1,4 +1,4 @@
-"""Threads for simulated devices: enough that their programs cannot wait for each other for ever.
+"""Threads for simulated devices: enough that their programs cannot wait for each other forever.
 
 XLA's CPU client has max(cores, devices) threads. They run the programs, a thread for each device, and they also launch
 them: a launch waits, in its thread, while 32 programs of its device are unfinished. So once more than 32 programs are

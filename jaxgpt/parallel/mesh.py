@@ -16,7 +16,7 @@ def make_mesh(config: MeshConfig, devices: list | None = None) -> Mesh:
     Without `devices` it also sets this process up for them: see below what a CPU needs.
 
     Raises:
-      InputError: the platform is not there, or the devices do not multiply to the mesh.
+      InputError: the platform is not available, or the devices do not multiply to the mesh.
     """
     if devices is None:
         # A CPU runs programs in this thread, the only one for which glibc keeps large blocks.
@@ -26,7 +26,7 @@ def make_mesh(config: MeshConfig, devices: list | None = None) -> Mesh:
                 devices = jax.devices(config.platform or None)
         except RuntimeError as error:
             raise InputError(
-                f"mesh.platform={config.platform} is not here; this jax sees {jax.default_backend()}; "
+                f"mesh.platform={config.platform} is not available; jax sees {jax.default_backend()}; "
                 "install the extra jaxgpt[cuda] or jaxgpt[tpu], or drop the setting"
             ) from error
         if devices[0].platform == "cpu":
@@ -38,7 +38,7 @@ def make_mesh(config: MeshConfig, devices: list | None = None) -> Mesh:
     if wanted > len(devices):
         raise InputError(f"{shape}, but there are {len(devices)} ({devices[0].device_kind}); lower one of them")
     if wanted < len(devices) and (not config.data or jax.process_count() > 1):
-        raise InputError(f"{shape} of the {len(devices)} that are there; choose axes that multiply to {len(devices)}")
+        raise InputError(f"{shape} of the {len(devices)} available; choose axes that multiply to {len(devices)}")
     grid = np.array(devices[:wanted]).reshape(data, config.fsdp, config.tensor)
     return Mesh(grid, ("data", "fsdp", "tensor"), axis_types=(AxisType.Auto,) * 3)
 

@@ -2,7 +2,7 @@
 
 State is exact: it is that of the training step, traced. Temporaries are counted
 from what the backward pass needs of the forward, plus the loss chunk, plus gradients; XLA fuses, reuses and pads, so
-this part is a guess that docs/memory.md holds against the compiler's figure for each shipped config.
+this part is an estimate; docs/memory.md compares it with the compiler's figure for each shipped config.
 """
 
 import functools

@@ -39,7 +39,7 @@ TEXT = (
     "write year you young your "
 )
 WORDS = tuple(TEXT.split())
-"""Of these the text is drawn: the same on every machine and under every version of Python."""
+"""The text is drawn from these: the same on every machine and under every version of Python."""
 
 
 def shrink(config: Config) -> Config:
@@ -50,7 +50,7 @@ def shrink(config: Config) -> Config:
     """
     run_dir = Path(config.run.dir).parent / "smoke" / Path(config.run.dir).name
     if run_dir.exists() and not (run_dir / "data").is_dir():
-        raise InputError(f"--smoke writes to {run_dir}, which it did not make; move it away")
+        raise InputError(f"--smoke writes to {run_dir}, which it did not create; move it away")
     shutil.rmtree(run_dir, ignore_errors=True)
     (run_dir / "data").mkdir(parents=True)
     write_data(run_dir / "data", is_text=config.data.is_text)

@@ -42,7 +42,7 @@ class LossScale(NamedTuple):
 
 
 class TrainState(NamedTuple):
-    """Everything a run goes on from. `step` counts batches consumed, skipped ones too."""
+    """Everything that a run resumes from. `step` counts batches consumed, skipped ones too."""
 
     step: jax.Array
     params: dict[str, jax.Array]
@@ -97,7 +97,7 @@ def make_step(config: Config, mesh: Mesh) -> Step:
     """Builds the step for a config on a mesh. Nothing is compiled or allocated yet.
 
     Raises:
-      InputError: a parameter cannot be split as the mesh wants, a parameter group fits nothing, or the attention
+      InputError: a parameter cannot be split as the mesh wants, a parameter group matches nothing, or the attention
         asked for cannot run.
     """
     attention = choose_attention(config, mesh.devices.flat[0].platform)
@@ -164,7 +164,7 @@ def place_state(config: Config, init: Callable, shapes: dict[str, jax.ShapeDtype
 
     Args:
       init: (params) -> state; only traced.
-      mesh: may be abstract, of devices that are not here.
+      mesh: may be abstract, without real devices.
     """
     shardings = shard_params({path: leaf.shape for path, leaf in shapes.items()}, config.model, mesh)
 
