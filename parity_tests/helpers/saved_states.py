@@ -81,12 +81,15 @@ def names_in(directory: Path) -> set[str]:
 
 @contextlib.contextmanager
 def files_may_not_grow_past(n_bytes: int):
-    """Lets the kernel refuse what is written beyond, as a full disk would."""
+    """Lets the kernel refuse what is written beyond, as a full disk would. JAX's cache of programs writes nothing then."""
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    least_s = jax.config.values["jax_persistent_cache_min_compile_time_secs"]
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", float("inf"))
     resource.setrlimit(resource.RLIMIT_FSIZE, (n_bytes, hard))
     try:
         yield
     finally:
+        jax.config.update("jax_persistent_cache_min_compile_time_secs", least_s)
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
 
 
