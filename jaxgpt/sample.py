@@ -20,7 +20,7 @@ from pathlib import Path
 from jaxgpt.data.sources import open_directory
 from jaxgpt.data.tokenizer import StreamDecoder, Tokenizer
 from jaxgpt.errors import EXIT_DONE, InputError, run_verb
-from jaxgpt.inference.engine import check_settings
+from jaxgpt.inference.request import check_settings
 from jaxgpt.inference.trained import open_source, source_parser, with_tokenizer_of
 
 SEPARATOR = "---------------"
@@ -78,7 +78,7 @@ def sample(settings: argparse.Namespace) -> int:
     tokenizer = trained.tokenizer
     if tokenizer is None:
         raise InputError(
-            f"{trained.origin} does not say how its {trained.model.config.vocab_size} ids are spelled; "
+            f"{trained.origin} does not say how its {trained.model.vocab_size} ids are spelled; "
             "give --data DIR, a directory prepared with its tokenizer"
         )
     engine = trained.engine()
@@ -93,7 +93,9 @@ def sample(settings: argparse.Namespace) -> int:
         n_samples=settings.samples,
         stop_ids=tokenizer.stop_ids(),
     )
-    say(f"{trained.origin}: {engine.dtype} on {trained.mesh.devices.flat[0].device_kind}, {tokenizer.name} tokens")
+    say(
+        f"{trained.origin}: {engine.model.dtype} on {trained.mesh.devices.flat[0].device_kind}, {tokenizer.name} tokens"
+    )
     n_steps = write(steps, prompt, tokenizer, settings.samples)
     if len(prompt_ids) + n_steps - 1 > engine.n_positions:
         say(f"longer than the context of {engine.n_positions} tokens: each time it was full, its last half went on")
