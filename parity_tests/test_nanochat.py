@@ -32,7 +32,7 @@ ERAS = ("2025", "2026")
 def small(era, **changes):
     """Four layers of two kinds of window, two heads."""
     settings = {"depth": 4, "head_dim": 16, "n_embd": 32, "seq_len": 24, "short_window": 5, "window_pattern": "SSL"}
-    return NanochatConfig(era=era, vocab_size=VOCAB, **(settings | changes)).complete(0)
+    return NanochatConfig(era=era, **(settings | {"vocab_size": VOCAB} | changes)).complete(0)
 
 
 def noisy_params(config, seed=0) -> dict[str, Any]:
