@@ -1,11 +1,12 @@
 # make train: environment, embedded text, a small model, a sample.  make test: environment, lint, tests.
+# make test-fast: the tests that compile nothing, in less than 90 s.
 PYTHON ?= python3
 VENV := .venv
 RUN := $(VENV)/bin/python
 PLAN := $(VENV)/plan
 PURELIB := import sysconfig; print(sysconfig.get_path("purelib"))
 
-.PHONY: train test lint clean
+.PHONY: train test test-fast lint clean
 
 train: $(VENV)/.installed
 	$(RUN) -m jaxgpt.prepare pydocs
@@ -14,6 +15,9 @@ train: $(VENV)/.installed
 
 test: $(VENV)/.installed-dev lint $(PLAN)/.installed
 	$$(test -e $(PLAN)/.installed && echo $(PLAN)/bin/python || echo $(RUN)) -m pytest -n 2 --dist loadfile
+
+test-fast: $(VENV)/.installed-dev
+	$(RUN) -m pytest -n 2 --dist worksteal -m fast
 
 lint: $(VENV)/.installed-dev
 	$(RUN) -m ruff check .

@@ -1,4 +1,4 @@
-"""nanochat on one A100 with 80 GB, as deep as it goes.
+"""nanochat on one A100 with 80 GB, the deepest recipe for it.
 
 Model: nanochat of November 2025, depth 18: 437,649,408 parameters.
 Batch: 524,288 tokens = 32 x 8 rows x 2048. Steps: 16,695, 8.75 billion tokens, 20 for each parameter.

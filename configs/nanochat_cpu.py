@@ -1,4 +1,4 @@
-"""nanochat of July 2026 at depth 4, small enough for a CPU, on English about Python with a tokenizer of its own.
+"""nanochat of July 2026 at depth 4, small enough for a CPU, on English about Python with its own tokenizer.
 
 Machine: any CPU.
 Data: python -m jaxgpt.prepare pydocs --format text, then

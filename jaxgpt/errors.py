@@ -12,11 +12,11 @@ EXIT_FAILED = 1
 EXIT_BAD_INPUT = 2
 EXIT_DIVERGED = 3
 EXIT_STOPPED = 75
-"""EX_TEMPFAIL of sysexits.h: a signal ended the run, its state is saved, `--resume` goes on."""
+"""EX_TEMPFAIL of sysexits.h: a signal stopped the run after a checkpoint; `--resume` continues it."""
 
 
 class InputError(ValueError):
-    """Something the user chose cannot work. The message is one line: field or file, values, way out."""
+    """Something the user chose cannot work. The message is one line: field or file, values, fix."""
 
 
 class Failure(RuntimeError):

@@ -1,7 +1,7 @@
 """Evaluates a trained model on held-out text: loss in nats per token, perplexity, bits per byte.
 
-The rows are the same each time: whole contexts, apart from each other, spread evenly over the split. For a run the
-settings are its own, so the loss on val agrees with the one that training logged.
+The rows are the same each time: whole contexts, apart from each other, spread evenly over the split. A run is
+evaluated with its own settings, so the loss on val agrees with the one that training logged.
 
   python -m jaxgpt.evaluate --run runs/quickstart
   python -m jaxgpt.evaluate --run runs/owt --split both --tokens 0
@@ -24,7 +24,7 @@ from jaxgpt.data.sources import Source, open_directory
 from jaxgpt.errors import EXIT_DONE, InputError, run_verb
 from jaxgpt.inference.trained import Trained, open_source, source_parser, with_tokenizer_of
 from jaxgpt.parallel.mesh import count_batch_devices
-from jaxgpt.training.step import Step, make_step
+from jaxgpt.training.step import Evaluator, make_evaluator
 from jaxgpt.training.validation import Evaluation, evaluate_split
 
 DEFAULT_TOKENS = 1_000_000
@@ -40,9 +40,9 @@ def main(args: list[str]) -> int:
     source = open_directory(directory, trained.config.data if trained.config else None)
     trained = with_tokenizer_of(trained, source)
     config = evaluation_config(trained, settings)
-    step = make_step(config, trained.mesh)
+    evaluator = make_evaluator(config, trained.mesh)
     splits: list[Literal["train", "val"]] = ["train", "val"] if settings.split == "both" else [settings.split]
-    results = {split: evaluate(trained, step, source, split, config) for split in splits}
+    results = {split: evaluate(trained, evaluator, source, split, config) for split in splits}
     facts = {"model": trained.origin, "data": str(source.data.directory), "dtype": config.train.dtype}
     if settings.json:
         print(json.dumps(facts | {"splits": {split: as_dict(result) for split, result in results.items()}}))
@@ -64,7 +64,7 @@ def expand_config(args: list[str]) -> list[str]:
     config = load(path)
     if not config.train.init_from:
         raise InputError(
-            f"--config={path} has train.init_from='', so there are no weights to evaluate; --run takes a run"
+            f"--config={path} has train.init_from='', so there are no weights to evaluate; use --run for a run"
         )
     named = {
         "--model": config.train.init_from,
@@ -89,19 +89,19 @@ def parse_args(args: list[str]) -> argparse.Namespace:
     )  # fmt: skip
     parser.add_argument(
         "--dtype", choices=("bfloat16", "float16", "float32"),
-        help="of the computation (default: the run's, else bfloat16, float32 on a CPU)",
+        help="dtype of the computation (default: the run's, else bfloat16, float32 on a CPU)",
     )  # fmt: skip
     parser.add_argument("--json", action="store_true", help="print one JSON object")
     settings = parser.parse_args(args)
     if settings.tokens is not None and settings.tokens < 0:
-        raise InputError(f"--tokens={settings.tokens} is negative; 0 takes the whole split")
+        raise InputError(f"--tokens={settings.tokens} is negative; 0 uses the whole split")
     if settings.micro_batch_size is not None and settings.micro_batch_size < 1:
         raise InputError(f"--micro-batch-size={settings.micro_batch_size} is below 1; choose a positive number")
     return settings
 
 
 def evaluation_config(trained: Trained, settings: argparse.Namespace) -> Config:
-    """What `make_step` takes: the run's way to compute, without dropout, on this machine's devices."""
+    """The config for `make_evaluator`: the run's, without dropout, on this machine's devices."""
     run = trained.config or Config(
         train=TrainConfig(micro_batch_size=DEFAULT_ROWS), eval=EvalConfig(tokens=DEFAULT_TOKENS)
     )
@@ -121,14 +121,14 @@ def evaluation_config(trained: Trained, settings: argparse.Namespace) -> Config:
 
 
 def evaluate(
-    trained: Trained, step: Step, source: Source, split: Literal["train", "val"], config: Config
+    trained: Trained, evaluator: Evaluator, source: Source, split: Literal["train", "val"], config: Config
 ) -> Evaluation:
     """The loss on one split."""
     tokenizer = trained.tokenizer
     rows, starts = source.val_rows(config, split)
     with jax.set_mesh(trained.mesh):
         return evaluate_split(
-            step,
+            evaluator,
             trained.params,
             rows,
             starts,
@@ -142,7 +142,7 @@ def as_dict(result: Evaluation) -> dict[str, Any]:
 
 
 def print_table(facts: dict[str, str], results: dict[str, Evaluation]) -> None:
-    """To stdout, with a line about what was evaluated above it."""
+    """Prints to stdout, below a line about what was evaluated."""
     console = Console(highlight=False, file=sys.stdout)
     console.print(", ".join(f"{name} {value}" for name, value in facts.items()), soft_wrap=True, markup=False)
     table = Table("split", "loss (nats/token)", "perplexity", "bits per byte", "tokens")

@@ -1,4 +1,4 @@
-"""Files that are whole or not there, and locks that a kill releases."""
+"""Files that are written completely or not at all, and locks that a kill releases."""
 
 import contextlib
 import os
@@ -74,7 +74,7 @@ def take_lock(file: IO[str]) -> None:
 
 @contextlib.contextmanager
 def lock_run(run_dir: str | Path) -> Iterator[None]:
-    """Holds a run directory for this process, by `<run_dir>/lock`. Of several processes, only number 0 calls it.
+    """Holds a run directory for this process, by `<run_dir>/lock`. Called by process 0 only.
 
     Raises:
       InputError: another process holds it (names its id and host), or the directory cannot be locked.
@@ -91,8 +91,8 @@ def lock_run(run_dir: str | Path) -> Iterator[None]:
         except BlockingIOError as owner:
             raise InputError(f"{run_dir} is in use by {owner}; wait for it or choose another --run.dir") from None
         except OSError as error:
-            way_out = "choose another --run.dir"
-            raise InputError(f"{run_dir} is on a file system without locks: {error}; {way_out}") from error
+            advice = "choose another --run.dir"
+            raise InputError(f"{run_dir} is on a file system without locks: {error}; {advice}") from error
         try:
             yield
         finally:

@@ -1,8 +1,7 @@
 """Writes text with a trained model.
 
-The prompt and what follows it go to stdout as they come, and nothing else does; facts and speed go to stderr. Text ends
-after --max-tokens, or where the model ends it (GPT-2's <|endoftext|>). When the context is full, the model goes on from
-the last half of it.
+The prompt and the generated text go to stdout as they come; facts and speed go to stderr. Text ends after --max-tokens,
+or where the model ends it (GPT-2's <|endoftext|>). When the context is full, the model continues from its last half.
 
   python -m jaxgpt.sample --run runs/quickstart --prompt "To be"
   python -m jaxgpt.sample --model gpt2 --prompt "The answer is" --max-tokens 100 --temperature 0
@@ -27,7 +26,7 @@ SEPARATOR = "---------------"
 EXIT_INTERRUPTED = 130
 """128 + SIGINT, as shells count it."""
 CONTROLS = {code: "\ufffd" for code in (*range(32), *range(127, 160)) if chr(code) not in "\n\t"}
-"""What a terminal might obey instead of showing: a model can write escape sequences."""
+"""Characters that a terminal might obey instead of showing: a model can write escape sequences."""
 
 
 def main(args: list[str]) -> int:
@@ -42,13 +41,13 @@ def parse_args(args: list[str]) -> argparse.Namespace:
     parser = source_parser("jaxgpt.sample", __doc__ or "")
     prompt = parser.add_mutually_exclusive_group()
     prompt.add_argument(
-        "--prompt", default="\n", metavar="TEXT", help="what to go on from; @FILE reads it (default: a newline)"
+        "--prompt", default="\n", metavar="TEXT", help="text to continue; @FILE reads a file (default: a newline)"
     )
-    prompt.add_argument("--prompt-file", metavar="FILE", help="what to go on from, to its last byte; - reads stdin")
+    prompt.add_argument("--prompt-file", metavar="FILE", help="text to continue, to the last byte; - reads stdin")
     parser.add_argument("--max-tokens", type=int, default=500, metavar="N", help="length of a sample (default: 500)")
     parser.add_argument(
         "--temperature", type=float, default=0.8, metavar="X",
-        help="0 takes the most likely token, 1 samples as the model learned to (default: 0.8)",
+        help="0 chooses the most likely token, 1 samples from the model's distribution (default: 0.8)",
     )  # fmt: skip
     parser.add_argument(
         "--top-k", type=int, metavar="N", help="sample among the N most likely tokens; 0: all (default: 200, or all)"
@@ -78,7 +77,7 @@ def sample(settings: argparse.Namespace) -> int:
     tokenizer = trained.tokenizer
     if tokenizer is None:
         raise InputError(
-            f"{trained.origin} does not say how its {trained.model.vocab_size} ids are spelled; "
+            f"{trained.origin} has no tokenizer for its {trained.model.vocab_size} ids; "
             "give --data DIR, a directory prepared with its tokenizer"
         )
     engine = trained.engine()
@@ -93,12 +92,11 @@ def sample(settings: argparse.Namespace) -> int:
         n_samples=settings.samples,
         stop_ids=tokenizer.stop_ids(),
     )
-    say(
-        f"{trained.origin}: {engine.model.dtype} on {trained.mesh.devices.flat[0].device_kind}, {tokenizer.name} tokens"
-    )
+    device = trained.mesh.devices.flat[0].device_kind
+    say(f"{trained.origin}: {engine.model.dtype} on {device}, {tokenizer.name} tokens")
     n_steps = write(steps, prompt, tokenizer, settings.samples)
     if len(prompt_ids) + n_steps - 1 > engine.n_positions:
-        say(f"longer than the context of {engine.n_positions} tokens: each time it was full, its last half went on")
+        say(f"longer than the context of {engine.n_positions} tokens: whenever it was full, its last half was kept")
     return EXIT_DONE
 
 
@@ -116,7 +114,7 @@ def read_prompt(settings: argparse.Namespace) -> str:
         except UnicodeDecodeError as error:
             raise InputError(f"prompt file {file} is not UTF-8 at byte {error.start}; convert it") from error
     if not prompt:
-        raise InputError("the prompt is empty; give some text to go on from, such as --prompt 'Once'")
+        raise InputError("the prompt is empty; give some text to continue, such as --prompt 'Once'")
     return prompt
 
 
@@ -152,7 +150,7 @@ def speed_of(n_tokens: int, n_samples: int, times_s: list[float]) -> str:
     """In words. The first step is counted apart: it waits for the compiler.
 
     Args:
-      times_s: when generating began, when the first step was there, and the last.
+      times_s: when generating began, when the first step ended, and the last.
     """
     if len(times_s) < 3:
         return f"{n_tokens} tokens"

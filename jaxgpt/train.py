@@ -1,7 +1,7 @@
 """Trains a GPT: python -m jaxgpt.train --config configs/quickstart.py [--section.field=value ...] [--resume]
 
 The run directory gets config.py, metrics.jsonl, checkpoints/ and loss.png. Exit codes: 0 done, 2 bad input,
-3 diverged, 75 stopped by a signal with its state saved: the same command with --resume goes on, bit for bit.
+3 diverged, 75 stopped by a signal after saving a checkpoint: the same command with --resume continues bit for bit.
 """
 
 import functools
@@ -14,7 +14,7 @@ from jaxgpt.config.command_line import parse_args
 from jaxgpt.config.steps import Plan
 from jaxgpt.data.prefetch import prefetch
 from jaxgpt.data.tokenizer import Tokenizer
-from jaxgpt.errors import EXIT_DIVERGED, EXIT_DONE, EXIT_STOPPED, run_verb
+from jaxgpt.errors import EXIT_DONE, EXIT_STOPPED, run_verb
 from jaxgpt.files import lock_run
 from jaxgpt.formats.initial import initial_params
 from jaxgpt.inference.engine import Engine
@@ -25,8 +25,9 @@ from jaxgpt.prepare.smoke import shrink
 from jaxgpt.run.bar import Progress
 from jaxgpt.run.console import console
 from jaxgpt.run.directory import close_run, open_logs, refuse_old_run
+from jaxgpt.run.ending import ending
 from jaxgpt.run.header import print_header
-from jaxgpt.run.meter import Diverged, Meter
+from jaxgpt.run.meter import Meter
 from jaxgpt.run.opening import open_run
 from jaxgpt.run.resume import gather_cursors, resume, save
 from jaxgpt.run.stop_signal import StopSignal
@@ -38,8 +39,9 @@ from jaxgpt.training.step import Step, make_step
 from jaxgpt.training.validation import evaluate_split
 
 FLAGS = {
-    "resume": "go on from the newest checkpoint in run.dir that verifies",
-    "smoke": "a few steps of a small copy of this run on embedded text: does it work here?",
+    "resume": "continue from the newest valid checkpoint in run.dir",
+    "smoke": "run a few steps of a small copy of this config on generated text, to see whether it works on this "
+    "machine",
 }
 
 
@@ -81,7 +83,8 @@ def main(args: list[str]) -> int:
         print_header(run, plan, shapes, first_step, describe_compute(config, step))
         if first_step >= plan.n_steps:
             console.print(
-                f"the run is at step {first_step} of {plan.n_steps} already; --train.steps=N takes it further"
+                f"the run is already at step {first_step} of {plan.n_steps}; to train longer, set --train.steps",
+                soft_wrap=True,
             )
             return EXIT_DONE
         reader = run.source.reader(config, cursors)
@@ -95,8 +98,7 @@ def main(args: list[str]) -> int:
         progress = stack.enter_context(Progress(plan.n_steps, first_step))
         meter = Meter(config, mesh.devices.flat[0].device_kind, mesh.size, progress, files, console.print)
         engine = Engine(config.model, {}, dtype=config.train.dtype, n_valid=run.source.n_ids or None)
-        exit_code = EXIT_DONE
-        try:
+        with ending(feed, files, reader) as end:
             for planned, batch, cursors in feed:
                 n_done = planned.step + 1
                 state, metrics = train_step[planned.stage](state, batch, step.hyper(planned.hyper))
@@ -122,19 +124,10 @@ def main(args: list[str]) -> int:
                     save(saved, n_done, state, about_now, val_loss, must=is_last or is_stopped)
                 meter.resume()
                 if is_stopped and not is_last:
-                    exit_code = EXIT_STOPPED
+                    end.exit_code = EXIT_STOPPED
                     break
-        except Diverged as error:
-            console.print(f"[red]stopped: {error}")
-            exit_code = EXIT_DIVERGED
-        finally:
-            feed.close()
-            for file in files:
-                file.close()
-        if summary := reader.summary():
-            console.print(summary)
     next_command = f"python -m jaxgpt.sample --run {run.dir}"
-    return close_run(run.dir, exit_code, next_command, is_first=jax.process_index() == 0)
+    return close_run(run.dir, end.exit_code, next_command, is_first=jax.process_index() == 0)
 
 
 def warn_of_failed_save(saved: Checkpoints) -> None:

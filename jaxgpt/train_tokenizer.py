@@ -1,4 +1,4 @@
-"""Learns a tokenizer from text: a byte-level BPE, whose tokens are the pieces of words that this text has most of.
+"""Learns a tokenizer from text: a byte-level BPE, whose tokens are the most frequent pieces of words in this text.
 
     python -m jaxgpt.prepare pydocs --format text
     python -m jaxgpt.train_tokenizer --data data/pydocs_text --vocab-size 4096
@@ -34,7 +34,7 @@ from jaxgpt.run.progress import Progress
 
 EXIT_INTERRUPTED = 130
 COMPARED_CHARS = 5_000_000
-"""So much of the validation file is encoded to say how long a token is."""
+"""Characters of the validation file that are encoded to measure bytes per token."""
 
 
 def main(args: list[str]) -> int:
@@ -56,7 +56,7 @@ def main(args: list[str]) -> int:
         compare(tokenizer, val)
     except OSError as error:
         if isinstance(error, BrokenPipeError):
-            raise  # the reader of our output left; run_verb knows
+            raise  # the reader of our output left; run_verb handles it
         raise InputError(f"{error.filename or out}: {error.strerror or error}; choose another --out") from error
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
@@ -87,8 +87,8 @@ def parse_args(args: list[str]) -> argparse.Namespace:
     parser.add_argument(
         "--doc-cap", type=int, metavar="N", default=10_000, help="characters of one document (%(default)s)"
     )
-    parser.add_argument("--out", metavar="FILE", default="", help=f"where it goes (DIR/{TOKENIZER})")
-    parser.add_argument("--force", action="store_true", help="replace the tokenizer that is there")
+    parser.add_argument("--out", metavar="FILE", default="", help=f"the file to write (DIR/{TOKENIZER})")
+    parser.add_argument("--force", action="store_true", help="replace an existing tokenizer")
     options = parser.parse_args(args)
     try:
         check_vocab_size(options.vocab_size)
@@ -105,7 +105,7 @@ def parse_args(args: list[str]) -> argparse.Namespace:
         if Path(options.data).is_dir():
             raise InputError(f"--out {out} {problem}; name a file, such as {Path(options.data, TOKENIZER)}")
     if out.exists() and not options.force:
-        raise InputError(f"--out {out} is there already, and runs may need it; --force replaces it, or name another")
+        raise InputError(f"--out {out} exists, and runs may need it; pass --force to replace it, or name another file")
     return options
 
 
@@ -113,8 +113,8 @@ def open_data(directory: str) -> tuple[TextSplit, TextSplit]:
     """The documents of the directory, for training and for validation."""
     if not Path(directory).is_dir():
         raise InputError(
-            f"--data {directory} is no directory; "
-            f"`python -m jaxgpt.prepare NAME --format text --out {directory}` makes one"
+            f"--data {directory} is not a directory; "
+            f"`python -m jaxgpt.prepare NAME --format text --out {directory}` creates one"
         )
     try:
         return open_splits(Path(directory))

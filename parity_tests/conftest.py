@@ -18,7 +18,8 @@ from parity_tests.helpers.environment import FAST_COMPILE
 
 os.environ.setdefault("XLA_FLAGS", f"--xla_force_host_platform_device_count=8 {FAST_COMPILE}")
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
-os.environ.setdefault("JAX_CPU_ENABLE_ASYNC_DISPATCH", "false")  # as make_mesh does for simulated devices
+os.environ.setdefault("JAX_CPU_ENABLE_ASYNC_DISPATCH", "false")  # as make_mesh does
+os.environ.setdefault("PJRT_NPROC", "16")  # as make_mesh does for 8 simulated devices: tests also open them without it
 if "JAX_COMPILATION_CACHE_DIR" not in os.environ:  # else this is a worker, or the user names one
     os.environ["JAX_COMPILATION_CACHE_DIR"] = tempfile.mkdtemp(prefix="jaxgpt-tests-")
     atexit.register(shutil.rmtree, os.environ["JAX_COMPILATION_CACHE_DIR"], ignore_errors=True)
@@ -26,6 +27,25 @@ os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.1")
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # in the background; what tests start would inherit it
     signal.signal(signal.SIGINT, signal.default_int_handler)
+
+FAST = {
+    "batches", "census", "config", "cursors", "documents", "downloads", "fit", "gates", "hardware", "layout", "mirror",
+    "packing", "plan", "prepare", "schedule", "shards", "text_batches", "text_shards", "tokenizer", "train_tokenizer",
+}  # fmt: skip
+"""Test files that compile nothing: `make test-fast`."""
+assert all((Path(__file__).parent / f"test_{name}.py").is_file() for name in FAST), "FAST names a file that is gone"
+
+
+def pytest_ignore_collect(collection_path, config):
+    """With -m fast other files are not even imported."""
+    name = collection_path.stem.removeprefix("test_")
+    return True if config.option.markexpr == "fast" and collection_path.suffix == ".py" and name not in FAST else None
+
+
+def pytest_collection_modifyitems(items):
+    for item in items:
+        if item.path.stem.removeprefix("test_") in FAST:
+            item.add_marker(pytest.mark.fast)
 
 
 @pytest.fixture(scope="module")

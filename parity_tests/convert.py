@@ -2,7 +2,7 @@
 
 The newest checkpoint that verifies becomes a run directory DIR with a checkpoint of the other framework: parameters,
 optimizer state, step, counters and loss scale move bit for bit, and what the checkpoint says about its run goes along.
-metrics.jsonl is copied, and config.py is the run's settings with run.dir=DIR, so that the run goes on by
+metrics.jsonl is copied, and config.py is the run's settings with run.dir=DIR, so that the run continues by
 
     python -m torch_ref.train --config DIR/config.py --resume      (or jaxgpt.train)
 
@@ -156,12 +156,12 @@ def main(args: list[str]) -> int:
     parser.add_argument("--from", dest="run", metavar="RUN", type=Path, required=True, help="a run of either framework")
     parser.add_argument("--to", choices=("torch", "jax", "hf"), required=True)
     parser.add_argument(
-        "out", metavar="DIR", type=Path, help="where the converted run goes; must be empty or not there"
+        "out", metavar="DIR", type=Path, help="where the converted run goes; must be empty or not exist"
     )
     given = parser.parse_args(args)
     run, out = given.run, given.out
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise InputError(f"{out} is there already and not empty; choose another directory")
+        raise InputError(f"{out} already exists and is not empty; choose another directory")
     saved = read_run(run)
     try:
         if given.to == "hf":

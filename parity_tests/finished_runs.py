@@ -25,7 +25,7 @@ def compare_runs(ours: Path, theirs: Path, dtype: str) -> tuple[list[Row], dict[
     for run in (ours, theirs):
         path = run / "metrics.jsonl"
         if not path.is_file():
-            raise InputError(f"--runs: {path} is not there; give two run directories")
+            raise InputError(f"--runs: {path} does not exist; give two run directories")
         try:
             records.append({record["step"]: record for record in read_metrics(path)})
         except (KeyError, TypeError, UnicodeDecodeError) as error:

@@ -75,8 +75,12 @@ class Trials:
                 ours = _with_update(self.unmutated, update_jax(plan.config, plan.params, self.gradients))
                 reference = _with_update(reference, self.updated)
             elif is_brief and mutation.is_early:
-                logits, grads = first_batch(plan.config, plan.params, batches[0])
-                ours = dataclasses.replace(self.unmutated, logits=logits, grads=grads)
+                batch = batches[0]
+                if not mutation.is_masked:  # one pass, the same sums
+                    batch = Batch(batch.tokens.reshape(1, -1, batch.tokens.shape[-1]))
+                logits, grads = first_batch(plan.config, plan.params, batch)
+                n_rows = batches[0].tokens.shape[1]
+                ours = dataclasses.replace(self.unmutated, logits=logits[:n_rows], grads=grads)
             else:
                 known = self.unmutated if mutation.is_update else None
                 ours = run_jax(plan.config, plan.params, batches, known=known)

@@ -201,10 +201,10 @@ def _micro_sum(plan):
 
 
 def _clip_per_tensor(plan):
-    def clip(grads, norm, max_norm):
+    def clip_each(grads, norm, max_norm):
         return {p: g * jnp.minimum(1, max_norm / (jnp.sqrt((g * g).sum()) + clip.CLIP_EPS)) for p, g in grads.items()}
 
-    return plan.patch(step, "clip_by_global_norm", clip)
+    return plan.patch(step, "clip_by_global_norm", clip_each)
 
 
 def _schedule(by, plan):

@@ -156,9 +156,9 @@ def test_a_run_goes_on_from_an_older_step(tmp_path):
             assert chosen and chosen.step == 1
             assert names_in(tmp_path) >= {"1", "2", "3"}
             checkpoints.restore(on_one_device(make_state(0)), chosen)
-        aside = [line for line in warnings if "is set aside as" in line]
+        aside = [line for line in warnings if "is renamed to" in line]
         assert len(aside) == 2
-        assert "the run goes on from step 1" in aside[0]
+        assert "the run resumes from step 1" in aside[0]
     assert names_in(tmp_path) == {"1", "2.rejected", "3.rejected", "2.rejected1", "3.rejected1"}
     write_steps(tmp_path, 2)
     assert restore_newest(tmp_path) == (2, [])

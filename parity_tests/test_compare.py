@@ -94,7 +94,7 @@ def test_runs_that_cannot_be_compared(tmp_path, monkeypatch):
     b = write_run(tmp_path / "b", [(2, 3.0)])
     assert "have no logged step in common" in refusal("--runs", a, b, "--dtype=float32")
     assert "--dtype is missing" in refusal("--runs", a, b)
-    assert "metrics.jsonl is not there" in refusal("--runs", a, tmp_path, "--dtype=float32")
+    assert "metrics.jsonl does not exist" in refusal("--runs", a, tmp_path, "--dtype=float32")
     assert "--trace needs both models" in refusal("--runs", a, b, "--trace")
     assert "has no meaning beside --runs" in refusal("--runs", a, b, "--optim.lr=1")
     config = {"model": {"n_layer": 2}, "optim": {"lr": 1e-3}, "run": {"dir": "x"}, "train": {"dtype": "float32"}}
@@ -121,7 +121,7 @@ def test_bad_arguments(config_path):
     assert "--steps=0 is below 1" in refusal(f"--config={config_path}", "--steps=0")
     assert "invalid choice: 'float16'" in refusal(f"--config={config_path}", "--dtype=float16")
     assert "train.dtype=float16 has no gates" in refusal(f"--config={config_path}", "--train.dtype=float16")
-    assert "mesh.platform=gpu is not here" in refusal(f"--config={config_path}", "--mesh.platform=gpu")
+    assert "mesh.platform=gpu is not available" in refusal(f"--config={config_path}", "--mesh.platform=gpu")
 
 
 def test_without_torch(config_path, monkeypatch):

@@ -149,13 +149,15 @@ def refusal(*args):
 
 def test_hugging_face_has_no_nanochat(changing, tmp_path, monkeypatch):
     saved = read_run(changing / "a")
-    saved = dataclasses.replace(saved, config=dataclasses.replace(saved.config, model=NanochatConfig()))
+    saved = dataclasses.replace(
+        saved, config=dataclasses.replace(saved.config, model=NanochatConfig(seq_len=saved.config.model.seq_len))
+    )
     monkeypatch.setattr("parity_tests.convert.read_run", lambda run: saved)
     assert "--to=hf writes GPT-2 models, and" in refusal("--from", changing / "a", "--to=hf", tmp_path / "hf")
 
 
 def test_refusals(changing, tmp_path):
-    assert f"{changing / 'b'} is there already" in refusal("--from", changing / "a", "--to=torch", changing / "b")
+    assert f"{changing / 'b'} already exists" in refusal("--from", changing / "a", "--to=torch", changing / "b")
     assert "does not exist; give a run directory" in refusal("--from", tmp_path / "x", "--to=torch", tmp_path / "y")
     assert "has no checkpoints" in refusal("--from", tmp_path, "--to=torch", tmp_path / "y")
     (tmp_path / "checkpoints").mkdir()

@@ -121,12 +121,12 @@ def test_a_cursor_out_of_range_is_refused(data):
     refused("it is of lane 0", lambda cursor: cursor.update(lane=0))
     stream = some_cursors(data, "stream")
     begin = {"epoch": 0, "file": 0, "row_group": 1, "row": 0}
-    refused("token 100000 is behind the end", lambda c: c.update(next={**begin, "token": 10**5}), "stream", stream)
+    refused("token 100000 is after the end", lambda c: c.update(next={**begin, "token": 10**5}), "stream", stream)
     refused(r"buffer=.* is no list of up to 0", lambda c: c.update(buffer=[[0, 1, [0]]]), "stream", stream)
     null = {"0": {**stream["0"], "next": {**begin, "row_group": 0, "token": 1}}, "1": stream["1"]}
-    with pytest.raises(InputError, match="token 1 is behind the end"):
+    with pytest.raises(InputError, match="token 1 is after the end"):
         resume_from(data, "stream", null)
     null = copy.deepcopy(whole)
     null["0"]["buffer"].append([0, 0, [0]])
-    with pytest.raises(InputError, match="row group 0 row 0 holds no text"):
+    with pytest.raises(InputError, match="row group 0 row 0 has no text"):
         resume_from(data, "best_fit", null)

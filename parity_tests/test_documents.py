@@ -250,25 +250,25 @@ def writes(name, content):
 
 
 FAULTS = {
-    lacks_directory: "data.dir={0} does not exist; `python -m jaxgpt.prepare climbmix --shards 8 --out {0}` gets",
-    has_one_file: "{0} has only shard_00000.parquet; the last file is for validation, so it takes two: `python",
+    lacks_directory: "data.dir={0} does not exist; `python -m jaxgpt.prepare climbmix --shards 8 --out {0}` fetches",
+    has_one_file: "{0} has only shard_00000.parquet; the last file is for validation, so it needs two; `python",
     has_no_files: "{0} has no shard_00000.parquet and so on; the last file is for validation",
     lacks_text_column: "{0}/shard_00001.parquet: no column 'text' (it has: content, n); rename",
     has_numbers_for_text: "{0}/shard_00001.parquet: column 'text' is int64, not string",
-    is_cut_short: "{0}/shard_00001.parquet is no parquet file, or was cut short (Parquet magic bytes not found",
-    writes("shard_00002.parquet", b""): "{0}/shard_00002.parquet is no parquet file, or was cut short (",
-    writes("shard_00002.parquet", b"PAR1\xff\xff\xff\x7fPAR1"): "{0}/shard_00002.parquet is no parquet file, or",
+    is_cut_short: "{0}/shard_00001.parquet is not a parquet file, or was cut short (Parquet magic bytes not found",
+    writes("shard_00002.parquet", b""): "{0}/shard_00002.parquet is not a parquet file, or was cut short (",
+    writes("shard_00002.parquet", b"PAR1\xff\xff\xff\x7fPAR1"): "{0}/shard_00002.parquet is not a parquet file, or",
     has_no_rows(3): "{0}: shard_00003.parquet (val) has no rows",
     has_no_rows(0, 1, 2): "{0}: shard_00000.parquet, shard_00001.parquet, shard_00002.parquet (train) has no rows",
     has_a_copy_for_validation: "{0}: shard_00003.parquet, which is for validation, has the same content as shard_00000",
     lambda d: (d / "tokenizer.json").unlink(): (
-        "the tokenizer {0}/tokenizer.json is missing; `python -m jaxgpt.train_tokenizer --data {0}` makes one"
+        "the tokenizer {0}/tokenizer.json is missing; `python -m jaxgpt.train_tokenizer --data {0}` creates one"
     ),
-    writes("tokenizer.json", b"\xff"): "the tokenizer {0}/tokenizer.json is no JSON (",
-    writes("tokenizer.json", b"{"): "the tokenizer {0}/tokenizer.json is no JSON (",
-    writes("tokenizer.json", b"[" * 100_000): "the tokenizer {0}/tokenizer.json is no JSON (",
+    writes("tokenizer.json", b"\xff"): "the tokenizer {0}/tokenizer.json is not JSON (",
+    writes("tokenizer.json", b"{"): "the tokenizer {0}/tokenizer.json is not JSON (",
+    writes("tokenizer.json", b"[" * 100_000): "the tokenizer {0}/tokenizer.json is not JSON (",
     writes("tokenizer.json", b'{"kind": "?"}'): "{0}/tokenizer.json: tokenizer: kind='?' is unknown",
-    writes("tokenizer.json", b'{"kind": "byte"}'): "the byte tokenizer in {0}/tokenizer.json has no token that parts",
+    writes("tokenizer.json", b'{"kind": "byte"}'): "the byte tokenizer in {0}/tokenizer.json has no token that",
 }
 
 
@@ -466,6 +466,6 @@ def test_a_missing_directory_is_prepared_by_its_name(directory, command, tmp_pat
     monkeypatch.chdir(tmp_path)
     assert tuple(TEXT_CORPORA) == text_data.TEXT_CORPUS_NAMES
     with pytest.raises(
-        InputError, match=f"data.dir={directory} does not exist; `python -m jaxgpt.prepare {command}` gets"
+        InputError, match=f"data.dir={directory} does not exist; `python -m jaxgpt.prepare {command}` fetches"
     ):
         open_text(directory)

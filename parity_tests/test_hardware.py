@@ -81,7 +81,7 @@ def test_topology_names(name, device, count, shape):
         ("h100-8", "write h100x8"),
         ("h100x9", "do not fill hosts"),
         ("v5e-3", "slices: v5ex1"),
-        ("v5p-6", "no slice of v5p"),
+        ("v5p-6", "not a slice of v5p"),
         ("v5p:3x3x3", "slices: 1x1x1"),
     ],
 )

@@ -16,7 +16,7 @@ from jaxgpt.parallel.mesh import make_mesh
 from jaxgpt.plan.estimate import estimate_run
 from jaxgpt.plan.footprint import compile_run
 from jaxgpt.prepare.__main__ import main as prepare
-from jaxgpt.training.memory import CLEARLY_LESS, advice_on_memory, describe_memory, gib, way_out
+from jaxgpt.training.memory import CLEARLY_LESS, advice_on_memory, advise, describe_memory, gib
 from jaxgpt.training.programs import lower_train
 from jaxgpt.training.step import make_step
 from torch_ref import train as torch_train
@@ -104,13 +104,13 @@ def test_other_faults_of_the_device_pass_through(mesh):
 def test_advice_stays_below_what_failed_and_within_the_device(mesh, share):
     step = make_step(SMALL, mesh)
     failed = estimate_run(SMALL, "cpu").total_bytes
-    advice = way_out(SMALL, step, int(share * failed))
+    advice = advise(SMALL, step, int(share * failed))
     found = dict(pair.removeprefix("--").split("=") for pair in re.findall(r"--train\.\S+=\S+", advice))
     total = estimate_run(apply_overrides(SMALL, found), "cpu").total_bytes
     assert total <= min(CLEARLY_LESS, share) * failed
-    assert share < 1 or advice == way_out(SMALL, step, 0)
+    assert share < 1 or advice == advise(SMALL, step, 0)
 
 
 def test_a_model_that_cannot_fit_is_told_so(mesh):
     one = dataclasses.replace(SMALL, train=dataclasses.replace(SMALL.train, micro_batch_size=1, remat="block"))
-    assert "split it over more devices (mesh.fsdp)" in way_out(one, make_step(one, mesh), 1)
+    assert "split the model over more devices (mesh.fsdp)" in advise(one, make_step(one, mesh), 1)

@@ -22,11 +22,12 @@ def test_every_mutation_is_seen(name):
 
 @pytest.mark.parametrize("recipe", ("adamw", "muon"))
 def test_without_a_bug_all_gates_hold(recipe):
-    """Trained, and the optimizer alone."""
+    """Trained, and in brief: the first batch and the optimizer alone."""
     trials = make_trials(recipe, False, "float64", N_STEPS)
     rows = compare(trials.unmutated, trials.reference, PARITY["float64"])
     rows += trials.try_mutant(Mutation(lambda plan: plan, recipe, is_update=True), is_brief=True)
-    assert len(rows) >= 16 and all(row.is_inside for row in rows)
+    rows += trials.try_mutant(Mutation(lambda plan: plan, recipe, is_early=True), is_brief=True)
+    assert len(rows) >= 24 and all(row.is_inside for row in rows)
 
 
 def test_mutations_are_gone_afterwards():

@@ -8,18 +8,15 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 import pytest
 
 from jaxgpt.config import NANOCHAT_2025, NANOCHAT_2026, Config, MeshConfig, NanochatConfig, TrainConfig
 from jaxgpt.config.derive import derive
 from jaxgpt.config.flops import flops_per_token
-from jaxgpt.config.param_groups import param_groups
 from jaxgpt.config.schedule import hyper_at
 from jaxgpt.data.batch import Batch
 from jaxgpt.errors import InputError
 from jaxgpt.models import Model, init_params, param_shapes
-from jaxgpt.optim.optimizer import optimizer
 from jaxgpt.parallel.mesh import make_mesh
 from jaxgpt.parallel.sharding import put_rows
 from jaxgpt.training.step import loss_sum, make_step
@@ -31,8 +28,11 @@ ERAS = ("2025", "2026")
 
 def small(era, **changes):
     """Four layers of two kinds of window, two heads."""
-    settings = {"depth": 4, "head_dim": 16, "n_embd": 32, "seq_len": 24, "short_window": 5, "window_pattern": "SSL"}
-    return NanochatConfig(era=era, **(settings | {"vocab_size": VOCAB} | changes)).complete(0)
+    settings: dict[str, Any] = {
+        "depth": 4, "head_dim": 16, "n_embd": 32, "seq_len": 24, "short_window": 5, "window_pattern": "SSL",
+        "vocab_size": VOCAB,
+    }  # fmt: skip
+    return NanochatConfig(era=era, **(settings | changes)).complete(0)
 
 
 def noisy_params(config, seed=0) -> dict[str, Any]:
@@ -317,7 +317,8 @@ def test_weight_decay_of_shallow_models_is_held(depth, n_steps, by_rule):
     found = derive(config, 32_768)
     assert (found.config.train.batch_tokens, found.config.train.steps) == (2**18, n_steps)
     assert found.config.optim.muon.weight_decay == 0.6
-    assert len(found.warnings) == 1 and f"weight decay {by_rule} by nanochat's rule is held at 0.6" in found.warnings[0]
+    assert len(found.warnings) == 1
+    assert f"weight decay {by_rule} by nanochat's rule is capped at 0.6" in found.warnings[0]
 
 
 def test_every_derived_value_can_be_given():
@@ -347,58 +348,7 @@ def test_a_width_that_heads_do_not_divide():
     assert NanochatConfig(era="2026", depth=13).complete(64).n_embd == 896
 
 
-# The optimizer of 2026
-
-
-def literal_muon(param, grad, m, v, *, lr, beta, decay):
-    """One step of one matrix [out, in], in the order in which nanochat takes it."""
-    m = beta * m + (1 - beta) * grad
-    g = (1 - beta) * grad + beta * m
-    size = np.linalg.norm(g)
-    g = g / np.linalg.norm(g, axis=1, keepdims=True) * size / math.sqrt(len(g))
-    g = g / (1.01 * np.linalg.norm(g) + 1e-6)
-    for a, b, c in (
-        (8.1566, -22.4833, 15.8788), (4.0429, -2.8089, 0.5000), (3.8917, -2.7725, 0.5061),
-        (3.2858, -2.3681, 0.4645), (2.3465, -1.7098, 0.4232),
-    ):  # fmt: skip
-        u, s, wt = np.linalg.svd(g, full_matrices=False)
-        g = u * (a * s + b * s**3 + c * s**5) @ wt
-    g = g * math.sqrt(min(g.shape)) / np.linalg.norm(g)
-    axis = 1 if g.shape[0] >= g.shape[1] else 0
-    v = 0.9 * v + 0.1 * (g**2).mean(axis=axis, keepdims=True)
-    scaled = g / np.sqrt(v)
-    g = scaled * np.linalg.norm(g) / np.linalg.norm(scaled)
-    lr = lr * math.sqrt(max(1, param.shape[0] / param.shape[1]))
-    return param - lr * g - lr * decay * param * (g * param >= 0), m, v
-
-
-@pytest.mark.parametrize("shape", [(48, 16), (16, 48), (16, 16)], ids=str)
-def test_muon_of_2026_is_the_literal_one(shape):
-    """Shapes are [in, out]; three steps, so that the moments have a past."""
-    n_in, n_out = shape
-    path = "h.0.attn.c_q.weight"
-    config = dataclasses.replace(
-        NANOCHAT_2026,
-        muon=dataclasses.replace(
-            NANOCHAT_2026.muon, ns_dtype="float64", lr=0.03, lr_follows_batch=False,
-            weight_decay=0.4, decay_follows_horizon=False,
-        ),
-        groups=(),
-    )  # fmt: skip
-    transform = optimizer(config, param_groups(config, {path: shape}))
-    rng = np.random.default_rng(0)
-    theirs = rng.standard_normal((n_out, n_in))
-    params = {path: jnp.asarray(theirs.T)}
-    state = transform.init(params)
-    m, v = np.zeros_like(theirs), np.zeros((n_out, 1) if n_out >= n_in else (1, n_in))
-    for step in range(3):
-        grad = rng.standard_normal((n_out, n_in))
-        lr_scale, beta, decay_scale = 1 - step / 10, 0.85 + step / 100, 1 - step / 5
-        hyper = {"lr_scale": lr_scale, "momentum": beta, "decay_scale": decay_scale}
-        updates, state = transform.update({path: jnp.asarray(grad.T)}, state, params, hyper=hyper)
-        params: Any = optax.apply_updates(params, updates)
-        theirs, m, v = literal_muon(theirs, grad, m, v, lr=0.03 * lr_scale, beta=beta, decay=0.4 * decay_scale)
-    assert np.abs(np.asarray(params[path]).T - theirs).max() < 1e-6  # 1e-10 and 1e-6 keep norms from zero
+# The schedules of 2026
 
 
 def test_schedules_of_2026():

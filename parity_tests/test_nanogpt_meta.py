@@ -84,18 +84,18 @@ def put(index):
         (fields() | {"stoi": Malice()}, "pickle instruction STACK_GLOBAL at byte"),
         (b"\x80\x02\x82\x01.", "pickle instruction EXT1 at byte 2"),
         (b"Pname\n.", "pickle instruction PERSID at byte 0"),
-        (b"\x80\x05\x96" + b"\xff" * 7 + b"\x7f.", "is not a whole pickle"),
+        (b"\x80\x05\x96" + b"\xff" * 7 + b"\x7f.", "is not a complete pickle"),
         (put(2**32 - 1), "memo index 4294967295 in 9 bytes"),
-        (b"", "is not a whole pickle"),
-        (b"\x80", "is not a whole pickle"),
-        (pickle.dumps(fields())[:-30], "is not a whole pickle"),
-        (pickle.dumps(fields())[:-1], "is not a whole pickle"),
-        (b"\x80\x04\x8c\xff.", "is not a whole pickle"),
-        (b"no pickle at all", "is not a whole pickle"),
-        (b"\x80\x02s.", "is not a whole pickle"),
-        (b"\x80\x02h\x07.", "is not a whole pickle"),
-        (b"\x80\x02}}K\x01s.", "is not a whole pickle"),
-        (pickle.dumps(fields()) + b"x", "goes on after the end of its pickle"),
+        (b"", "is not a complete pickle"),
+        (b"\x80", "is not a complete pickle"),
+        (pickle.dumps(fields())[:-30], "is not a complete pickle"),
+        (pickle.dumps(fields())[:-1], "is not a complete pickle"),
+        (b"\x80\x04\x8c\xff.", "is not a complete pickle"),
+        (b"no pickle at all", "is not a complete pickle"),
+        (b"\x80\x02s.", "is not a complete pickle"),
+        (b"\x80\x02h\x07.", "is not a complete pickle"),
+        (b"\x80\x02}}K\x01s.", "is not a complete pickle"),
+        (pickle.dumps(fields()) + b"x", "has data after the end of its pickle"),
         (b"\x80\x04" + b"N" * nanogpt_meta.LIMIT_BYTES, "has more than 4194304 bytes"),
     ],
 )
@@ -195,7 +195,7 @@ def test_nanogpts_checkpoint_samples_with_its_characters(place, capsys):
     ids = [row[0] for row in engine.generate(prompt, max_tokens=30, temperature=0.0)]
     text = "a bad" + "".join(CHARS[i] for i in ids if i is not None)
     assert capsys.readouterr().out == text + "\n" * (not text.endswith("\n"))
-    assert "13 ids are spelled; give --data DIR" in refused(sample.main, arguments)
+    assert "has no tokenizer for its 13 ids; give --data DIR" in refused(sample.main, arguments)
 
 
 def test_nanogpts_checkpoint_is_evaluated_on_its_data(place, capsys):

@@ -158,8 +158,8 @@ def test_groups_override_by_path():
 @pytest.mark.parametrize(
     ("group", "message"),
     [
-        (GroupConfig(match="nothing"), "optim.groups: match='nothing' fits no parameter"),
-        (GroupConfig(match="ln_f", algorithm="muon"), r"sends ln_f.weight of shape \(8,\) to muon; it takes matrices"),
+        (GroupConfig(match="nothing"), "optim.groups: match='nothing' matches no parameter"),
+        (GroupConfig(match="ln_f", algorithm="muon"), r"ln_f.weight of shape \(8,\) to muon; it updates matrices"),
     ],
 )
 def test_bad_groups(group, message):

@@ -82,7 +82,7 @@ def test_an_estimate_says_that_it_is_one():
 def test_a_device_that_cannot_is_told_and_the_others_are_shown():
     code, out = run(*ARGS, "--device", "t4", "--device", "a100-40gb")
     assert code == 0 and "t4: train.dtype=bfloat16 has no peak on t4" in out and out.count("ESTIMATE") == 1
-    with pytest.raises(InputError, match="each case has its reason above"):
+    with pytest.raises(InputError, match="the reason of each is above"):
         run(*ARGS, "--device", "t4", "--device", "h100x7")
 
 

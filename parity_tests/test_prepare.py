@@ -222,7 +222,7 @@ def test_bad_input(name, content, expected):
 
 def test_bad_parquet_columns():
     write_parquet("x.parquet", ["a", "b"], column="content")
-    assert "column 'text' is not there (it has: id, content); see --text-field" in refused("m", "--input", "x.parquet")
+    assert "column 'text' is missing (it has: id, content); see --text-field" in refused("m", "--input", "x.parquet")
     assert "column 'id' is int64" in refused("m", "--input", "x.parquet", "--text-field", "id")
     assert run("m", "--input", "x.parquet", "--text-field", "content") == 0
 
@@ -232,14 +232,14 @@ def test_bad_parquet_columns():
     [
         (
             ["shakespeare_chr"],
-            "no corpus shakespeare_chr; did you mean shakespeare_char? there are pydocs, shakespeare_char",
+            "no corpus shakespeare_chr; did you mean shakespeare_char? corpora: pydocs, shakespeare_char",
         ),
-        (["zzz"], "no corpus zzz; there are pydocs"),
+        (["zzz"], "no corpus zzz; corpora: pydocs"),
         ([], "the following arguments are required: name"),
         (["pydocs", "--shrads", "3"], "unrecognized arguments"),
-        (["pydocs", "--shards", "3"], "--shards=3 is not for pydocs as tokens, which takes --input, --tokenizer"),
+        (["pydocs", "--shards", "3"], "--shards=3 is not for pydocs as tokens; options: --input, --tokenizer"),
         (["pydocs", "--input", "x"], "pydocs reads no --input"),
-        (["../x", "--input", "x"], "'../x' is no name"),
+        (["../x", "--input", "x"], "'../x' is not a name"),
         (["pydocs", "--tokenizer", "bpe"], "invalid choice: 'bpe'"),
         (["pydocs", "--val-fraction", "1"], "--val-fraction=1.0 is outside (0, 1)"),
         (["pydocs", "--val-fraction", "nan"], "--val-fraction=nan is outside (0, 1)"),
@@ -248,10 +248,10 @@ def test_bad_parquet_columns():
         (["fineweb10B", "--shards", "104"], "--shards=104 is outside [1, 103]"),
         (
             ["fineweb10B", "--tokenizer", "char"],
-            "--tokenizer=char is not for fineweb10B, which takes --input, --shards",
+            "--tokenizer=char is not for fineweb10B; options: --input, --shards",
         ),
         (["fineweb10B", "--val-fraction", "0"], "--val-fraction=0.0 is not for fineweb10B"),
-        (["fineweb10B", "--format", "text"], "fineweb10B is published as tokens; there is no --format text of it"),
+        (["fineweb10B", "--format", "text"], "fineweb10B is published as tokens; --format text is not available"),
         (["pydocs", "--shard-chars", "9"], "--shard-chars=9 is not for pydocs as tokens"),
         (["pydocs", "--format", "text", "--tokenizer", "gpt2"], "--tokenizer=gpt2 is not for pydocs as text"),
         (["pydocs", "--format", "text", "--group-documents", "0"], "--group-documents=0 is not positive; 1000 is"),
@@ -259,9 +259,9 @@ def test_bad_parquet_columns():
         (["climbmix"], "--shards is missing: climbmix has 6542 files"),
         (["climbmix", "--shards", "6543"], "--shards=6543 is outside [1, 6542]"),
         (["fineweb-edu", "--shards", "0"], "--shards=0 is outside [1, 1822]"),
-        (["climbmix", "--shards", "1", "--format", "tokens"], "published as text; there is no --format tokens of it"),
-        (["climbmix", "--shards", "1", "--input", "a", "b"], "--input=a b is not for climbmix, which takes --shards"),
-        (["climbmix", "--shards", "1", "--force"], "--force is not for climbmix"),
+        (["climbmix", "--shards", "1", "--format", "tokens"], "published as text; --format tokens is not available"),
+        (["climbmix", "--shards", "1", "--input", "a", "b"], "--input=a b is not for climbmix; options: --shards"),
+        (["climbmix", "--shards", "1", "--force"], "--force does not apply to climbmix"),
         (["x", "--input", "no.txt"], "--input no.txt matches no file"),
         (["x", "--input", "*.txt"], "--input *.txt matches no file"),
         (["x", "--input", "."], "--input . has no .txt, .md, .jsonl, .parquet files"),
@@ -301,7 +301,7 @@ def test_other_data_are_replaced_by_force_only():
     Path("data/book/notes.md").write_text("mine")
     old = texts("data/book")
     found = refused("book", "--input", "book.txt", "--tokenizer", "byte", "--shard-tokens", "500")
-    assert "has other data (tokenizer=char there, tokenizer=byte asked); --force replaces it" in found
+    assert "has other data (tokenizer=char, not tokenizer=byte); --force replaces it" in found
     Path("book.txt").write_text("Another text altogether. " * 90)
     assert "input=1 files (" in refused("book", "--input", "book.txt", "--shard-tokens", "500")
     assert texts("data/book") == old
@@ -357,7 +357,7 @@ def test_interrupted_work_changes_nothing(monkeypatch, error, capsys):
         args = (name, "--input", "book.txt", "--tokenizer", "byte", *force)
         if error is KeyboardInterrupt:
             assert run(*args) == 130
-            assert f"interrupted; data/{name} is as it was" in capsys.readouterr().err
+            assert f"interrupted; data/{name} is unchanged" in capsys.readouterr().err
         elif error is MemoryError:
             with pytest.raises(MemoryError):
                 run(*args)

@@ -141,7 +141,7 @@ def test_prompts_from_files_and_stdin(here, tmp_path, capsys, monkeypatch):
 
 def test_weights_without_tokenizer_take_the_datas(here, capsys):
     arguments = ("--model", "hf", "--max-tokens", "5")
-    with pytest.raises(InputError, match="64 ids are spelled; give --data"):
+    with pytest.raises(InputError, match="has no tokenizer for its 64 ids; give --data"):
         sample.main(list(arguments))
     assert len(written(capsys, *arguments, "--data", "char", "--temperature", "0").out) >= 6
     assert isinstance(choose_tokenizer(None, GPT2Config(vocab_size=50304)), GPT2Tokenizer)
@@ -193,8 +193,8 @@ def test_characters_appear_whole_and_escapes_do_not_reach_a_terminal(capsys, mon
         ("--run odd", "does not say what its model is"),
         ("--run run --step 7", "--step=7 is not in run/checkpoints; there: 100, 200"),
         ("--model hf --step 7", "--step=7 needs --run"),
-        ("--model nothing", "nothing is not there"),
-        ("--run run --platform tpu", "platform=tpu is not here"),
+        ("--model nothing", "nothing does not exist"),
+        ("--run run --platform tpu", "platform=tpu is not available"),
         ("--run run --prompt-file char", "prompt file char cannot be read"),
         ("--run run --prompt @nothing", "prompt file nothing cannot be read"),
         ("--run run --prompt=", "prompt is empty"),
@@ -269,8 +269,10 @@ def test_loss_agrees_with_hf(here, capsys):
         assert found["bits_per_byte"] == pytest.approx(loss / math.log(2), rel=1e-4)  # a byte per character
 
 
-def test_a_run_is_evaluated_as_it_trained(here, capsys):
-    """On its own data and as many tokens, in batches of any size."""
+def test_a_run_is_evaluated_as_it_trained(here, capsys, monkeypatch):
+    """On its own data and as many tokens, in batches of any size; without an optimizer or a training state."""
+    for name in ("make_optimizer", "place_state"):
+        monkeypatch.delattr(f"jaxgpt.training.step.{name}")
     result = evaluated(capsys, "--run", "run")
     assert result["model"] == "run step 200" and result["dtype"] == "float32"
     assert list(result["splits"]) == ["val"] and result["splits"]["val"]["n_tokens"] == 992

@@ -209,7 +209,7 @@ def test_the_digest_follows_the_content_and_not_the_place(tmp_path, kind):
         (lambda b: b[:-1], "odd number"),
         (lambda b: b[:500], "has 500 bytes, a header alone has 1024"),
         (lambda b: b"\0\0\0\1" + b[4:], f"has magic 16777216, not {MAGIC}"),
-        (lambda b: b[3::-1] + b[4:], "bytes in another order"),
+        (lambda b: b[3::-1] + b[4:], "another byte order"),
         (lambda b: b[:4] + (2).to_bytes(4, "little") + b[8:], "has version 2, this code reads 1"),
         (lambda b: b[:16] + (3).to_bytes(4, "little") + b[20:], "has dtype code 3"),
         (lambda b: b[:-20], "header says 90 tokens, file holds 80; the file was cut short"),
@@ -291,7 +291,7 @@ def test_gap_in_a_numbered_sequence(tmp_path, there, missing):
     for i in there:
         llmc(tmp_path / f"fineweb_train_{i:06d}.bin", ids(100, i))
     llmc(tmp_path / "fineweb_val_000000.bin", ids(100, 9))
-    assert f"fineweb_train_{missing:06d}.bin is missing, fineweb_train_{there[-1]:06d}.bin is there" in message(
+    assert f"fineweb_train_{missing:06d}.bin is missing, fineweb_train_{there[-1]:06d}.bin exists" in message(
         open_dataset, tmp_path
     )
 
@@ -351,7 +351,7 @@ def test_val_equal_to_train(tmp_path):
         (b"[]", "format=[], this code reads 1"),
         (b'{"format": 2}', "format=2, this code reads 1"),
         (b'{"format": true}', "format=True, this code reads 1"),
-        (b'{"format": 1}', "tokenizer=None is not the dict it should be"),
+        (b'{"format": 1}', "tokenizer=None is not a valid dict"),
     ],
 )
 def test_manifest_that_is_none(tmp_path, content, expected):
@@ -368,12 +368,12 @@ def test_manifest_that_is_none(tmp_path, content, expected):
         (("tokenizer",), {"kind": "char", "chars": "ab"}, "its tokenizer is not the one that made the shards"),
         (("tokenizer_sha256",), "0" * 64, "its tokenizer is not the one that made the shards"),
         (("vocab_size",), 255, "its tokenizer is not the one"),
-        (("vocab_size",), -256, "vocab_size=-256 is not the int"),
+        (("vocab_size",), -256, "vocab_size=-256 is not a valid int"),
         (("dtype",), "uint32", "holds uint16"),
-        (("splits",), [], "splits=[] is not the dict"),
-        (("splits", "val"), None, "val=None is not the dict"),
+        (("splits",), [], "splits=[] is not a valid dict"),
+        (("splits", "val"), None, "val=None is not a valid dict"),
         (("splits", "val", "files"), [], "val has no shards"),
-        (("splits", "val", "files", 0), "val_000000.bin", "name=None is not the str"),
+        (("splits", "val", "files", 0), "val_000000.bin", "name=None is not a valid str"),
         (("splits", "val", "files", 0, "name"), "../val_000000.bin", "'../val_000000.bin' leaves the directory"),
         (("splits", "val", "files", 0, "name"), "/etc/passwd", "'/etc/passwd' leaves the directory"),
         (("splits", "val", "files", 0, "name"), "a\\b.bin", "leaves the directory"),
@@ -381,7 +381,7 @@ def test_manifest_that_is_none(tmp_path, content, expected):
         (("splits", "val", "files", 0, "sha256"), "x", "is not 64 hex digits"),
         (("splits", "val", "files", 0, "format"), "pickle", "format=pickle"),
         (("splits", "val", "files", 0, "size_bytes"), 4, "has size_bytes=1204, manifest.json says 4"),
-        (("splits", "val", "files", 0, "n_tokens"), 90.0, "n_tokens=90.0 is not the int"),
+        (("splits", "val", "files", 0, "n_tokens"), 90.0, "n_tokens=90.0 is not a valid int"),
         (("splits", "val", "n_tokens"), 91, "val has n_tokens=91, its files 90"),
     ],
 )

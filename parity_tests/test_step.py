@@ -194,8 +194,8 @@ def test_nothing_recompiles():
     ("mesh", "message"),
     [
         (MeshConfig(data=16), r"mesh.data=16 x mesh.fsdp=1 x mesh.tensor=1 = 16 devices, but there are 8"),
-        (MeshConfig(fsdp=3), r"= 6 devices of the 8 that are there; choose axes that multiply to 8"),
-        (MeshConfig(platform="tpu"), "mesh.platform=tpu is not here"),
+        (MeshConfig(fsdp=3), r"= 6 devices of the 8 available; choose axes that multiply to 8"),
+        (MeshConfig(platform="tpu"), "mesh.platform=tpu is not available"),
     ],
 )
 def test_devices_that_are_not_there(mesh, message):

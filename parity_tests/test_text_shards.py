@@ -171,7 +171,7 @@ def test_another_text_takes_its_place_by_force_only():
     Path("data/x_text/notes.md").write_text("mine")
     old = texts("data/x_text")
     found = refused("x", "--input", "x.jsonl", "--format", "text")
-    assert "has other data (shard_chars=500 there, shard_chars=250000000 asked); --force replaces it" in found
+    assert "has other data (shard_chars=500, not shard_chars=250000000); --force replaces it" in found
     assert texts("data/x_text") == old
     assert run("x", "--input", "x.jsonl", "--format", "text", "--force") == 0
     assert texts("data/x_text") == old
@@ -202,7 +202,7 @@ def test_tokens_and_text_do_not_mix():
     [
         (
             lambda d: (d / "shard_00001.parquet").unlink(),
-            "shard_00001.parquet has size_bytes=not there, text.json says",
+            "shard_00001.parquet has size_bytes=missing, text.json says",
         ),
         (lambda d: (d / "shard_00000.parquet").write_bytes(b"x"), "shard_00000.parquet has size_bytes=1, text.json"),
         (lambda d: (d / "text.json").write_text("{"), "text.json is not JSON"),
@@ -214,7 +214,7 @@ def test_tokens_and_text_do_not_mix():
             "describes no shard",
         ),
         (lambda d: (d / "text.json").write_text('{"format": 1, "files": [7]}'), "text.json: 7 describes no shard"),
-        (lambda d: (d / "text.json").write_text('{"format": 1}'), "has other data (corpus=None there, corpus=x asked"),
+        (lambda d: (d / "text.json").write_text('{"format": 1}'), "has other data (corpus=None, not corpus=x"),
     ],
     ids=range(9),
 )
@@ -245,7 +245,7 @@ def test_interrupted_work_changes_nothing(monkeypatch, error, capsys):
         args = (name, "--input", "x.jsonl", "--format", "text", "--group-documents", 4, *force)
         if error is KeyboardInterrupt:
             assert run(*args) == 130
-            assert f"interrupted; data/{name}_text is as it was, and the same" in capsys.readouterr().err
+            assert f"interrupted; data/{name}_text is unchanged; run the same" in capsys.readouterr().err
         elif error is MemoryError:
             with pytest.raises(MemoryError):
                 run(*args)
@@ -341,13 +341,13 @@ def test_fetching_brings_what_is_missing(server, capsys):
     assert server.log[0] == (NAMES[5], None) and asked(server) == [NAMES[0], NAMES[1], NAMES[5]]
     assert files("data/climbmix") == [NAMES[0], NAMES[1], NAMES[5], "text.json"] and leftovers() == []
     out = capsys.readouterr().out
-    assert "data/climbmix: 3 files came" in out and out.endswith("train_tokenizer --data data/climbmix\n")
+    assert "data/climbmix: 3 files fetched" in out and out.endswith("train_tokenizer --data data/climbmix\n")
     got = texts("data/climbmix")
     assert got["val"][0].startswith("shard 5 document 0") and (len(got["train"]), len(got["val"])) == (800, 400)
     server.log.clear()
     for _ in range(2):
         assert run("climbmix", "--shards", 2) == 0
-    assert "has the 2 shards for training, and the one for validation, already" in capsys.readouterr().out
+    assert "already has the 2 shards for training, and the one for validation" in capsys.readouterr().out
     assert server.log == []
     assert run("climbmix", "--shards", 4) == 0
     assert asked(server) == [NAMES[2], NAMES[3]] and len(texts("data/climbmix")["train"]) == 1600
@@ -395,10 +395,10 @@ def test_damaged_downloads_get_no_place(server):
     flipped = bytearray(good)
     flipped[len(good) // 4] ^= 0x10
     for content, expected in (
-        (good[: len(good) // 2], "came damaged, or is something else: "),
-        (bytes(flipped), "came damaged, or is something else: "),
-        (b"<html>", "came damaged, or is something else: "),
-        (shard(1, column="content"), "column 'text' is not there, not text"),
+        (good[: len(good) // 2], "is damaged, or not the expected file: "),
+        (bytes(flipped), "is damaged, or not the expected file: "),
+        (b"<html>", "is damaged, or not the expected file: "),
+        (shard(1, column="content"), "column 'text' is missing, not text"),
     ):
         server.files[NAMES[1]] = content
         assert expected in refused("climbmix", "--shards", 2)
@@ -407,7 +407,7 @@ def test_damaged_downloads_get_no_place(server):
     server.files[NAMES[1]] = good
     assert run("climbmix", "--shards", 2) == 0 and leftovers() == []
     del server.files[NAMES[3]]
-    assert "answers 404; see whether it moved, or try again later" in refused("climbmix", "--shards", 4)
+    assert "returned 404; check whether it moved, or try again later" in refused("climbmix", "--shards", 4)
     assert len(texts("data/climbmix")["train"]) >= 800  # what is there serves
 
 
@@ -435,7 +435,7 @@ def test_four_files_come_at_once_and_one_failure_ends_all(server, monkeypatch):
         return answer(request)
 
     monkeypatch.setattr(server, "answer", meet)
-    assert "answers 404" in refused("climbmix", "--shards", 5)
+    assert "returned 404" in refused("climbmix", "--shards", 5)
     assert not together.broken
     assert len(list(Path("data/climbmix/.tmp/downloads").glob("*.part"))) == 3
 
@@ -450,7 +450,7 @@ def test_ctrl_c_keeps_what_came(server, monkeypatch, capsys):
 
     monkeypatch.setattr(text_shards, "check_text_shard", interrupted)
     assert run("climbmix", "--shards", 2, "--workers", 1) == 130
-    assert "interrupted; data/climbmix keeps what came, and the same command goes on" in capsys.readouterr().err
+    assert "data/climbmix keeps what was fetched; run the same command to continue" in capsys.readouterr().err
     assert [n for n in files("data/climbmix") if n.endswith("parquet")] == [NAMES[0], NAMES[5]]
 
 
@@ -467,4 +467,4 @@ def test_fetching_does_not_mix_corpora(server):
     assert found == "--out data/climbmix holds climbmix; choose another --out for fineweb-edu"
     write_jsonl("x.jsonl", DOCUMENTS)
     found = refused("x", "--input", "x.jsonl", "--format", "text", "--out", "data/climbmix")
-    assert "has other data (corpus=climbmix there, corpus=x asked" in found
+    assert "has other data (corpus=climbmix, not corpus=x" in found

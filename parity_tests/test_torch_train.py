@@ -92,7 +92,7 @@ def test_sigterm_saves_and_resume_is_exact(home, straight, tmp_path):
     shown, _ = process.communicate(timeout=60)
     if process.returncode != 0:  # a run this short may have ended before the signal came
         assert process.returncode == EXIT_STOPPED, shown
-        assert "the same command with --resume goes on" in shown
+        assert "Run the same command with --resume to continue" in shown
         assert run(home / "config.py", tmp_path, "--resume") == 0
     assert losses(tmp_path) == losses(straight)
 
@@ -188,7 +188,7 @@ def test_damaged_checkpoint_is_named_and_the_one_before_taken(home, copied, stra
     assert run(home / "config.py", copied, "--resume") == 0
     shown = capsys.readouterr()
     assert f"20 is not a checkpoint: its file {STATE} was changed after it was written" in shown.err
-    assert "20 is set aside as 20.rejected" in shown.err and "resuming from step 15" in shown.out
+    assert "20 is renamed to 20.rejected" in shown.err and "resuming from step 15" in shown.out
     assert losses(copied) == losses(straight)
     flip_a_bit(copied / "checkpoints" / "20" / STATE)
     flip_a_bit(copied / "checkpoints" / "15" / STATE)
@@ -237,7 +237,7 @@ def test_checkpoints_keep_the_newest_and_the_best(tmp_path):
     restored = saved.restore(state, chosen)
     assert torch.equal(restored["params"]["wte.weight"], torch.ones(2, 3))
     assert {path.name for path in tmp_path.iterdir()} == {"2", "4.rejected", "5.rejected"}
-    with pytest.raises(CheckpointError, match="2 is there already"):
+    with pytest.raises(CheckpointError, match="2 already exists"):
         saved.save(2, state, {})
     with pytest.raises(CheckpointError, match=r"checkpoint 3 is not saved: params.wte.weight is not finite"):
         saved.save(3, {"params": {"wte.weight": torch.tensor([np.nan])}}, {})
@@ -246,14 +246,14 @@ def test_checkpoints_keep_the_newest_and_the_best(tmp_path):
 
 
 def test_a_run_is_neither_overwritten_nor_made_up(home, straight, tmp_path):
-    assert f"run.dir={straight} holds a run already; --resume goes on" in refusal(home / "config.py", straight)
+    assert f"run.dir={straight} already contains a run; pass --resume" in refusal(home / "config.py", straight)
     assert "has no checkpoint to resume from" in refusal(home / "config.py", tmp_path, "--resume")
 
 
 def test_a_finished_run_is_told_so(home, straight, capsys):
     before = losses(straight)
     assert run(home / "config.py", straight, "--resume") == 0
-    assert "the run is at step 20 of 20 already" in capsys.readouterr().out and losses(straight) == before
+    assert "the run is already at step 20 of 20" in capsys.readouterr().out and losses(straight) == before
 
 
 def test_resume_of_another_model_or_optimizer_names_it(home, straight):
@@ -270,7 +270,7 @@ def test_resume_of_another_model_or_optimizer_names_it(home, straight):
         (["--model.vocab_size=5"], "model.vocab_size=5 is below the"),
         (["--mesh.data=2"], "mesh.data=2, but there are 1 process(es); start them with torchrun --nproc_per_node=2"),
         (["--mesh.fsdp=2"], "mesh.fsdp=2: torch_ref splits no parameters"),
-        (["--mesh.platform=gpu"], "mesh.platform=gpu is not here; torch sees cpu"),
+        (["--mesh.platform=gpu"], "mesh.platform=gpu is not available; torch sees cpu"),
         (["--train.attention=cudnn"], "train.attention=cudnn cannot run: the platform is cpu"),
         (["--hosts.coordinator=a:1"], "start torch_ref with torchrun"),
         (["--train.init_from=gpt2"], "train.init_from=gpt2 is for jaxgpt"),

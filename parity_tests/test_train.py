@@ -72,8 +72,8 @@ def test_sigterm_saves_and_resume_is_exact(config, straight, tmp_path):
     process.send_signal(signal.SIGTERM)
     shown, _ = process.communicate(timeout=60)
     assert process.returncode == EXIT_STOPPED, shown
-    assert "SIGTERM: finishing this step and saving; once more leaves at once" in shown
-    assert "the same command with --resume goes on" in shown
+    assert "SIGTERM: finishing this step, then saving a checkpoint; send it again to quit without saving" in shown
+    assert "Run the same command with --resume to continue" in shown
     last = records(tmp_path)[-1]["step"]
     assert (tmp_path / "checkpoints" / str(last) / "manifest.json").exists() and 7 <= last < 40
     assert f"resuming from step {last}" in run(config, tmp_path, "--resume")[0]
@@ -108,7 +108,7 @@ def test_two_processes_equal_one(config, tmp_path):
             start(config, tmp_path / "two", *settings, f"--hosts.index={i}")
             for i in range(2)
         ]  # fmt: skip
-        shown = [process.communicate(timeout=120)[0] for process in processes]
+        shown = [process.communicate(timeout=600)[0] for process in processes]
         assert [process.returncode for process in processes] == [0, 0], shown
     one, two = losses(tmp_path / "one"), losses(tmp_path / "two")
     assert set(one) <= set(two)
@@ -151,7 +151,7 @@ def test_divergence_ends_the_run_and_saves_nothing_broken(config, tmp_path):
 def test_a_finished_run_is_not_trained_again(config, finished, capsys):
     before = (finished / "metrics.jsonl").read_bytes()
     assert main(config, finished, "--resume", "--train.steps=10") == 0
-    assert "the run is at step 10 of 10 already" in capsys.readouterr().out
+    assert "the run is already at step 10 of 10" in capsys.readouterr().out
     assert (finished / "metrics.jsonl").read_bytes() == before
 
 
@@ -185,7 +185,7 @@ def refusal(config, run_dir, *more):
 
 
 def test_a_run_is_not_overwritten(config, finished):
-    assert f"run.dir={finished} holds a run already; --resume goes on with it" in refusal(config, finished)
+    assert f"run.dir={finished} already contains a run; pass --resume to continue it" in refusal(config, finished)
 
 
 def test_resume_without_a_run(config, tmp_path):
@@ -245,7 +245,7 @@ def test_corrupted_checkpoint_is_named_and_nothing_is_lost(config, tmp_path):
             ["--mesh.data=64", "--train.batch_tokens=8192"],
             "mesh.data=64 x mesh.fsdp=1 x mesh.tensor=1 = 64 devices, but there are 8",
         ),
-        (["--mesh.platform=tpu"], "mesh.platform=tpu is not here"),
+        (["--mesh.platform=tpu"], "mesh.platform=tpu is not available"),
         (["--train.attention=cudnn"], "train.attention=cudnn cannot run: the platform is cpu"),
         (["--hosts.count=2"], "hosts.count=2 needs hosts.coordinator=HOST:PORT of process 0"),
         (["--train.init_from=/nowhere/ckpt.pt"], "/nowhere/ckpt.pt"),
@@ -280,7 +280,7 @@ def test_nanogpt_files_need_a_vocabulary(config, tmp_path):
     for name in ("train", "val"):
         (np.arange(500 + len(name)) % 60).astype(np.uint16).tofile(tmp_path / f"{name}.bin")
     message = refusal(config, tmp_path / "run", f"--data.dir={tmp_path}")
-    assert "model.vocab_size=0 takes the tokenizer's" in message and "--model.vocab_size=50304" in message
+    assert "model.vocab_size=0 means the tokenizer's size" in message and "--model.vocab_size=50304" in message
 
 
 def test_command_prints_one_line_and_exits_2(config, tmp_path):

@@ -188,7 +188,7 @@ def test_text_too_small_for_the_vocabulary():
 def test_another_tokenizer_is_replaced_by_force_only():
     run("--data", "d", "--vocab-size", 300)
     before = Path("d/tokenizer.json").read_bytes()
-    assert "--out d/tokenizer.json is there already, and runs may need it; --force" in refused("--data", "d")
+    assert "--out d/tokenizer.json exists, and runs may need it; pass --force" in refused("--data", "d")
     assert "is more than" in refused("--data", "d", "--vocab-size", 9000, "--force")
     assert Path("d/tokenizer.json").read_bytes() == before
     assert run("--data", "d", "--vocab-size", 310, "--force") == 0
@@ -199,7 +199,7 @@ def test_another_tokenizer_is_replaced_by_force_only():
     ("args", "expected"),
     [
         ([], "the following arguments are required: --data"),
-        (["--data", "none"], "--data none is no directory; `python -m jaxgpt.prepare NAME --format text --out none`"),
+        (["--data", "none"], "--data none is not a directory; `python -m jaxgpt.prepare NAME --format text --out"),
         (["--data", "d", "--vocab", "300"], "unrecognized arguments"),
         (["--data", "d", "--vocab-size", "264"], "--vocab-size=264 is outside [265, 1048576]"),
         (["--data", "d", "--vocab-size", "2000000"], "--vocab-size=2000000 is outside"),
@@ -222,7 +222,7 @@ def test_bad_text():
         write(f"{name}/shard_00001.parquet", ["b"])
         assert f"{name}/shard_00000.parquet: " in (found := refused("--data", name)) and "column 'text'" in found
     Path("d/shard_00000.parquet").write_bytes(b"PAR1 is not all it takes")
-    assert "d/shard_00000.parquet is no parquet file, or was cut short" in refused("--data", "d")
+    assert "d/shard_00000.parquet is not a parquet file, or was cut short" in refused("--data", "d")
     strings = pa.Array.from_buffers(
         pa.string(), 2, [None, pa.py_buffer(b"\0\0\0\0\2\0\0\0\4\0\0\0"), pa.py_buffer(b"ok\xff\xfe")]
     )

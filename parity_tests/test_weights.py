@@ -265,7 +265,7 @@ def test_broken_nanogpt_files_are_named(tmp_path, monkeypatch):
     whole = write_nanogpt(tmp_path / "ckpt.pt", config, params).read_bytes()
     for name, content in (("short.pt", whole[: len(whole) // 2]), ("empty.pt", b"")):
         (tmp_path / name).write_bytes(content)
-        refused(lambda name=name: load_nanogpt(tmp_path / name), name, "not a whole torch checkpoint")
+        refused(lambda name=name: load_nanogpt(tmp_path / name), name, "not a complete torch checkpoint")
     path = write_nanogpt(tmp_path / "other.pt", config, params, model_args=None)
     refused(lambda: load_nanogpt(path), "other.pt", "model_args")
     path = write_nanogpt(tmp_path / "args.pt", config, params, model_args={"n_layer": 3})
@@ -322,7 +322,7 @@ def test_missing_and_broken_files_are_named(hf_dir, tmp_path):
         (tmp_path / "model.safetensors.index.json").write_text(json.dumps({"weight_map": {"wte.weight": file}}))
         refused(lambda: load_hf(tmp_path), file, "will not be read")
     (tmp_path / "model.safetensors.index.json").write_text(json.dumps({"weight_map": {"wte.weight": "gone"}}))
-    refused(lambda: load_hf(tmp_path), "gone", "is not there")
+    refused(lambda: load_hf(tmp_path), "gone", "is missing")
 
 
 def test_hub_models_are_fetched_once_and_without_network_by_hand(hf_dir, tmp_path, monkeypatch):

@@ -5,6 +5,9 @@ from typing import NamedTuple
 FP64 = 1e-10
 """Two orders of one computation in float64. Floor: about 1e-15; the smallest bug looked for gives 7e-10."""
 
+GOLDEN = 1e-9
+"""A golden loss of a float64 run, relative. Floor: 0 on the machine that wrote it; another compiler sums otherwise."""
+
 FP32_LOGITS = 1e-5
 """Logits, absolute, of small models. Floor: 1e-6."""
 

@@ -2,7 +2,7 @@
 
 The same run as `python -m jaxgpt.train`, in runs/<config>-torch unless --run.dir names another directory. On one CUDA
 device or the CPU; on several devices by `torchrun --nproc_per_node=N -m torch_ref.train --config ...`.
-Exit codes as there: 0 done, 2 bad input, 3 diverged, 75 stopped by a signal with its state saved.
+Exit codes as there: 0 done, 2 bad input, 3 diverged, 75 stopped by a signal after saving a checkpoint.
 """
 
 import dataclasses
@@ -16,14 +16,15 @@ from jaxgpt.config import Config, load, rows_that_divide, schedule
 from jaxgpt.config.command_line import parse_args
 from jaxgpt.config.steps import Plan
 from jaxgpt.data.prefetch import prefetch
-from jaxgpt.errors import EXIT_DIVERGED, EXIT_DONE, EXIT_STOPPED, InputError, run_verb
+from jaxgpt.errors import EXIT_DONE, EXIT_STOPPED, InputError, run_verb
 from jaxgpt.files import lock_run
 from jaxgpt.prepare.smoke import shrink
 from jaxgpt.run.bar import Progress
 from jaxgpt.run.console import console
 from jaxgpt.run.directory import close_run, open_logs, refuse_old_run
+from jaxgpt.run.ending import ending
 from jaxgpt.run.header import print_header
-from jaxgpt.run.meter import Diverged, Meter
+from jaxgpt.run.meter import Meter
 from jaxgpt.run.opening import open_run
 from jaxgpt.run.resume import gather_cursors, resume, save
 from jaxgpt.run.stop_signal import StopSignal
@@ -37,8 +38,9 @@ from torch_ref.training.step import Step, TrainState, make_step
 from torch_ref.training.validation import evaluate_split
 
 FLAGS = {
-    "resume": "go on from the newest checkpoint in run.dir that verifies",
-    "smoke": "a few steps of a small copy of this run on embedded text: does it work here?",
+    "resume": "continue from the newest valid checkpoint in run.dir",
+    "smoke": "run a few steps of a small copy of this config on generated text, to see whether it works on this "
+    "machine",
     "compile": "compile forward and backward pass with torch.compile; the default on CUDA",
     "no_compile": "do not; the default on a CPU",
 }
@@ -84,7 +86,8 @@ def main(args: list[str]) -> int:
         print_header(run, plan, shapes, first_step, describe_compute(config, step), samples)
         if first_step >= plan.n_steps:
             console.print(
-                f"the run is at step {first_step} of {plan.n_steps} already; --train.steps=N takes it further"
+                f"the run is already at step {first_step} of {plan.n_steps}; to train longer, set --train.steps",
+                soft_wrap=True,
             )
             return EXIT_DONE
         reader = run.source.reader(config, cursors)
@@ -98,8 +101,7 @@ def main(args: list[str]) -> int:
         feed = prefetch(make_feed(plan, reader, mesh, first_step))
         progress = stack.enter_context(Progress(plan.n_steps, first_step))
         meter = Meter(config, mesh.device_kind, mesh.size, progress, files, console.print)
-        exit_code = EXIT_DONE
-        try:
+        with ending(feed, files, reader) as end:
             for planned, batch, cursors in feed:
                 n_done = planned.step + 1
                 state, metrics = step.train(state, batch, step.hyper(planned.hyper))
@@ -121,19 +123,10 @@ def main(args: list[str]) -> int:
                     save(saved, n_done, state, about_now, val_loss, must=is_last or is_stopped)
                 meter.resume()
                 if is_stopped and not is_last:
-                    exit_code = EXIT_STOPPED
+                    end.exit_code = EXIT_STOPPED
                     break
-        except Diverged as error:
-            console.print(f"[red]stopped: {error}")
-            exit_code = EXIT_DIVERGED
-        finally:
-            feed.close()
-            for file in files:
-                file.close()
-        if summary := reader.summary():
-            console.print(summary)
         next_command = f"python -m parity_tests.convert --from {run.dir} --to jax DIR"
-        return close_run(run.dir, exit_code, next_command, is_first=process_index() == 0)
+        return close_run(run.dir, end.exit_code, next_command, is_first=process_index() == 0)
 
 
 def name_run(config: Config, args: list[str]) -> Config:
@@ -154,7 +147,7 @@ def wants_compile(flags: dict[str, bool], mesh: Mesh) -> bool:
 
 @contextmanager
 def one_line_when_full(config: Config, n_devices: int):
-    """Turns CUDA's refusal for lack of memory into one line with the next smaller microbatch that divides the batch.
+    """Turns CUDA's out-of-memory error into one line with the next smaller microbatch that divides the batch.
 
     Raises:
       InputError: in place of torch.OutOfMemoryError.
@@ -164,11 +157,11 @@ def one_line_when_full(config: Config, n_devices: int):
     except torch.OutOfMemoryError as error:
         rows = config.train.micro_batch_size
         fewer = [n for n in rows_that_divide(config, n_devices) if n < rows]
-        way_out = f"--train.micro_batch_size={fewer[-1]}" if fewer else "--train.remat=block or a smaller model"
+        advice = f"--train.micro_batch_size={fewer[-1]}" if fewer else "--train.remat=block or a smaller model"
         first_line = next(iter(str(error).splitlines()), type(error).__name__)
         raise InputError(
             f"train.micro_batch_size={rows} with train.remat={config.train.remat} does not fit ({first_line[:200]}); "
-            f"try {way_out}"
+            f"try {advice}"
         ) from error
 
 
@@ -176,7 +169,7 @@ def initial_params(config: Config, step: Step) -> dict[str, torch.Tensor]:
     if config.train.init_from:
         raise InputError(
             f"train.init_from={config.train.init_from} is for jaxgpt; start the run there (--train.steps=1), then "
-            "python -m parity_tests.convert --from RUN --to torch DIR, and go on here with --resume"
+            "python -m parity_tests.convert --from RUN --to torch DIR, and continue here with --resume"
         )
     return step.init_params(config.run.seed)
 

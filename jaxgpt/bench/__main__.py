@@ -1,9 +1,9 @@
 """Times a run on this machine: python -m jaxgpt.bench [PART] --config configs/x.py [--vs torch] [--section.field=value]
 
 Without PART the real training step: its batches, its optimizer. PART is attention, loss, optimizer or decode, at the
-shapes of the config, or data: the loader alone, which has to give ten times what the step takes.
+shapes of the config, or data: the loader alone, which must supply ten times what the step uses.
 
-Programs run in turns, each in a process of its own, after compiling and warming up. --vs torch adds torch_ref, eager
+Programs run in turns, each in a separate process, after compiling and warming up. --vs torch adds torch_ref, eager
 and compiled; --vs plain a GPT in plain PyTorch (for GPT-2 with AdamW); both: --vs torch,plain.
 
   --rounds N       turns of each program (default 8)
@@ -63,7 +63,7 @@ PROFILED_STEPS = 10
 DATA_S = 2.0
 """How long the loader is timed."""
 WANTED_APPETITES = 10
-"""Times the step's consumption that the loader has to give."""
+"""How many times the step's tokens the loader must supply."""
 
 
 def main(args: list[str]) -> int:
@@ -95,7 +95,7 @@ def read_arguments(args: list[str]) -> tuple[argparse.Namespace, list[str]]:
 
     class Parser(argparse.ArgumentParser):
         def error(self, message: str) -> NoReturn:
-            raise InputError(f"{message}; --help shows what there is")
+            raise InputError(f"{message}; --help lists the options")
 
     part = "step"
     if args and not args[0].startswith("-"):
@@ -153,7 +153,7 @@ def commands(given: argparse.Namespace, rest: list[str]) -> dict[str, list[str]]
 
 def time_programs(given: argparse.Namespace, config: Config, rest: list[str]) -> Record:
     """Figures of all programs, how ours relate to the others', and with --profile their costliest operations."""
-    # A process that takes most of a GPU's memory when it starts leaves none to the others.
+    # A process that reserves most of a GPU's memory when it starts leaves none to the others.
     env = {"XLA_PYTHON_CLIENT_PREALLOCATE": "false"} if given.vs else {}
     with ExitStack() as stack:
         programs: list[Program] = []
@@ -179,7 +179,7 @@ def time_programs(given: argparse.Namespace, config: Config, rest: list[str]) ->
 def time_loader(config: Config, source: Source, rest: list[str]) -> Record:
     """Tokens per second of the loader alone, and how many training steps of this machine that would feed."""
     command = [sys.executable, "-m", "jaxgpt.bench", "worker", "step", *rest]
-    with console.status("what a training step takes"), Program("jaxgpt", command) as program:
+    with console.status("timing a training step"), Program("jaxgpt", command) as program:
         program.wait()
         step_s = median(program.run(MIN_STEPS)["step_s"])
     n_devices = program.about["n_devices"]
@@ -197,8 +197,8 @@ def time_loader(config: Config, source: Source, rest: list[str]) -> Record:
     factor = config.train.batch_tokens * step / wall_s / appetite
     note = (
         f"{config.train.batch_tokens:,} tokens in {time_text(median(batch_s))} of one core: "
-        f"{on_one_core / 1e6:,.1f} M tokens/s. The training step takes {appetite:,.0f} tokens/s here; the loader gives "
-        f"{factor:,.0f} times that."
+        f"{on_one_core / 1e6:,.1f} M tokens/s. The training step uses {appetite:,.0f} tokens/s here; the loader "
+        f"supplies {factor:,.0f} times that."
     )
     return {
         "tokens_per_s": on_one_core,
@@ -211,7 +211,7 @@ def time_loader(config: Config, source: Source, rest: list[str]) -> Record:
 
 
 def write(record: Record, given: argparse.Namespace) -> None:
-    """On the screen, and to disk."""
+    """Prints the result, and writes it to disk."""
     given.json.parent.mkdir(parents=True, exist_ok=True)
     given.json.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
     png = given.json.with_suffix(".png")

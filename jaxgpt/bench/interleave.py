@@ -1,4 +1,4 @@
-"""Programs timed in turns on one machine, A B A B ..., each in a process of its own.
+"""Programs timed in turns on one machine, A B A B ..., each in a separate process.
 
 What else runs on the machine then slows all of them alike, and a ratio is taken between neighbours in time. A program
 compiles and warms up, says so, and waits for its turn on a pipe: one JSON object per line, both ways.
@@ -99,7 +99,7 @@ class Program:
     """The parent's side: a process that serves a workload."""
 
     def __init__(self, name: str, command: Sequence[str], env: dict[str, str] | None = None):
-        """Starts it; `about` is what it says when it is ready, once `wait` has returned."""
+        """Starts the process; `about` is what it reports when it is ready, once `wait` has returned."""
         self.name = name
         self.about: dict[str, Any] = {}
         self._errors = tempfile.TemporaryFile("w+", encoding="utf-8", errors="replace")  # noqa: SIM115 - until close
@@ -110,7 +110,7 @@ class Program:
         )  # fmt: skip
 
     def wait(self) -> None:
-        """Until it is ready. `about` also gets start_s, from the command to the end of its first step."""
+        """Waits until it is ready. `about` also gets start_s, from the command to the end of its first step."""
         self.about = self._read()
         self.about["start_s"] = time.perf_counter() - self._begin
 
@@ -135,7 +135,7 @@ class Program:
             return json.loads(line)
         code = self._process.wait()
         self._errors.seek(0)
-        last = ([text for text in self._errors.read().splitlines() if text.strip()] or ["it said nothing"])[-1]
+        last = ([text for text in self._errors.read().splitlines() if text.strip()] or ["no message"])[-1]
         last = last.removeprefix("error: ").removeprefix("failed: ")
         raise (InputError if code == EXIT_BAD_INPUT else Failure)(f"{self.name} ended with code {code}: {last}")
 
@@ -161,7 +161,7 @@ class Program:
 def take_turns(
     programs: Sequence[Program], n_rounds: int, n_steps: int, say: Callable[[int], None] = lambda i: None
 ) -> dict[str, list[dict[str, Any]]]:
-    """Name -> its turns, of `n_steps` each. `say` is told the number of every finished round."""
+    """Name -> its turns, of `n_steps` each. `say` is called with the number of every finished round."""
     turns: dict[str, list[dict[str, Any]]] = {program.name: [] for program in programs}
     for i in range(n_rounds):
         for program in programs:

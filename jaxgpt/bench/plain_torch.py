@@ -2,7 +2,7 @@
 
 torch.nn modules, F.scaled_dot_product_attention, F.cross_entropy on whole logits, torch.optim.AdamW and
 clip_grad_norm_, with biases and dropout as the config says: what nanoGPT's training loop does in a step, on the same
-batches. In a process of its own, asked by `jaxgpt.bench.interleave`:
+batches. In a separate process, driven by `jaxgpt.bench.interleave`:
 
     python -m jaxgpt.bench.plain_torch --config FILE [--section.field=value ...]
 """
@@ -77,7 +77,7 @@ class GPT(nn.Module):
 
 
 class PlainRun:
-    """A `turns.Workload`."""
+    """An `interleave.Workload`."""
 
     def __init__(self, config: Config):
         run = open_run(config)

@@ -29,8 +29,8 @@ def summarise(config: Config, part: str, about: Record, turns: Sequence[Record])
     Args:
       config: derived, so that its model has a shape.
       part: step, or the part that was timed; only a step counts tokens and FLOPs.
-      about: what the program said when it was ready.
-      turns: from `turns.take_turns`.
+      about: what the program reported when it was ready.
+      turns: from `interleave.take_turns`.
     """
     step_s = [seconds for turn in turns for seconds in turn["step_s"]]
     tenths = quantiles(step_s, n=10) if len(step_s) > 1 else step_s * 9

@@ -2,7 +2,7 @@
 
     python -m jaxgpt.bench.torch_workload PART eager|compiled --config FILE [--section.field=value ...]
 
-PART is step, attention, loss or optimizer: the same work as in jaxgpt/workload.py, on the same batches.
+PART is step, attention, loss or optimizer: the same work as in jaxgpt/bench/workload.py, on the same batches.
 """
 
 import functools
@@ -46,7 +46,7 @@ def main(args: list[str]) -> int:
 
 
 class Timed:
-    """A function, repeated. A `turns.Workload`."""
+    """A function, repeated. An `interleave.Workload`."""
 
     def __init__(self, mesh: Mesh, function: Callable[[], Any], about: dict[str, Any]):
         self._mesh, self._function = mesh, function
@@ -107,7 +107,7 @@ def begin(config: Config, part: str, *, is_compiled: bool) -> Timed:
 
 
 def training_step(config: Config, step: Step, source, is_compiled: bool) -> Timed:
-    """As `torch_ref.train` takes it."""
+    """The step as `torch_ref.train` runs it."""
     plan = Plan(config, count_batch_devices(step.mesh))
     state = step.init_state(step.init_params(config.run.seed))
     feed = prefetch(make_feed(plan, source.reader(config), step.mesh, is_endless=True))
@@ -161,7 +161,7 @@ def loss_part(config: Config, step: Step, source, is_compiled: bool) -> Timed:
 
 
 def optimizer_part(config: Config, step: Step, source, is_compiled: bool) -> Timed:
-    """Clipping and the update of all parameters, from gradients that are there. Never compiled, as in the step."""
+    """Clipping and the update of all parameters, from given gradients. Never compiled, as in the step."""
     state = step.init_state(step.init_params(config.run.seed))
     grads = {path: torch.randn_like(param) for path, param in state.params.items()}
     groups = param_groups(config.optim, {path: tuple(param.shape) for path, param in state.params.items()})

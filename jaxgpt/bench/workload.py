@@ -37,14 +37,14 @@ WARM_UP_STEPS = 3
 
 
 class Repeated:
-    """A compiled function, repeated. A `turns.Workload`.
+    """A compiled function, repeated. An `interleave.Workload`.
 
     Attributes:
       about: see `describe`.
     """
 
     def __init__(self, dispatch: Callable[[], Any], about: dict[str, Any], compiled: Any = None):
-        """Warms up: what is timed later is compiled, and its memory is there."""
+        """Warms up: what is timed later is compiled, and its memory is allocated."""
         self._dispatch, self._compiled = dispatch, compiled
         for _ in range(WARM_UP_STEPS):
             self.settle(self.dispatch())
@@ -88,7 +88,7 @@ def prepare(config: Config, part: str = "step") -> Repeated:
 
 
 def describe(config: Config, step: Step, compile_s: float, compiled: Any = None, **more: Any) -> dict[str, Any]:
-    """What the benchmark needs to know of a workload: the device, the versions, sizes as compiled."""
+    """What the benchmark needs to know about a workload: the device, the versions, sizes as compiled."""
     about = {
         "device": step.mesh.devices.flat[0].device_kind,
         "n_devices": step.mesh.size,
@@ -171,7 +171,7 @@ def _loss(config: Config, step: Step) -> Repeated:
 
 
 def _optimizer(config: Config, step: Step) -> Repeated:
-    """Clipping and the update of all parameters, from gradients that are there."""
+    """Clipping and the update of all parameters, from given gradients."""
     state = step.init_state(step.init_params(config.run.seed))
     grads = {path: _normal(i, leaf.shape, leaf.dtype) for i, (path, leaf) in enumerate(state.params.items())}
     groups = param_groups(config.optim, {path: leaf.shape for path, leaf in state.params.items()})

@@ -1,7 +1,7 @@
-"""Memory that a training step needs beside its state, counted from the config.
+"""Memory that a training step needs besides its state, counted from the config.
 
 Temporaries are what the backward pass needs of the forward, plus the loss chunk. XLA fuses, reuses and pads, so this is
-a guess that docs/memory.md holds against the compiler's figure for each shipped config.
+an estimate; docs/memory.md compares it with the compiler's figure for each shipped config.
 """
 
 from jaxgpt.config.settings import Config
@@ -40,15 +40,15 @@ def _scores_bytes(config: Config) -> float:
 
 
 KEPT_WIDTHS = 14.4
-"""Numbers per token and layer, in widths of the residual stream, beside keys and values, that XLA keeps."""
+"""Numbers that XLA keeps per token and layer besides keys and values, in widths of the residual stream."""
 
 
 def activations_bytes(config: Config, attention: str, params_bytes: int) -> float:
     """Temporaries beside the gradient sums: kept activations, one block's recomputation, the loss chunk, weights.
 
-    The loss holds logits and their exponentials for one chunk, and the head's gradient; the weights stand once more in
-    the dtype of the computation, as does a part of the gradients of the microbatch at hand. Under fsdp the gathered
-    weights stay from the forward to the backward pass, or for all microbatches.
+    The loss holds logits and their exponentials for one chunk, and the head's gradient; the weights are held again
+    in the compute dtype, as are some gradients of the current microbatch. Under fsdp the gathered weights stay from
+    the forward to the backward pass, or for all microbatches.
     """
     model, train = config.model, config.train
     n_bytes = COMPUTE_BYTES[train.dtype]
@@ -67,4 +67,4 @@ def activations_bytes(config: Config, attention: str, params_bytes: int) -> floa
 
 
 WEIGHTS_SHARE = 0.3
-"""Of the parameters' bytes: copies in the dtype of the computation, and gradients not yet added."""
+"""Fraction of the parameters' bytes: copies in the compute dtype, and gradients not yet added."""

@@ -1,6 +1,6 @@
 """The command line of a verb: `--config FILE --section.field=value ...`, and `--help` from the dataclasses.
 
-A command line is collected whole and applied once, so `--model.n_head=3 --model.n_embd=96` is judged as a pair.
+A command line is collected whole and applied once, so `--model.n_head=3 --model.n_embd=96` is checked as a pair.
 """
 
 import dataclasses

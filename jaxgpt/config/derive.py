@@ -1,4 +1,4 @@
-"""What a config leaves open, filled in: the shape of the model, the batch, the horizon, learning rates, weight decay.
+"""Fills in what a config leaves open: the model's shape, the batch, the horizon, learning rates, weight decay.
 
 nanochat has one dial, the depth. From it follow the width, the tokens to train on, the batch that suits so many tokens
 (Power Lines, arXiv:2505.13738), learning rates for that batch and width, and a weight decay that forgets at the same
@@ -40,10 +40,10 @@ class Derivation:
 
 
 def derive(config: Config, n_ids: int = 0) -> Derivation:
-    """Applies the rules. A config without open fields comes back as it is.
+    """Applies the rules. A config without open fields is returned unchanged.
 
     Args:
-      n_ids: ids of the data's tokenizer, for model.vocab_size=0; 0 where none names them.
+      n_ids: ids of the data's tokenizer, for model.vocab_size=0; 0: unknown.
 
     Raises:
       InputError: a value is open that no rule gives, or the values do not fit together.
@@ -53,7 +53,7 @@ def derive(config: Config, n_ids: int = 0) -> Derivation:
     model = config.model.complete(n_ids)
     if not model.vocab_size:
         raise InputError(
-            f"model.vocab_size=0 takes the tokenizer's, but {config.data.dir} names none; "
+            f"model.vocab_size=0 means the tokenizer's size, but {config.data.dir} has no tokenizer; "
             "set --model.vocab_size=50304 for GPT-2 tokens"
         )
     changed = {name: value for name, value in vars(model).items() if value != getattr(config.model, name)}
@@ -150,7 +150,7 @@ def _scale_decay(weight_decay, for_batch, train, model, facts, warnings) -> floa
     facts["weight decay"] = f"{by_rule:.4g} for Muon's matrices"
     if used < by_rule:
         warnings.append(
-            f"weight decay {by_rule:.3g} by nanochat's rule is held at {used:g}: the rule was made for depth 8 and "
-            "more; --optim.muon.decay_follows_horizon=false --optim.muon.weight_decay=X sets your own"
+            f"weight decay {by_rule:.3g} by nanochat's rule is capped at {used:g}: the rule was made for depth 8 and "
+            "more; --optim.muon.decay_follows_horizon=false --optim.muon.weight_decay=X overrides it"
         )
     return used

@@ -1,4 +1,4 @@
-"""The table of accelerators: what a card can do at best, and how compilers know it. Read by MFU and by planning.
+"""The table of accelerators: peak rates, and what compilers need to know. Read by MFU and by planning.
 
 Peaks are the vendors' dense figures (no sparsity) with float32 accumulation; bfloat16 and float16 run at one rate on
 every card here but the Turing T4, which has no bfloat16. Links count one direction, all links of a device together:
@@ -17,7 +17,7 @@ from dataclasses import dataclass
 
 GIB = 2**30
 GPU_MEMORY_FRACTION = 0.75
-"""Part of a GPU's memory that JAX takes for itself unless XLA_CLIENT_MEM_FRACTION says otherwise."""
+"""Fraction of a GPU's memory that JAX preallocates unless XLA_CLIENT_MEM_FRACTION overrides it."""
 GPU_RESERVE_BYTES = 1.25 * GIB
 """What a GPU process needs outside that pool: CUDA context and modules (about 0.5 GiB), cuBLAS, cuDNN and NCCL."""
 
@@ -158,13 +158,13 @@ DEVICES = (
 
 
 def find_device(kind: str) -> Device | None:
-    """The entry for a device kind such as 'NVIDIA A100-SXM4-80GB' or 'TPU v5 lite'; None for a CPU or a stranger."""
+    """The entry of a kind such as 'NVIDIA A100-SXM4-80GB' or 'TPU v5 lite'; None for a CPU or an unknown one."""
     kind = kind.lower()
     return next((device for device in DEVICES if any(part in kind for part in device.kinds)), None)
 
 
 def memory_fraction() -> float:
-    """Part of a GPU's memory that JAX will take: XLA_CLIENT_MEM_FRACTION, its old name, or JAX's default."""
+    """Fraction of a GPU's memory that JAX will take: XLA_CLIENT_MEM_FRACTION, its old name, or JAX's default."""
     names = ("XLA_CLIENT_MEM_FRACTION", "XLA_PYTHON_CLIENT_MEM_FRACTION")
     return next((float(os.environ[name]) for name in names if os.environ.get(name)), GPU_MEMORY_FRACTION)
 
@@ -173,8 +173,8 @@ def usable_bytes(device: Device, fraction: float | None = None) -> int:
     """Memory that a compiled step can have on one device, its arguments included.
 
     A GPU: the pool that JAX takes at the start, `fraction` of what the driver shows (None: `memory_fraction()`), but
-    never what the context and the libraries need beside it. JAX refuses to allocate past the pool, so the rest of the
-    card is out of reach (docs.jax.dev, "GPU memory allocation"). A TPU: what libtpu reports, its own part taken off.
+    never what the context and the libraries need besides. JAX refuses to allocate past the pool, so the rest of the
+    card is out of reach (docs.jax.dev, "GPU memory allocation"). A TPU: what libtpu reports as usable.
     """
     if not device.is_gpu:
         return device.visible_bytes

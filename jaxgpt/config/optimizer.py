@@ -1,6 +1,6 @@
 """The settings of schedules, Muon, AdamW and parameter groups.
 
-`jaxgpt.config` puts an `OptimConfig` into a run. What is marked to follow the width or the batch is multiplied out by
+`jaxgpt.config` puts an `OptimConfig` into a run. Learning rates that follow the width or the batch are scaled by
 `jaxgpt.config.derive` before the run starts.
 """
 
@@ -24,7 +24,7 @@ class ScheduleConfig:
     min_lr_frac: float = 0.1
     """Learning rate at the end of the decay, as a fraction of the peak."""
     warmdown_frac: float = 0.2
-    """trapezoid: part of the run that the descent takes."""
+    """trapezoid: fraction of the run over which the rate falls."""
 
     def __post_init__(self):
         for name in ("warmup_steps", "decay_steps"):
@@ -50,19 +50,19 @@ class MuonConfig:
     momentum_warmup_steps: int = 0
     """Steps over which momentum rises from momentum_start to momentum; 0: constant."""
     momentum_end: float = -1.0
-    """Momentum at the end of the run, reached in a straight line over the warm-down; -1: stays."""
+    """Momentum at the end of the run, reached linearly over the warm-down; -1: constant."""
     nesterov: bool = True
     """Nesterov momentum."""
     orthogonalizer: Literal["newton_schulz", "polar_express"] = "newton_schulz"
-    """newton_schulz: one quintic, repeated (Jordan). polar_express: five of them, each the best for its turn."""
+    """newton_schulz: one quintic, repeated (Jordan). polar_express: five, each optimal for its iteration."""
     ns_steps: int = 5
     """Iterations; polar_express has five at most."""
     ns_dtype: Literal["auto", "bfloat16", "float32", "float64"] = "float32"
     """Dtype of the iteration. bfloat16 is the originals' choice and fast on a GPU; slow on a CPU. auto: train.dtype."""
     equilibrate_rows: bool = False
-    """Give all rows (outputs) of the momentum one norm before orthogonalising (MuonEq)."""
+    """Rescale all rows (outputs) of the momentum to the same norm before orthogonalising (MuonEq)."""
     renormalize: bool = False
-    """Give the result the Frobenius norm of an exactly orthogonal matrix (Muon+)."""
+    """Rescale the result to the Frobenius norm of an exactly orthogonal matrix (Muon+)."""
     norm_beta2: float = 0.0
     """NorMuon: running mean of the squares along the shorter side, whose root the update is divided by; 0: off."""
     weight_decay: float = 0.0
@@ -72,7 +72,7 @@ class MuonConfig:
     decay_schedule: Literal["constant", "cosine"] = "constant"
     """cosine: weight decay falls to 0 over the run by half a cosine."""
     cautious: bool = False
-    """Decay only where the update shrinks the weight too, and with the step's own factor for tall matrices."""
+    """Decay only weights that the update also shrinks, times the same factor for tall matrices as the update."""
 
     def __post_init__(self):
         require(self.lr >= 0, f"optim.muon.lr={self.lr} is negative")
@@ -93,12 +93,12 @@ class MuonConfig:
 
 @dataclass(frozen=True)
 class GroupConfig:
-    """Settings for the parameters whose path matches; what is None stays as it is for the others."""
+    """Settings for the parameters whose path matches; a field that is None overrides nothing."""
 
     match: str
     """Regular expression, searched in paths such as wte.weight or h.0.attn.c_proj.weight."""
     name: str = ""
-    """Word for the group on the command line: --optim.groups.<name>.lr=...; its number does too."""
+    """Name of the group on the command line: --optim.groups.<name>.lr=...; its index works too."""
     algorithm: Literal["adamw", "muon"] | None = None
     """Which optimizer updates these parameters."""
     lr: float | None = None
@@ -124,7 +124,7 @@ class GroupConfig:
         follows = self.lr_follows_width or self.lr_follows_batch
         require(
             not follows or self.lr is not None,
-            f"optim.groups: match={self.match!r} has no lr of its own to follow width or batch; give one",
+            f"optim.groups: match={self.match!r} has no lr to scale with width or batch; set one",
         )
         for name in ("lr", "eps", "weight_decay"):
             value = getattr(self, name)

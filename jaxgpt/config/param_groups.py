@@ -9,7 +9,7 @@ from jaxgpt.errors import InputError
 
 @dataclass(frozen=True)
 class ParamSettings:
-    """What one parameter's update needs to know."""
+    """Settings of one parameter's update."""
 
     algorithm: str
     lr: float
@@ -20,14 +20,14 @@ class ParamSettings:
 
 
 OVERRIDES = ("algorithm", "lr", "weight_decay", "beta1", "beta2", "eps")
-"""What a group can replace."""
+"""What a group can override."""
 
 
 def param_groups(config: OptimConfig, shapes: dict[str, tuple[int, ...]]) -> dict[str, ParamSettings]:
     """Path -> settings.
 
     AdamW decays parameters of rank two and more (nanoGPT). With algorithm=muon, matrices inside the blocks
-    (`h.`) go to Muon. Then the first of `optim.groups` that matches a path replaces what it names.
+    (`h.`) go to Muon. Then the first of `optim.groups` that matches a path overrides what it sets.
 
     Raises:
       InputError: a group matches no parameter, or sends one to Muon that is not a matrix.
@@ -44,7 +44,7 @@ def param_groups(config: OptimConfig, shapes: dict[str, tuple[int, ...]]) -> dic
         algorithm = overrides.pop("algorithm", "muon" if use_muon else "adamw")
         if algorithm == "muon" and len(shape) != 2:
             raise InputError(
-                f"optim.groups: match={group.match!r} sends {path} of shape {shape} to muon; it takes matrices"
+                f"optim.groups: match={group.match!r} sends {path} of shape {shape} to muon; it updates matrices only"
             )
         base = config.muon if algorithm == "muon" else config
         settings[path] = ParamSettings(
@@ -60,7 +60,7 @@ def param_groups(config: OptimConfig, shapes: dict[str, tuple[int, ...]]) -> dic
         )
     if unused:
         raise InputError(
-            f"optim.groups: match={sorted(unused)[0]!r} fits no parameter; "
-            f"there are {', '.join(list(shapes)[:3])} and so on"
+            f"optim.groups: match={sorted(unused)[0]!r} matches no parameter; "
+            f"parameters are {', '.join(list(shapes)[:3])} and so on"
         )
     return settings

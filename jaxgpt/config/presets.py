@@ -1,6 +1,6 @@
 """nanochat's settings by era: its optimizer, and whole runs that differ in depth, context and batch only.
 
-A config file calls one of the functions, or takes an optimizer and writes the rest itself.
+A config file calls one of the functions, or uses one of the optimizers and sets the rest itself.
 """
 
 from jaxgpt.config.families import NanochatConfig

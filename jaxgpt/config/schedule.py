@@ -25,7 +25,7 @@ def batch_tokens_at(config: Config, step: int) -> int:
 
 
 def tokens_before(config: Config, step: int) -> int:
-    """Tokens that the steps 0 .. step - 1 take together. A Python int: it does not wrap."""
+    """Tokens of steps 0 .. step - 1 together. A Python int: it does not wrap."""
     starts = [0, *(stage.from_step for stage in config.train.stages)]
     ends = [*starts[1:], step]
     return sum(
@@ -57,7 +57,7 @@ def lr_scale_at(config: Config, step: int) -> float:
 
 
 def warmdown_at(config: Config, step: int) -> float:
-    """How much of the trapezoid's descent lies behind step (from 0): 0 before it, 1 at its end."""
+    """Fraction of the trapezoid's descent completed at step (from 0): 0 before it, 1 at its end."""
     schedule = config.optim.schedule
     end = schedule.decay_steps or config.train.steps
     warmdown_steps = round(schedule.warmdown_frac * end)
@@ -86,11 +86,11 @@ def decay_scale_at(config: Config, step: int) -> float:
 
 
 NO_HYPER = {"lr_scale": 0.0, "momentum": 0.0, "decay_scale": 0.0}
-"""Of the form that `hyper_at` gives: what a step is compiled for."""
+"""Placeholders in the form that `hyper_at` returns: what a step is compiled for."""
 
 
 def hyper_at(config: Config, step: int) -> dict[str, float]:
-    """What the training step takes as inputs at step (from 0)."""
+    """Inputs of the training step at step (from 0)."""
     return {
         "lr_scale": lr_scale_at(config, step),
         "momentum": momentum_at(config, step),

@@ -1,6 +1,6 @@
 """The settings of a run: frozen dataclasses, one value per file in `configs/`, overrides by dotted name.
 
-Checks within a section stand in its `__post_init__`, checks across sections in that of `Config`.
+Checks within a section are in its `__post_init__`, checks across sections in that of `Config`.
 """
 
 import dataclasses
@@ -33,14 +33,14 @@ class DataConfig:
     dir: str = "data/openwebtext"
     """Directory with the train and val shards."""
     sampling: Literal["random", "sequential", "stream", "best_fit"] = "random"
-    """Of token shards, random: rows start anywhere (nanoGPT); sequential: from front to back. Of text shards, which are
-    tokenized on the way, stream: one flow of documents (nanochat 2025); best_fit: rows begin with a document (2026)."""
+    """Token shards: random (rows start anywhere, nanoGPT) or sequential (front to back). Text shards, tokenized while
+    training: stream (one run of documents, nanochat 2025) or best_fit (each row begins with a document, 2026)."""
     tokenizer: str = ""
-    """Of text shards: the JSON file that train_tokenizer wrote; empty: tokenizer.json beside the shards."""
+    """Text shards: the JSON file that train_tokenizer wrote; empty: tokenizer.json beside the shards."""
     tokenizer_threads: int = 4
-    """Of text shards: threads that tokenize, per process."""
+    """Text shards: threads that tokenize, per process."""
     lanes: int = 1
-    """Of text shards: readers that share the row groups. With as many as hosts, the hosts share the tokenizing."""
+    """Text shards: readers that share the row groups. With as many as hosts, the hosts share the tokenizing."""
 
     def __post_init__(self):
         for name in ("tokenizer_threads", "lanes"):
@@ -71,10 +71,10 @@ class StageConfig:
 
 @dataclass(frozen=True)
 class TrainConfig:
-    """The training step and how often it is taken."""
+    """The training step and how many of them are run."""
 
     steps: int = 600_000
-    """Optimizer steps of the whole run; 0: as many as the horizon has tokens for."""
+    """Optimizer steps of the whole run; 0: as many as the token horizon needs."""
     target_flops: float = 0.0
     """Horizon for steps=0, in FLOPs of the whole run; 0: by target_param_data_ratio."""
     target_param_data_ratio: float = 0.0
@@ -82,13 +82,13 @@ class TrainConfig:
     batch_tokens: int = 491_520
     """Tokens per optimizer step, over all devices and microbatches; 0, for nanochat: by its horizon."""
     micro_batch_size: int = 12
-    """Rows per device in one forward-backward pass; as many as fit. Accumulation follows from batch_tokens."""
+    """Rows per device in one forward-backward pass; as many as fit in memory. batch_tokens decides the accumulation."""
     dtype: Literal["bfloat16", "float16", "float32", "float64"] = "bfloat16"
     """Dtype of the computation. Parameters and optimizer state stay float32 (float64 keeps them float64)."""
     matmul_precision: Literal["highest", "high", "default"] = "highest"
     """For float32: highest is true float32; high and default allow TF32 on a GPU, bfloat16 passes on a TPU."""
     attention: Literal["auto", "cudnn", "splash", "xla"] = "auto"
-    """auto: flash attention (cudnn on GPU, splash on TPU) where the run permits it, else xla, and says which."""
+    """auto: flash attention (cudnn on GPU, splash on TPU) where it supports the run, else xla; the run prints which."""
     remat: Literal["none", "dots", "block"] = "none"
     """Activation checkpointing: keep everything, keep matmul outputs, or keep only the input of each block."""
     loss_chunk_tokens: int = 8192
@@ -96,7 +96,7 @@ class TrainConfig:
     init_from: str = ""
     """Weights to start from: gpt2, gpt2-medium, gpt2-large, gpt2-xl, a Hugging Face directory, or a nanoGPT ckpt.pt."""
     max_skips: int = 5
-    """Non-finite steps in a row (each is skipped, nothing of it is applied) after which the run gives up."""
+    """Consecutive non-finite steps (each is skipped and changes nothing) after which the run stops."""
     stages: tuple[StageConfig, ...] = ()
     """Later parts of the run with another batch or learning rate."""
 
@@ -122,10 +122,10 @@ class MeshConfig:
     tensor: int = 1
     """Devices over which heads, MLP width and vocabulary are split."""
     platform: Literal["", "cpu", "gpu", "tpu"] = ""
-    """Kind of device; empty: the fastest that is there."""
+    """Kind of device; empty: the fastest available."""
 
     def __post_init__(self):
-        require(self.data >= 0, f"mesh.data={self.data} is negative; 0 takes all devices that are left")
+        require(self.data >= 0, f"mesh.data={self.data} is negative; 0 uses all remaining devices")
         for name in ("fsdp", "tensor"):
             value = getattr(self, name)
             require(value >= 1, f"mesh.{name}={value} is below 1; 1 turns it off")
@@ -154,15 +154,15 @@ class EvalConfig:
 
     def __post_init__(self):
         require(self.every >= 0, f"eval.every={self.every} is negative; 0 evaluates at the end only")
-        require(self.tokens >= 0, f"eval.tokens={self.tokens} is negative; 0 takes the whole set")
+        require(self.tokens >= 0, f"eval.tokens={self.tokens} is negative; 0 uses the whole set")
 
 
 @dataclass(frozen=True)
 class LogConfig:
-    """What is written while training. metrics.jsonl always is."""
+    """What is written while training, besides metrics.jsonl."""
 
     every: int = 10
-    """Steps between records in metrics.jsonl and on the sinks."""
+    """Steps between records in metrics.jsonl and in the trackers."""
     tensorboard: bool = False
     """Also write TensorBoard events into the run directory (extra: tracking)."""
     wandb_project: str = ""
@@ -174,18 +174,18 @@ class LogConfig:
 
 @dataclass(frozen=True)
 class CheckpointConfig:
-    """When the state is saved. It always is at the end and on SIGTERM or Ctrl-C."""
+    """When checkpoints are saved. One is always saved at the end and on SIGTERM or Ctrl-C."""
 
     every: int = 1000
     """Steps between checkpoints; 0: only at the end."""
     keep: int = 2
-    """Newest checkpoints that are kept."""
+    """How many of the newest checkpoints to keep."""
     keep_best: bool = True
-    """Keep the one with the lowest validation loss too."""
+    """Also keep the checkpoint with the lowest validation loss."""
 
     def __post_init__(self):
         require(self.every >= 0, f"checkpoint.every={self.every} is negative; 0 saves at the end only")
-        require(self.keep >= 1, f"checkpoint.keep={self.keep} is below 1; a run needs one to go on from")
+        require(self.keep >= 1, f"checkpoint.keep={self.keep} is below 1; a run needs one to resume from")
 
 
 @dataclass(frozen=True)
@@ -195,11 +195,11 @@ class SampleConfig:
     every: int = 0
     """Steps between samples; 0: none."""
     prompt: str = "\n"
-    """What the sample goes on from."""
+    """Text that the sample continues."""
     max_tokens: int = 200
     """Length of a sample in tokens."""
     temperature: float = 0.8
-    """0 takes the most likely token; 1 samples from the model's distribution."""
+    """0 chooses the most likely token; 1 samples from the model's distribution."""
     top_k: int = 200
     """Sample among this many most likely tokens; 0: all."""
 
@@ -253,7 +253,7 @@ class Config:
 
 
 def rows_that_divide(config: Config, n_devices: int) -> list[int]:
-    """Values of micro_batch_size that divide the batch of every stage over devices that split its rows, rising."""
+    """Values of micro_batch_size that divide every stage's batch over the devices that share its rows, ascending."""
     unit = config.model.seq_len * n_devices
     if any(tokens % unit for tokens in config.stage_batch_tokens()):
         return []
@@ -265,7 +265,7 @@ def count_microbatches(config: Config, batch_tokens: int, n_devices: int) -> int
     """Microbatches per optimizer step, when `n_devices` devices share the batch.
 
     Raises:
-      InputError: batch_tokens is no multiple of what one micro step takes; names the nearest that are.
+      InputError: batch_tokens is not a multiple of one microbatch's tokens; names the nearest that are.
     """
     rows, seq_len = config.train.micro_batch_size, config.model.seq_len
     unit = rows * seq_len * n_devices

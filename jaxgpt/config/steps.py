@@ -1,4 +1,4 @@
-"""The plan of a run's steps: which rows each takes, in how many microbatches, with which learning rate.
+"""The plan of a run's steps: the rows, the microbatches and the learning rate of each.
 
 Computed from the complete config and the number of devices; nothing else decides what a step is. A stage is known by
 its number: 0 is the config's own, 1 the first of `train.stages`.
@@ -18,7 +18,7 @@ class PlannedStep:
     Attributes:
       step: from 0.
       stage: number of the stage that it belongs to.
-      rows_before: rows that all earlier steps take together.
+      rows_before: rows of all earlier steps together.
       n_micro: microbatches.
       n_rows: rows of a microbatch, over all devices.
       hyper: what the schedules give, by name.

@@ -41,13 +41,13 @@ def load(path: str | Path) -> Config:
 
 
 def field_types(kind: Any) -> dict[str, Any]:
-    """Name -> type of the fields of a dataclass; what its class only inherits as an annotation is none of them."""
+    """Name -> type of the fields of a dataclass; annotations that it only inherits are left out."""
     hints = typing.get_type_hints(kind)
     return {field.name: hints[field.name] for field in dataclasses.fields(kind)}
 
 
 def to_dict(value: Any) -> Any:
-    """A config as JSON holds it: dicts, lists and scalars."""
+    """A config as JSON values: dicts, lists and scalars."""
     return json.loads(json.dumps(dataclasses.asdict(value)))
 
 

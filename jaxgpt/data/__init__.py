@@ -1,1 +1,1 @@
-"""Where the tokens of a run come from: `corpora` finds text, `shards` keeps tokens in files, `batches` cuts rows."""
+"""Where a run's tokens come from: `shards` and `text_data` read files, `batches` and `text_batches` cut rows."""

@@ -1,7 +1,7 @@
 """Rows of tokens, as a function of the step.
 
 A batch depends on the data, the seed and the step, and on nothing else: not on what was read before, nor on how
-many hosts share it or which of its rows one of them reads. So a resumed run reads on where it stopped, and another
+many hosts share it or which of its rows one of them reads. So a resumed run continues where it stopped, and another
 number of devices, or another framework, reads the same tokens.
 
 A row has seq_len + 1 tokens: inputs are all but the last, targets all but the first.
@@ -34,7 +34,7 @@ class Batches:
           seed: in [0, 2**64); decides the random rows, together with the step.
           sampling: random: rows start anywhere. sequential: row r of the run starts at token r * seq_len, and after
             the last whole row the first follows again.
-          id_limit: ids at or above it are refused; None accepts all.
+          id_limit: ids at or above it are rejected; None accepts all.
 
         Raises:
           InputError: the split is shorter than one row.
@@ -96,7 +96,7 @@ def eval_rows(split: Split, seq_len: int, n_tokens: int) -> np.ndarray:
 
     Args:
       n_tokens: targets to evaluate, cut to whole rows (one at least), spread evenly over the split. 0, or more than
-        there are: every whole row.
+      the split has: every whole row.
 
     Raises:
       InputError: the split is shorter than one row.

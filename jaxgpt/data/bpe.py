@@ -4,7 +4,7 @@ Text is cut by the tokenizer's pattern, and each distinct cut is counted once; t
 neighbours becomes a token, again and again. The result depends on the text alone: of pairs as frequent as each other
 the one with the lower ids goes first, however many threads there are.
 
-What rustbpe does not do is checked here: it stops without a word where there is nothing left to merge, and it counts
+What rustbpe does not do is checked here: it stops silently where there is nothing left to merge, and it counts
 in 32 bits.
 """
 
@@ -19,11 +19,11 @@ from jaxgpt.data.tokenizer import CHAT_SPECIALS, MAX_VOCAB_SIZE, SPLIT_PATTERN, 
 from jaxgpt.errors import InputError
 
 MAX_DOCUMENT_CHARS = 1 << 18
-"""No longer document: on as many blanks in a row the pattern still works, on four times as many it fails."""
+"""Longest document: the pattern works on so many blanks in a row, and fails on four times as many."""
 MAX_CHARS = 2**31 - 1 - MAX_DOCUMENT_CHARS
-"""No more text than this, and one document: a pair that fills 2**31 characters would overflow rustbpe's counts."""
+"""Most text, plus one document: a pair that fills 2**31 characters would overflow rustbpe's counts."""
 BUFFER_DOCUMENTS = 2048
-"""Documents that rustbpe takes in before its threads count them; what is in memory at a time."""
+"""Documents that rustbpe buffers before its threads count them: what is in memory at a time."""
 
 
 def train_bpe(
@@ -32,16 +32,16 @@ def train_bpe(
     specials: tuple[str, ...] = CHAT_SPECIALS,
     progress: Callable[[int, int], None] = lambda n_merges, total: None,
 ) -> BPETokenizer:
-    """The tokenizer whose vocabulary these texts teach.
+    """Learns a tokenizer from texts.
 
     Args:
       texts: documents of at most `MAX_DOCUMENT_CHARS` characters, `MAX_CHARS` and one document in all, without lone
         surrogates. What the iterator raises passes through.
       vocab_size: all ids: 256 bytes, the merges, the specials.
-      progress: told the merges that are done, and how many there will be, a hundred times. Counting comes before.
+      progress: called a hundred times with the merges that are done and their total. Counting comes before.
 
     Raises:
-      InputError: the vocabulary cannot have this size, or the text has fewer different words than it takes.
+      InputError: the vocabulary cannot have this size, or the text has fewer different words than it needs.
     """
     check_vocab_size(vocab_size, specials)
     n_tokens = vocab_size - len(specials)
@@ -53,7 +53,7 @@ def train_bpe(
         reached = len(tokens) + len(specials)
         raise InputError(
             f"vocab_size={vocab_size} is more than this text can fill: at {reached} every word is one token; "
-            f"take at most {reached} (a quarter of it leaves something to learn), or more text"
+            f"use at most {reached} (better a quarter of it), or more text"
         )
     return BPETokenizer(tokens, specials)
 
@@ -64,7 +64,7 @@ def check_vocab_size(vocab_size: int, specials: tuple[str, ...] = CHAT_SPECIALS)
     if not least <= vocab_size <= MAX_VOCAB_SIZE:
         raise InputError(
             f"vocab_size={vocab_size} is outside [{least}, {MAX_VOCAB_SIZE}]: 256 bytes and {len(specials)} control "
-            "tokens are always there; 4096 suits a small model, 32768 a large one"
+            "tokens are always included; 4096 suits a small model, 32768 a large one"
         )
 
 
@@ -73,7 +73,7 @@ _MERGES = re.compile(r"Progress: \d+% \((\d+)/(\d+) merges\)")
 
 @contextlib.contextmanager
 def _listen(progress: Callable[[int, int], None]) -> Iterator[None]:
-    """Passes on what rustbpe tells its log of the merges; there is no other way to hear of them."""
+    """Reports the merges that rustbpe logs; it has no other report of them."""
 
     class Listener(logging.Handler):
         def emit(self, record: logging.LogRecord) -> None:

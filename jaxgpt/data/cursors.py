@@ -1,7 +1,6 @@
-"""Where a lane of documents goes on: a cursor, JSON in a checkpoint that nobody vouches for, checked.
+"""Cursors: where each lane of documents resumes, as untrusted JSON from a checkpoint, checked.
 
-It holds where reading goes on, and the places of the documents in the buffer, which are tokenized again when the run
-goes on.
+A cursor holds where reading resumes, and the places of the documents in the buffer, which are tokenized again.
 """
 
 from dataclasses import dataclass
@@ -57,7 +56,7 @@ def check_cursors(cursors: Any, head: dict[str, Any], data: TextData) -> list[St
         if cursor.get("data") != head["data"]:
             raise InputError(
                 f"the text or the tokenizer in data.dir={data.directory} changed since the checkpoint was written; "
-                "bring the old files back, or start a new run with train.init_from"
+                "restore the old files, or start a new run with train.init_from"
             )
     lanes = [str(lane) for lane in range(head["n_lanes"])]
     if set(cursors) != set(lanes):

@@ -2,7 +2,7 @@
 
 Nulls and empty texts are no documents (the original makes each empty one a lone delimiter, from which nothing is
 learned). Tokenizing runs ahead of its reader in threads, in the order of the places however many threads there are.
-What waits is bounded in bytes of text, and no document is ever cut before it is tokenized.
+The queue is bounded in bytes of text, and no document is ever cut before it is tokenized.
 """
 
 from bisect import bisect_right
@@ -22,12 +22,12 @@ REFILL_ROWS = 128
 """Rows of a row group that a packer takes in together."""
 _CHUNK_ROWS = 32
 _CHUNK_BYTES = 1 << 20
-"""A chunk is what one thread tokenizes in one go: so many rows or bytes of text, one row at least."""
+"""A chunk is what one thread tokenizes at once: up to this many rows or bytes of text, at least one row."""
 _AHEAD_BYTES = 32 << 20
 
 
 class Position(NamedTuple):
-    """Where reading goes on."""
+    """Where reading resumes."""
 
     epoch: int
     group: int
@@ -46,7 +46,7 @@ class Document(NamedTuple):
 
 
 class Chunk(NamedTuple):
-    """Documents next to each other, and where reading goes on behind them."""
+    """Adjacent documents, and where reading resumes after them."""
 
     epoch: int
     documents: list[Document]
@@ -63,7 +63,7 @@ class Encoder:
         self.pool = ThreadPoolExecutor(n_threads, thread_name_prefix="tokenize")
 
     def close(self) -> None:
-        """Drops what waits, and returns when no thread is left."""
+        """Discards the queue, and returns when no thread is left."""
         self.pool.shutdown(wait=True, cancel_futures=True)
 
     def encode(self, split: TextSplit, group: int, rows: Sequence[int], column: Any) -> list[Document]:
@@ -98,7 +98,7 @@ class Encoder:
         """The documents at these places (group, row), in this order; a place may occur more than once.
 
         Raises:
-          InputError: as `encode` and `read_group` do; or no document is there.
+          InputError: as `encode` and `read_group` do; or a place has no document.
         """
         rows_of: dict[int, set[int]] = {}
         for group, row in places:
@@ -114,7 +114,7 @@ class Encoder:
         found = {(d.group, d.row): d for part in self.pool.map(fetch_group, rows_of) for d in part}
         for group, row in places:
             if (group, row) not in found:
-                raise InputError(f"{split.describe(group, row)} holds no text; the checkpoint is of other data")
+                raise InputError(f"{split.describe(group, row)} has no text; the checkpoint is of other data")
         return [found[place] for place in places]
 
 
@@ -125,7 +125,7 @@ def _not_utf8(split: TextSplit, group: int, rows: Sequence[int], column: Any) ->
         except UnicodeDecodeError as error:
             return InputError(
                 f"{split.describe(group, row)} is not UTF-8: byte 0x{error.object[error.start]:02x} at offset "
-                f"{error.start} ({error.reason}); fetch the file again, or mend the text"
+                f"{error.start} ({error.reason}); fetch the file again, or fix the text"
             )
     raise AssertionError(column)
 
@@ -133,7 +133,7 @@ def _not_utf8(split: TextSplit, group: int, rows: Sequence[int], column: Any) ->
 class Lane:
     """The row groups lane, lane + n_lanes, ... of a split, again and again, as chunks of documents, tokenized ahead.
 
-    An iterator. What fails while it works ahead is raised when its turn comes, and then each time.
+    An iterator. An error while working ahead is raised when its chunk is due, and on each later call.
     """
 
     def __init__(

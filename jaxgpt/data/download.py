@@ -21,7 +21,7 @@ def download(
     sha256: str = "",
     size: int = 0,
     progress: Callable[[int, int | None], None] = lambda n_bytes, total: None,
-    way_out: str = "give a copy by --input",
+    fix: str = "give a copy by --input",
     n_tries: int = 5,
     wait_s: float = 1.0,
 ) -> None:
@@ -29,9 +29,9 @@ def download(
 
     Args:
       sha256, size: what the file must be; empty and 0: unknown.
-      progress: told the bytes that are there, and the total if the server says it. What it raises ends the download.
-      way_out: what to do where the server has not got the file.
-      n_tries: attempts in a row that bring nothing new, before it gives up.
+      progress: called with the bytes on disk, and the total if the server sends it. Its exceptions end the download.
+      fix: what the error suggests where the server lacks the file.
+      n_tries: attempts in a row without a new byte before it fails.
       wait_s: wait before the second of them; doubled before each further one.
 
     Raises:
@@ -52,11 +52,11 @@ def download(
             if getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EACCES, errno.EROFS):
                 raise
             if 400 <= status < 500 and status not in (408, 429):
-                raise InputError(f"{url} answers {status}; see whether it moved, or {way_out}") from error
+                raise InputError(f"{url} returned {status}; check whether it moved, or {fix}") from error
             n_there = part.stat().st_size if part.exists() else 0
             n_failed = 1 if n_there > n_before else n_failed + 1
             if n_failed >= n_tries:
-                kept = f"{n_there} bytes are kept in {part} and count when you try again" if n_there else "try again"
+                kept = f"{n_there} bytes are kept in {part}; try again to resume" if n_there else "try again"
                 raise InputError(f"{url} cannot be fetched ({error}), {n_failed} tries; {kept}") from error
             time.sleep(wait_s * 2 ** (n_failed - 1))
             continue
@@ -66,8 +66,8 @@ def download(
             return
         part.unlink()
         if is_whole:
-            raise InputError(f"{url} {problem}; it was damaged or changed: try again, or {way_out}")
-        # Else what was there before may not belong to what came now: once more, from the front.
+            raise InputError(f"{url} {problem}; it was damaged or changed: try again, or {fix}")
+        # Else the old part may not belong to the new one: fetch it all once more.
 
 
 def _mismatch(path: Path, sha256: str, size: int) -> str:
@@ -79,7 +79,7 @@ def _mismatch(path: Path, sha256: str, size: int) -> str:
 
 
 def _fetch(url: str, part: Path, progress: Callable[[int, int | None], None]) -> bool:
-    """Appends to `part` what is missing. Returns whether all of it came now, from the front."""
+    """Appends to `part` what is missing. Returns whether all of it was fetched now, from byte 0."""
     begin = part.stat().st_size if part.exists() else 0
     headers = {"User-Agent": "jaxgpt", **({"Range": f"bytes={begin}-"} if begin else {})}
     try:
@@ -95,7 +95,7 @@ def _fetch(url: str, part: Path, progress: Callable[[int, int | None], None]) ->
     with response:
         if response.status == 206 and not response.headers.get("Content-Range", "").startswith(f"bytes {begin}-"):
             part.unlink()
-            raise ConnectionError("the server sent another range than asked for")
+            raise ConnectionError("the server sent a different range than requested")
         if response.status != 206:
             begin = 0
         length = response.headers.get("Content-Length")

@@ -1,4 +1,4 @@
-"""manifest.json: what a prepared directory says of itself.
+"""manifest.json, which describes a prepared directory.
 
     {"format": 1, "corpus": ..., "tokenizer": {...}, "tokenizer_sha256": ..., "vocab_size": ..., "dtype": ...,
      "splits": {"train": {"files": [{"name", "n_tokens", "size_bytes", "sha256"}], "n_tokens", "n_bytes"}, "val": ...}}
@@ -6,7 +6,7 @@
 It is written last and in one step: a directory has one only if it is complete. `n_bytes` counts UTF-8 bytes of
 text. A file's entry may say "format": "llmc" for shards that were published in that format; fields that are not
 listed here are for `jaxgpt.prepare` and not read. A manifest is input like any other: its fields are checked, and
-its names cannot leave the directory. Whether the files are as it says is for `shards` to see.
+its names cannot leave the directory. `shards` checks the files against it.
 """
 
 import hashlib
@@ -55,7 +55,7 @@ class Manifest:
 
 
 def write_manifest(directory: Path, values: dict[str, Any]) -> None:
-    """Writes manifest.json in one step; before it, the directory is not a data set."""
+    """Writes manifest.json in one step; until then the directory is not a data set."""
     write_atomically(directory / MANIFEST, json.dumps(values, indent=1))
 
 
@@ -99,7 +99,7 @@ def _parse(path: Path) -> dict[str, Any]:
     except OSError as error:
         raise InputError(f"{path} cannot be read: {error.strerror}; prepare the data, or check permissions") from error
     if len(content) > LIMIT_BYTES:
-        raise InputError(f"{path} has more than {LIMIT_BYTES} bytes; it is no manifest, prepare the data again")
+        raise InputError(f"{path} has more than {LIMIT_BYTES} bytes; it is not a manifest, prepare the data again")
     try:
         values = json.loads(content.decode("utf-8"))
     except UnicodeDecodeError as error:
@@ -116,7 +116,7 @@ def _take(path: Path, values: Any, name: str, kind: type) -> Any:
     """A field of exactly this type; counts are not negative."""
     value = values.get(name) if isinstance(values, dict) else None
     if type(value) is not kind or (isinstance(value, int) and value < 0):
-        raise InputError(f"{path}: {name}={str(value)[:40]} is not the {kind.__name__} it should be; prepare again")
+        raise InputError(f"{path}: {name}={str(value)[:40]} is not a valid {kind.__name__}; prepare again")
     return value
 
 

@@ -1,7 +1,7 @@
 """nanoGPT's meta.pkl, the character vocabulary beside its train.bin and val.bin, read without running any of it.
 
 The file is a pickle of {"vocab_size": int, "stoi": {character: id}, "itos": {id: character}}. A pickle is a program;
-this one is refused before it starts unless all its instructions build dicts, integers and strings. What it builds is
+this one is rejected before it starts unless all its instructions build dicts, integers and strings. What it builds is
 then checked field by field. Reference: nanoGPT data/shakespeare_char/prepare.py.
 """
 
@@ -17,7 +17,7 @@ from jaxgpt.errors import InputError
 
 META = "meta.pkl"
 LIMIT_BYTES = 4 << 20
-"""More than 65,536 characters take in any protocol."""
+"""More than 65,536 characters need in any protocol."""
 MAX_VOCAB_SIZE = 1 << 16
 """Ids are uint16."""
 PLAIN_OPCODES = frozenset(
@@ -65,12 +65,12 @@ def _refuse_programs(path: Path, data: bytes) -> None:
         if name not in PLAIN_OPCODES:
             raise InputError(
                 f"{path}: pickle instruction {name} at byte {position} does more than build dicts, integers and "
-                "strings; refused, nothing of it was run: move it away, or write a plain one"
+                "strings; rejected without running it: move it away, or write a plain one"
             )
         if "PUT" in name and argument > len(data):  # the unpickler would allocate a table of that size
             raise InputError(f"{path}: memo index {argument} in {len(data)} bytes; it is damaged, copy it again")
     if position != len(data) - 1:
-        raise InputError(f"{path} goes on after the end of its pickle; it is damaged, copy it again")
+        raise InputError(f"{path} has data after the end of its pickle; it is damaged, copy it again")
 
 
 def _instructions(path: Path, data: bytes) -> Iterator[tuple[str, Any, int]]:
@@ -84,7 +84,7 @@ def _instructions(path: Path, data: bytes) -> Iterator[tuple[str, Any, int]]:
 
 def _damaged(path: Path, error: Exception) -> InputError:
     detail = next(iter(str(error).splitlines()), type(error).__name__)[:80]
-    return InputError(f"{path} is not a whole pickle ({detail}); copy it again, or move it away")
+    return InputError(f"{path} is not a complete pickle ({detail}); copy it again, or move it away")
 
 
 def _characters(path: Path, value: Any) -> str:

@@ -1,11 +1,11 @@
 """Documents to rows of seq_len + 1 tokens, in two ways.
 
-stream (nanochat 2025): documents, each behind its delimiter, are one endless run of tokens; row i is the seq_len + 1
+stream (nanochat 2025): documents, each after its delimiter, are one endless run of tokens; row i is the seq_len + 1
 tokens from i * seq_len on, so neighbours share one. (The original takes B * T + 1 tokens for a batch and begins the
-next one behind them: its rows depend on the batch size.)
+next one after them: its rows depend on the batch size.)
 
-best_fit (nanochat 2026): every row begins with a document. Of a buffer of 1000 documents and more the longest that
-still fits goes in, again and again; when none fits, the shortest is cut to what is left, and its rest is lost. Rows
+best_fit (nanochat 2026): every row begins with a document. From a buffer of at least 1000 documents the longest
+that still fits is taken, again and again; when none fits, the shortest is cut to fit, and its rest discarded. Rows
 are full, and no token is read without the beginning of its document. (Where an epoch has fewer than 1000 documents
 the buffer is an epoch; the original reads the text over and over until there are 1000, before the first row.)
 """
@@ -57,7 +57,7 @@ class Stream:
             first = self._documents[0]
             if (first.group, first.row) != self._start[1:] or self._at >= first.n_tokens:
                 raise InputError(
-                    f"data cursor: token {self._at} is behind the end of its document; the checkpoint is damaged, "
+                    f"data cursor: token {self._at} is after the end of its document; the checkpoint is damaged, "
                     "resume from another"
                 )
         arrays = [document.tokens for document in self._documents]
@@ -66,7 +66,7 @@ class Stream:
         return True
 
     def position(self) -> tuple[Position, int]:
-        """Place of the next row's first token: its document, and how many tokens stand before it there."""
+        """Place of the next row's first token: its document, and how many tokens precede it there."""
         if not self._documents:
             return self._start, self._at
         index = int(np.searchsorted(self._ends, self._at, side="right"))
@@ -75,14 +75,14 @@ class Stream:
         return Position(self._epoch, document.group, document.row), self._at - begin
 
     def buffered(self) -> list[Document]:
-        """A stream holds nothing back: `position` says it all."""
+        """Empty: a stream buffers no documents."""
         return []
 
 
 class BestFit:
     """Packs the longest document that fits.
 
-    `buffer`: what waited at the cursor, oldest first. `n_buffer`: with fewer documents waiting, more are taken in.
+    `buffer`: the documents in it at the cursor, oldest first. `n_buffer`: with fewer in it, more are read.
     """
 
     N_BUFFER = 1000
@@ -143,5 +143,5 @@ class BestFit:
         return self._after, 0
 
     def buffered(self) -> list[Document]:
-        """What waits, oldest first."""
+        """The documents in the buffer, oldest first."""
         return list(self._documents.values())

@@ -1,4 +1,4 @@
-"""Work done ahead in a thread, so that the next batch waits when it is asked for."""
+"""Work done ahead in a thread, so that the next batch is ready when it is needed."""
 
 import queue
 import threading

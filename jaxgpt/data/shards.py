@@ -1,12 +1,12 @@
-"""Tokens in files: our shards, and the formats of nanoGPT and llm.c, read behind one shape.
+"""Tokens in files: our shards, and the formats of nanoGPT and llm.c, read through one interface.
 
 A shard is a header of 256 little-endian int32 (magic, version, the count's low and high 32 bits, bytes per token)
 and then the tokens, little-endian; a manifest beside the shards names them. Directories without a manifest are
-judged by names and headers: nanoGPT's train.bin and val.bin are bare uint16, with a character vocabulary in meta.pkl or
-none; llm.c's and modded-nanogpt's *_train_000001.bin have a header like ours with a magic of their own.
+recognized by names and headers: nanoGPT's train.bin and val.bin are bare uint16, with a character vocabulary in
+meta.pkl or none; llm.c's and modded-nanogpt's *_train_000001.bin have a header like ours with another magic.
 
-Nothing here is trusted: counts are held against file sizes before anything is allocated, and nothing is executed (see
-`nanogpt_meta` for the pickle). Every complaint is an `InputError` of one line.
+Nothing here is trusted: counts are checked against file sizes before anything is allocated, and nothing is executed
+(see `nanogpt_meta` for the pickle). Every complaint is an `InputError` of one line.
 """
 
 import functools
@@ -34,7 +34,7 @@ VERSION = 1
 DTYPES = {2: np.dtype("<u2"), 4: np.dtype("<u4")}
 BLOCK_BYTES = 8 << 20
 CORPUS_NAMES = ("pydocs", "shakespeare_char", "shakespeare", "openwebtext", "fineweb10B")
-"""What `jaxgpt.prepare` makes without --input; here for the sake of messages, in `corpora` for the rest."""
+"""Corpora that `jaxgpt.prepare` makes without --input; listed here for messages, defined in `corpora`."""
 
 
 class _OpenFile:
@@ -140,10 +140,10 @@ class Dataset:
     train: Split
     val: Split
     vocab_size: int | None
-    """None where the format does not tell."""
+    """None where the format does not say."""
     tokenizer_json: dict[str, Any] | None
     """See `tokenizer_from_json`. GPT-2's is assumed for llm.c files; characters where nanoGPT's meta.pkl lists them;
-    None where the format does not tell."""
+    None where the format does not say."""
     digest: str
     """SHA-256 (hex) that changes with the content. Without a manifest: of names, sizes and both ends of each file."""
 
@@ -157,7 +157,7 @@ def pick_dtype(n_ids: int) -> np.dtype:
 
 
 def inspect_shard(path: Path, *, wants: str = "") -> ShardFile:
-    """Reads a file's header and holds it against the file's size.
+    """Reads a file's header and checks it against the file's size.
 
     Args:
       path: the file.
@@ -165,7 +165,7 @@ def inspect_shard(path: Path, *, wants: str = "") -> ShardFile:
         nanoGPT's.
 
     Raises:
-      InputError: names the file, what it says, what it holds and a way out.
+      InputError: names the file, what it says, what it holds and the fix.
     """
     try:
         with open(path, "rb") as file:
@@ -188,7 +188,7 @@ def inspect_shard(path: Path, *, wants: str = "") -> ShardFile:
         raise InputError(f"shard {path} has {size} bytes, a header alone has {HEADER_BYTES}; the file was cut short")
     known = {MAGIC: "jaxgpt", LLMC_MAGIC: "llmc"}
     if known.get(magic) not in ([wants] if wants else known.values()):
-        found = f"a file of format {known[magic]}" if magic in known else "no token shard, or bytes in another order"
+        found = f"a file of format {known[magic]}" if magic in known else "not a token shard, or another byte order"
         wanted = " or ".join(str(number) for number, name in known.items() if not wants or name == wants)
         raise InputError(f"shard {path} has magic {magic}, not {wanted}: {found}; restore it, or prepare again")
     words = np.frombuffer(head, "<i4").astype(int).tolist()
@@ -225,7 +225,7 @@ def open_dataset(directory: str | Path) -> Dataset:
     """Opens a directory of tokens and checks headers, sizes, names and counts; reads no tokens.
 
     Raises:
-      InputError: what is wrong, in which file, and a way out.
+      InputError: what is wrong, in which file, and the fix.
     """
     directory = Path(directory)
     try:
@@ -293,7 +293,7 @@ def _open_foreign(directory: Path) -> Dataset:
         if not numbered:
             there = ", ".join(names[:5]) or "nothing"
             raise InputError(
-                f"{directory} has no {name} shards ({there} there); run {_prepare_command(directory)}, or bring "
+                f"{directory} has no {name} shards (found: {there}); run {_prepare_command(directory)}, or add "
                 f"{MANIFEST}, train.bin and val.bin, or *_train_000001.bin and *_val_000000.bin"
             )
         _refuse_gaps(directory, sorted(numbered))
@@ -335,7 +335,7 @@ def _refuse_gaps(directory: Path, numbered: list[tuple[int, Path]]) -> None:
         raise InputError(f"{directory}: {listed} do not number one sequence; keep one file per number")
     last = numbered[-1][1].name
     name = re.sub(r"\d+(?=\.bin$)", lambda match: f"{missing:0{len(match[0])}d}", last)
-    raise InputError(f"{directory}: {name} is missing, {last} is there; fetch it, or renumber the others")
+    raise InputError(f"{directory}: {name} is missing, {last} exists; fetch it, or renumber the others")
 
 
 def _fingerprint(path: Path, size: int) -> tuple[int, str]:
@@ -364,7 +364,7 @@ def split_blocks(split: Split) -> Iterator[tuple[int, np.ndarray]]:
 
 
 def check_ids(split: Split, n_ids: int) -> None:
-    """Reads a whole split and holds every id against the vocabulary.
+    """Reads a whole split and checks every id against the vocabulary.
 
     Raises:
       InputError: the first id that is not in [0, n_ids).
@@ -386,7 +386,7 @@ def raise_bad_id(split: Split, position: int, n_ids: int) -> None:
 
 
 def sha256_of(path: Path, progress: Callable[[int], None] = lambda n_bytes: None) -> str:
-    """SHA-256 (hex) of a file. `progress` is told the bytes of each block."""
+    """SHA-256 (hex) of a file. `progress` is called with the bytes of each block."""
     digest = hashlib.sha256()
     with open(path, "rb") as file:
         while block := file.read(BLOCK_BYTES):
@@ -396,7 +396,7 @@ def sha256_of(path: Path, progress: Callable[[int], None] = lambda n_bytes: None
 
 
 def verify(data: Dataset, progress: Callable[[int], None] = lambda n_bytes: None) -> None:
-    """Reads every file and holds its SHA-256 against the manifest. `progress` is told the bytes of each block.
+    """Reads every file and checks its SHA-256 against the manifest. `progress` is called with the bytes of each block.
 
     Raises:
       InputError: the first file that differs; or a foreign directory, which has nothing to compare with.

@@ -1,10 +1,10 @@
-"""Where a run's rows come from, token shards or text shards, behind one shape for both training loops.
+"""Where a run's rows come from, token shards or text shards, through one interface for both training loops.
 
     source = open_source(config.data)
     reader = source.reader(config, cursors)     training rows, step after step
     rows, indices = source.val_rows(config)     validation rows, the same each time
 
-A reader gives the `Batch` of a step, [M, n, T + 1], and says in JSON where it stands (`cursors`; empty where a batch
+A reader gives the `Batch` of a step, [M, n, T + 1], and its position as JSON (`cursors`; empty where a batch
 depends on the step alone).
 """
 
@@ -59,7 +59,7 @@ class ShardReader:
         return {}
 
     def summary(self) -> str:
-        """Nothing to say."""
+        """Empty: nothing is discarded."""
         return ""
 
     def close(self) -> None:
@@ -86,9 +86,9 @@ class TextReader:
         return self._batches.cursors()
 
     def summary(self) -> str:
-        """What packing cost, for the end of a run; empty where it costs nothing."""
+        """How much packing discarded, for the end of a run; empty where nothing was."""
         fraction = self._batches.discarded_fraction
-        return f"best_fit cut off {fraction:.1%} of the tokens that it took" if fraction else ""
+        return f"best_fit packing discarded {fraction:.1%} of tokens" if fraction else ""
 
     def close(self) -> None:
         """Stops the tokenizing threads."""
@@ -97,14 +97,14 @@ class TextReader:
 
 @dataclass(frozen=True)
 class Source:
-    """What a run needs to know of its data.
+    """What a run needs to know about its data.
 
     Attributes:
       data: the token shards or the text shards.
       tokenizer, tokenizer_json: None for token shards that name none.
       digest: changes when the tokens do.
       n_ids: of the tokenizer; 0 where it is not known.
-      n_train_tokens: None for text, which nobody has counted.
+      n_train_tokens: None for text, whose tokens are not counted.
     """
 
     config: DataConfig
@@ -163,14 +163,14 @@ class Source:
             rows = Batches(part, seq_len, 0, "sequential", config.model.vocab_size)
             return rows, eval_rows(part, seq_len, n_tokens)
         if split == "train":
-            raise InputError(f"{self.data.directory} holds text shards, of which only val is evaluated; --split val")
+            raise InputError(f"{self.data.directory} holds text shards; only val can be evaluated: --split val")
         packed: PackedRows = val_rows(
             self.data, seq_len, cast(Packing, self.config.sampling), n_tokens, n_threads=self.config.tokenizer_threads
         )
         return packed, packed.indices
 
     def check_vocabulary(self, n_rows: int) -> None:
-        """Holds an embedding of so many rows against the tokenizer, and against the ids of splits of moderate size.
+        """Checks an embedding of `n_rows` rows against the tokenizer, and against the ids of splits of moderate size.
 
         Raises:
           InputError: an id of the data has no row.
@@ -190,7 +190,7 @@ def open_source(config: DataConfig) -> Source:
     """Opens the data that a config names.
 
     Raises:
-      InputError: it is not there, is damaged, or is of the other kind than data.sampling.
+      InputError: the data is missing or damaged, or data.sampling does not apply to its kind.
     """
     if has_text(config.dir) and not config.is_text:
         raise InputError(
@@ -212,7 +212,7 @@ def has_text(directory: str) -> bool:
 
 
 def open_directory(directory: str, like: DataConfig | None = None) -> Source:
-    """Opens a directory without a config of its own: read like a run's data, as far as its kind permits.
+    """Opens a directory that no config names: with the settings of `like` where they apply to its kind of shards.
 
     Raises:
       InputError: as `open_source`.
@@ -224,9 +224,9 @@ def open_directory(directory: str, like: DataConfig | None = None) -> Source:
 
 
 def count_token_bytes(source: Source, say: Callable[[str], None]) -> np.ndarray | None:
-    """Bytes of each id, for bits per byte; None, and a word, where the vocabulary cannot be had."""
+    """Bytes of each id, for bits per byte; None, with a message, where the vocabulary is not available."""
     try:
         return source.tokenizer.token_bytes() if source.tokenizer else None
     except InputError as error:
-        say(f"bits per byte are left out: {error}")
+        say(f"bits per byte not available: {error}")
         return None

@@ -1,10 +1,10 @@
-"""Rows for training and for validation, packed from documents, with an exact place to go on from.
+"""Rows for training and for validation, packed from documents, with an exact place to resume from.
 
-Row groups are dealt to `n_lanes` lanes, each with a packer of its own, and the rows of a step to lanes in equal parts:
+Row groups are dealt to `n_lanes` lanes, each with its own packer, and the rows of a step to lanes in equal parts:
 row g of n_all belongs to lane g * n_lanes // n_all. So what a step reads depends on the data and on n_lanes, not on
 how many hosts share it; a host runs the lanes that it reads from.
 
-Of a document no more than a row can be used by best_fit, so no more is kept.
+best_fit can use no more than a row of each document, so no more is kept.
 """
 
 from collections.abc import Iterable
@@ -54,7 +54,7 @@ class TextBatches:
           seq_len: tokens of context per row; a row has one more.
           n_lanes: independent packers; a host runs those whose rows it reads.
           n_threads: for tokenizing. The rows do not depend on it.
-          cursors: of every lane, as `cursors` gave them, JSON that nobody vouches for; None begins at the beginning.
+          cursors: of every lane, as `cursors` returned them, untrusted JSON; None starts at the beginning.
 
         Raises:
           InputError: too few row groups for the lanes, or cursors that are damaged or of another run.
@@ -121,7 +121,7 @@ class TextBatches:
 
     @property
     def discarded_fraction(self) -> float:
-        """Of the tokens that were taken since the start or the resume, the part cut off; of the lanes run here."""
+        """Fraction of tokens discarded since the start or the resume, over the lanes run here."""
         packers = list((self._packers or {}).values())
         n_used = self._n_rows * len(packers) * (self._seq_len + 1)
         n_discarded = sum(packer.n_discarded for packer in packers)
@@ -135,7 +135,7 @@ class TextBatches:
         return {str(lane): self._cursor(lane, packer) for lane, packer in (self._packers or {}).items()}
 
     def _cursor_head(self) -> dict[str, Any]:
-        """What must not change."""
+        """What must not change on resume."""
         return {
             "format": FORMAT,
             "data": self._data.digest,
@@ -169,7 +169,7 @@ class PackedRows:
 
     @property
     def indices(self) -> np.ndarray:
-        """Of all rows, int64 [n]."""
+        """Indices of all rows, int64 [n]."""
         return np.arange(len(self.tokens))
 
     def at(self, indices: Iterable[int]) -> np.ndarray:

@@ -3,7 +3,7 @@
     shard_00000.parquet ... shard_06542.parquet    a column `text`, a document per row
     tokenizer.json
 
-The last file is for validation, the others are for training; which numbers there are does not matter. A document has
+The last file is for validation, the others are for training; gaps in the numbers do not matter. A document has
 a place, (file, row group, row), and the places have an order: files by number, row groups, rows.
 """
 
@@ -24,7 +24,7 @@ from jaxgpt.data.tokenizer import Tokenizer, tokenizer_from_json
 from jaxgpt.errors import InputError
 
 TEXT_CORPUS_NAMES = ("climbmix", "fineweb-edu")
-"""What `jaxgpt.prepare` fetches as text; here for the sake of messages, in `text_shards` for the rest."""
+"""Corpora that `jaxgpt.prepare` fetches as text; listed here for messages, defined in `text_shards`."""
 TOKENIZER = "tokenizer.json"
 COLUMN = "text"
 _SHARD = re.compile(r"shard_(\d+)\.parquet", re.ASCII)
@@ -42,7 +42,7 @@ class TextFile:
     """Rows of each row group."""
     size_bytes: int
     sha256_of_ends: str
-    """Of the first kilobytes, where the first page has its checksum, and of the footer."""
+    """SHA-256 of the first kilobytes, where the first page has its checksum, and of the footer."""
 
 
 @dataclass(frozen=True)
@@ -109,7 +109,7 @@ class TextSplit:
         if len(column) != self.rows_of(group):
             raise InputError(
                 f"{self.describe(group)} has {len(column)} rows, {self.rows_of(group)} when the run opened it; "
-                "bring the old file back"
+                "restore the old file"
             )
         return column.cast(pyarrow.large_string()) if str(column.type) == "string_view" else column
 
@@ -149,7 +149,7 @@ def open_text(directory: str | Path, tokenizer_path: str | Path = "") -> TextDat
       tokenizer_path: the tokenizer's file; empty: tokenizer.json in the directory.
 
     Raises:
-      InputError: what is wrong, in which file, and a way out.
+      InputError: what is wrong, in which file, and the fix.
     """
     directory = Path(directory)
     train, val = open_splits(directory)
@@ -167,7 +167,7 @@ def open_splits(directory: Path) -> tuple[TextSplit, TextSplit]:
     try:
         if not directory.is_dir():
             own = f"`python -m jaxgpt.prepare NAME --input FILES --format text --out {directory}`"
-            raise InputError(f"data.dir={directory} does not exist; {prepare} gets text, {own} takes yours")
+            raise InputError(f"data.dir={directory} does not exist; {prepare} fetches text, {own} uses yours")
         names = [path.name for path in directory.iterdir() if path.is_file()]
     except OSError as error:
         message = f"data.dir={directory} cannot be read: {error.strerror}; check its permissions"
@@ -176,7 +176,7 @@ def open_splits(directory: Path) -> tuple[TextSplit, TextSplit]:
     if len(numbered) < 2:
         there = f"only {numbered[0][1]}" if numbered else "no shard_00000.parquet and so on"
         raise InputError(
-            f"data.dir={directory} has {there}; the last file is for validation, so it takes two: {prepare} gets more"
+            f"data.dir={directory} has {there}; the last file is for validation, so it needs two; {prepare} gets more"
         )
     with ThreadPoolExecutor(_OPEN_THREADS) as pool:
         files = tuple(pool.map(_inspect, (directory / name for _, name in numbered)))
@@ -217,7 +217,7 @@ def _inspect(path: Path) -> TextFile:
             file.seek(-8 - int.from_bytes(file.read(4), "little"), os.SEEK_END)
             sha256_of_ends = hashlib.sha256(head + file.read()).hexdigest()
     except (pyarrow.ArrowException, OSError, ValueError) as error:
-        message = f"{path} is no parquet file, or was cut short ({_first_line(error)}); fetch it again"
+        message = f"{path} is not a parquet file, or was cut short ({_first_line(error)}); fetch it again"
         raise InputError(message) from error
     kinds = [str(field.type) for field in schema if field.name == COLUMN]
     if len(kinds) != 1 or kinds[0] not in ("string", "large_string", "string_view"):
@@ -249,16 +249,16 @@ def _read_tokenizer(path: Path, directory: Path) -> tuple[Tokenizer, dict[str, A
         value = json.loads(content.decode("utf-8"))
         tokenizer = tokenizer_from_json(value)
     except FileNotFoundError:
-        raise InputError(f"the tokenizer {path} is missing; {train_it} makes one") from None
+        raise InputError(f"the tokenizer {path} is missing; {train_it} creates one") from None
     except OSError as error:
         raise InputError(f"the tokenizer {path} cannot be read: {error.strerror}; check its permissions") from error
     except InputError as error:
         raise InputError(f"{path}: {error}") from error
     except (ValueError, RecursionError) as error:
-        raise InputError(f"the tokenizer {path} is no JSON ({_first_line(error)}); {train_it} makes one") from error
+        raise InputError(f"the tokenizer {path} is not JSON ({_first_line(error)}); {train_it} creates one") from error
     if tokenizer.begin_of_text is None and tokenizer.end_of_text is None:
         raise InputError(
-            f"the {tokenizer.name} tokenizer in {path} has no token that parts documents; "
-            f"take one that has, such as {train_it} makes"
+            f"the {tokenizer.name} tokenizer in {path} has no token that separates documents; "
+            f"use one that has, such as {train_it} creates"
         )
     return tokenizer, value

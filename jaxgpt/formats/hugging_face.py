@@ -146,7 +146,7 @@ def _read_hf_config(path: Path) -> GPT2Config:
             raise InputError(f"{path}: {name}={theirs!r}, but this GPT-2 has {ours!r}; it cannot run these weights")
     for name in ("n_layer", "n_head", "n_embd", "n_positions", "vocab_size"):
         if type(values.get(name)) is not int or values[name] < 1:
-            raise InputError(f"{path}: {name}={values.get(name)!r} is no positive integer; give a GPT-2's config.json")
+            raise InputError(f"{path}: {name}={values.get(name)!r} is not a positive int; give a GPT-2's config.json")
     n_inner, n_embd = values.get("n_inner"), values["n_embd"]
     if n_inner not in (None, 4 * n_embd):
         raise InputError(f"{path}: n_inner={n_inner!r} is not 4 x n_embd={n_embd}; this GPT-2 has no other MLP")
@@ -164,11 +164,11 @@ def _read_json(path: Path) -> dict[str, Any]:
     try:
         values = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError as error:
-        raise InputError(f"{path} is not there; give a directory with config.json and model.safetensors") from error
+        raise InputError(f"{path} does not exist; give a directory with config.json and model.safetensors") from error
     except (OSError, ValueError) as error:
         raise InputError(f"{path} cannot be read as JSON: {first_line(error)}; fetch it again") from error
     if not isinstance(values, dict):
-        raise InputError(f"{path} holds no JSON object; fetch it again")
+        raise InputError(f"{path} is not a JSON object; fetch it again")
     return values
 
 
@@ -194,9 +194,9 @@ def _open_safetensors(path: Path) -> dict[str, Stored]:
     try:
         file = safe_open(path, framework="np")
     except FileNotFoundError as error:
-        raise InputError(f"{path} is not there, but the index beside it names it; fetch it again") from error
+        raise InputError(f"{path} is missing, but its index names it; fetch it again") from error
     except (OSError, SafetensorError) as error:
-        raise InputError(f"{path} is not a whole safetensors file: {first_line(error)}; fetch it again") from error
+        raise InputError(f"{path} is not a complete safetensors file: {first_line(error)}; fetch it again") from error
     stored = {}
     for name in file.keys():  # noqa: SIM118, it is not a dict
         part = file.get_slice(name)
@@ -206,6 +206,6 @@ def _open_safetensors(path: Path) -> dict[str, Stored]:
 
 def refuse_bin(path: Path) -> InputError:
     return InputError(
-        f"{path} is a pickle, which may run code; load it with transformers and save it anew "
+        f"{path} is a pickle, which may run code; load it with transformers and save it again "
         "with save_pretrained(directory), which writes model.safetensors"
     )

@@ -13,7 +13,7 @@ from jaxgpt.run.console import console
 def initial_params(
     config: Config, shapes: Mapping[str, Any], draw: Callable[[int], dict[str, jax.Array]]
 ) -> dict[str, jax.Array]:
-    """Fresh weights, or those of `train.init_from`, on the mesh.
+    """Fresh weights, or those of `train.init_from`, on the mesh. Prints a line if those were trained with another GELU.
 
     Args:
       shapes: the parameters with their shardings.

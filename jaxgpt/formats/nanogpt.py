@@ -53,6 +53,6 @@ def _load_torch(path: Path) -> Any:
     try:
         return torch.load(path, map_location="cpu", weights_only=True, mmap=True)
     except pickle.UnpicklingError as error:
-        raise InputError(f"{path} holds more than tensors and plain values, which might run code; refused") from error
+        raise InputError(f"{path} holds more than tensors and plain values, which might run code; rejected") from error
     except (RuntimeError, EOFError, OSError, ValueError, KeyError) as error:
-        raise InputError(f"{path} is not a whole torch checkpoint: {first_line(error)}; copy it again") from error
+        raise InputError(f"{path} is not a complete torch checkpoint: {first_line(error)}; copy it again") from error

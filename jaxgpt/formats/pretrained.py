@@ -21,7 +21,7 @@ def load_pretrained(source: str) -> tuple[GPT2Config, Params]:
     """Weights by name (gpt2, gpt2-medium, gpt2-large, gpt2-xl), from a Hugging Face directory or a nanoGPT ckpt.pt.
 
     Raises:
-      InputError: nothing there, or it is not a GPT-2 that we can compute.
+      InputError: it does not exist, or is not a GPT-2 that this code can run.
     """
     path = Path(source)
     if source in PRETRAINED:
@@ -35,7 +35,7 @@ def load_pretrained(source: str) -> tuple[GPT2Config, Params]:
     if path.is_file():
         return load_nanogpt(path)
     raise InputError(
-        f"{source} is not there; give one of {', '.join(PRETRAINED)}, "
+        f"{source} does not exist; give one of {', '.join(PRETRAINED)}, "
         "a directory with config.json and model.safetensors, or a nanoGPT ckpt.pt"
     )
 
@@ -67,7 +67,7 @@ def adapt(loaded: GPT2Config, params: Params, wanted: ModelConfig) -> Params:
       InputError: another architecture, a longer context or another vocabulary; names every field and its flag.
     """
     if not isinstance(wanted, GPT2Config):
-        raise InputError(f"train.init_from gives GPT-2 weights, model.family={wanted.family} has others; leave it out")
+        raise InputError(f"train.init_from loads GPT-2 weights, model.family={wanted.family} has others; leave it out")
     names = ("n_layer", "n_head", "n_embd", "bias")
     differing = {name: (getattr(wanted, name), getattr(loaded, name)) for name in names}
     differing = {name: pair for name, pair in differing.items() if pair[0] != pair[1]}

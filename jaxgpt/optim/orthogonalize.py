@@ -24,7 +24,7 @@ POLAR_EXPRESS = (
     (3.285753657755655, -2.3681294933425376, 0.46449024233003106),
     (2.3465413258596377, -1.7097828382687081, 0.42323551169305323),
 )
-"""Five quintics, each the best for the band that the one before it leaves. nanochat's, with all their digits."""
+"""Five quintics, each optimal for the band that the one before it leaves. nanochat's, with all their digits."""
 POLAR_MARGIN, POLAR_EPS = 1.01, 1e-6
 """Polar Express divides by 1.01 x norm + 1e-6: the largest singular value stays below 1 through rounding."""
 SCALE_EPS = 1e-6
@@ -58,19 +58,19 @@ def orthogonalize(
 
 
 def frobenius_norm(x_LIO):
-    """Of each matrix, [L, 1, 1]."""
+    """The norm of each matrix, [L, 1, 1]."""
     return jnp.sqrt((x_LIO * x_LIO).sum(axis=(1, 2), keepdims=True))
 
 
 def scale_rows(x_LIO):
-    """Gives the weights of each output one norm, and the matrix the norm that it had (MuonEq)."""
+    """Rescales the weights of all outputs to one norm, and keeps the norm of the matrix (MuonEq)."""
     norm_L11 = frobenius_norm(x_LIO)
     row_norm_L1O = jnp.sqrt((x_LIO * x_LIO).sum(axis=1, keepdims=True))
     return x_LIO * (norm_L11 * x_LIO.shape[2] ** -0.5 / jnp.maximum(row_norm_L1O, SCALE_EPS))
 
 
 def scale_matrices(x_LIO):
-    """Gives each matrix the Frobenius norm of an orthogonal one of its shape (Muon+)."""
+    """Rescales each matrix to the Frobenius norm of an orthogonal one of its shape (Muon+)."""
     target = min(x_LIO.shape[1:]) ** 0.5
     return x_LIO * (target / jnp.maximum(frobenius_norm(x_LIO), SCALE_EPS))
 

@@ -13,7 +13,7 @@ def open_devices(config: Config) -> Mesh:
     """Joins the processes of the run, sets the width of numbers and the cache of programs; gives the mesh.
 
     Raises:
-      InputError: the platform, the devices or the other processes are not there.
+      InputError: the platform, the devices or the other processes are not available.
     """
     start_hosts(config.hosts, config.mesh.platform)
     jax.config.update("jax_enable_x64", config.train.dtype == "float64")

@@ -12,7 +12,7 @@ def start_hosts(config: HostsConfig, platform: str) -> None:
     """Joins the processes of a run, by `hosts.*`, by JAX's variables, or as SLURM and Open MPI say.
 
     Raises:
-      InputError: only a part of the three settings is there, or the other processes did not come.
+      InputError: only some of the three settings are given, or the other processes did not join.
     """
     if platform:
         jax.config.update("jax_platforms", {"gpu": "cuda,cpu"}.get(platform, platform))

@@ -1,4 +1,4 @@
-"""glibc's malloc, told to keep what a program frees.
+"""Makes glibc's malloc keep what a program frees.
 
 On a CPU XLA asks malloc for all temporaries of a program at once, at each call. glibc gets blocks of more than 32 MB
 from the system and gives them back when they are freed, so that each step pays anew for every page that it touches: a
@@ -14,7 +14,7 @@ LARGEST = 2**30
 
 
 def keep_freed_memory() -> bool:
-    """Makes malloc reuse freed blocks of up to 1 GiB. False, and nothing done, where malloc is not glibc's."""
+    """Makes malloc reuse freed blocks of up to 1 GiB. Returns False, and does nothing, where malloc is not glibc's."""
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
     if mallopt is None:
         return False

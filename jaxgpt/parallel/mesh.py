@@ -6,6 +6,7 @@ from jax.sharding import AxisType, Mesh
 
 from jaxgpt.config import MeshConfig
 from jaxgpt.errors import InputError
+from jaxgpt.parallel.cpu_threads import enough_threads
 from jaxgpt.parallel.malloc import keep_freed_memory
 
 
@@ -15,17 +16,17 @@ def make_mesh(config: MeshConfig, devices: list | None = None) -> Mesh:
     Without `devices` it also sets this process up for them: see below what a CPU needs.
 
     Raises:
-      InputError: the platform is not there, or the devices do not multiply to the mesh.
+      InputError: the platform is not available, or the devices do not multiply to the mesh.
     """
     if devices is None:
-        # On a CPU programs run in this thread: of simulated devices, which share a few threads, programs in flight at
-        # once can wait for each other for ever; and glibc keeps large blocks for the main thread alone.
+        # A CPU runs programs in this thread, the only one for which glibc keeps large blocks.
         jax.config.update("jax_cpu_enable_async_dispatch", False)
         try:
-            devices = jax.devices(config.platform or None)
+            with enough_threads():
+                devices = jax.devices(config.platform or None)
         except RuntimeError as error:
             raise InputError(
-                f"mesh.platform={config.platform} is not here; this jax sees {jax.default_backend()}; "
+                f"mesh.platform={config.platform} is not available; jax sees {jax.default_backend()}; "
                 "install the extra jaxgpt[cuda] or jaxgpt[tpu], or drop the setting"
             ) from error
         if devices[0].platform == "cpu":
@@ -37,7 +38,7 @@ def make_mesh(config: MeshConfig, devices: list | None = None) -> Mesh:
     if wanted > len(devices):
         raise InputError(f"{shape}, but there are {len(devices)} ({devices[0].device_kind}); lower one of them")
     if wanted < len(devices) and (not config.data or jax.process_count() > 1):
-        raise InputError(f"{shape} of the {len(devices)} that are there; choose axes that multiply to {len(devices)}")
+        raise InputError(f"{shape} of the {len(devices)} available; choose axes that multiply to {len(devices)}")
     grid = np.array(devices[:wanted]).reshape(data, config.fsdp, config.tensor)
     return Mesh(grid, ("data", "fsdp", "tensor"), axis_types=(AxisType.Auto,) * 3)
 

@@ -1,15 +1,15 @@
 """Will it fit, and how fast can it be: python -m jaxgpt.plan --config configs/gpt2_124m.py --device a100-40gb
 
-Compiles the run's real training step for devices that need not be here, and prints memory, roofline and price. Devices:
-a100-40gb, a100-80gb, h100, h200, b200, rtx3090, rtx4090, l4, t4; v4, v5e, v5p, v6e; counts as in h100x8 or v5e-256,
-laid out by --mesh.fsdp and the rest. --device given several times makes one table.
+Compiles the run's real training step for devices that this machine need not have; prints memory, roofline and price.
+Devices: a100-40gb, a100-80gb, h100, h200, b200, rtx3090, rtx4090, l4, t4; v4, v5e, v5p, v6e; counts as in h100x8 or
+v5e-256, laid out by --mesh.fsdp and the rest. --device given several times makes one table.
 
 --fit: the largest micro_batch_size, under the cheapest remat policy that fits. --max-depth: nanochat's dial.
 --sweep micro_batch_size=2,4,8 remat=none,block: a table and a PNG (--png FILE).
 --portable configs/*.py: which config compiles for which device, and what it sends.
 --report docs/memory.md: the recipes that people ask about, as a page.
 --estimate: from first principles, without a compiler. --dollars-per-hour N: what a device costs.
---memory-fraction F: the XLA_CLIENT_MEM_FRACTION that the run will have. --cache DIR: where answers are remembered.
+--memory-fraction F: the XLA_CLIENT_MEM_FRACTION that the run will have. --cache DIR: where answers are cached.
 """
 
 import dataclasses
@@ -38,7 +38,7 @@ from jaxgpt.run.console import console, print_facts
 from jaxgpt.training.memory import GIB, gib
 
 ASSUMED_IDS = 50_304
-"""For model.vocab_size=0 where the data is not here to ask: GPT-2's, padded. Larger than any small tokenizer's."""
+"""For model.vocab_size=0 where the data does not exist: GPT-2's, padded. Larger than any small tokenizer's."""
 CACHE = Path(os.path.expanduser("~"), ".cache", "jaxgpt", "plan")
 PORTABLE_DEVICES = ("h100", "v6e", "h100x8", "v6ex8")
 WITH_VALUE = ("device", "dollars_per_hour", "memory_fraction", "cache", "png", "report")
@@ -46,7 +46,7 @@ WITH_LIST = ("sweep", "portable")
 SWITCHES = {
     "fit": "search for the largest train.micro_batch_size that fits",
     "max_depth": "search for the deepest nanochat that fits",
-    "estimate": "ask no compiler",
+    "estimate": "do not compile",
 }
 
 
@@ -112,10 +112,10 @@ def main(args: list[str]) -> int:
 def ask_each(
     config: Config, cases: list[tuple[str, dict[str, str], Topology]], ask: "Asker"
 ) -> list[tuple[str, Outlook]]:
-    """The outlook of each case: a label, settings on top of the config, devices. What cannot be is told and left out.
+    """The forecast of each case: a label, overrides of the config, devices. Impossible cases are reported and left out.
 
     Raises:
-      InputError: none can be.
+      InputError: all are impossible.
     """
     rows: list[tuple[str, Outlook]] = []
     for label, overrides, topology in cases:
@@ -124,7 +124,7 @@ def ask_each(
         except (InputError, Failure) as error:
             console.print(f"{label}: {error}", soft_wrap=True, highlight=False, markup=False, style="yellow")
     if not rows:
-        raise InputError("nothing is left to show: each case has its reason above")
+        raise InputError("no case can run; the reason of each is above")
     return rows
 
 
@@ -166,15 +166,15 @@ class Asker:
     wants_estimate: bool
     n_expected: int = 0
     seconds: list[float] = field(default_factory=list)
-    told: set[str] = field(default_factory=set)
+    warned: set[str] = field(default_factory=set)
 
     def __call__(self, config: Config, topology: Topology) -> Outlook:
         install = missing_plugin(topology.platform)
-        if install and not self.wants_estimate and topology.platform not in self.told:
-            self.told.add(topology.platform)
+        if install and not self.wants_estimate and topology.platform not in self.warned:
+            self.warned.add(topology.platform)
             console.print(
                 f"no compiler for {topology.platform} is installed: the figures for {topology.name} are an "
-                f"ESTIMATE; the real ones take: {install}",
+                f"ESTIMATE; for the compiler's: {install}",
                 soft_wrap=True, highlight=False, markup=False, style="yellow",
             )  # fmt: skip
         if self.wants_estimate or install:
@@ -204,7 +204,7 @@ class Asker:
 
 
 def fill_vocabulary(config: Config) -> Config:
-    """The config with a vocabulary: its own, the data's where they are here, or an assumption, which is printed."""
+    """The config with a vocabulary: its own, the data's if they exist, or an assumption, which is printed."""
     if config.model.vocab_size:
         return config
     try:
@@ -213,8 +213,8 @@ def fill_vocabulary(config: Config) -> Config:
         n_ids = 0
     if not n_ids:
         console.print(
-            f"model.vocab_size=0 and {config.data.dir} is not here to ask: {ASSUMED_IDS:,} is assumed; "
-            "--model.vocab_size=N says otherwise", style="dim", soft_wrap=True,
+            f"model.vocab_size=0 and {config.data.dir} does not exist: {ASSUMED_IDS:,} is assumed; "
+            "--model.vocab_size=N overrides it", style="dim", soft_wrap=True,
         )  # fmt: skip
     n_rows = config.model.complete(n_ids or ASSUMED_IDS).vocab_size
     return dataclasses.replace(config, model=dataclasses.replace(config.model, vocab_size=n_rows))
@@ -232,11 +232,11 @@ def source(outlook: Outlook) -> str:
     if not outlook.is_estimate:
         return f"compiled in {outlook.compile_s:.0f} s"
     gap = known_gap(outlook.config, outlook.topology.platform)
-    return f"ESTIMATE, no compiler was asked{'; ' if gap else ''}{gap}"
+    return f"ESTIMATE, not compiled{'; ' if gap else ''}{gap}"
 
 
 def print_outlook(outlook: Outlook, dollars: float | None) -> None:
-    """All there is to say of one config on one device."""
+    """Prints everything about one config on one device."""
     one, bound, config = outlook.footprint, outlook.bound, outlook.config
     mesh = " x ".join(f"{name} {getattr(config.mesh, name)}" for name in ("data", "fsdp", "tensor"))
     sent = "; ".join(f"{count} {kind} over {size}, {gib(sent)}" for kind, size, count, sent in one.collectives)
@@ -271,7 +271,7 @@ def print_outlook(outlook: Outlook, dollars: float | None) -> None:
 
 
 def print_table(rows: list[tuple[str, Outlook]], title: str, dollars: float | None = None) -> None:
-    """Several outlooks, one a line."""
+    """Prints several forecasts, one a line."""
     table = Table(title="GiB per device; times and prices are the least possible", title_justify="left", box=None)
     names = ("params", "optim", "grads", "activ", "total", "usable", "verdict", "step", "tokens/s", "days")
     table.add_column(title, no_wrap=True)

@@ -1,8 +1,8 @@
-"""Footprints by compilation, each in a process of its own, remembered on disk.
+"""Footprints by compilation, each in a separate process, cached on disk.
 
-A process each, because XLA keeps what it allocates, ends the process on some errors, and wants its environment set
-before it is loaded. An answer is remembered as JSON under the config, the device and the versions that gave it;
-nothing that could be executed is stored, and no refusal: some pass.
+Separate, because XLA keeps what it allocates, ends the process on some errors, and needs its environment set before
+it is loaded. An answer is cached as JSON under the config, the device and the versions that gave it; nothing that
+could be executed is stored, and no error, because some are temporary.
 """
 
 import ast
@@ -32,10 +32,10 @@ FREE_FIELDS = {"train": ("init_from", "max_skips"), "mesh": ("platform",)}
 
 @dataclass(frozen=True)
 class Compiles:
-    """Asks compilers, and remembers.
+    """Asks compilers, and caches the answers.
 
     Attributes:
-      directory: of the remembered answers; None: remember nothing.
+      directory: of the cached answers; None: cache nothing.
     """
 
     directory: Path | None
@@ -61,7 +61,7 @@ class Compiles:
         return [Footprint.from_json(values) for values in result["footprints"]]
 
     def knows(self, config: Config, topology: Topology) -> bool:
-        """Whether the answer is remembered."""
+        """Whether the answer is cached."""
         asked = self._key(config, topology)
         name = f"{hashlib.sha256(asked.encode()).hexdigest()[:32]}.json"
         return self.directory is not None and (self.directory / name).is_file()
@@ -94,7 +94,7 @@ class Compiles:
             env=inherited | ENVIRONMENT | {"PYTHONPATH": paths},
         )  # fmt: skip
         if done.returncode or not done.stdout:
-            lines = [line for line in done.stderr.splitlines() if line.strip()] or ["it said nothing"]
+            lines = [line for line in done.stderr.splitlines() if line.strip()] or ["no message"]
             how = f"signal {-done.returncode}" if done.returncode < 0 else f"exit code {done.returncode}"
             raise Failure(f"the compiler for {topology.name} died ({how}): {lines[-1][:300]}")
         return json.loads(done.stdout)
@@ -106,7 +106,7 @@ FIRST_MODULE = "jaxgpt.plan.footprint"
 
 @functools.cache
 def _hash_sources(module: str) -> str:
-    """SHA-256 of a module and of all that it imports from this package, directly or not: an edit forgets the answers.
+    """SHA-256 of a module and of all that it imports from this package, directly or not: an edit drops the answers.
 
     Imports are read off the sources, so nothing is loaded, and those inside functions count too.
     """
@@ -133,7 +133,7 @@ def _hash_sources(module: str) -> str:
 
 
 def installed_version(package: str) -> str:
-    """Empty when the package is not here."""
+    """Empty if the package is not installed."""
     try:
         return version(package)
     except PackageNotFoundError:

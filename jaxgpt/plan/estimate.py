@@ -2,7 +2,7 @@
 
 State is exact: it is that of the training step, traced. Temporaries are counted
 from what the backward pass needs of the forward, plus the loss chunk, plus gradients; XLA fuses, reuses and pads, so
-this part is a guess that docs/memory.md holds against the compiler's figure for each shipped config.
+this part is an estimate; docs/memory.md compares it with the compiler's figure for each shipped config.
 """
 
 import functools
@@ -31,9 +31,10 @@ def estimate_run(config: Config, platform: str) -> Footprint:
     model, train, mesh = config.model, config.train, config.mesh
     attention = choose_attention(config, platform)
     abstract = AbstractMesh((mesh.data, mesh.fsdp, mesh.tensor), ("data", "fsdp", "tensor"), (AxisType.Auto,) * 3)
-    shapes = param_shapes(model, param_dtype(config))
-    init = functools.partial(init_state, config, make_optimizer(config, shapes))
-    state = place_state(config, init, shapes, abstract)  # pyright: ignore[reportArgumentType]
+    with jax.enable_x64(train.dtype == "float64"):
+        shapes = param_shapes(model, param_dtype(config))
+        init = functools.partial(init_state, config, make_optimizer(config, shapes))
+        state = place_state(config, init, shapes, abstract)  # pyright: ignore[reportArgumentType]
     params_bytes, opt_state_bytes = (
         sum(map(device_bytes, jax.tree.leaves(tree))) for tree in (state.params, state.opt_state)
     )

@@ -1,4 +1,4 @@
-"""What the compiler says of a run's training step on devices that need not be there: memory, kernels, collectives.
+"""What the compiler says of a run's training step on devices that need not exist here: memory, kernels, collectives.
 
 The step is the one that training runs (`make_step`), lowered and compiled for every batch size of the run's stages.
 Nothing is executed, so the figures are the compiler's, not a measurement; XLA's own buffers are exact, what a driver
@@ -179,8 +179,8 @@ def explain(error: Exception, step: Step, config: Config) -> str:
 def answer() -> None:
     """Reads {config, device, directory, versions} as JSON; writes footprints, or an error.
 
-    In `directory` each footprint is remembered under its program and the versions, so that a change of a comment, or of
-    a setting that the program does not depend on, compiles nothing again. Empty: nothing is remembered.
+    In `directory` each footprint is cached under its program and the versions, so that a change of a comment, or of
+    a setting that the program does not depend on, compiles nothing again. Empty: nothing is cached.
     """
     out = sys.stdout
     sys.stdout = sys.stderr

@@ -70,12 +70,12 @@ class Outlook:
 
     @property
     def n_tokens(self) -> int:
-        """Of the whole run."""
+        """Tokens of the whole run."""
         return schedule.tokens_before(self.config, self.n_steps)
 
     @property
     def flops_per_token(self) -> float:
-        """Of the model, by the full convention; recomputation does not count."""
+        """FLOPs of the model, by the full convention; recomputation does not count."""
         return flops_per_token(self.config.model)
 
     @property

@@ -73,11 +73,11 @@ OTHERS_ON = "h100"
 """The card for configs of the repository that no recipe names: they are compiled to judge the estimate."""
 
 VOCAB_SIZES = {"nanochat_cpu": 4096, "quickstart": 96, "shakespeare_char": 65, "shakespeare_char_cpu": 65}
-"""Of configs that leave it to their data, which need not be here."""
+"""The vocabulary of configs that leave it to their data, which need not exist here."""
 
 
 def write_page(path: Path, ask: Ask, fill_vocabulary: Callable[[Config], Config], configs: Path) -> None:
-    """Compiles the recipes, or remembers, and writes the page."""
+    """Compiles the recipes, or reads the cache, and writes the page."""
     shown = {recipe.config for recipe in RECIPES}
     others = [
         Recipe(

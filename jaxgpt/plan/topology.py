@@ -1,7 +1,7 @@
-"""Devices that are not there: from a name such as h100x8 or v5e-256 to JAX devices that can be compiled for.
+"""Devices that need not exist here: from a name such as h100x8 or v5e-256 to JAX devices to compile for.
 
 The plug-in of the platform must be installed (`pip install 'jaxgpt[plan-gpu]'` or `[plan-tpu]`), its hardware need not.
-Compile for a topology in a process of its own with `ENVIRONMENT` set: both plug-ins look for hardware when loaded, and
+Compile for a topology in a separate process with `ENVIRONMENT` set: both plug-ins look for hardware when loaded, and
 XLA ends the process on some errors.
 
 References: JAX's documentation on ahead-of-time lowering and compilation; XLA's GpuTargetConfigProto.
@@ -23,7 +23,7 @@ ENVIRONMENT = {
     "TPU_WORKER_ID": "0",
     "TF_CPP_MIN_LOG_LEVEL": "3",
 }
-"""For the process that compiles: no accelerator of its own, no question to a metadata server, and no lock on a TPU."""
+"""For the process that compiles: no local accelerator, no request to a metadata server, and no lock on a TPU."""
 
 PLUGINS = {"gpu": (("jax_plugins.xla_cuda13",), "plan-gpu"), "tpu": (("libtpu",), "plan-tpu")}
 """platform -> modules, and the extra that installs them."""
@@ -79,24 +79,24 @@ def _parse_slice(name: str, device: Device, tpu: TpuDescription, mark: str | Non
     if mark == ":":
         shapes = {shape: n_chips for n_chips, shape in tpu.slices.items()}
         if size not in shapes:
-            raise InputError(f"--device={name} is no slice of {device.name}; slices: {', '.join(shapes)}")
+            raise InputError(f"--device={name} is not a slice of {device.name}; slices: {', '.join(shapes)}")
         return Topology(name, device, shapes[size], size)
     count = int(size) if size.isdigit() else 0
     n_chips = count // tpu.cores_per_chip if mark == "-" else count
     if n_chips not in tpu.slices or (mark == "-" and n_chips * tpu.cores_per_chip != count):
         sizes = ", ".join(f"{device.name}x{n}" for n in tpu.slices)
-        raise InputError(f"--device={name} is no slice of {device.name}; slices: {sizes}")
+        raise InputError(f"--device={name} is not a slice of {device.name}; slices: {sizes}")
     return Topology(name, device, n_chips, tpu.slices[n_chips])
 
 
 def missing_plugin(platform: str) -> str:
-    """The command that installs what compiling for a platform (gpu, tpu) needs; empty when it is there."""
+    """The command that installs what compiling for a platform (gpu, tpu) needs; empty if it is installed."""
     modules, extra = PLUGINS[platform]
     try:
-        is_there = all(importlib.util.find_spec(module) for module in modules)
+        is_installed = all(importlib.util.find_spec(module) for module in modules)
     except ModuleNotFoundError:
-        is_there = False
-    return "" if is_there else f"pip install 'jaxgpt[{extra}]'"
+        is_installed = False
+    return "" if is_installed else f"pip install 'jaxgpt[{extra}]'"
 
 
 def open_devices(topology: Topology) -> list:
@@ -166,7 +166,7 @@ def target_config(gpu: GpuDescription, device: Device, cudnn: tuple[int, int, in
 
 
 def cudnn_version() -> tuple[int, int, int]:
-    """Of the installed wheel, whose library the compiler asks for kernels."""
+    """The version of the installed wheel, whose library the compiler asks for kernels."""
     from importlib.metadata import PackageNotFoundError, version
 
     try:

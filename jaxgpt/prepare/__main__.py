@@ -11,12 +11,12 @@ rows of .parquet) are split by a hash of their index. GPT-2's end-of-text token 
 and byte tokenizers, which have none, put a blank line there.
 
 --format text writes parquet files, a document per row, the last file for validation. Models like nanochat's train on
-those, with a tokenizer that `python -m jaxgpt.train_tokenizer` learns from them. Of a single text each page is a
+those, with a tokenizer that `python -m jaxgpt.train_tokenizer` learns from them. Each page of a single text is a
 document.
 
 The work happens in DIR/.tmp and is moved into place when it is complete: until then what was in DIR stays as it is.
-Asked again for what is there, it says so and does nothing. Published text is fetched file by file: ask for more at any
-time, and what is there is kept.
+Preparing the same data again does nothing. Published text is fetched file by file: ask for more at any time; existing
+files are kept.
 """
 
 import argparse
@@ -49,7 +49,7 @@ from jaxgpt.prepare.corpora import (
     open_corpus,
     open_files,
 )
-from jaxgpt.prepare.destination import FORMS, claim, is_there, publish, publish_text, train_command
+from jaxgpt.prepare.destination import FORMS, claim, is_prepared, publish, publish_text, train_command
 from jaxgpt.prepare.encode import describe_tokens, encode_source
 from jaxgpt.prepare.text_shards import (
     GROUP_DOCUMENTS,
@@ -91,7 +91,7 @@ def main(args: list[str]) -> int:
         corpus = CORPORA.get(options.name, Corpus("", "documents", "char", 0.1))
         inputs = find_local(options, corpus)
         request = describe_request(options, corpus, inputs)
-        if is_there(out, options.form, options.name, request, options.force):
+        if is_prepared(out, options.form, options.name, request, options.force):
             print(f"{out} is already prepared from the same input; --force prepares it again")
             return report(out, options.form)
         began = time.monotonic()
@@ -113,15 +113,15 @@ def main(args: list[str]) -> int:
         print(f"{out} is prepared, in {time.monotonic() - began:.1f} s")
         return report(out, options.form)
     except BrokenPipeError:
-        raise  # the reader of our output left; run_verb knows
+        raise  # the reader of our output left; run_verb handles it
     except OSError as error:
         raise InputError(
             f"{error.filename or out}: {error.strerror or error}; free space or choose another --out"
         ) from error
     except KeyboardInterrupt:
-        kept = "is as it was, and the same command starts again"
+        kept = "is unchanged; run the same command to start again"
         if options.name in TEXT_CORPORA:
-            kept = "keeps what came, and the same command goes on"
+            kept = "keeps what was fetched; run the same command to continue"
         print(f"interrupted; {out} {kept}", file=sys.stderr)
         return EXIT_INTERRUPTED
 
@@ -164,11 +164,11 @@ def parse_args(args: list[str]) -> argparse.Namespace:
     options = parser.parse_args(args)
     name = options.name
     if not re.fullmatch(r"\w[\w.-]*", name):
-        raise InputError(f"{name!r} is no name for data; take letters, digits, - and _, and --out DIR for a place")
+        raise InputError(f"{name!r} is not a name for data; use letters, digits, - and _, and --out DIR for the place")
     if name not in about and not options.input:
         near = difflib.get_close_matches(name, about, n=1)
         guess = f"did you mean {near[0]}? " if near else ""
-        raise InputError(f"no corpus {name}; {guess}there are {', '.join(about)}, or give files: --input PATH")
+        raise InputError(f"no corpus {name}; {guess}corpora: {', '.join(about)}; or give files: --input PATH")
     if name == "pydocs" and options.input:
         raise InputError("pydocs reads no --input; choose another name for your files")
     form_published = "text" if name in TEXT_CORPORA else "tokens"
@@ -187,13 +187,13 @@ def parse_args(args: list[str]) -> argparse.Namespace:
 
 
 def refuse_flags(options: argparse.Namespace) -> None:
-    """Raises InputError for an option that means nothing for what is asked."""
+    """Raises InputError for an option that does not apply to what is asked."""
     name = options.name
     published = {"fineweb10B": ("tokens", FINEWEB_TRAIN_SHARDS)}
     published |= {text: ("text", corpus.n_train) for text, corpus in TEXT_CORPORA.items()}
     form, n_most = published.get(name, (options.form, 0))
     if form != options.form:
-        raise InputError(f"{name} is published as {form}; there is no --format {options.form} of it")
+        raise InputError(f"{name} is published as {form}; --format {options.form} is not available")
     takes = TAKES.get(name, TAKES["fetched"] if name in TEXT_CORPORA else TAKES[form])
     for flag in sorted({flag for flags in TAKES.values() for flag in flags} - set(takes)):
         value = getattr(options, flag)
@@ -201,7 +201,7 @@ def refuse_flags(options: argparse.Namespace) -> None:
             what = name if n_most else f"{name} as {form}"
             there = ", ".join(map(dashed, takes))
             raise InputError(
-                f"{dashed(flag)}={' '.join(value) if flag == 'input' else value} is not for {what}, which takes {there}"
+                f"{dashed(flag)}={' '.join(value) if flag == 'input' else value} is not for {what}; options: {there}"
             )
     if name in TEXT_CORPORA and options.shards is None:
         raise InputError(
@@ -211,7 +211,7 @@ def refuse_flags(options: argparse.Namespace) -> None:
     if options.shards is not None and not 1 <= options.shards <= n_most:
         raise InputError(f"--shards={options.shards} is outside [1, {n_most}]; there are that many")
     if name in TEXT_CORPORA and options.force:
-        raise InputError(f"--force is not for {name}; remove a file that you do not trust, and ask again")
+        raise InputError(f"--force does not apply to {name}; remove the files that you do not trust, and run it again")
 
 
 def find_local(options: argparse.Namespace, corpus: Corpus) -> list[Path]:
@@ -245,7 +245,7 @@ def describe_request(options: argparse.Namespace, corpus: Corpus, inputs: list[P
 def gather_shards(
     inputs: list[Path], n_shards: int | None, out: Path, scratch: Path, progress: Progress
 ) -> dict[str, Any]:
-    """Brings FineWeb's shards to `out` (those that are there already stay) and describes them for the manifest."""
+    """Fetches FineWeb's shards into `out` (existing ones are kept) and describes them for the manifest."""
     local = {path.name: path for path in inputs}
     if inputs and n_shards is None:
         n_shards = sum(name.startswith("fineweb_train_") for name in local)
@@ -289,7 +289,7 @@ def place_shard(name: str, local: dict[str, Path], out: Path, scratch: Path, pro
 
 
 def fetch_text(options: argparse.Namespace, out: Path) -> int:
-    """Brings the shards that are asked for and not there yet."""
+    """Fetches the requested shards that are missing."""
     corpus, began = TEXT_CORPORA[options.name], time.monotonic()
     about = {"corpus": options.name, "request": {"repository": corpus.repository}}
     names = sorted(path.name for path in out.iterdir() if path.name != ".tmp") if out.is_dir() else []
@@ -306,9 +306,9 @@ def fetch_text(options: argparse.Namespace, out: Path) -> int:
             progress=progress.download,
         )  # fmt: skip
     if n_fetched:
-        print(f"{out}: {n_fetched} files came, in {time.monotonic() - began:.1f} s")
+        print(f"{out}: {n_fetched} files fetched, in {time.monotonic() - began:.1f} s")
     else:
-        print(f"{out} has the {options.shards} shards for training, and the one for validation, already")
+        print(f"{out} already has the {options.shards} shards for training, and the one for validation")
     return report(out, "text")
 
 
@@ -316,7 +316,7 @@ def fetch_text(options: argparse.Namespace, out: Path) -> int:
 
 
 def report(out: Path, form: str) -> int:
-    """Opens what is there as training will, prints what it is, and what to type next."""
+    """Opens the directory as training will, prints what it is, and what to type next."""
     from rich.console import Console
     from rich.table import Table
 

@@ -61,7 +61,7 @@ class Piece(NamedTuple):
     text: str
     ends_document: bool
     n_read: float
-    """What reading it took, in the unit of `Source.total`."""
+    """How much of the source was read for it, in the unit of `Source.total`."""
 
 
 @dataclass(frozen=True)
@@ -88,11 +88,11 @@ def open_corpus(name: str, scratch: Path, progress: Callable[[int, int | None], 
     """The text of a corpus that is not published as tokens.
 
     Args:
-      scratch: a directory for downloads; what has arrived there is taken up again.
-      progress: told the bytes that are there, and the total if it is known.
+      scratch: a directory for downloads; partial ones are resumed.
+      progress: called with the bytes on disk, and the total if it is known.
 
     Raises:
-      InputError: no network, a package is missing, or what came is not what it should be.
+      InputError: no network, a package is missing, or a download is not the expected file.
     """
     if name == "pydocs":
         documents = python_docs(Path(sysconfig.get_path("stdlib")))
@@ -210,7 +210,7 @@ def _read_jsonl(path: Path, field: str) -> Iterator[Piece]:
             except UnicodeDecodeError as error:
                 raise _not_utf8(place, error) from error
             except (ValueError, RecursionError) as error:
-                raise InputError(f"{place} is not JSON ({error}); mend or remove the line") from error
+                raise InputError(f"{place} is not JSON ({error}); fix or remove the line") from error
             text = value.get(field) if isinstance(value, dict) else None
             if not isinstance(text, str):
                 there = ", ".join(list(value)[:8]) if isinstance(value, dict) else f"a {type(value).__name__}"
@@ -232,7 +232,7 @@ def _read_parquet(path: Path, field: str) -> Iterator[Piece]:
     try:
         with pyarrow.parquet.ParquetFile(path) as file:
             names = file.schema_arrow.names
-            kind = str(file.schema_arrow.field(field).type) if field in names else "not there"
+            kind = str(file.schema_arrow.field(field).type) if field in names else "missing"
             if kind not in ("string", "large_string", "string_view"):
                 raise InputError(f"{path}: column {field!r} is {kind} (it has: {', '.join(names)}); see --text-field")
             per_row = path.stat().st_size / max(file.metadata.num_rows, 1)

@@ -1,6 +1,6 @@
-"""A directory that prepare writes: what it holds, who works in it, and how new data take the place of old.
+"""A directory that prepare writes: what it holds, who works in it, and how new data replace old.
 
-The work happens in its .tmp, under a lock. A directory is complete when it has its manifest, which is taken away first
+The work happens in its .tmp, under a lock. A directory is complete when it has its manifest, which is removed first
 and written last.
 """
 
@@ -31,7 +31,7 @@ class Form:
     read: Callable[[Path], dict[str, Any]]
     """The manifest's values."""
     open: Callable[[Path], object]
-    """What training does first; raises InputError where the directory will not do."""
+    """What training does first; raises InputError where the directory cannot be used."""
 
 
 FORMS = {
@@ -50,15 +50,15 @@ FORMS = {
 }
 
 
-def is_there(out: Path, form: str, name: str, request: dict[str, Any], force: bool) -> bool:
-    """Whether the directory holds the answer already. What it holds instead is only replaced by force.
+def is_prepared(out: Path, form: str, name: str, request: dict[str, Any], force: bool) -> bool:
+    """Whether the directory already holds the requested data. Other data is replaced only with force.
 
     Args:
       form: tokens or text.
       name, request: the corpus, and what decides the result.
 
     Raises:
-      InputError: something else is there, or the same, damaged.
+      InputError: the directory holds something else, or the same, damaged.
     """
     wanted = FORMS[form]
     if not out.exists():
@@ -77,7 +77,7 @@ def is_there(out: Path, form: str, name: str, request: dict[str, Any], force: bo
             )
         if set(names) - {".tmp", TOKENIZER} and not force:
             raise InputError(
-                f"--out {out} has shards but no {wanted.manifest}; --force takes their place, or choose another"
+                f"--out {out} has shards but no {wanted.manifest}; --force replaces them, or choose another"
             )
         return False
     if force:
@@ -92,7 +92,7 @@ def is_there(out: Path, form: str, name: str, request: dict[str, Any], force: bo
             return True
     except InputError as error:
         raise InputError(f"{error} (--force prepares {out} again)") from error
-    differs = ", ".join(f"{k}={there.get(k)} there, {k}={v} asked" for k, v in asked.items() if there.get(k) != v)
+    differs = ", ".join(f"{k}={there.get(k)}, not {k}={v}" for k, v in asked.items() if there.get(k) != v)
     raise InputError(
         f"--out {out} has other data ({differs or 'made by another version'}); "
         "--force replaces it, or choose another --out"
@@ -146,7 +146,7 @@ def publish(out: Path, scratch: Path, values: dict[str, Any]) -> None:
 
 
 def publish_text(out: Path, scratch: Path, values: dict[str, Any]) -> None:
-    """As `publish`; and as there is no manifest in a reader's way, the validation file, the last, is the first to come.
+    """As `publish`; but the validation file, the last, is moved first, because no manifest stops a reader.
 
     A kill in between leaves fewer files to train on, and none that is for validation in one directory and for
     training in the other.
@@ -161,7 +161,7 @@ def publish_text(out: Path, scratch: Path, values: dict[str, Any]) -> None:
 
 
 def train_command(out: Path, form: str) -> str:
-    """What trains on the directory: a shipped config that names it, else one for its form that is told to."""
+    """What trains on the directory: a shipped config that names it, else one for its form with --data.dir."""
     for path in sorted(Path("configs").glob("*.py")):
         text = path.read_text(encoding="utf-8")
         if f'"{out.as_posix()}"' in text and "jaxgpt.train" in text:

@@ -16,7 +16,7 @@ from jaxgpt.prepare.corpora import PIECE_CHARS, Piece, Source, is_val
 from jaxgpt.prepare.shard_writer import ShardWriter
 
 Progress = Callable[[str], Callable[[float], None]]
-"""Given the name of a pass over the source, returns what is told each n_read of it."""
+"""Given the name of a pass over the source, returns a function that is called with each n_read of it."""
 
 
 def encode_source(
@@ -64,8 +64,8 @@ def encode_source(
             advance(sum(piece.n_read for _, piece in batch))
         for name, writer in writers.items():
             if not writer.n_tokens:
-                way_out = "give more text" if source.is_one_text else "give two documents or more, or one text file"
-                raise InputError(f"nothing is left for {name} (val_fraction={val_fraction}); {way_out}")
+                advice = "give more text" if source.is_one_text else "give two documents or more, or one text file"
+                raise InputError(f"nothing is left for {name} (val_fraction={val_fraction}); {advice}")
         splits = {name: {"files": writer.close(), "n_tokens": writer.n_tokens} for name, writer in writers.items()}
     finally:
         for writer in writers.values():

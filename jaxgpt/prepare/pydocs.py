@@ -1,4 +1,4 @@
-"""A corpus that is always there: Python's documentation, out of the interpreter's own files.
+"""A corpus that is always available: Python's documentation, out of the interpreter's own files.
 
 The language reference of help() and every docstring of the standard library, each under its dotted name. Sources are
 parsed and never imported. How much it is depends on the Python version: some 2 MB.
@@ -27,10 +27,10 @@ def python_docs(stdlib: Path, min_chars: int = 40) -> list[str]:
     """The documents, in the order of a hash of their text: shuffled, and the same each time.
 
     Only printable ASCII and line ends occur (tabs become blanks). What has other characters, fewer than `min_chars`,
-    or was there before is left out.
+    or repeats an earlier one is left out.
 
     Raises:
-      InputError: no sources there, as in an interpreter shipped without them.
+      InputError: no sources found, as in an interpreter shipped without them.
     """
     documents: dict[str, str] = {}
     for path in sorted(stdlib.rglob("*.py")):

@@ -17,7 +17,7 @@ def _header(n_tokens: int, dtype: np.dtype) -> bytes:
 
 
 def _complete(file: BinaryIO, path: Path) -> dict[str, Any]:
-    """Puts a complete temporary file in its place, and says what the manifest says of it."""
+    """Moves a complete temporary file into place, and returns its entry for the manifest."""
     size = file.tell()
     put_in_place(file, path)
     return {"name": path.name, "sha256": sha256_of(path), "size_bytes": size}

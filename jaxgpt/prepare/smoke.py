@@ -6,8 +6,9 @@ It answers "does this config run here" within a minute, on any machine, and is h
 import dataclasses
 import json
 import shutil
-import sysconfig
 from pathlib import Path
+
+import numpy as np
 
 from jaxgpt.config import CheckpointConfig, Config, EvalConfig, LogConfig, MeshConfig, SampleConfig
 from jaxgpt.data.bpe import train_bpe
@@ -15,7 +16,6 @@ from jaxgpt.data.manifest import FORMAT, write_manifest
 from jaxgpt.errors import InputError
 from jaxgpt.prepare.corpora import open_files
 from jaxgpt.prepare.encode import encode_source
-from jaxgpt.prepare.pydocs import python_docs
 from jaxgpt.prepare.text_shards import write_text_shards
 
 STEPS = 6
@@ -24,8 +24,22 @@ ROWS = 2
 MICROBATCHES = 2
 VOCAB_SIZE = 512
 VAL_FRACTION = 0.2
-PACKAGE = "asyncio"
-"""Package of the standard library whose documentation is the text: enough, and quick to read."""
+N_DOCUMENTS, DOCUMENT_WORDS = 80, 150
+TEXT = (
+    "a about after again all also an and any are around as at away back be because been before between big both but "
+    "by call can change come could day did different do does down each end even every few find first follow for "
+    "form found from get give go good great had hand has have he help her here high him his home house how if in "
+    "into is it its just keep kind know land large last learn left letter like line little live long look made make "
+    "man many may me mean men more most mother move much must my name near need never new next night no not now "
+    "number of off old on one only open or other our out over page paper part people place play point read right "
+    "run said same saw say school sea see seem sentence set she should show side small so some something sound "
+    "spell start state still stop story study such take tell than that the their them then there these they thing "
+    "think this those thought three through time to together too tree try turn two under up us use very walk want "
+    "was water way we well went were what when where which while white who why will with word work world would "
+    "write year you young your "
+)
+WORDS = tuple(TEXT.split())
+"""The text is drawn from these: the same on every machine and under every version of Python."""
 
 
 def shrink(config: Config) -> Config:
@@ -36,7 +50,7 @@ def shrink(config: Config) -> Config:
     """
     run_dir = Path(config.run.dir).parent / "smoke" / Path(config.run.dir).name
     if run_dir.exists() and not (run_dir / "data").is_dir():
-        raise InputError(f"--smoke writes to {run_dir}, which it did not make; move it away")
+        raise InputError(f"--smoke writes to {run_dir}, which it did not create; move it away")
     shutil.rmtree(run_dir, ignore_errors=True)
     (run_dir / "data").mkdir(parents=True)
     write_data(run_dir / "data", is_text=config.data.is_text)
@@ -62,8 +76,8 @@ def shrink(config: Config) -> Config:
 
 
 def write_data(directory: Path, *, is_text: bool) -> None:
-    """Python's documentation of one package: text shards with a tokenizer, or shards of bytes."""
-    documents = python_docs(Path(sysconfig.get_path("stdlib")) / PACKAGE)
+    """Sentences of common words: text shards with a tokenizer, or shards of bytes."""
+    documents = [draw_document(number) for number in range(N_DOCUMENTS)]
     text = directory / "documents.jsonl"
     text.write_text("".join(json.dumps({"text": document}) + "\n" for document in documents), encoding="utf-8")
     source = open_files([text], "text")
@@ -79,6 +93,16 @@ def write_data(directory: Path, *, is_text: bool) -> None:
         progress=_in_silence,
     )  # fmt: skip
     write_manifest(directory, {"format": FORMAT, "corpus": "smoke", **made})
+
+
+def draw_document(number: int) -> str:
+    """Sentences whose words each suggest what comes next, so that there is something to learn."""
+    bits = np.random.Philox(key=np.array([0, number], np.uint64)).random_raw(2 * DOCUMENT_WORDS).astype(object)
+    words, at = [], int(bits[0]) % len(WORDS)
+    for jump, length in zip(bits[::2], bits[1::2], strict=True):
+        at = (7 * at + int(jump) % 4 + 1) % len(WORDS)
+        words.append(WORDS[at] + "." * (int(length) % 9 == 0))
+    return " ".join(words) + "\n"
 
 
 def _in_silence(_: str):

@@ -7,7 +7,7 @@ The last file in the order of names is for validation, so it is the first to be 
 was interrupted has fewer documents to train on, and never a training file where the validation file should be.
 
 A text without documents (one book) is cut into pages, each a document: of a document that is longer than its row a
-packer uses the front and throws the rest away. Documents of more than `corpora.PIECE_CHARS` are cut at a line end.
+packer uses the front and discards the rest. Documents of more than `corpora.PIECE_CHARS` are cut at a line end.
 """
 
 import contextlib
@@ -89,7 +89,7 @@ def write_text_shards(
       shard_chars: a training file ends with the document that reaches so many characters. There is one file for
         validation, of any size.
       group_documents: rows of a row group; fewer, if they are long.
-      progress: given the name of a pass over the source, returns what is told each n_read of it.
+      progress: given the name of a pass over the source, returns a function that is called with each n_read of it.
 
     Returns:
       The manifest's field on files, in the order of names.
@@ -114,8 +114,8 @@ def write_text_shards(
             writer.abandon()
     for split, files in written.items():
         if not files:
-            way_out = "give more text" if source.is_one_text else "give two documents or more, or one text file"
-            raise InputError(f"nothing is left for {split} (val_fraction={val_fraction}); {way_out}")
+            advice = "give more text" if source.is_one_text else "give two documents or more, or one text file"
+            raise InputError(f"nothing is left for {split} (val_fraction={val_fraction}); {advice}")
     entries = []
     for number, (path, entry) in enumerate(written["train"] + written["val"]):
         os.replace(path, directory / shard_name(number))
@@ -228,7 +228,7 @@ class _Writer:
         self._closed.append((Path(file.name), entry))
 
 
-# What a directory says of itself
+# The manifest of a directory
 
 
 def write_text_manifest(directory: Path, values: dict[str, Any]) -> None:
@@ -258,7 +258,7 @@ def read_text_manifest(directory: Path) -> dict[str, Any]:
         name = entry.get("name") if isinstance(entry, dict) else None
         if not isinstance(name, str) or not TEXT_SHARD.fullmatch(name) or type(entry.get("n_chars")) is not int:
             raise InputError(f"{path}: {str(entry)[:60]} describes no shard; it is damaged, prepare the text again")
-        found = (directory / name).stat().st_size if (directory / name).is_file() else "not there"
+        found = (directory / name).stat().st_size if (directory / name).is_file() else "missing"
         if found != entry.get("size_bytes"):
             raise InputError(
                 f"{directory / name} has size_bytes={found}, {TEXT_MANIFEST} says {entry.get('size_bytes')}; "
@@ -271,7 +271,7 @@ def read_text_manifest(directory: Path) -> dict[str, Any]:
 
 
 class _Stopped(Exception):
-    """This download is given up because another failed, or the user did."""
+    """This download is cancelled because another failed, or by the user."""
 
 
 def fetch_text_shards(
@@ -284,20 +284,20 @@ def fetch_text_shards(
     n_threads: int,
     progress: Callable[[str], Callable[[int, int | None], None]],
 ) -> int:
-    """Brings the validation file and the first `n_train` others to `directory`. What is there stays, if it is whole.
+    """Fetches the validation file and the first `n_train` others into `directory`. Existing complete files are kept.
 
     A file is read whole before it gets its place, and the validation file is the first to get it.
 
     Args:
-      scratch: where downloads are until then; one that was interrupted is taken up again.
-      manifest: what the directory shall say of itself, from its first file on.
-      progress: given a file's name, returns what is told the bytes that are there, and the total.
+      scratch: where downloads are until then; one that was interrupted is resumed.
+      manifest: contents of text.json, which is written before the first file.
+      progress: given a file's name, returns a function that is called with the bytes on disk, and the total.
 
     Returns:
       How many files were missing.
 
     Raises:
-      InputError: a download fails, or what came is no text. Other downloads end with it, and count when tried again.
+      InputError: a download fails, or is not text. It ends the other downloads, which resume when tried again.
     """
     stopped = threading.Event()
 
@@ -311,12 +311,12 @@ def fetch_text_shards(
 
         hub = os.environ.get("HF_ENDPOINT", HUB).rstrip("/")
         url = f"{hub}/datasets/{corpus.repository}/resolve/main/{name}"
-        download(url, scratch / name, progress=watch, way_out="try again later")
+        download(url, scratch / name, progress=watch, fix="try again later")
         try:
             check_text_shard(scratch / name)
         except InputError as error:
             (scratch / name).unlink()
-            raise InputError(f"{url} came damaged, or is something else: {error}") from error
+            raise InputError(f"{url} is damaged, or not the expected file: {error}") from error
         if not (directory / TEXT_MANIFEST).exists():
             write_text_manifest(directory, manifest)
         os.replace(scratch / name, directory / name)
@@ -349,7 +349,7 @@ def fetch_text_shards(
 
 
 def _is_whole(path: Path) -> bool:
-    """Whether the file is there to its end, where parquet has its footer."""
+    """Whether the file is complete to its end, where parquet has its footer."""
     try:
         pyarrow.parquet.read_metadata(path)
     except (pyarrow.ArrowException, OSError):
@@ -367,7 +367,7 @@ def check_text_shard(path: Path) -> None:
         with pyarrow.parquet.ParquetFile(path, page_checksum_verification=True) as file:
             kinds = {field.name: str(field.type) for field in file.schema_arrow}
             if kinds.get(COLUMN) not in ("string", "large_string", "string_view"):
-                raise InputError(f"column {COLUMN!r} is {kinds.get(COLUMN, 'not there')}, not text")
+                raise InputError(f"column {COLUMN!r} is {kinds.get(COLUMN, 'missing')}, not text")
             n_rows = sum(len(batch) for batch in file.iter_batches(columns=[COLUMN], use_threads=False))
     except (pyarrow.ArrowException, OSError) as error:
         raise InputError(f"{(str(error).splitlines() or [''])[0]}; fetch it again") from error

@@ -7,7 +7,7 @@ from jaxgpt.run.console import console
 
 
 class Progress:
-    """A bar with the last step's numbers and the ETA; nothing where output goes to a file: lines tell there."""
+    """A bar with the last step's numbers and the ETA; no bar where output goes to a file, which gets lines."""
 
     def __init__(self, n_steps: int, first_step: int):
         self.is_shown = console.is_terminal and not console.quiet

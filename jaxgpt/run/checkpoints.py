@@ -1,15 +1,15 @@
-"""The directory of a run's checkpoints: a step is whole or not there. It is the same for both frameworks.
+"""The directory of a run's checkpoints, the same for both frameworks: a step exists completely or not at all.
 
 A save goes to `<step>.saving`. When the framework has written the arrays there, `manifest.json` is added (what the run
 was, every leaf's dtype and shape, every file's SHA-256), all is flushed to the disk, and the directory is renamed to
 `<step>`. The rename is the commit: a kill at any instant leaves the step whole or a `.saving` that the next run
-removes. When a checkpoint is read, nothing is believed: the newest step whose files match their digests counts, each
-newer one is named with its reason, and paths, dtypes and shapes must be the ones asked for.
+removes. When a checkpoint is read, nothing is trusted: the newest step whose files match their digests is used, each
+newer one is reported with its reason, and paths, dtypes and shapes must be the ones asked for.
 
     <directory>/<step>/            the framework's files, and manifest.json
-    <directory>/<step>.saving*     a save under way, or one that was killed
-    <directory>/<step>.deleting    an old checkpoint on its way out
-    <directory>/<step>.rejected    set aside because a run went on from an older step; never deleted here
+    <directory>/<step>.saving*     a save in progress, or one that was killed
+    <directory>/<step>.deleting    an old checkpoint that is being deleted
+    <directory>/<step>.rejected    set aside because a run resumed from an older step; never deleted here
 
 All processes of a run must see one file system with atomic renames; object stores are left out.
 """
@@ -31,12 +31,12 @@ from jaxgpt.files import flush_directory
 from jaxgpt.run.manifest import Damaged, make_manifest, read_manifest, verify_manifest, write_manifest
 
 FREE_DISK_FACTOR = 1.2
-"""Free disk that a save asks for, in sizes of the state: the arrays, their index, and some air."""
+"""Free disk space that a save requires, in sizes of the state: the arrays, their index, and a margin."""
 _LEFTOVER = re.compile(r"\d+\.(saving|deleting)(\.orbax-checkpoint-tmp.*)?")
 
 
 class CheckpointError(Failure):
-    """A checkpoint could not be saved. The message is one line; older checkpoints are as they were."""
+    """A checkpoint could not be saved. The message is one line; older checkpoints are unchanged."""
 
 
 def one_line(error: BaseException) -> str:
@@ -68,7 +68,7 @@ class Checkpoint:
         """Raises InputError, which names them, where leaves differ from the wanted ones: path -> [dtype, shape].
 
         Args:
-          is_part: there may be more leaves in the checkpoint.
+          is_part: the checkpoint may have more leaves.
         """
         saved, misfits = self.manifest["state"], []
         for path, (dtype, shape) in wanted.items():
@@ -84,8 +84,8 @@ class Checkpoint:
             misfits += [f"{path} is extra in it" for path in saved if path not in wanted]
         if misfits:
             more = f"; and {len(misfits) - 5} more" if len(misfits) > 5 else ""
-            way_out = "use the model and optimizer settings it was written with"
-            raise InputError(f"{self.path} does not fit: {'; '.join(misfits[:5])}{more}; {way_out}")
+            advice = "use the model and optimizer settings it was written with"
+            raise InputError(f"{self.path} does not fit: {'; '.join(misfits[:5])}{more}; {advice}")
 
 
 def list_steps(directory: Path) -> list[int]:
@@ -99,9 +99,9 @@ def list_steps(directory: Path) -> list[int]:
 def choose_checkpoint(
     directory: Path, step: int | None = None, *, verify: bool = True, warn: Callable[[str], None] = print_warning
 ) -> Checkpoint | None:
-    """The newest checkpoint that verifies, or the one of a step; None where the directory holds no step at all.
+    """The newest valid checkpoint, or the one of a step; None where the directory has no steps.
 
-    Each newer one that does not is named in a warning.
+    Each newer one that is not valid is named in a warning.
 
     Args:
       verify: False checks names, sizes and the manifest, but reads no digests; for whoever wants `about` alone.
@@ -220,7 +220,7 @@ class CheckpointDirectory(abc.ABC):
     def restore(self, abstract_state: Any, chosen: Checkpoint, *, is_part: bool = False) -> Any:
         """Reads a checkpoint, bit for bit.
 
-        Unless read-only, the run goes on from here: steps above it are renamed to `<step>.rejected`, each with a
+        Unless read-only, the run resumes from here: steps above it are renamed to `<step>.rejected`, each with a
         warning, because they are damaged or no longer its future.
 
         Args:
@@ -244,7 +244,7 @@ class CheckpointDirectory(abc.ABC):
             os.rename(self._path(step), aside)
         except OSError as error:
             raise InputError(f"{self._path(step)} cannot be renamed: {error}; move it away") from error
-        self.warn(f"{self._path(step)} is set aside as {aside.name}: the run goes on from step {chosen}")
+        self.warn(f"{self._path(step)} is renamed to {aside.name}: the run resumes from step {chosen}")
 
     # Steps of a save
 
@@ -254,18 +254,18 @@ class CheckpointDirectory(abc.ABC):
         return make_manifest(step, self._describe(state), about, val_loss, self.packages)
 
     def _find_obstacle(self, step: int, state_bytes: int) -> str:
-        """Why the directory cannot take this step, as a clause; or empty."""
+        """Why this step cannot be saved, as a clause; or empty."""
         latest = max(list_steps(self.directory), default=-1)
         if step <= latest:
-            return f"{self._path(latest)} is there already, and steps only rise"
+            return f"{self._path(latest)} already exists, and step numbers only rise"
         free_bytes = shutil.disk_usage(self.directory).free
         if free_bytes < FREE_DISK_FACTOR * state_bytes:
             sizes = f"{free_bytes / 1e9:.3f} GB free, a save of {state_bytes / 1e9:.3f} GB"
-            return f"{self.directory} has {sizes} asks for {FREE_DISK_FACTOR} times its size"
+            return f"{self.directory} has {sizes} needs {FREE_DISK_FACTOR} times its size"
         return ""
 
     def _commit(self, step: int, manifest: dict) -> None:
-        """Writes the manifest of `<step>.saving`, and makes the step count."""
+        """Writes the manifest of `<step>.saving`, and commits the step."""
         write_manifest(self._path(step, ".saving"), manifest)
         os.rename(self._path(step, ".saving"), self._path(step))
         flush_directory(self.directory)
@@ -275,7 +275,7 @@ class CheckpointDirectory(abc.ABC):
             shutil.rmtree(path, ignore_errors=True)
 
     def _delete_old(self) -> None:
-        """Deletes what is neither among the newest `keep` nor the best. Runs only after a newer one counts."""
+        """Deletes what is neither among the newest `keep` nor the best. Runs only after a newer one is committed."""
         val_losses = {}
         for step in list_steps(self.directory):
             with contextlib.suppress(Damaged):
@@ -293,5 +293,5 @@ class CheckpointDirectory(abc.ABC):
         return self.directory / f"{step}{suffix}"
 
     def _find_first(self, text: str) -> str:
-        """The first text that is not empty among those of all processes: one for all, so that all act alike."""
+        """The first non-empty text among those of all processes, so that all act alike."""
         return next((text for text in self._gather_texts(text) if text), "")

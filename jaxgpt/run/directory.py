@@ -15,10 +15,10 @@ from jaxgpt.run.sinks import Sinks
 
 
 def refuse_old_run(run_dir: Path) -> None:
-    """An existing run is only entered to resume it."""
+    """Raises InputError where the directory already contains a run."""
     if any(path.name.isdigit() for path in (run_dir / "checkpoints").glob("*")):
         raise InputError(
-            f"run.dir={run_dir} holds a run already; --resume goes on with it, or choose another --run.dir"
+            f"run.dir={run_dir} already contains a run; pass --resume to continue it, or choose another --run.dir"
         )
 
 
@@ -43,7 +43,7 @@ def close_run(run_dir: Path, exit_code: int, way_on: str, *, is_first: bool) -> 
     if records:
         draw_losses(records, run_dir / "loss.png")
     if exit_code == EXIT_STOPPED:
-        console.print("stopped with its state saved; the same command with --resume goes on")
+        console.print("stopped; checkpoint saved. Run the same command with --resume to continue")
     elif exit_code == EXIT_DONE:
         console.print(f"done: {run_dir}/loss.png; next: {way_on}", soft_wrap=True)
     return exit_code

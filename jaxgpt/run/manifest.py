@@ -1,6 +1,6 @@
 """The manifest of a checkpoint: manifest.json has what was saved, the SHA-256 of every file, and its own.
 
-It is written last and flushed to the disk; when a checkpoint is read, nothing is believed that does not match it.
+It is written last and flushed to the disk; when a checkpoint is read, nothing is trusted that does not match it.
 Frameworks are left out: orbax or safetensors wrote the files.
 """
 
@@ -26,7 +26,7 @@ class Damaged(Exception):
 
 
 def hash_file(path: Path, *, is_new: bool = False) -> str:
-    """SHA-256 of a file in hex. A new one is flushed to the disk first; orbax flushes only some of its own."""
+    """SHA-256 of a file in hex. A new one is flushed to the disk first; orbax flushes only some of its files."""
     with path.open("rb") as file:
         if is_new:
             os.fsync(file.fileno())
@@ -79,7 +79,7 @@ def write_manifest(path: Path, manifest: dict) -> None:
 
 
 def read_manifest(path: Path) -> dict:
-    """The manifest of one step directory. Raises Damaged where it is not there or not as written."""
+    """The manifest of one step directory. Raises Damaged where it is missing or was changed."""
     try:
         manifest = json.loads((path / MANIFEST).read_bytes())
     except FileNotFoundError:

@@ -15,7 +15,7 @@ from jaxgpt.run.sinks import Sinks
 
 
 class Diverged(RuntimeError):
-    """Too many steps in a row were not finite. Nothing of them was applied."""
+    """Too many steps in a row were not finite. None of them was applied."""
 
 
 class Meter:
@@ -50,7 +50,7 @@ class Meter:
         self._record |= values
 
     def resume(self) -> None:
-        """Reports the settled step if it is due, and starts the clock again: what came between is not training."""
+        """Reports the settled step if it is due, and starts the clock again: the time between is not training."""
         if self._record:
             n_done = self._record["step"]
             self._report(is_due=n_done % self._config.log.every == 0 or "val_loss" in self._record)
@@ -78,7 +78,7 @@ class Meter:
             self._report(is_due=True)
             raise Diverged(
                 f"loss or gradient was not finite for train.max_skips={n_skipped_in_row} steps in a row, "
-                f"the last of them step {n_done}; lower optim.lr, or go on from a checkpoint with --resume"
+                f"the last of them step {n_done}; lower optim.lr, or continue from a checkpoint with --resume"
             )
 
     def _report(self, *, is_due: bool) -> None:

@@ -7,7 +7,7 @@ from jaxgpt.files import write_atomically
 
 
 class MetricsFile:
-    """metrics.jsonl of a run directory, cut back to `first_step` when a run goes on from there."""
+    """metrics.jsonl of a run directory, truncated to `first_step` when a run resumes from there."""
 
     def __init__(self, path: Path, first_step: int):
         kept = [record for record in read_metrics(path) if record["step"] <= first_step] if path.exists() else []

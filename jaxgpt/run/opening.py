@@ -1,6 +1,6 @@
 """A run, opened: its complete config, its data, its tokenizer. Everything that runs a model begins here.
 
-Nothing of it touches a device: what a user chose wrong is said before any is started.
+Nothing here touches a device: user errors are reported before any is started.
 """
 
 from dataclasses import dataclass
@@ -19,7 +19,7 @@ from jaxgpt.run.console import console
 
 @dataclass(frozen=True)
 class Run:
-    """What a config says and what its data say.
+    """A config, complete, and its data.
 
     Attributes:
       given: as the user wrote it; what a config file of the run holds.

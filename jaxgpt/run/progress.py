@@ -1,4 +1,4 @@
-"""How far a long piece of work is, for who waits: bars on a terminal, with the time that is left.
+"""Progress of long work: bars on a terminal, with the time that is left.
 
 Where there is no terminal, a line now and then. All of it goes to stderr.
 """
@@ -9,7 +9,7 @@ from collections.abc import Callable
 from typing import Literal
 
 Show = Callable[[float, float | None, str], None]
-"""Told what is done, the total if it is known, and both in words."""
+"""Called with the amount done, the total if known, and both in words."""
 
 
 class Progress:
@@ -72,7 +72,7 @@ class Progress:
         return show
 
     def count(self, total: float, unit: Literal["bytes", "documents"]) -> Callable[[str], Callable[[float], None]]:
-        """A bar for each pass over a source of this size, which is told how much more was read."""
+        """A bar for each pass over a source of this size, called with how much more was read."""
 
         def begin(what: str) -> Callable[[float], None]:
             bar, n_done = self.bar(what), 0.0

@@ -13,7 +13,7 @@ from jaxgpt.run.console import console
 
 
 def list_changes(then: dict[str, Any], now: dict[str, Any], n_done: int, directory: Path) -> str:
-    """What differs between the config of a checkpoint and the one to go on with, in words; empty where nothing does.
+    """Differences between a checkpoint's config and the one to resume with, in words; empty if there are none.
 
     Args:
       then, now: `about` of the checkpoint and of this process: config, data_sha256, tokenizer.
@@ -35,7 +35,7 @@ def list_changes(then: dict[str, Any], now: dict[str, Any], n_done: int, directo
         if then[name] not in (None, now[name]):  # None: an older version could not read the tokenizer of this data
             raise InputError(
                 f"the {what} in data.dir={now['config']['data']['dir']} changed since checkpoint {n_done} of "
-                f"{directory}; bring the old {what} back, or start a new run with train.init_from"
+                f"{directory}; restore the old {what}, or start a new run with train.init_from"
             )
     return "; ".join(listed.values())
 
@@ -69,7 +69,7 @@ def read_config(about: dict[str, Any], source: str) -> Config:
 
 
 def resume(saved: CheckpointDirectory, abstract_state: Any, about: dict) -> tuple[int, Any, dict | None]:
-    """Step, state and data cursors of the newest checkpoint that verifies, if it is of this run.
+    """Step, state and data cursors of the newest valid checkpoint, if it is of this run.
 
     Args:
       abstract_state: see `CheckpointDirectory.restore`.
@@ -97,7 +97,7 @@ def gather_cursors(cursors: dict, gather_texts: Callable[[str], list[str]]) -> d
 def save(
     saved: CheckpointDirectory, n_done: int, state: Any, about: dict, val_loss: float | None, *, must: bool
 ) -> None:
-    """Saves a state. A failure ends the run only when this is the run's last chance; else it is a warning."""
+    """Saves a state. A failure ends the run only if this is its last save; otherwise it is a warning."""
     try:
         saved.save(n_done, state, about, val_loss=val_loss)
     except CheckpointError as error:

@@ -8,7 +8,7 @@ from jaxgpt.run.console import console
 
 
 class StopSignal:
-    """SIGTERM or Ctrl-C: the first finishes the step and saves, the second leaves at once.
+    """SIGTERM or Ctrl-C: the first finishes the step and saves, the second quits without saving.
 
     Several processes must stop at one step: every `every` steps they ask each other by `gather_texts`.
     """
@@ -29,7 +29,11 @@ class StopSignal:
         if self._is_set:
             os._exit(128 + number)
         self._is_set = True
-        console.print(f"{signal.Signals(number).name}: finishing this step and saving; once more leaves at once")
+        again = "press again" if number == signal.SIGINT else "send it again"
+        name = signal.Signals(number).name
+        console.print(
+            f"{name}: finishing this step, then saving a checkpoint; {again} to quit without saving", soft_wrap=True
+        )
 
     def is_agreed(self, n_done: int) -> bool:
         """Whether the run ends with this step. All processes must ask at each step."""

@@ -2,10 +2,10 @@
 
 `save` returns when the state is copied from the device. When orbax has committed it, a thread writes the manifest and
 renames the directory. Each file is readable with orbax alone; dtypes and shapes must be the ones asked for, where orbax
-would cast or load a flipped bit without a word.
+would silently cast or load a flipped bit.
 
-It sits on orbax's AsyncCheckpointer, not its CheckpointManager: the latter's list of steps takes an empty
-directory for the latest one, keeps failed saves, and answers False to a step it does not like.
+It sits on orbax's AsyncCheckpointer, not its CheckpointManager: the latter's list of steps counts an empty
+directory as the latest, keeps failed saves, and returns False for a step that it rejects.
 """
 
 import contextlib
@@ -47,7 +47,7 @@ def _name_non_finite(state: Any) -> str:
 
 
 class Checkpoints(CheckpointDirectory):
-    """The checkpoints of one run. A context manager: leaving it waits for the save under way.
+    """The checkpoints of one run. A context manager: leaving it waits for the save in progress.
 
     All processes of a run call `wait` and `close` together, too.
     """
@@ -114,7 +114,7 @@ class Checkpoints(CheckpointDirectory):
             if self._process_index() != 0:
                 return
             self._commit(step, manifest)
-        except Exception as error:  # whatever it is, the training thread must hear of it
+        except Exception as error:  # whatever it is, the training thread must learn of it
             self._failure = f"checkpoint {step} is not saved: {one_line(error)}"
             self._give_up(step)
         else:
@@ -189,8 +189,8 @@ class Checkpoints(CheckpointDirectory):
         """Reads onto the devices, whatever devices it was written from.
 
         Args:
-          abstract_state: tree of ShapeDtypeStructs with shardings; the arrays come out exactly so, in buffers of
-            their own that may be donated.
+          abstract_state: tree of ShapeDtypeStructs with shardings; the arrays come out exactly so, in separate
+          buffers that may be donated.
         """
         for path, leaf in _by_path(abstract_state).items():
             assert leaf.sharding is not None, f"{path} has no sharding"
@@ -199,7 +199,7 @@ class Checkpoints(CheckpointDirectory):
         request = ocp.args.PyTreeRestore(
             item=abstract_state,
             restore_args=ocp.checkpoint_utils.construct_restore_args(abstract_state),
-            partial_restore=is_part,
+            partial_restore=True,  # the manifest has every leaf; orbax would also ask for dicts that are empty
         )
         try:
             return self._orbax.restore(chosen.path.absolute(), args=request)

@@ -20,7 +20,7 @@ def make_feed(
     A process reads its own rows only.
 
     Args:
-      is_endless: goes on after the last step, for whoever only times them.
+      is_endless: continue after the last step, for timing.
     """
     lo, hi = own_rows(mesh, plan.n_rows)
     for step in itertools.count(first_step) if is_endless else range(first_step, plan.n_steps):

@@ -1,4 +1,4 @@
-"""A device's memory, seen from training: what the compiled step takes of it, and what to change when it is too little.
+"""A device's memory, seen from training: what the compiled step needs, and what to change when it is too little.
 
 The figure is the compiler's, of the step that has just been compiled. The advice is an estimate, because asking the
 compiler again takes minutes: the largest setting whose activations are, by count, clearly fewer than what failed.
@@ -21,7 +21,7 @@ from jaxgpt.parallel.mesh import count_batch_devices
 from jaxgpt.training.step import Step, device_bytes
 
 CLEARLY_LESS = 0.85
-"""Of the estimate for the setting that failed: the estimate may be off by the rest (docs/memory.md)."""
+"""Advised settings stay below this fraction of the failed one's estimate, which may be off (docs/memory.md)."""
 
 REMATS = ("none", "dots", "block")
 """From the cheapest in time to the cheapest in memory."""
@@ -32,7 +32,7 @@ def gib(n_bytes: float) -> str:
 
 
 def describe_memory(compiled: Any, mesh: Mesh) -> str:
-    """What a compiled step takes of each device, its arguments included; "unknown" where the compiler does not say."""
+    """What a compiled step needs of each device, its arguments included; "unknown" where the compiler does not say."""
     memory = compiled.memory_analysis()
     if memory is None:
         return "unknown"
@@ -50,7 +50,7 @@ def usable_bytes(mesh: Mesh) -> int:
 
 @contextmanager
 def advice_on_memory(config: Config, step: Step) -> Iterator[None]:
-    """Turns a device's refusal for lack of memory, at compile or at run time, into one line that names a way out.
+    """Turns an out-of-memory error, at compile or at run time, into one line that names a fix.
 
     Raises:
       InputError: in place of XLA's RESOURCE_EXHAUSTED.
@@ -65,11 +65,11 @@ def advice_on_memory(config: Config, step: Step) -> Iterator[None]:
         setting = f"train.micro_batch_size={config.train.micro_batch_size} train.remat={config.train.remat}"
         raise InputError(
             f"{setting} does not fit into {kind} ({said[:200].strip()}); "
-            f"{way_out(config, step, usable_bytes(step.mesh))}"
+            f"{advise(config, step, usable_bytes(step.mesh))}"
         ) from error
 
 
-def way_out(config: Config, step: Step, usable_bytes: int) -> str:
+def advise(config: Config, step: Step, usable_bytes: int) -> str:
     """The setting to try after one that failed, the cheapest in time first.
 
     Args:
@@ -97,6 +97,6 @@ def way_out(config: Config, step: Step, usable_bytes: int) -> str:
         if rows:
             return (
                 f"--train.micro_batch_size={rows} --train.remat={remat} should fit, by an estimate; "
-                "python -m jaxgpt.plan --fit asks the compiler"
+                "python -m jaxgpt.plan --fit checks it with the compiler"
             )
-    return "no smaller setting of this model should; split it over more devices (mesh.fsdp), or choose a smaller model"
+    return "no smaller setting should fit; split the model over more devices (mesh.fsdp), or choose a smaller one"

@@ -42,7 +42,7 @@ class LossScale(NamedTuple):
 
 
 class TrainState(NamedTuple):
-    """Everything a run goes on from. `step` counts batches consumed, skipped ones too."""
+    """Everything that a run resumes from. `step` counts batches consumed, skipped ones too."""
 
     step: jax.Array
     params: dict[str, jax.Array]
@@ -80,6 +80,14 @@ class Step:
         return {name: np.asarray(value, dtype) for name, value in values.items()}
 
 
+@dataclass(frozen=True)
+class Evaluator:
+    """What an evaluation needs of a `Step`: no optimizer and no state."""
+
+    evaluate: Callable
+    mesh: Mesh
+
+
 def param_dtype(config: Config):
     """float32 masters, or float64 when everything is."""
     return jnp.float64 if config.train.dtype == "float64" else jnp.float32
@@ -89,12 +97,11 @@ def make_step(config: Config, mesh: Mesh) -> Step:
     """Builds the step for a config on a mesh. Nothing is compiled or allocated yet.
 
     Raises:
-      InputError: a parameter cannot be split as the mesh wants, a parameter group fits nothing, or the attention
+      InputError: a parameter cannot be split as the mesh wants, a parameter group matches nothing, or the attention
         asked for cannot run.
     """
-    attention = choose_attention(config, mesh.devices.flat[0].platform)
+    model, attention = make_model(config, mesh)
     dtype = param_dtype(config)
-    model = Model(config.model, dtype=config.train.dtype, implementation=attention[0], remat=config.train.remat)
     shapes = param_shapes(config.model, dtype)
     transform = make_optimizer(config, shapes)
 
@@ -110,15 +117,34 @@ def make_step(config: Config, mesh: Mesh) -> Step:
         out_shardings=(shardings, scalars),
         donate_argnums=0,
     )
-    evaluate = jax.jit(
-        precision(functools.partial(eval_step, config, model)),
-        in_shardings=(param_shardings, batch_sharding(mesh), batch_sharding(mesh)),
-        out_shardings=scalars,
-    )
-
+    evaluate = jit_evaluate(config, model, param_shardings, mesh)
     fresh = jax.jit(lambda seed: init_params(config.model, param_dtype=dtype, seed=seed), out_shardings=param_shardings)
     begin = jax.jit(init, out_shardings=shardings, donate_argnums=0)
     return Step(train, evaluate, fresh, begin, model, mesh, state_shapes, attention)
+
+
+def make_evaluator(config: Config, mesh: Mesh) -> Evaluator:
+    """The evaluation of a config's model alone. Raises InputError as `make_step`, but for parameter groups."""
+    shapes = param_shapes(config.model, param_dtype(config))
+    shardings = shard_params({path: leaf.shape for path, leaf in shapes.items()}, config.model, mesh)
+    return Evaluator(jit_evaluate(config, make_model(config, mesh)[0], shardings, mesh), mesh)
+
+
+def make_model(config: Config, mesh: Mesh) -> tuple[Model, tuple[str, str]]:
+    """The model as a run computes with it, and what `choose_attention` chose for it."""
+    attention = choose_attention(config, mesh.devices.flat[0].platform)
+    model = Model(config.model, dtype=config.train.dtype, implementation=attention[0], remat=config.train.remat)
+    return model, attention
+
+
+def jit_evaluate(config: Config, model: Model, param_shardings: dict, mesh: Mesh) -> Callable:
+    """`eval_step`, to be compiled for a mesh."""
+    precision = jax.default_matmul_precision(config.train.matmul_precision)
+    return jax.jit(
+        precision(functools.partial(eval_step, config, model)),
+        in_shardings=(param_shardings, batch_sharding(mesh), batch_sharding(mesh)),
+        out_shardings=replicated(mesh),
+    )
 
 
 def make_optimizer(config: Config, shapes: dict[str, jax.ShapeDtypeStruct]) -> optax.GradientTransformationExtraArgs:
@@ -142,7 +168,7 @@ def place_state(config: Config, init: Callable, shapes: dict[str, jax.ShapeDtype
 
     Args:
       init: (params) -> state; only traced.
-      mesh: may be abstract, of devices that are not here.
+      mesh: may be abstract, without real devices.
     """
     shardings = shard_params({path: leaf.shape for path, leaf in shapes.items()}, config.model, mesh)
 

@@ -5,11 +5,11 @@ import numpy as np
 from jaxgpt.data.sources import Rows
 from jaxgpt.parallel.sharding import own_rows, put_rows
 from jaxgpt.run.evaluation import Evaluation, conclude, make_masks
-from jaxgpt.training.step import Step
+from jaxgpt.training.step import Evaluator, Step
 
 
 def evaluate_split(
-    step: Step, params, rows: Rows, starts: np.ndarray, n_rows: int, token_bytes: np.ndarray | None = None
+    step: Step | Evaluator, params, rows: Rows, starts: np.ndarray, n_rows: int, token_bytes: np.ndarray | None = None
 ) -> Evaluation:
     """Evaluates the rows that `starts` name.
 

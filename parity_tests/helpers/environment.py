@@ -9,6 +9,7 @@ FAST_COMPILE = "--xla_backend_optimization_level=0"
 
 
 def environment(n_devices: int = 1) -> dict[str, str]:
-    """For a process with so many simulated devices."""
+    """For a process with so many simulated devices; without this one's PJRT_NPROC: a run chooses its threads."""
     flags = f"--xla_force_host_platform_device_count={n_devices} {FAST_COMPILE}"
-    return os.environ | {"XLA_FLAGS": flags, "JAX_PLATFORMS": "cpu", "COLUMNS": "200"}
+    inherited = {name: value for name, value in os.environ.items() if name != "PJRT_NPROC"}
+    return inherited | {"XLA_FLAGS": flags, "JAX_PLATFORMS": "cpu", "COLUMNS": "200"}

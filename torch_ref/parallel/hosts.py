@@ -42,7 +42,7 @@ def process_count() -> int:
 def pick_device(platform: str) -> torch.device:
     has_cuda = torch.cuda.is_available()
     if platform == "tpu" or (platform == "gpu" and not has_cuda):
-        raise InputError(f"mesh.platform={platform} is not here; torch sees {'cuda' if has_cuda else 'cpu'}")
+        raise InputError(f"mesh.platform={platform} is not available; torch sees {'cuda' if has_cuda else 'cpu'}")
     if platform == "cpu" or not has_cuda:
         return torch.device("cpu")
     return torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))

@@ -26,7 +26,7 @@ def make_mesh(config: MeshConfig) -> Mesh:
     """This process's place.
 
     Raises:
-      InputError: the platform is not there, parameters are to be split, or torchrun started another number of
+      InputError: the platform is not available, parameters are to be split, or torchrun started another number of
         processes than mesh.data says.
     """
     device, size = pick_device(config.platform), process_count()

@@ -60,7 +60,7 @@ class Checkpoints(CheckpointDirectory):
         return ""
 
     def choose(self, step: int | None = None, *, verify: bool = True) -> Checkpoint | None:
-        """As in CheckpointDirectory. Raises InputError, which names the way out, for a checkpoint of jaxgpt."""
+        """As in CheckpointDirectory. Raises InputError, which names the fix, for a checkpoint of jaxgpt."""
         chosen = super().choose(step, verify=verify)
         if chosen and STATE not in chosen.manifest["files"]:
             raise InputError(

@@ -61,7 +61,7 @@ class Step:
         this process's rows.
       init_params: (seed) -> fresh parameters, on the CPU.
       init_state: (params) -> state at step 0. Donates the parameters. Raises InputError where they are another model's.
-      put_state: (state on any device, such as a checkpoint's) -> state to go on from. Donates it.
+      put_state: (state on any device, such as a checkpoint's) -> state to train from. Donates it.
       warm_up: (params, batch_BT) compiles what train and evaluate call, and changes nothing.
       state_shapes: the state as tensors on the meta device.
       is_compiled: whether forward and backward pass go through torch.compile.
@@ -207,7 +207,7 @@ def train_step(
 
 
 def seed_dropout(config: Config, step: int, micro_step: int) -> bool:
-    """Seeds torch's generators, of all devices; what comes back stands for a key that is there."""
+    """Seeds torch's generators, of all devices; the result stands for jaxgpt's key."""
     key = np.random.SeedSequence([config.run.seed, step, process_index(), micro_step])
     torch.manual_seed(int(key.generate_state(1, np.uint64)[0]))
     return True

@@ -1,4 +1,4 @@
-"""The model families. Each has one file here, without JAX, which knows all but the math; `models` has the math."""
+"""The model families, one file each, without JAX: everything except the math, which is in `models`."""
 
 from jaxgpt.config.families.gpt2 import GPT2Config
 from jaxgpt.config.families.nanochat import NanochatConfig

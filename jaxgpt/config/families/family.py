@@ -1,16 +1,16 @@
-"""What the rest of the program asks of a model family. A family that forgets an answer cannot be made."""
+"""The interface of a model family. A class that leaves out a method cannot be instantiated."""
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from typing import ClassVar, Self
 
 Axes = tuple[str | None, ...]
-"""For each axis of a parameter the mesh axis that splits it; None, or an axis left out: it is not split."""
+"""The mesh axis that splits each axis of a parameter; None, or a missing entry: it is not split."""
 
 
 @dataclass(frozen=True)
 class ParamRule:
-    """What holds for the parameters whose whole path matches.
+    """Facts about the parameters whose whole path matches.
 
     Attributes:
       pattern: regular expression for the whole path.
@@ -50,11 +50,11 @@ class Family(ABC):
     """
 
     RULES: ClassVar[tuple[ParamRule, ...]]
-    """What holds for each parameter; the first match counts."""
+    """Facts about each parameter; the first match counts."""
     DIAL: ClassVar[str] = ""
-    """Field that sets the size of the model, and all that follows from it; empty: there is none."""
+    """Field that sets the model's size and everything derived from it; empty: none."""
     MORE_KEPT_WIDTHS: ClassVar[float] = 0.0
-    """Numbers per token and layer, in widths of the residual stream, that a block keeps for its backward pass beside
+    """Numbers per token and layer, in widths of the residual stream, that a block keeps for its backward pass besides
     those that every family keeps."""
 
     family: str
@@ -70,7 +70,7 @@ class Family(ABC):
 
     @abstractmethod
     def complete(self, n_ids: int) -> Self:
-        """The model with nothing left open. A complete one comes back as it is.
+        """The model with nothing left open. A complete one is returned unchanged.
 
         Args:
           n_ids: of the tokenizer, for vocab_size=0.

@@ -46,7 +46,7 @@ class GPT2Config(Family):
         for name in ("seq_len", "n_layer", "n_head", "n_embd"):
             value = getattr(self, name)
             require(value >= 1, f"model.{name}={value} is below 1; choose a positive number")
-        require(self.vocab_size >= 0, f"model.vocab_size={self.vocab_size} is negative; 0 takes the tokenizer's")
+        require(self.vocab_size >= 0, f"model.vocab_size={self.vocab_size} is negative; 0 uses the tokenizer's size")
         require(0 <= self.dropout < 1, f"model.dropout={self.dropout} is outside [0, 1); 0 turns it off")
         lower = self.n_embd // self.n_head * self.n_head
         require(

@@ -12,7 +12,7 @@ from jaxgpt.config.families.family import Family, ParamCount, ParamRule
 from jaxgpt.errors import InputError, require
 
 GATE_CHANNELS = {"smear": 24, "value_embed": 12}
-"""Leading channels of the residual stream that nanochat's gates look at."""
+"""Leading channels of the residual stream that nanochat's gates read."""
 REFERENCE_DEPTH = 12
 """Model at which nanochat's batch, learning rates and weight decay were tuned."""
 TOKENS_PER_PARAM = {"2025": 20.0, "2026": 12.0}
@@ -29,7 +29,7 @@ ERAS = {
         "value_embeds": True, "layer_lambdas": True, "smear": True, "backout": True,
     },
 }  # fmt: skip
-"""What a field that is left open has in each era."""
+"""Value of each field that is left open, by era."""
 
 
 @dataclass(frozen=True)
@@ -88,7 +88,7 @@ class NanochatConfig(Family):
     smear: bool | None = None
     """Each embedding gets a little of the one before it; None: as the era."""
     backout: bool | None = None
-    """A part of the middle layer's output is taken off before the last norm; None: as the era."""
+    """A part of the middle layer's output is subtracted before the last norm; None: as the era."""
     init: Literal["", "normal", "uniform"] = ""
     """How weights start: normal (2025), uniform (2026); empty: as the era."""
 
@@ -100,7 +100,7 @@ class NanochatConfig(Family):
             value = getattr(self, name)
             require(value >= 0, f"model.{name}={value} is negative; 0 derives it")
         require(self.softcap > 0, f"model.softcap={self.softcap} is not above 0; 15 is nanochat's")
-        require(self.head_dim % 2 == 0, f"model.head_dim={self.head_dim} is odd; rotary positions turn pairs")
+        require(self.head_dim % 2 == 0, f"model.head_dim={self.head_dim} is odd; rotary positions rotate pairs")
         require(
             set(self.window_pattern.upper()) <= set("SL"),
             f"model.window_pattern={self.window_pattern} has other letters than S and L; SSSL is nanochat's",

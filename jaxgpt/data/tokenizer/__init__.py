@@ -1,6 +1,6 @@
-"""Text to token ids and back: characters, bytes, GPT-2's BPE, a BPE of one's own.
+"""Text to token ids and back: characters, bytes, GPT-2's BPE, a BPE trained on your text.
 
-Every tokenizer has one shape, `Tokenizer`, and can be written as JSON (`to_json`, `tokenizer_from_json`), so
+Every tokenizer has one interface, `Tokenizer`, and can be written as JSON (`to_json`, `tokenizer_from_json`), so
 that a data set and a checkpoint carry theirs and `digest` tells two apart. Nothing is pickled. Text is only
 ever text: "<|endoftext|>" in a document becomes the ids of its characters, never the control token. Control tokens
 are asked for by name (`special_id`).
@@ -39,7 +39,7 @@ __all__ = [
 
 
 def tokenizer_from_json(value: Any) -> Tokenizer:
-    """The inverse of `Tokenizer.to_json`, for values from a file that nobody vouches for. Runs no code.
+    """The inverse of `Tokenizer.to_json`, for untrusted values from a file. Runs no code.
 
     Raises:
       InputError: not such a value.
@@ -73,16 +73,16 @@ def _bpe_from_json(value: dict[str, Any]) -> BPETokenizer:
     for field in ("tokens", "specials"):
         strange = [item for item in value[field] if type(item) is not str] if type(value[field]) is list else [value]
         if strange:
-            raise InputError(f"tokenizer: {field} is not the list of strings it should be; train the tokenizer again")
+            raise InputError(f"tokenizer: {field} is not a list of strings; train the tokenizer again")
     if value["split"] != SPLIT_PATTERN:  # a regex from a file could be one that never ends
         raise InputError(
-            f"tokenizer: split={str(value['split'])[:40]!r} is no pattern of this version, which reads only its own; "
+            f"tokenizer: split={str(value['split'])[:40]!r} is not this version's pattern, the only one that it reads; "
             "train the tokenizer again"
         )
     try:
         tokens = [token.encode("latin-1") for token in value["tokens"]]
     except UnicodeEncodeError as error:
         raise InputError(
-            f"tokenizer: {error.object[error.start]!r} in tokens is no byte; train the tokenizer again"
+            f"tokenizer: {error.object[error.start]!r} in tokens is not a byte; train the tokenizer again"
         ) from error
     return BPETokenizer(tokens, value["specials"])

@@ -1,4 +1,4 @@
-"""What every tokenizer can do, and what is built on that alone."""
+"""The interface of every tokenizer, and what needs nothing but that interface."""
 
 import codecs
 import hashlib
@@ -15,7 +15,7 @@ from jaxgpt.errors import InputError
 
 
 class Tokenizer(ABC):
-    """What the rest of the code knows of a tokenizer."""
+    """What the rest of the code knows about a tokenizer."""
 
     name: str
     vocab_size: int
@@ -68,7 +68,7 @@ class Tokenizer(ABC):
         return ids if self.begin_of_text is None else [self.begin_of_text, *ids]
 
     def stop_ids(self) -> tuple[int, ...]:
-        """The ids after which a text is over: its end, or the beginning of the next."""
+        """The ids after which a text ends: its end, or the beginning of the next."""
         return tuple(i for i in (self.begin_of_text, self.end_of_text) if i is not None)
 
     def encode_batch(self, texts: Sequence[str], n_threads: int = 1) -> list[np.ndarray]:
@@ -99,7 +99,7 @@ class Tokenizer(ABC):
 
 
 class StreamDecoder:
-    """Ids one at a time to text that can be shown at once: a character appears when its last byte is there."""
+    """Ids one at a time to text that can be shown at once: a character appears when its last byte has arrived."""
 
     def __init__(self, tokenizer: Tokenizer):
         self._tokenizer = tokenizer

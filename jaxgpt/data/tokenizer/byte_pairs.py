@@ -23,13 +23,13 @@ class _TiktokenTokenizer(Tokenizer):
     @property
     @abstractmethod
     def _bpe(self) -> Any:
-        """The tiktoken.Encoding. Made when it is first needed: importing tiktoken is slow, and shards do without."""
+        """The tiktoken.Encoding. Made on first use: importing tiktoken is slow, and shards do not need it."""
 
     def encode_array(self, text: str) -> np.ndarray:
         """As in the base class.
 
-        Runs of more than `RUN_CHARS` blanks, or of as many characters without a blank, are cut there: on the ones
-        tiktoken's regex overflows its stack, on the others its memory is some fifty times the text.
+        Runs of more than `RUN_CHARS` blanks, or of as many characters without a blank, are cut there: blanks
+        overflow the stack of tiktoken's regex, and the others need some fifty times the text in memory.
         """
         text = replace_surrogates(text)
         if len(text) <= RUN_CHARS:
@@ -96,7 +96,7 @@ _MAX_VOCAB_BYTES = 64 << 20
 
 
 class BPETokenizer(_TiktokenTokenizer):
-    """A byte-level BPE with a vocabulary of its own: an id is a merge's rank, and after the merges come the specials.
+    """A byte-level BPE with a trained vocabulary: an id is a merge's rank, and after the merges come the specials.
 
     `jaxgpt.data.bpe` learns one from text.
     """
@@ -110,13 +110,13 @@ class BPETokenizer(_TiktokenTokenizer):
           specials: names of the control tokens, such as <|bos|>; their ids follow.
 
         Raises:
-          InputError: this is no vocabulary, or is larger than any should be.
+          InputError: this is not a vocabulary, or is above the limits.
         """
         self.vocab_size = len(tokens) + len(specials)
         if self.vocab_size > MAX_VOCAB_SIZE or sum(map(len, tokens)) > _MAX_VOCAB_BYTES:
             raise InputError(
                 f"bpe tokenizer: {self.vocab_size} tokens of {sum(map(len, tokens))} bytes; "
-                f"at most {MAX_VOCAB_SIZE} and {_MAX_VOCAB_BYTES} will do: train it again, or fetch it again"
+                f"the limits are {MAX_VOCAB_SIZE} and {_MAX_VOCAB_BYTES}: train it again, or fetch it again"
             )
         ranks = {token: i for i, token in enumerate(tokens)}
         problem = ""
@@ -130,7 +130,7 @@ class BPETokenizer(_TiktokenTokenizer):
         elif len(set(specials)) < len(specials):
             problem = "a special token's name occurs twice"
         elif strange := [name for name in specials if not re.fullmatch(r"<\|[a-z0-9_]{1,40}\|>", name)]:
-            problem = f"{strange[0][:60]!r} is no name for a special token, such as <|bos|>"
+            problem = f"{strange[0][:60]!r} is not a name for a special token, such as <|bos|>"
         if problem:
             raise InputError(f"bpe tokenizer: {problem}; it is damaged: train it again, or fetch it again")
         self._ranks = ranks

@@ -1,0 +1,42 @@
+"""How a run ends, in both training loops: what is closed, and which code the process exits with."""
+
+from collections.abc import Generator, Iterable
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+from jaxgpt.data.sources import ShardReader, TextReader
+from jaxgpt.errors import EXIT_DIVERGED, EXIT_DONE
+from jaxgpt.run.console import console
+from jaxgpt.run.meter import Diverged
+from jaxgpt.run.metrics import MetricsFile
+from jaxgpt.run.sinks import Sinks
+
+
+@dataclass
+class Ending:
+    """The exit code of a run; a loop that stops early sets it."""
+
+    exit_code: int = EXIT_DONE
+
+
+@contextmanager
+def ending(
+    feed: Generator[Any, None, None], files: Iterable[MetricsFile | Sinks], reader: ShardReader | TextReader
+) -> Generator[Ending, None, None]:
+    """Around a training loop: closes the feed and the files however it ends, and prints the reader's summary.
+
+    A run that diverged ends here, with one line and its exit code.
+    """
+    found = Ending()
+    try:
+        yield found
+    except Diverged as error:
+        console.print(f"[red]stopped: {error}")
+        found.exit_code = EXIT_DIVERGED
+    finally:
+        feed.close()
+        for file in files:
+            file.close()
+    if summary := reader.summary():
+        console.print(summary)
