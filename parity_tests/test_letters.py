@@ -56,8 +56,8 @@ def find_faults(source: str, legend) -> list[str]:
             faults += check_einsum(value, target)
         elif isinstance(node, ast.Call):
             faults += check_einsum(node, "")
-        if isinstance(node, ast.Assign) and isinstance(node.targets[0], ast.Tuple) and _is_shape(value):
-            array = letters_of(ast.unparse(value.value))
+        if isinstance(node, ast.Assign) and isinstance(node.targets[0], ast.Tuple):
+            array = letters_of(ast.unparse(node.value).removesuffix(".shape")) if _is_shape(node.value) else ""
             if array and not any(isinstance(part, ast.Starred) for part in node.targets[0].elts):
                 n_names = len(node.targets[0].elts)
                 faults += [f"{ast.unparse(node)}: {n_names} sizes"] if n_names != len(array) else []

@@ -62,6 +62,12 @@ class Masking:
     def cursors(self):
         return self._reader.cursors()
 
+    def summary(self):
+        return self._reader.summary()
+
+    def close(self):
+        self._reader.close()
+
 
 def without_vowels(tokens):
     return (tokens[..., 1:] % 5 != 0).astype(np.int32)

@@ -39,6 +39,26 @@ class Rows(Protocol):
         ...
 
 
+class Reader(Protocol):
+    """Training rows, step after step."""
+
+    def read(self, planned: PlannedStep, lo: int, hi: int) -> Batch:
+        """Rows lo..hi of each of the step's microbatches, [n_micro, hi - lo, seq_len + 1]; once a step, in order."""
+        ...
+
+    def cursors(self) -> dict[str, Any]:
+        """Where this process's lanes stand after the last step, as JSON; empty where a batch depends on the step."""
+        ...
+
+    def summary(self) -> str:
+        """What packing cost, for the end of a run; empty where it costs nothing."""
+        ...
+
+    def close(self) -> None:
+        """Stops the reader's threads."""
+        ...
+
+
 class ShardReader:
     """Training rows of token shards: row m * n_rows + r of a step is row r of microbatch m."""
 
@@ -46,7 +66,6 @@ class ShardReader:
         self._batches = batches
 
     def read(self, planned: PlannedStep, lo: int, hi: int) -> Batch:
-        """Rows lo..hi of each of the step's microbatches, [n_micro, hi - lo, seq_len + 1]."""
         n_rows, n_all = planned.n_rows, planned.n_micro * planned.n_rows
         parts = [
             self._batches.rows(planned.step, planned.rows_before, n_all, m * n_rows + lo, m * n_rows + hi)
@@ -55,7 +74,6 @@ class ShardReader:
         return Batch(np.stack(parts))
 
     def cursors(self) -> dict[str, Any]:
-        """Empty: a batch depends on the step."""
         return {}
 
     def summary(self) -> str:
@@ -63,7 +81,7 @@ class ShardReader:
         return ""
 
     def close(self) -> None:
-        """Nothing to stop."""
+        pass
 
 
 class TextReader:
@@ -76,13 +94,11 @@ class TextReader:
         self._batches = batches
 
     def read(self, planned: PlannedStep, lo: int, hi: int) -> Batch:
-        """As `ShardReader.read`; to be called once a step, in order."""
         n_micro = planned.n_micro
         rows = self._batches.rows(n_micro * planned.n_rows, lo * n_micro, hi * n_micro)
         return Batch(np.ascontiguousarray(rows.reshape(hi - lo, n_micro, -1).swapaxes(0, 1)))
 
     def cursors(self) -> dict[str, Any]:
-        """Where this process's lanes stand after the last step."""
         return self._batches.cursors()
 
     def summary(self) -> str:
@@ -91,7 +107,6 @@ class TextReader:
         return f"best_fit packing discarded {fraction:.1%} of tokens" if fraction else ""
 
     def close(self) -> None:
-        """Stops the tokenizing threads."""
         self._batches.close()
 
 
@@ -126,7 +141,7 @@ class Source:
             f"validation; {self.config.sampling}, {self.n_ids:,} ids, {self.config.tokenizer_threads} threads"
         )
 
-    def reader(self, config: Config, cursors: dict[str, Any] | None = None) -> ShardReader | TextReader:
+    def reader(self, config: Config, cursors: dict[str, Any] | None = None) -> Reader:
         """Training rows from the start, or from where `cursors` say.
 
         Args:

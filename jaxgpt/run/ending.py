@@ -5,7 +5,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
-from jaxgpt.data.sources import ShardReader, TextReader
+from jaxgpt.data.sources import Reader
 from jaxgpt.errors import EXIT_DIVERGED, EXIT_DONE
 from jaxgpt.run.console import console
 from jaxgpt.run.meter import Diverged
@@ -22,7 +22,7 @@ class Ending:
 
 @contextmanager
 def ending(
-    feed: Generator[Any, None, None], files: Iterable[MetricsFile | Sinks], reader: ShardReader | TextReader
+    feed: Generator[Any, None, None], files: Iterable[MetricsFile | Sinks], reader: Reader
 ) -> Generator[Ending, None, None]:
     """Around a training loop: closes the feed and the files however it ends, and prints the reader's summary.
 

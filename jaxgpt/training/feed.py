@@ -8,12 +8,12 @@ from jax.sharding import Mesh
 
 from jaxgpt.config.steps import Plan, PlannedStep
 from jaxgpt.data.batch import Batch
-from jaxgpt.data.sources import ShardReader, TextReader
+from jaxgpt.data.sources import Reader
 from jaxgpt.parallel.sharding import own_rows, put_rows
 
 
 def make_feed(
-    plan: Plan, reader: ShardReader | TextReader, mesh: Mesh, first_step: int = 0, *, is_endless: bool = False
+    plan: Plan, reader: Reader, mesh: Mesh, first_step: int = 0, *, is_endless: bool = False
 ) -> Iterator[tuple[PlannedStep, Batch, dict[str, Any]]]:
     """From `first_step` to the end: the step, its batch [M, B, T + 1], and the reader's cursors after it.
 

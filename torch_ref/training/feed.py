@@ -6,13 +6,13 @@ from typing import Any
 
 from jaxgpt.config.steps import Plan, PlannedStep
 from jaxgpt.data.batch import Batch
-from jaxgpt.data.sources import ShardReader, TextReader
+from jaxgpt.data.sources import Reader
 from torch_ref.parallel.mesh import Mesh
 from torch_ref.parallel.sharding import own_rows, put_rows
 
 
 def make_feed(
-    plan: Plan, reader: ShardReader | TextReader, mesh: Mesh, first_step: int = 0, *, is_endless: bool = False
+    plan: Plan, reader: Reader, mesh: Mesh, first_step: int = 0, *, is_endless: bool = False
 ) -> Iterator[tuple[PlannedStep, Batch, dict[str, Any]]]:
     lo, hi = own_rows(mesh, plan.n_rows)
     for step in itertools.count(first_step) if is_endless else range(first_step, plan.n_steps):
