@@ -105,7 +105,7 @@ def evaluation_config(trained: Trained, settings: argparse.Namespace) -> Config:
     run = trained.config or Config(
         train=TrainConfig(micro_batch_size=DEFAULT_ROWS), eval=EvalConfig(tokens=DEFAULT_TOKENS)
     )
-    model = trained.model.config.without_dropout()
+    model = trained.model.without_dropout()
     rows = settings.micro_batch_size or run.train.micro_batch_size
     n_devices = count_batch_devices(trained.mesh)
     train = TrainConfig(

@@ -19,7 +19,7 @@ from pathlib import Path
 from jaxgpt.data.sources import open_directory
 from jaxgpt.data.tokenizer import StreamDecoder, Tokenizer
 from jaxgpt.errors import EXIT_DONE, InputError, run_verb
-from jaxgpt.inference.engine import check_settings
+from jaxgpt.inference.request import check_settings
 from jaxgpt.inference.trained import open_source, source_parser, with_tokenizer_of
 
 SEPARATOR = "---------------"
@@ -77,7 +77,7 @@ def sample(settings: argparse.Namespace) -> int:
     tokenizer = trained.tokenizer
     if tokenizer is None:
         raise InputError(
-            f"{trained.origin} has no tokenizer for its {trained.model.config.vocab_size} ids; "
+            f"{trained.origin} has no tokenizer for its {trained.model.vocab_size} ids; "
             "give --data DIR, a directory prepared with its tokenizer"
         )
     engine = trained.engine()
@@ -92,7 +92,8 @@ def sample(settings: argparse.Namespace) -> int:
         n_samples=settings.samples,
         stop_ids=tokenizer.stop_ids(),
     )
-    say(f"{trained.origin}: {engine.dtype} on {trained.mesh.devices.flat[0].device_kind}, {tokenizer.name} tokens")
+    device = trained.mesh.devices.flat[0].device_kind
+    say(f"{trained.origin}: {engine.model.dtype} on {device}, {tokenizer.name} tokens")
     n_steps = write(steps, prompt, tokenizer, settings.samples)
     if len(prompt_ids) + n_steps - 1 > engine.n_positions:
         say(f"longer than the context of {engine.n_positions} tokens: whenever it was full, its last half was kept")

@@ -97,7 +97,7 @@ def main(args: list[str]) -> int:
         feed = prefetch(make_feed(plan, reader, mesh, first_step))
         progress = stack.enter_context(Progress(plan.n_steps, first_step))
         meter = Meter(config, mesh.devices.flat[0].device_kind, mesh.size, progress, files, console.print)
-        engine = Engine(step.model, {}, dtype=config.train.dtype, n_valid=run.source.n_ids or None)
+        engine = Engine(config.model, {}, dtype=config.train.dtype, n_valid=run.source.n_ids or None)
         with ending(feed, files, reader) as end:
             for planned, batch, cursors in feed:
                 n_done = planned.step + 1

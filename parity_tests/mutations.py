@@ -115,7 +115,7 @@ def _attention_scale(plan):
 
 def _window(by, plan):
     def change(q, settings):
-        settings["offset"] += by
+        settings["offset_B"] = jnp.full(1, by)
         return q
 
     return _patch_attention(plan, change)
@@ -129,7 +129,7 @@ def _softmax_bf16(plan):
 def _positions(plan):
     original = gpt2.GPT2.embed
     return plan.patch(
-        gpt2.GPT2, "embed", lambda self, tokens, offset, dtype, key=None: original(self, tokens, offset + 1, dtype, key)
+        gpt2.GPT2, "embed", lambda self, tokens, dropout_key: original(self, tokens, jnp.ones(1, int), dropout_key)
     )
 
 
@@ -139,8 +139,8 @@ def _tied_head(plan):
 
 
 def _residual(plan):
-    def call(self, x, cache=None, offset=0, *, implementation="xla", dropout_key=None):
-        y, cache = self.attn(self.ln_1(x), cache, offset, implementation=implementation)
+    def call(self, x, cache=None, offset_B=None, *, dropout_key=None):
+        y, cache = self.attn(self.ln_1(x), cache, offset_B)
         return x + y + self.mlp(self.ln_2(x)), cache
 
     return plan.patch(gpt2.Block, "__call__", call)

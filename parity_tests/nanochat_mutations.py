@@ -26,8 +26,8 @@ from parity_tests.mutations import MUON, Mutation, Plan
 def _causal(plan: Plan) -> Plan:
     original = nanochat.attention
 
-    def attention(q, k, v, *, offset, **settings):
-        return original(q, k, v, offset=offset + 1, **settings)
+    def attention(q, k, v, *, offset_B, **settings):
+        return original(q, k, v, offset_B=jnp.ones(1, int), **settings)
 
     return plan.patch(nanochat, "attention", attention)
 
@@ -101,17 +101,17 @@ def _patch_gate(plan: Plan, kind: str, change: Any) -> Plan:
 
 
 def _patch_value_embed(plan: Plan, change: Any) -> Plan:
-    """change(original, model, layer, tokens, dtype) -> the layer's embedding of the tokens, or None."""
+    """change(original, model, layer, tokens) -> the layer's embedding of the tokens, or None."""
     original = nanochat.Nanochat.value_embed
     return plan.patch(nanochat.Nanochat, "value_embed", lambda self, *args: change(original, self, *args))
 
 
-def _other_table(original, model, layer, tokens, dtype):
-    return original(model, model.config.n_layer - 1 - layer, tokens, dtype)
+def _other_table(original, model, layer, tokens):
+    return original(model, model.config.n_layer - 1 - layer, tokens)
 
 
-def _first_left_out(original, model, layer, tokens, dtype):
-    return None if layer == 0 else original(model, layer, tokens, dtype)
+def _first_left_out(original, model, layer, tokens):
+    return None if layer == 0 else original(model, layer, tokens)
 
 
 # Embedding, residual stream, head
@@ -131,10 +131,10 @@ def _before(x_BTD):
 def _smear(plan: Plan, look_back: Any = _before, look_at: Any = lambda x: x) -> Plan:
     """look_back(x) -> what a place takes some of; look_at(x) -> what its gate reads."""
 
-    def embed(self, tokens_BT, offset, dtype, before_B1=None):
-        x_BTD = layers.rms_norm(self.wte(tokens_BT).astype(dtype))
+    def embed(self, tokens_BT, before_B1=None):
+        x_BTD = layers.rms_norm(self.wte(tokens_BT).astype(self.dtype))
         gate_BT1 = jax.nn.sigmoid(self.smear_gate(look_at(x_BTD)[..., : GATE_CHANNELS["smear"]]))
-        return x_BTD + self.smear_lambda[...].astype(dtype) * gate_BT1 * look_back(x_BTD)
+        return x_BTD + self.smear_lambda[...].astype(self.dtype) * gate_BT1 * look_back(x_BTD)
 
     return plan.patch(nanochat.Nanochat, "embed", embed)
 
@@ -162,15 +162,15 @@ def _forward(plan: Plan, *, middle: int = 1, is_input: bool = False, is_raw_star
       is_raw_start: x0 is the embedding before smear.
     """
 
-    def call(self, tokens_BT, *, dtype, implementation="xla", remat="none", dropout_key=None):
-        x0_BTD = x_BTD = self.embed(tokens_BT, 0, dtype)
+    def call(self, tokens_BT, *, dropout_key=None):
+        x0_BTD = x_BTD = self.embed(tokens_BT)
         if is_raw_start:
-            x0_BTD = layers.rms_norm(self.wte(tokens_BT).astype(dtype))
+            x0_BTD = layers.rms_norm(self.wte(tokens_BT).astype(self.dtype))
         ends, starts = [], []
         for i, block in enumerate(self.h):
             starts.append(x_BTD)
-            value_embed_BTD = self.value_embed(i, tokens_BT, dtype)
-            x_BTD, _ = block(self.mix(i, x_BTD, x0_BTD), value_embed_BTD, implementation=implementation)
+            value_embed_BTD = self.value_embed(i, tokens_BT)
+            x_BTD, _ = block(self.mix(i, x_BTD, x0_BTD), value_embed_BTD)
             ends.append(x_BTD)
         return self.finish(x_BTD, (starts if is_input else ends)[middle])
 
@@ -196,10 +196,10 @@ def _mlp(plan: Plan, activation: Any) -> Plan:
 def _softcap_slope(plan: Plan) -> Plan:
     """The tanh is left out of the gradient."""
 
-    def chunk_loss_and_grads(x_ND, weight_VD, targets_N, mask_N, softcap):
-        total, logits_NV, lse_N = loss._chunk_loss(x_ND, weight_VD, targets_N, mask_N, softcap)
-        d_logits_NV = jnp.exp(logits_NV - lse_N[:, None]) - jax.nn.one_hot(targets_N, logits_NV.shape[-1])
-        return total, d_logits_NV @ weight_VD, d_logits_NV.T @ x_ND
+    def chunk_loss_and_grads(x_PD, weight_VD, targets_P, mask_P, softcap):
+        total, logits_PV, lse_P = loss._chunk_loss(x_PD, weight_VD, targets_P, mask_P, softcap)
+        d_logits_PV = jnp.exp(logits_PV - lse_P[:, None]) - jax.nn.one_hot(targets_P, logits_PV.shape[-1])
+        return total, d_logits_PV @ weight_VD, d_logits_PV.T @ x_PD
 
     return plan.patch(loss, "_chunk_loss_and_grads", chunk_loss_and_grads)
 

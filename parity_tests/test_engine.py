@@ -10,7 +10,10 @@ import pytest
 
 from jaxgpt.config import GPT2Config
 from jaxgpt.errors import InputError
-from jaxgpt.inference.engine import Engine, choose_token, decode_step, prefill
+from jaxgpt.inference.engine import Engine
+from jaxgpt.inference.request import Request
+from jaxgpt.inference.rows import decode_step, prefill
+from jaxgpt.inference.sampling import choose_token, draw_of, way_of
 from jaxgpt.models import Model, init_params
 
 CONFIG = GPT2Config(seq_len=64, n_layer=2, n_head=4, n_embd=64, bias=True, gelu="tanh", vocab_size=96)
@@ -43,8 +46,8 @@ def params():
 
 
 @pytest.fixture(scope="module")
-def engine(model, params):
-    return Engine(model, params, dtype="float32")
+def engine(params):
+    return Engine(CONFIG, params, dtype="float32")
 
 
 @pytest.fixture(scope="module")
@@ -54,7 +57,7 @@ def forward(model, params):
     @jax.jit
     def full(tokens_BT):
         module = model.bind(params)
-        return module.logits(module(tokens_BT, dtype=jnp.float32))[0]
+        return module.logits(module(tokens_BT))[0]
 
     def call(ids):
         padded_BT = np.zeros((1, CONFIG.seq_len), np.int32)
@@ -92,24 +95,27 @@ def test_greedy_agrees_with_the_uncached_model(engine, forward, n_prompt):
     assert len(set(ids)) > 20
 
 
-def test_a_smaller_cache_slides_earlier(model, params, forward):
-    engine = Engine(model, params, dtype="float32", n_positions=33)
+def test_a_smaller_cache_slides_earlier(params, forward):
+    engine = Engine(CONFIG, params, dtype="float32", n_positions=33)
     ids = first_column(engine.generate(prompt_of(20), max_tokens=70, temperature=0))
     assert ids == uncached_greedy(forward, prompt_of(20), 70, 33)
     assert ids != uncached_greedy(forward, prompt_of(20), 70, 64)
 
 
 def test_cached_logits_agree_with_the_full_forward(model, params, forward):
-    dtype = jnp.dtype("float32")
-    tokens = np.array([prompt_of(40, seed=1), prompt_of(40, seed=2)], np.int32)
-    full_BTV = np.stack([forward(row) for row in tokens])
-    padded = np.full((2, 64), 7, np.int32)
-    padded[:, :20] = tokens[:, :20]
-    logits_BV, cache = prefill(model, params, padded, np.int32(20), n_positions=64, dtype=dtype)
-    np.testing.assert_allclose(logits_BV, full_BTV[:, 19], atol=LOGIT_TOLERANCE)
-    for position in range(20, 40):
-        logits_BV, cache = decode_step(model, params, cache, tokens[:, position], np.int32(position), dtype=dtype)
-        np.testing.assert_allclose(logits_BV, full_BTV[:, position], atol=LOGIT_TOLERANCE)
+    """Rows of 20 and of 3 tokens, then 20 more of each."""
+    tokens, lengths = np.array([prompt_of(40, seed=1), prompt_of(40, seed=2)], np.int32), np.array([20, 3], np.int32)
+    full_BTV, rows = np.stack([forward(row) for row in tokens]), np.arange(2)
+    filled = []
+    for row, n in zip(tokens, lengths, strict=True):
+        padded_1T = np.full((1, 64), 7, np.int32)
+        padded_1T[0, :n] = row[:n]
+        filled.append(prefill(model, params, padded_1T, n, n_positions=64))
+    logits_BV, cache = jax.tree.map(lambda *parts: jnp.concatenate(parts), *filled)
+    np.testing.assert_allclose(logits_BV, full_BTV[rows, lengths - 1], atol=LOGIT_TOLERANCE)
+    for offset_B in lengths + np.arange(20, dtype=np.int32)[:, None]:
+        logits_BV, cache = decode_step(model, params, cache, tokens[rows, offset_B], offset_B)
+        np.testing.assert_allclose(logits_BV, full_BTV[rows, offset_B], atol=LOGIT_TOLERANCE)
 
 
 def n_compiled(function: Any) -> int:
@@ -117,18 +123,23 @@ def n_compiled(function: Any) -> int:
 
 
 def test_prompt_lengths_share_compiled_functions(params):
-    model = Model(dataclasses.replace(CONFIG, seq_len=64, dropout=0.125))  # a key of its own in the caches
-    engine = Engine(model, params, dtype="float32")
+    config = dataclasses.replace(CONFIG, seq_len=64, dropout=0.125)  # a key of its own in the caches
+    engine = Engine(config, params, dtype="float32")
     n_prefills, n_decodes = n_compiled(prefill), n_compiled(decode_step)
     for n_prompt in range(1, 61, 3):
         list(engine.generate(prompt_of(n_prompt), max_tokens=3, temperature=n_prompt / 60, top_k=20))
-    list(Engine(model, params, dtype="float32").generate(prompt_of(5), max_tokens=3))
+    list(Engine(config, params, dtype="float32").generate(prompt_of(5), max_tokens=3))
     assert n_compiled(prefill) - n_prefills == 3  # 16, 32 and 64
     assert n_compiled(decode_step) - n_decodes == 1
+    for n_prompt in range(1, 30, 3):
+        requests = [Request(prompt_of(i * n_prompt), max_tokens=70, top_k=i) for i in (1, 2)]
+        list(engine.rows(requests))
+    assert n_compiled(prefill) - n_prefills == 3
+    assert n_compiled(decode_step) - n_decodes == 2  # of one row and of two
 
 
-def test_half_precision_runs(model, params):
-    ids = first_column(Engine(model, params, dtype="bfloat16").generate([1, 2], max_tokens=70, temperature=0))
+def test_half_precision_runs(params):
+    ids = first_column(Engine(CONFIG, params, dtype="bfloat16").generate([1, 2], max_tokens=70, temperature=0))
     assert len(ids) == 70 and all(0 <= i < N_VOCAB for i in ids)
 
 
@@ -137,11 +148,11 @@ def test_half_precision_runs(model, params):
 
 def draw(logits_V, n_rows=20_000, *, temperature=1.0, top_k=0, top_p=1.0, n_valid=None, seed=0, position=5):
     logits_BV = jnp.broadcast_to(jnp.asarray(logits_V, jnp.float32), (n_rows, len(logits_V)))
-    ids_B = choose_token(
-        logits_BV, jax.random.key(seed), np.int32(position), np.float32(temperature), np.float32(top_p),
-        n_valid=n_valid or len(logits_V), top_k=top_k, has_top_p=top_p < 1, is_greedy=temperature == 0,
-    )  # fmt: skip
-    return np.asarray(ids_B)
+    settings = {"temperature": temperature, "top_k": top_k, "top_p": top_p, "seed": seed}
+    requests = [Request([0], 1, sample=i, **settings) for i in range(n_rows)]
+    length_B = np.full(n_rows, position, np.int32)
+    way = way_of(requests[0])
+    return np.asarray(choose_token(logits_BV, length_B, draw_of(requests), n_valid=n_valid or len(logits_V), way=way))
 
 
 def assert_distribution(ids, probs_V):
@@ -240,10 +251,109 @@ def test_stop_ids_end_each_sample(engine):
         assert column == rows[row][: end + 1] + [None] * (len(steps) - end - 1)
 
 
-def test_broken_weights_are_reported(model, params):
+# rows
+
+
+SETTINGS: tuple[dict[str, Any], ...] = (
+    {"temperature": 0.0},
+    {"top_k": 5},
+    {"temperature": 2.0, "top_p": 0.9},
+    {"top_k": 40, "seed": 7},
+)
+REQUESTS = [
+    Request(prompt_of(n_prompt, seed=n_prompt), n_tokens, **settings)
+    for n_prompt, n_tokens, settings in zip((3, 64, 17, 30), (150, 90, 140, 20), SETTINGS, strict=True)
+]
+"""Lengths, numbers of tokens, contexts full at different steps, ways to sample: all differ."""
+
+
+def columns(steps, n_rows):
+    """The ids of each row, up to its end."""
+    table = list(steps)
+    rows = [[ids[row] for ids in table] for row in range(n_rows)]
+    ends = [row.index(None) if None in row else len(row) for row in rows]
+    assert all(row[end:] == [None] * (len(row) - end) for row, end in zip(rows, ends, strict=True))
+    return [row[:end] for row, end in zip(rows, ends, strict=True)]
+
+
+@pytest.fixture(scope="module")
+def alone(engine):
+    """What each of REQUESTS gets without the others."""
+    return [columns(engine.rows([request]), 1)[0] for request in REQUESTS]
+
+
+def test_rows_of_different_lengths_agree_with_the_uncached_model(engine, forward):
+    requests = [Request(prompt_of(n, seed=n), max_tokens=120, temperature=0) for n in (1, 16, 33, 64)]
+    for request, ids in zip(requests, columns(engine.rows(requests), 4), strict=True):
+        assert ids == uncached_greedy(forward, request.prompt_ids, 120, CONFIG.seq_len)
+
+
+@pytest.mark.parametrize("order", [(0, 1, 2, 3), (3, 1), (2, 2, 0)], ids=str)
+def test_a_row_gets_the_same_whoever_its_neighbours_are(engine, alone, order):
+    assert [len(ids) for ids in alone] == [150, 90, 140, 20]
+    found = columns(engine.rows([REQUESTS[i] for i in order]), len(order))
+    assert found == [alone[i] for i in order]
+
+
+def test_a_row_can_be_given_away(engine, alone):
+    """Row 1 ends early and begins another request; row 0, at work, loses its place at step 5."""
+    rows, seen = engine.rows([REQUESTS[0], REQUESTS[3], REQUESTS[1]]), []
+    for ids in rows:
+        seen.append(ids)
+        if len(seen) == 5:
+            rows.start(0, REQUESTS[3])
+        if len(seen) == 30:
+            rows.start(1, REQUESTS[2])
+    first, second, third = ([ids[row] for ids in seen] for row in range(3))
+    assert first[:25] == alone[0][:5] + alone[3] and set(first[25:]) == {None}
+    assert second == [*alone[3], *[None] * 10, *alone[2]]
+    assert third[:90] == alone[1] and set(third[90:]) == {None}
+
+
+def test_stop_ids_are_a_rows_own(engine, alone):
+    stop_id = alone[2][10]
+    end = alone[2].index(stop_id) + 1
+    stopping = dataclasses.replace(REQUESTS[2], stop_ids=[stop_id])
+    first, second = columns(engine.rows([REQUESTS[2], stopping]), 2)
+    assert first == alone[2] and second == alone[2][:end] and end < 140
+
+
+@pytest.mark.parametrize("n_prompt", [8, 58])
+def test_forced_tokens_are_what_the_row_continues_from(engine, forward, alone, n_prompt):
+    """A tool's answer of five tokens behind the third, two more while it is read; 58: the context is full meanwhile."""
+    prompt, answer, more = prompt_of(n_prompt, seed=8), [9, 8, 7, 6, 5], [1, 2]
+    rows, found = engine.rows([REQUESTS[1], Request(prompt, max_tokens=100, temperature=0)]), []
+    for ids in rows:
+        found.append(ids)
+        if len(found) in (3, 5):
+            rows.force(1, answer if len(found) == 3 else more)
+    neighbour, ids = columns(found, 2)
+    assert neighbour == alone[1] and len(ids) == 100
+    assert ids[:10] == uncached_greedy(forward, prompt, 3, 64) + answer + more
+    window = prompt + ids[:10] if n_prompt == 8 else (prompt + ids)[65 - 32 : n_prompt + 10]
+    assert ids[10:] == uncached_greedy(forward, window, 90, 64)
+
+
+def test_a_forced_stop_id_ends_its_row(engine):
+    request, found = Request([1], max_tokens=12, stop_ids=[90], seed=3), []
+    rows = engine.rows([request, request])
+    for ids in rows:
+        found.append(ids)
+        if len(found) == 3:
+            rows.force(0, [5, 90, 6])
+    first, second = columns(found, 2)
+    assert first == [*second[:3], 5, 90] and len(second) == 12
+
+
+def test_forced_tokens_outside_the_vocabulary_are_refused(engine):
+    with pytest.raises(InputError, match="forced token 96 is outside the vocabulary of 96"):
+        engine.rows([Request([1], max_tokens=5)]).force(0, [3, 96])
+
+
+def test_broken_weights_are_reported(params):
     broken = params | {"h.1.mlp.c_fc.weight": params["h.1.mlp.c_fc.weight"].at[0, 0].set(jnp.nan)}
     with pytest.raises(InputError, match="not finite"):
-        next(Engine(model, broken, dtype="float32").generate([1], max_tokens=5))
+        next(Engine(CONFIG, broken, dtype="float32").generate([1], max_tokens=5))
 
 
 @pytest.mark.parametrize(
@@ -268,8 +378,8 @@ def test_broken_weights_are_reported(model, params):
         ({"n_samples": 0}, "samples=0"),
     ],
 )
-def test_bad_arguments_are_refused_at_the_call(model, params, changes, wanted):
-    engine = Engine(model, params, dtype="float32", n_valid=90)
+def test_bad_arguments_are_refused_at_the_call(params, changes, wanted):
+    engine = Engine(CONFIG, params, dtype="float32", n_valid=90)
     with pytest.raises(InputError) as caught:
         engine.generate(**({"prompt_ids": [1], "max_tokens": 1} | changes))
     assert wanted in str(caught.value) and "\n" not in str(caught.value)

@@ -28,14 +28,17 @@ ERAS = ("2025", "2026")
 
 def small(era, **changes):
     """Four layers of two kinds of window, two heads."""
-    settings = {"depth": 4, "head_dim": 16, "n_embd": 32, "seq_len": 24, "short_window": 5, "window_pattern": "SSL"}
-    return NanochatConfig(era=era, vocab_size=VOCAB, **(settings | changes)).complete(0)
+    settings: dict[str, Any] = {
+        "depth": 4, "head_dim": 16, "n_embd": 32, "seq_len": 24, "short_window": 5, "window_pattern": "SSL",
+        "vocab_size": VOCAB,
+    }  # fmt: skip
+    return NanochatConfig(era=era, **(settings | changes)).complete(0)
 
 
 def noisy_params(config, seed=0) -> dict[str, Any]:
     """float64, with noise on everything: nanochat starts half of its weights at zero, where no mistake shows."""
     rng = np.random.default_rng(seed)
-    params = init_params(config, dtype=jnp.float64)
+    params = init_params(config, param_dtype=jnp.float64)
     return {path: np.asarray(leaf) + 0.2 * rng.standard_normal(leaf.shape) for path, leaf in params.items()}
 
 
@@ -122,18 +125,18 @@ def literal_logits(params, tokens_T, config):
 @functools.partial(jax.jit, static_argnums=0)
 def run_model(model, params, tokens_BT):
     module = model.bind(params)
-    return module.logits(module(tokens_BT, dtype=jnp.float64))
+    return module.logits(module(tokens_BT))
 
 
 @functools.partial(jax.jit, static_argnums=0)
-def run_decode(model, params, tokens_BT, cache, offset):
+def run_decode(model, params, tokens_BT, cache, offset_B):
     module = model.bind(params)
-    x_BTD, cache = module.decode(tokens_BT, cache, offset, dtype=jnp.float64)
+    x_BTD, cache = module.decode(tokens_BT, cache, offset_B)
     return module.logits(x_BTD), cache
 
 
 def logits_of(config, params, tokens_BT):
-    return np.asarray(run_model(Model(config), params, tokens_BT))
+    return np.asarray(run_model(Model(config, dtype=jnp.float64), params, tokens_BT))
 
 
 @pytest.mark.parametrize("n_kv_head", [2, 1])
@@ -157,8 +160,8 @@ def test_rematerialisation_changes_no_gradient(era, remat):
     batch = np.concatenate([make_tokens(), make_tokens(seed=2)[:, :1]], axis=1)
 
     def grads(remat):
-        changed = dataclasses.replace(config, train=dataclasses.replace(config.train, remat=remat))
-        loss = lambda params: loss_sum(changed, Model(config.model), "xla", params, batch)[0]  # noqa: E731
+        model = Model(config.model, dtype=jnp.float64, remat=remat)
+        loss = lambda params: loss_sum(config, model, params, batch)[0]  # noqa: E731
         return jax.jit(jax.grad(loss))(noisy_params(config.model))
 
     ours, theirs = grads(remat), grads("none")
@@ -170,20 +173,39 @@ def test_rematerialisation_changes_no_gradient(era, remat):
 def test_decoding_with_a_cache_is_the_forward_pass(era, pieces):
     config = small(era)
     params, tokens = noisy_params(config), make_tokens()
-    model, offset, found = Model(config), 0, []
-    cache = model.bind(params).init_cache(2, 32, jnp.float64)
+    model, offset, found = Model(config, dtype=jnp.float64), 0, []
+    cache = model.bind(params).init_cache(2, 32)
     for n in pieces:
-        logits, cache = run_decode(model, params, tokens[:, offset : offset + n], cache, jnp.int32(offset))
+        logits, cache = run_decode(model, params, tokens[:, offset : offset + n], cache, jnp.full(2, offset))
         found.append(np.asarray(logits))
         offset += n
     assert np.abs(np.concatenate(found, axis=1) - logits_of(config, params, tokens)).max() < tolerances.FP64
 
 
 @pytest.mark.parametrize("era", ERAS)
+def test_rows_of_different_lengths_decode_as_each_alone(era):
+    """Prompts of 1, 9 and 4 tokens, padded at their ends; then pieces of 3, 1, 1, ... at each row's own position."""
+    config = small(era)
+    params, tokens = noisy_params(config), make_tokens(3)
+    expected, model = logits_of(config, params, tokens), Model(config, dtype=jnp.float64)
+    offsets = np.array([1, 9, 4])
+    padded = np.where(np.arange(9) < offsets[:, None], tokens[:, :9], 7)
+    logits, cache = run_decode(model, params, padded, model.bind(params).init_cache(3, 32), jnp.zeros(3, int))
+    for row, n in enumerate(offsets):
+        assert np.abs(logits[row, :n] - expected[row, :n]).max() < tolerances.FP64
+    for n in (3, *[1] * 12):
+        at = offsets[:, None] + np.arange(n)
+        piece = np.take_along_axis(tokens, at, axis=1)
+        logits, cache = run_decode(model, params, piece, cache, jnp.asarray(offsets))
+        assert np.abs(logits - expected[np.arange(3)[:, None], at]).max() < tolerances.FP64
+        offsets = offsets + n
+
+
+@pytest.mark.parametrize("era", ERAS)
 def test_a_layer_sees_its_window_and_no_more(era):
     """Which inputs of a block have a part in output 15: by the gradient."""
     config = small(era)
-    module = Model(config).bind(noisy_params(config))
+    module = Model(config, dtype=jnp.float64).bind(noisy_params(config))
     x = jnp.asarray(np.random.default_rng(3).standard_normal((1, 24, 32)))
     for layer, n_seen in enumerate((5, 5, 24, 24)):  # SSL, and the last sees all
         block = module.h[layer].attn
@@ -214,7 +236,7 @@ def test_shared_heads_are_repeated_ones():
 
 def test_start_values():
     config = small("2026", n_embd=128, head_dim=64, depth=6, vocab_size=500)
-    params = {path: np.asarray(leaf) for path, leaf in init_params(config, dtype=jnp.float64).items()}
+    params = {path: np.asarray(leaf) for path, leaf in init_params(config, param_dtype=jnp.float64).items()}
     bound = math.sqrt(3 / 128)
     for path, high in {"h.1.attn.c_q": bound, "h.1.mlp.c_fc": 0.4 * bound, "value_embeds.5": bound}.items():
         leaf = params[f"{path}.weight"]

@@ -21,7 +21,7 @@ from jaxgpt.data.sources import open_directory
 from jaxgpt.errors import InputError
 from jaxgpt.formats.pretrained import load_pretrained
 from jaxgpt.inference.engine import Engine
-from jaxgpt.models import Model, init_params
+from jaxgpt.models import init_params
 from jaxgpt.run.resume import list_changes
 
 CHARS = "\n !'abcdefgé你"
@@ -190,7 +190,7 @@ def test_nanogpts_checkpoint_samples_with_its_characters(place, capsys):
     arguments = ["--model", "ckpt.pt", "--prompt", "a bad", "--max-tokens", "30", "--temperature", "0"]
     assert sample.main([*arguments, "--data", "data"]) == 0
     config, params = load_pretrained("ckpt.pt")
-    engine = Engine(Model(config), params, dtype="float32", n_valid=13)
+    engine = Engine(config, params, dtype="float32", n_valid=13)
     prompt = [CHARS.index(character) for character in "a bad"]
     ids = [row[0] for row in engine.generate(prompt, max_tokens=30, temperature=0.0)]
     text = "a bad" + "".join(CHARS[i] for i in ids if i is not None)

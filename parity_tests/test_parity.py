@@ -133,6 +133,6 @@ def test_walk_is_the_model(recipe):
     config = make_config(recipe, 1, "float64")
     with jax.enable_x64(True):
         params = {path: jnp.asarray(leaf) for path, leaf in draw_params(config).items()}
-        tokens, module = make_batches(1)[0].tokens[0, :, :-1], Model(config.model).bind(params)
-        walked = walk(module, tokens, jnp.float64, "xla", lambda name, x: x)
-        assert np.array_equal(walked, module(tokens, dtype=jnp.float64))
+        tokens, module = make_batches(1)[0].tokens[0, :, :-1], Model(config.model, dtype=jnp.float64).bind(params)
+        walked = walk(module, tokens, lambda name, x: x)
+        assert np.array_equal(walked, module(tokens))

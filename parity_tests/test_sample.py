@@ -1,7 +1,6 @@
 """Sampling and evaluating trained models: text and loss agree with other routes, bad input gives one line."""
 
 import dataclasses
-import functools
 import json
 import math
 import os
@@ -25,7 +24,7 @@ from jaxgpt.errors import InputError
 from jaxgpt.formats.hugging_face import save_hf
 from jaxgpt.inference.engine import Engine
 from jaxgpt.inference.trained import choose_tokenizer, open_run
-from jaxgpt.models import Model, init_params
+from jaxgpt.models import init_params
 from jaxgpt.parallel.mesh import make_mesh
 from jaxgpt.prepare.__main__ import main as prepare
 from jaxgpt.training.checkpoint import Checkpoints
@@ -76,14 +75,9 @@ def place(tmp_path_factory):
     return place
 
 
-one_model = functools.cache(Model)
-"""The same object for the same model, so that it is compiled once for all tests."""
-
-
 @pytest.fixture
 def here(place, monkeypatch):
     monkeypatch.chdir(place)
-    monkeypatch.setattr("jaxgpt.inference.trained.Model", one_model)
     return place
 
 
@@ -100,7 +94,7 @@ def written(capsys, *args):
 def test_stdout_is_the_prompt_and_what_the_engine_gives(here, capsys):
     trained = open_run("run")
     assert trained.tokenizer is not None
-    engine = Engine(one_model(MODEL), trained.params, dtype="float32", n_valid=trained.tokenizer.vocab_size)
+    engine = Engine(MODEL, trained.params, dtype="float32", n_valid=trained.tokenizer.vocab_size)
     settings = {"max_tokens": 80, "temperature": 0.9, "top_k": 20, "top_p": 0.95, "seed": 5}
     ids: list[Any] = [column[0] for column in engine.generate(trained.tokenizer.encode("7 green"), **settings)]
     out, err = written(

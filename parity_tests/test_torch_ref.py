@@ -8,8 +8,18 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import torch
+from torch import nn
 
-from jaxgpt.config import Config, GPT2Config, MeshConfig, MuonConfig, OptimConfig, ScheduleConfig, TrainConfig
+from jaxgpt.config import (
+    Config,
+    GPT2Config,
+    MeshConfig,
+    MuonConfig,
+    NanochatConfig,
+    OptimConfig,
+    ScheduleConfig,
+    TrainConfig,
+)
 from jaxgpt.data.batch import Batch
 from jaxgpt.data.batches import Batches, eval_rows
 from jaxgpt.data.shards import Split, inspect_shard
@@ -21,7 +31,7 @@ from jaxgpt.prepare.shard_writer import write_shard
 from jaxgpt.training import step as jax_step
 from jaxgpt.training.validation import evaluate_split as jax_evaluate_split
 from parity_tests import tolerances
-from torch_ref.models import attention, loss, weights
+from torch_ref.models import Model, attention, init_params, loss, weights
 from torch_ref.optim.adamw import adamw_fused, adamw_step
 from torch_ref.optim.clip import global_norm
 from torch_ref.parallel.mesh import make_mesh
@@ -109,10 +119,10 @@ class Jax:
     @staticmethod
     def _first(config, model, params, batch):
         def loss(params):
-            return jax_step.loss_sum(config, model, "xla", params, batch)[0]
+            return jax_step.loss_sum(config, model, params, batch)[0]
 
         module = model.bind(params)
-        logits = module.logits(module(batch[:, :-1], dtype=config.train.dtype))
+        logits = module.logits(module(batch[:, :-1]))
         value, grads = jax.value_and_grad(loss)(params)
         return logits, value, grads
 
@@ -148,8 +158,8 @@ def test_logits_loss_and_every_gradient(dtype, algorithm, theirs):
     assert dict(module.named_parameters()).keys() == theirs.params.keys()
     batch = torch.from_numpy(batches()[0, 0])
     with torch.no_grad():
-        logits = module.logits(module(batch[:, :-1], dtype=getattr(torch, dtype))).numpy()
-    loss_nats, n_tokens = torch_step.loss_sum(config, step.model, step.attention[0], params, batch)
+        logits = module.logits(module(batch[:, :-1])).numpy()
+    loss_nats, n_tokens = torch_step.loss_sum(config, step.model, params, batch)
     loss_nats.backward()
     grads = weights.to_numpy({path: torch_step.take_grad(param) for path, param in params.items()})
     assert int(n_tokens) == batch[:, 1:].numel()
@@ -451,18 +461,33 @@ def test_masks_of_another_shape_are_not_broadcast():
                 theirs.evaluate(theirs_params, batch, np.ones(shape, np.bool_))
 
 
-def test_cached_decode_equals_the_whole_forward():
-    config = make_config()
-    step = make_torch_step(config)
-    module = step.model.bind(step.init_state(step.init_params(0)).params)
+@pytest.mark.parametrize(
+    "model",
+    [
+        make_config().model,
+        NanochatConfig(era="2026", depth=3, head_dim=16, n_embd=32, seq_len=32, short_window=5, window_pattern="SL"),
+    ],
+    ids=["gpt2", "nanochat"],
+)
+def test_cached_decode_equals_the_whole_forward(model):
+    """Rows of different lengths: prompts padded at their ends, then pieces at each row's own position."""
+    model = model.complete(VOCAB)
+    params = init_params(model, param_dtype=torch.float64)
+    params = {path: nn.Parameter(leaf + 0.1 * torch.randn_like(leaf)) for path, leaf in params.items()}
+    module = Model(model, dtype=torch.float64).bind(params)
     tokens = torch.from_numpy(batches()[0, 0])[:, :20]
+    offsets, rows = torch.tensor([1, 7, 4, 7]), torch.arange(4)[:, None]
     with torch.no_grad():
-        expected = module(tokens, dtype=torch.float64)
-        cache, parts = module.init_cache(4, 20, torch.float64), []
-        for lo, hi in ((0, 7), (7, 8), (8, 20)):
-            x_BTD, cache = module.decode(tokens[:, lo:hi], cache, lo, dtype=torch.float64)
-            parts.append(x_BTD)
-    torch.testing.assert_close(torch.cat(parts, 1), expected, rtol=tolerances.FP64, atol=tolerances.FP64)
+        expected = module(tokens)
+        padded = torch.where(torch.arange(7) < offsets[:, None], tokens[:, :7], 3)
+        x_BTD, cache = module.decode(padded, module.init_cache(4, 20), torch.zeros(4, dtype=torch.int64))
+        for row, n in enumerate(offsets):
+            torch.testing.assert_close(x_BTD[row, :n], expected[row, :n], rtol=tolerances.FP64, atol=tolerances.FP64)
+        for n in (1, 8, 1, 1):
+            at = offsets[:, None] + torch.arange(n)
+            x_BTD, cache = module.decode(tokens[rows, at], cache, offsets)
+            torch.testing.assert_close(x_BTD, expected[rows, at], rtol=tolerances.FP64, atol=tolerances.FP64)
+            offsets = offsets + n
 
 
 def test_targets_that_do_not_count_are_not_read():

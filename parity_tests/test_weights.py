@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 import torch
@@ -52,7 +51,7 @@ def forward(config):
     @jax.jit
     def logits(params, tokens_BT):
         module = model.bind(params)
-        return module.logits(module(tokens_BT, dtype=jnp.float32))
+        return module.logits(module(tokens_BT))
 
     return logits
 

@@ -232,9 +232,8 @@ def count_targets(batch: Batch) -> int:
 def _jax_first_pass(config: Config, step: jax_step.Step, params, rows: Batch):
     """Logits, and gradients of the summed loss."""
     module = step.model.bind(params)
-    dtype = jnp.dtype(config.train.dtype)
-    logits_BTV = module.logits(module(rows.tokens[:, :-1], dtype=dtype, implementation=step.attention[0]))
-    loss = lambda params: jax_step.loss_sum(config, step.model, step.attention[0], params, *rows)[0]  # noqa: E731
+    logits_BTV = module.logits(module(rows.tokens[:, :-1]))
+    loss = lambda params: jax_step.loss_sum(config, step.model, params, *rows)[0]  # noqa: E731
     return logits_BTV, jax.grad(loss)(params)
 
 
@@ -252,7 +251,7 @@ def _jax_places(config: Config, step: jax_step.Step, params, batch_BT) -> Arrays
             return values[name]
 
         module = step.model.bind(params)
-        x_BTD = walk(module, batch_BT[:, :-1], jnp.dtype(config.train.dtype), step.attention[0], tap)
+        x_BTD = walk(module, batch_BT[:, :-1], tap)
         values["logits"] = module.logits(x_BTD)
         softcap = config.model.softcap
         nats, n_tokens = jax_cross_entropy(x_BTD, module.head_weight(), batch_BT[:, 1:], softcap=softcap)
@@ -294,11 +293,10 @@ def run_torch(
     batch = put_rows(batches[0], mesh)
     with torch.no_grad():
         module = step.model.bind(state.params)
-        dtype = getattr(torch, config.train.dtype)
-        logits_BTV = module.logits(module(batch.tokens[0, :, :-1], dtype=dtype, implementation=step.attention[0]))
+        logits_BTV = module.logits(module(batch.tokens[0, :, :-1]))
     masks = [None] * len(batch.tokens) if batch.mask is None else batch.mask
     for rows in zip(batch.tokens, masks, strict=True):
-        torch_step.loss_sum(config, step.model, step.attention[0], state.params, *rows)[0].backward()
+        torch_step.loss_sum(config, step.model, state.params, *rows)[0].backward()
     n_tokens = count_targets(batches[0])
     grads = {path: torch_step.take_grad(param) / n_tokens for path, param in state.params.items()}
     places = _torch_places(config, step, state.params, batch.tokens[0]) if is_traced else {}
@@ -320,7 +318,6 @@ def run_torch(
 
 
 def _torch_places(config: Config, step: Any, params, batch_BT) -> Arrays:
-    torch = import_torch()
     from torch_ref.models.loss import cross_entropy
     from torch_ref.models.weights import to_numpy
     from torch_ref.training.step import take_grad
@@ -333,8 +330,7 @@ def _torch_places(config: Config, step: Any, params, batch_BT) -> Arrays:
         return x
 
     module = step.model.bind(params)
-    dtype = getattr(torch, config.train.dtype)
-    x_BTD = walk(module, batch_BT[:, :-1], dtype, step.attention[0], tap)
+    x_BTD = walk(module, batch_BT[:, :-1], tap)
     softcap = config.model.softcap
     nats, n_tokens = cross_entropy(x_BTD, module.head_weight(), batch_BT[:, 1:], softcap=softcap)
     (nats / n_tokens).backward()
@@ -348,33 +344,33 @@ def _numpy(tensor: Any) -> np.ndarray:
     return tensor.detach().cpu().double().numpy()
 
 
-def walk(module: Any, tokens_BT, dtype, implementation: str, tap: Callable[[str, Any], Any]):
+def walk(module: Any, tokens_BT, tap: Callable[[str, Any], Any]):
     """A model's forward pass, either framework's, layer by layer: tap(name, value) -> value sees each output."""
     family = {"gpt2": _walk_gpt2, "nanochat": _walk_nanochat}[module.config.family]
-    return family(module, tokens_BT, dtype, implementation, tap)
+    return family(module, tokens_BT, tap)
 
 
-def _walk_gpt2(module: Any, tokens_BT, dtype, implementation: str, tap: Callable[[str, Any], Any]):
-    x_BTD = tap("embedding", module.embed(tokens_BT, 0, dtype))
+def _walk_gpt2(module: Any, tokens_BT, tap: Callable[[str, Any], Any]):
+    x_BTD = tap("embedding", module.embed(tokens_BT))
     for i, block in enumerate(module.h):
         y_BTD = tap(f"h.{i}.ln_1", block.ln_1(x_BTD))
-        x_BTD = x_BTD + tap(f"h.{i}.attn", block.attn(y_BTD, implementation=implementation)[0])
+        x_BTD = x_BTD + tap(f"h.{i}.attn", block.attn(y_BTD)[0])
         y_BTD = tap(f"h.{i}.ln_2", block.ln_2(x_BTD))
         x_BTD = tap(f"h.{i}", x_BTD + tap(f"h.{i}.mlp", block.mlp(y_BTD)))
     return tap("ln_f", module.ln_f(x_BTD))
 
 
-def _walk_nanochat(module: Any, tokens_BT, dtype, implementation: str, tap: Callable[[str, Any], Any]):
+def _walk_nanochat(module: Any, tokens_BT, tap: Callable[[str, Any], Any]):
     rms_norm = sys.modules[type(module).__module__].rms_norm  # of the framework that the module belongs to
-    x0_BTD = x_BTD = tap("embedding", module.embed(tokens_BT, 0, dtype))
+    x0_BTD = x_BTD = tap("embedding", module.embed(tokens_BT))
     middle_BTD = None
     for i, block in enumerate(module.h):
         if module.config.layer_lambdas:
             x_BTD = tap(f"h.{i}.mix", module.mix(i, x_BTD, x0_BTD))
-        value_embed_BTD = module.value_embed(i, tokens_BT, dtype)
+        value_embed_BTD = module.value_embed(i, tokens_BT)
         if value_embed_BTD is not None:
             value_embed_BTD = tap(f"h.{i}.value_embed", value_embed_BTD)
-        y_BTD = block.attn(rms_norm(x_BTD), value_embed_BTD, implementation=implementation)[0]
+        y_BTD = block.attn(rms_norm(x_BTD), value_embed_BTD)[0]
         x_BTD = x_BTD + tap(f"h.{i}.attn", y_BTD)
         x_BTD = tap(f"h.{i}", x_BTD + tap(f"h.{i}.mlp", block.mlp(rms_norm(x_BTD))))
         middle_BTD = x_BTD if i == module.config.n_layer // 2 else middle_BTD

@@ -198,7 +198,7 @@ def _optimizer(config: Config, step: Step) -> Repeated:
 
 def _decode(config: Config, step: Step) -> Repeated:
     """One more token of one sample, sampled, with a cache of seq_len positions."""
-    engine = Engine(step.model, step.init_params(config.run.seed), dtype=config.train.dtype)
+    engine = Engine(config.model, step.init_params(config.run.seed), dtype=config.train.dtype)
     tokens = _sample_for_ever(engine)
     begin = time.perf_counter()
     next(tokens)

@@ -22,7 +22,7 @@ from jaxgpt.errors import InputError
 from jaxgpt.formats.hugging_face import PRETRAINED
 from jaxgpt.formats.pretrained import load_pretrained
 from jaxgpt.inference.engine import Engine
-from jaxgpt.models import Model, param_shapes
+from jaxgpt.models import param_shapes
 from jaxgpt.parallel.compile_cache import remember_programs
 from jaxgpt.parallel.mesh import make_mesh
 from jaxgpt.parallel.sharding import shard_params
@@ -41,6 +41,7 @@ class Trained:
 
     Attributes:
       config: of the run; None for weights from elsewhere.
+      model: what the parameters belong to.
       params: path -> array on `mesh`.
       tokenizer: None where nothing says which one it was.
       dtype: of the computation while training; for weights from elsewhere bfloat16, on a CPU float32.
@@ -48,7 +49,7 @@ class Trained:
     """
 
     config: Config | None
-    model: Model
+    model: ModelConfig
     params: dict[str, jax.Array]
     tokenizer: Tokenizer | None
     dtype: Literal["bfloat16", "float16", "float32", "float64"]
@@ -77,7 +78,7 @@ def open_trained(source: str, *, step: int | None = None, platform: str = "", n_
     params = {path: jax.device_put(loaded[path], shape.sharding) for path, shape in shapes.items()}
     tokenizer = choose_tokenizer(None, config)
     dtype = "float32" if mesh.devices.flat[0].platform == "cpu" else "bfloat16"
-    return Trained(None, Model(config), params, tokenizer, dtype, mesh, source)
+    return Trained(None, config, params, tokenizer, dtype, mesh, source)
 
 
 def open_run(directory: str, *, step: int | None = None, platform: str = "", n_devices: int = 1) -> Trained:
@@ -110,9 +111,8 @@ def open_run(directory: str, *, step: int | None = None, platform: str = "", n_d
             jax.config.update("jax_enable_x64", True)
         shapes = place_params(config.model, param_dtype(config), mesh)
         state = saved.restore({"params": shapes}, chosen, is_part=True)
-    model = Model(config.model)
     origin = f"{directory} step {chosen.step}"
-    return Trained(config, model, state["params"], tokenizer, config.train.dtype, mesh, origin)
+    return Trained(config, config.model, state["params"], tokenizer, config.train.dtype, mesh, origin)
 
 
 def place_params(config: ModelConfig, dtype, mesh: Mesh) -> dict[str, jax.ShapeDtypeStruct]:
@@ -138,10 +138,10 @@ def with_tokenizer_of(trained: Trained, source: Source) -> Trained:
     theirs, ours = source.tokenizer, trained.tokenizer
     if theirs is None:
         return trained
-    if ours is None and theirs.vocab_size <= trained.model.config.vocab_size:
+    if ours is None and theirs.vocab_size <= trained.model.vocab_size:
         return dataclasses.replace(trained, tokenizer=theirs)
     if ours is None or ours.digest() != theirs.digest():
-        has = f"{ours.vocab_size} ids of {ours.name}" if ours else f"{trained.model.config.vocab_size} ids"
+        has = f"{ours.vocab_size} ids of {ours.name}" if ours else f"{trained.model.vocab_size} ids"
         raise InputError(
             f"{source.data.directory} has the {theirs.vocab_size} ids of {theirs.name}, {trained.origin} reads {has}; "
             "the tokenizers differ: give data that was prepared with the model's"

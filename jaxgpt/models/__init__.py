@@ -17,36 +17,52 @@ from jaxgpt.models.nanochat import Nanochat
 FAMILIES: dict[str, Any] = {"gpt2": GPT2, "nanochat": Nanochat}
 
 
-def build(config: ModelConfig, *, dtype, seed) -> nnx.Module:
+def build(
+    config: ModelConfig, *, dtype=jnp.float32, param_dtype=jnp.float32, implementation="xla", remat="none", seed
+) -> nnx.Module:
     """A model with fresh weights; seed is an integer, traced or not."""
-    return FAMILIES[config.family](config, dtype=dtype, rngs=nnx.Rngs(params=jax.random.key(seed)))
+    rngs = nnx.Rngs(params=jax.random.key(seed))
+    return FAMILIES[config.family](
+        config, dtype=dtype, param_dtype=param_dtype, implementation=implementation, remat=remat, rngs=rngs
+    )
 
 
-def init_params(config: ModelConfig, *, dtype=jnp.float32, seed=0) -> dict[str, jax.Array]:
+def init_params(config: ModelConfig, *, param_dtype=jnp.float32, seed=0) -> dict[str, jax.Array]:
     """Fresh weights by path. Each is the same on any number of devices."""
-    _, state = nnx.split(build(config, dtype=dtype, seed=seed), nnx.Param)
+    _, state = nnx.split(build(config, param_dtype=param_dtype, seed=seed), nnx.Param)
     return {".".join(map(str, path)): leaf.get_value() for path, leaf in nnx.to_flat_state(state)}
 
 
-def param_shapes(config: ModelConfig, dtype=jnp.float32) -> dict[str, jax.ShapeDtypeStruct]:
+def param_shapes(config: ModelConfig, param_dtype=jnp.float32) -> dict[str, jax.ShapeDtypeStruct]:
     """What `init_params` would return, without computing anything."""
-    return jax.eval_shape(lambda: init_params(config, dtype=dtype))
+    return jax.eval_shape(lambda: init_params(config, param_dtype=param_dtype))
 
 
 class Model:
-    """A family's module as pure functions of a flat parameter dict; models of equal configs are equal."""
+    """A family's module as pure functions of a flat parameter dict. Models that are built alike are equal.
 
-    def __init__(self, config: ModelConfig):
-        self.config = config
-        self._module = nnx.eval_shape(lambda: build(config, dtype=jnp.float32, seed=0))
+    Args:
+      dtype: of the computation, whatever the parameters are stored in.
+      implementation: of attention; a model that decodes takes xla.
+      remat: none, dots or block; what the backward pass finds instead of recomputing.
+    """
+
+    def __init__(self, config: ModelConfig, dtype=jnp.float32, implementation="xla", remat="none"):
+        self.config, self.dtype, self.implementation, self.remat = config, jnp.dtype(dtype), implementation, remat
+        self._module = nnx.eval_shape(
+            lambda: build(config, dtype=self.dtype, implementation=implementation, remat=remat, seed=0)
+        )
         self._graphdef, state = nnx.split(self._module, nnx.Param)
         self._flat = nnx.to_flat_state(state)
 
     def __eq__(self, other: object) -> bool:
-        return isinstance(other, Model) and self.config == other.config
+        return isinstance(other, Model) and self._value() == other._value()
 
     def __hash__(self) -> int:
-        return hash(self.config)
+        return hash(self._value())
+
+    def _value(self) -> tuple:
+        return self.config, self.dtype, self.implementation, self.remat
 
     def bind(self, params: dict[str, jax.Array]) -> GPT2 | Nanochat:
         """The module with these parameters in it: call it, or its `decode`, `logits` and `head_weight`."""

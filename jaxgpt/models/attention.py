@@ -15,6 +15,7 @@ from jax.sharding import PartitionSpec as P
 
 from jaxgpt.config import Config
 from jaxgpt.errors import InputError
+from jaxgpt.models.cache import query_positions
 from jaxgpt.models.splash import splash
 
 MASKED = -1e30
@@ -58,21 +59,22 @@ def choose_attention(config: Config, platform: str) -> tuple[str, str]:
 
 
 def attention(
-    q_BTNH, k_BSKH, v_BSKH, *, implementation="xla", offset=0, window=None, dropout_rate=0.0, dropout_key=None
+    q_BTNH, k_BSKH, v_BSKH, *, implementation="xla", offset_B=None, window=None, dropout_rate=0.0, dropout_key=None
 ):
-    """Causal softmax attention: query t sees the keys 0 .. offset + t, or the last `window` of them.
+    """Causal softmax attention: query t of a row sees its keys 0 .. offset + t, or the last `window` of them.
 
     Args:
       q_BTNH, k_BSKH, v_BSKH: one dtype; the softmax runs in float32 or wider. K divides N: query head n sees the keys
         and values of head n // (N / K).
       implementation: xla, cudnn or splash.
-      offset: position of the first query among the keys; not 0 only with a cache, and then with xla.
+      offset_B: position of each row's first query among its keys, with a cache, and then with xla; None: 0.
       window: keys that a query sees, itself included; None: all.
       dropout_rate: on the probabilities, when dropout_key is given; xla only.
 
     Returns:
       An array like q_BTNH, scaled by 1 / sqrt(H) before the softmax.
     """
+    assert offset_B is None or implementation == "xla", "queries after a cache take xla"
     if implementation == "cudnn":
         local = None if window is None else (window - 1, 0)
         return _per_shard(
@@ -84,19 +86,18 @@ def attention(
         k_BSNH, v_BSNH = (_repeat_heads(x, q_BTNH.shape[2]) for x in (k_BSKH, v_BSKH))
         return _per_shard(functools.partial(splash, window=window))(q_BTNH, k_BSNH, v_BSNH)
     assert implementation == "xla", implementation
-    return _xla(q_BTNH, k_BSKH, v_BSKH, offset, window, dropout_rate, dropout_key)
+    return _xla(q_BTNH, k_BSKH, v_BSKH, offset_B, window, dropout_rate, dropout_key)
 
 
-def _xla(q_BTNH, k_BSKH, v_BSKH, offset, window, dropout_rate, dropout_key):
+def _xla(q_BTNH, k_BSKH, v_BSKH, offset_B, window, dropout_rate, dropout_key):
     wide = jnp.promote_types(q_BTNH.dtype, jnp.float32)
-    n_queries, n_keys, head_dim = q_BTNH.shape[1], k_BSKH.shape[1], q_BTNH.shape[-1]
     k_BSNH, v_BSNH = (_repeat_heads(x, q_BTNH.shape[2]) for x in (k_BSKH, v_BSKH))
     scores_BNTS = jnp.einsum("BTNH,BSNH->BNTS", q_BTNH, k_BSNH, preferred_element_type=wide)
-    distance_TS = offset + jnp.arange(n_queries)[:, None] - jnp.arange(n_keys)[None, :]
-    is_seen_TS = distance_TS >= 0
+    distance_BTS = query_positions(q_BTNH, offset_B)[..., None] - jnp.arange(k_BSKH.shape[1])
+    is_seen_BTS = distance_BTS >= 0
     if window is not None:
-        is_seen_TS &= distance_TS < window
-    scores_BNTS = jnp.where(is_seen_TS, scores_BNTS * head_dim**-0.5, MASKED)
+        is_seen_BTS &= distance_BTS < window
+    scores_BNTS = jnp.where(is_seen_BTS[:, None], scores_BNTS * q_BTNH.shape[-1] ** -0.5, MASKED)
     probs_BNTS = jax.nn.softmax(scores_BNTS, axis=-1)
     if dropout_key is not None and dropout_rate > 0:
         keep_BNTS = jax.random.bernoulli(dropout_key, 1 - dropout_rate, probs_BNTS.shape)

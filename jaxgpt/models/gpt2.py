@@ -14,6 +14,7 @@ from flax import nnx
 
 from jaxgpt.config.families import GPT2Config
 from jaxgpt.models.attention import attention
+from jaxgpt.models.cache import query_positions, write_rows
 from jaxgpt.models.layers import Embedding, LayerNorm, Linear, dropout, gelu, normal, rematerialise
 from jaxgpt.parallel.sharding import shard_batch
 
@@ -23,29 +24,28 @@ INIT_STD = 0.02
 class CausalSelfAttention(nnx.Module):
     """One projection for q, k and v, causal attention, one projection back."""
 
-    def __init__(self, config: GPT2Config, *, dtype, rngs):
+    def __init__(self, config: GPT2Config, *, param_dtype, implementation, rngs):
         n_embd = config.n_embd
-        self.config = config
-        self.c_attn = Linear(n_embd, 3 * n_embd, bias=config.bias, init=normal(INIT_STD), dtype=dtype, rngs=rngs)
+        self.config, self.implementation = config, implementation
+        self.c_attn = Linear(
+            n_embd, 3 * n_embd, bias=config.bias, init=normal(INIT_STD), param_dtype=param_dtype, rngs=rngs
+        )
         std = INIT_STD * (2 * config.n_layer) ** -0.5
-        self.c_proj = Linear(n_embd, n_embd, bias=config.bias, init=normal(std), dtype=dtype, rngs=rngs)
+        self.c_proj = Linear(n_embd, n_embd, bias=config.bias, init=normal(std), param_dtype=param_dtype, rngs=rngs)
 
-    def __call__(self, x_BTD, cache=None, offset=0, *, implementation="xla", dropout_key=None):
+    def __call__(self, x_BTD, cache=None, offset_B=None, *, dropout_key=None):
         """Returns the output and, when a cache (k, v) is given, the cache with this call's keys and values."""
         config = self.config
         n_rows, n_queries, n_embd = x_BTD.shape
         heads = (n_rows, n_queries, config.n_head, config.head_dim)
         q_BTNH, k_BTNH, v_BTNH = (part.reshape(heads) for part in jnp.split(self.c_attn(x_BTD), 3, axis=-1))
         if cache is not None:
-            cache = tuple(
-                jax.lax.dynamic_update_slice_in_dim(old, new, offset, axis=1)
-                for old, new in zip(cache, (k_BTNH, v_BTNH), strict=True)
-            )
+            cache = tuple(write_rows(*pair, offset_B) for pair in zip(cache, (k_BTNH, v_BTNH), strict=True))
         k_BSNH, v_BSNH = cache or (k_BTNH, v_BTNH)
         attn_key, resid_key = split_key(dropout_key)
         y_BTNH = attention(
             q_BTNH, k_BSNH, v_BSNH,
-            implementation=implementation, offset=offset, dropout_rate=config.dropout, dropout_key=attn_key,
+            implementation=self.implementation, offset_B=offset_B, dropout_rate=config.dropout, dropout_key=attn_key,
         )  # fmt: skip
         y_BTD = self.c_proj(y_BTNH.reshape(n_rows, n_queries, n_embd))
         return dropout(y_BTD, config.dropout, resid_key), cache
@@ -54,12 +54,14 @@ class CausalSelfAttention(nnx.Module):
 class MLP(nnx.Module):
     """Four times as wide, GELU, and back."""
 
-    def __init__(self, config: GPT2Config, *, dtype, rngs):
+    def __init__(self, config: GPT2Config, *, param_dtype, rngs):
         n_embd = config.n_embd
         self.config = config
-        self.c_fc = Linear(n_embd, 4 * n_embd, bias=config.bias, init=normal(INIT_STD), dtype=dtype, rngs=rngs)
+        self.c_fc = Linear(
+            n_embd, 4 * n_embd, bias=config.bias, init=normal(INIT_STD), param_dtype=param_dtype, rngs=rngs
+        )
         std = INIT_STD * (2 * config.n_layer) ** -0.5
-        self.c_proj = Linear(4 * n_embd, n_embd, bias=config.bias, init=normal(std), dtype=dtype, rngs=rngs)
+        self.c_proj = Linear(4 * n_embd, n_embd, bias=config.bias, init=normal(std), param_dtype=param_dtype, rngs=rngs)
 
     def __call__(self, x_BTD, *, dropout_key=None):
         h_BTF = gelu(self.c_fc(x_BTD), self.config.gelu)
@@ -69,50 +71,60 @@ class MLP(nnx.Module):
 class Block(nnx.Module):
     """x + attention(norm(x)), then x + mlp(norm(x))."""
 
-    def __init__(self, config: GPT2Config, *, dtype, rngs):
-        self.ln_1 = LayerNorm(config.n_embd, bias=config.bias, dtype=dtype)
-        self.attn = CausalSelfAttention(config, dtype=dtype, rngs=rngs)
-        self.ln_2 = LayerNorm(config.n_embd, bias=config.bias, dtype=dtype)
-        self.mlp = MLP(config, dtype=dtype, rngs=rngs)
+    def __init__(self, config: GPT2Config, *, param_dtype, implementation, rngs):
+        self.ln_1 = LayerNorm(config.n_embd, bias=config.bias, param_dtype=param_dtype)
+        self.attn = CausalSelfAttention(config, param_dtype=param_dtype, implementation=implementation, rngs=rngs)
+        self.ln_2 = LayerNorm(config.n_embd, bias=config.bias, param_dtype=param_dtype)
+        self.mlp = MLP(config, param_dtype=param_dtype, rngs=rngs)
 
-    def __call__(self, x_BTD, cache=None, offset=0, *, implementation="xla", dropout_key=None):
+    def __call__(self, x_BTD, cache=None, offset_B=None, *, dropout_key=None):
         attn_key, mlp_key = split_key(dropout_key)
-        y_BTD, cache = self.attn(self.ln_1(x_BTD), cache, offset, implementation=implementation, dropout_key=attn_key)
+        y_BTD, cache = self.attn(self.ln_1(x_BTD), cache, offset_B, dropout_key=attn_key)
         x_BTD = x_BTD + y_BTD
         x_BTD = x_BTD + self.mlp(self.ln_2(x_BTD), dropout_key=mlp_key)
         return shard_batch(x_BTD), cache
 
 
 class GPT2(nnx.Module):
-    """The model from token ids to last hidden states; `loss.cross_entropy` and `logits` apply the tied head."""
+    """The model from token ids to last hidden states; `loss.cross_entropy` and `logits` apply the tied head.
 
-    def __init__(self, config: GPT2Config, *, dtype, rngs):
-        self.config = config
-        self.wte = Embedding(config.vocab_size, config.n_embd, init=normal(INIT_STD), dtype=dtype, rngs=rngs)
-        self.wpe = Embedding(config.seq_len, config.n_embd, init=normal(INIT_STD), dtype=dtype, rngs=rngs)
-        self.h = nnx.List([Block(config, dtype=dtype, rngs=rngs) for _ in range(config.n_layer)])
-        self.ln_f = LayerNorm(config.n_embd, bias=config.bias, dtype=dtype)
+    Args:
+      dtype: of the computation.
+      param_dtype: of the stored weights.
+      implementation: of attention; with a cache xla.
+      remat: none, dots or block; what the backward pass finds instead of recomputing.
+    """
 
-    def __call__(self, tokens_BT, *, dtype, implementation="xla", remat="none", dropout_key=None):
-        """Hidden states after the last norm, [B, T, D] in `dtype`.
+    def __init__(self, config: GPT2Config, *, dtype, param_dtype, implementation, remat, rngs):
+        self.config, self.dtype, self.remat = config, jnp.dtype(dtype), remat
+        self.wte = Embedding(
+            config.vocab_size, config.n_embd, init=normal(INIT_STD), param_dtype=param_dtype, rngs=rngs
+        )
+        self.wpe = Embedding(config.seq_len, config.n_embd, init=normal(INIT_STD), param_dtype=param_dtype, rngs=rngs)
+        self.h = nnx.List(
+            [
+                Block(config, param_dtype=param_dtype, implementation=implementation, rngs=rngs)
+                for _ in range(config.n_layer)
+            ]
+        )
+        self.ln_f = LayerNorm(config.n_embd, bias=config.bias, param_dtype=param_dtype)
+
+    def __call__(self, tokens_BT, *, dropout_key=None):
+        """Hidden states after the last norm, [B, T, D].
 
         Args:
           tokens_BT: ids in [0, V), T at most seq_len.
-          dtype: of the computation.
-          implementation: of attention.
-          remat: none, dots or block; what the backward pass finds instead of recomputing.
           dropout_key: None turns dropout off.
         """
-        x_BTD = self.embed(tokens_BT, 0, dtype, fold(dropout_key, self.config.n_layer))
+        x_BTD = self.embed(tokens_BT, dropout_key=fold(dropout_key, self.config.n_layer))
         for i, block in enumerate(self.h):
-            run = functools.partial(block, implementation=implementation, dropout_key=fold(dropout_key, i))
-            x_BTD = rematerialise(lambda x, run=run: run(x)[0], remat)(x_BTD)
+            run = functools.partial(block, dropout_key=fold(dropout_key, i))
+            x_BTD = rematerialise(lambda x, run=run: run(x)[0], self.remat)(x_BTD)
         return self.ln_f(x_BTD)
 
-    def embed(self, tokens_BT, offset, dtype, dropout_key=None):
-        """Token plus position embedding, for positions offset .. offset + T."""
-        positions_T = offset + jnp.arange(tokens_BT.shape[1])
-        x_BTD = (self.wte(tokens_BT) + self.wpe(positions_T)).astype(dtype)
+    def embed(self, tokens_BT, offset_B=None, dropout_key=None):
+        """Token plus position embedding, for positions offset .. offset + T of each row."""
+        x_BTD = (self.wte(tokens_BT) + self.wpe(query_positions(tokens_BT, offset_B))).astype(self.dtype)
         return shard_batch(dropout(x_BTD, self.config.dropout, dropout_key))
 
     def head_weight(self):
@@ -125,23 +137,25 @@ class GPT2(nnx.Module):
         weight_VD = self.head_weight().astype(x_BTD.dtype)
         return jnp.einsum("BTD,VD->BTV", x_BTD, weight_VD, preferred_element_type=wide)
 
-    def init_cache(self, n_rows: int, n_positions: int, dtype):
+    def init_cache(self, n_rows: int, n_positions: int):
         """Empty keys and values for `decode`, one pair per layer."""
         shape = (n_rows, n_positions, self.config.n_head, self.config.head_dim)
-        return [(jnp.zeros(shape, dtype), jnp.zeros(shape, dtype)) for _ in self.h]
+        return [(jnp.zeros(shape, self.dtype), jnp.zeros(shape, self.dtype)) for _ in self.h]
 
-    def decode(self, tokens_BT, cache, offset, *, dtype):
-        """Hidden states of new tokens at positions offset .. offset + T, given the cache of all before.
+    def decode(self, tokens_BT, cache, offset_B):
+        """Hidden states of new tokens, given the cache of all before.
 
-        The caller keeps offset + T within the cache: XLA would shift a write that runs over its end.
+        Args:
+          tokens_BT: the next ids of each row; of a shorter row padded at its end.
+          offset_B: tokens of each row that the cache holds. The caller keeps offset + T within the cache.
 
         Returns:
           [B, T, D] hidden states and the cache with the new keys and values.
         """
-        x_BTD = self.embed(tokens_BT, offset, dtype)
+        x_BTD = self.embed(tokens_BT, offset_B)
         new_cache = []
         for block, layer_cache in zip(self.h, cache, strict=True):
-            x_BTD, layer_cache = block(x_BTD, layer_cache, offset)
+            x_BTD, layer_cache = block(x_BTD, layer_cache, offset_B)
             new_cache.append(layer_cache)
         return self.ln_f(x_BTD), new_cache
 

@@ -25,24 +25,24 @@ def linear(x, weight_IO, bias_O=None):
 
 
 @jax.custom_vjp
-def _product(x_NI, weight_IO):
+def _product(x_PI, weight_IO):
     """x @ weight, whose backward pass is the usual one; on a CPU with a transposed copy of x.
 
     XLA's fast product on CPU takes no transposed left side (docs/log.md has the figures).
     """
-    return x_NI @ weight_IO
+    return x_PI @ weight_IO
 
 
-def _product_forward(x_NI, weight_IO):
-    return x_NI @ weight_IO, (x_NI, weight_IO)
+def _product_forward(x_PI, weight_IO):
+    return x_PI @ weight_IO, (x_PI, weight_IO)
 
 
-def _product_backward(inputs, d_y_NO):
-    x_NI, weight_IO = inputs
-    x_IN = jax.lax.platform_dependent(
-        x_NI, cpu=lambda x_NI: jax.lax.optimization_barrier(x_NI.T), default=lambda x_NI: x_NI.T
+def _product_backward(inputs, d_y_PO):
+    x_PI, weight_IO = inputs
+    x_IP = jax.lax.platform_dependent(
+        x_PI, cpu=lambda x_PI: jax.lax.optimization_barrier(x_PI.T), default=lambda x_PI: x_PI.T
     )
-    return d_y_NO @ weight_IO.T, x_IN @ d_y_NO
+    return d_y_PO @ weight_IO.T, x_IP @ d_y_PO
 
 
 _product.defvjp(_product_forward, _product_backward)
@@ -71,21 +71,21 @@ def rms_norm(x, scale=1.0):
     return (h * jax.lax.rsqrt((h * h).mean(axis=-1, keepdims=True) + jnp.finfo(wide).eps) * scale).astype(x.dtype)
 
 
-def rotary(x_BTNH, positions_T, base):
+def rotary(x_BTNH, positions_BT, base):
     """Rotary positions (arXiv:2104.09864): channel i of the first half turns with i of the second, by minus the angle.
 
     Args:
       x_BTNH: queries or keys.
-      positions_T: of the queries or keys, integers.
+      positions_BT: of the queries or keys, integers; [1, T] where all rows have the same.
       base: channel pair i turns by position / base^(2 i / H).
     """
     half = x_BTNH.shape[-1] // 2
     wide = jnp.promote_types(x_BTNH.dtype, jnp.float32)
-    frequencies_H = base ** (-jnp.arange(half, dtype=wide) / half)
-    angles_TH = positions_T[:, None].astype(wide) * frequencies_H
-    cos_T1H, sin_T1H = (f(angles_TH)[:, None].astype(x_BTNH.dtype) for f in (jnp.cos, jnp.sin))
-    first, second = x_BTNH[..., :half], x_BTNH[..., half:]
-    return jnp.concatenate([first * cos_T1H + second * sin_T1H, second * cos_T1H - first * sin_T1H], axis=-1)
+    frequencies_R = base ** (-jnp.arange(half, dtype=wide) / half)
+    angles_BTR = positions_BT[..., None].astype(wide) * frequencies_R
+    cos_BT1R, sin_BT1R = (f(angles_BTR)[:, :, None].astype(x_BTNH.dtype) for f in (jnp.cos, jnp.sin))
+    a_BTNR, b_BTNR = x_BTNH[..., :half], x_BTNH[..., half:]
+    return jnp.concatenate([a_BTNR * cos_BT1R + b_BTNR * sin_BT1R, b_BTNR * cos_BT1R - a_BTNR * sin_BT1R], axis=-1)
 
 
 def add_scaled(*terms):
@@ -152,9 +152,9 @@ def zeros(key, shape, dtype):
 class Linear(nnx.Module):
     """Weight [in, out] as `init` draws it, bias 0."""
 
-    def __init__(self, n_in, n_out, *, bias, init, dtype, rngs):
-        self.weight = nnx.Param(init(rngs.params(), (n_in, n_out), dtype))
-        self.bias = nnx.Param(jnp.zeros((n_out,), dtype)) if bias else None
+    def __init__(self, n_in, n_out, *, bias, init, param_dtype, rngs):
+        self.weight = nnx.Param(init(rngs.params(), (n_in, n_out), param_dtype))
+        self.bias = nnx.Param(jnp.zeros((n_out,), param_dtype)) if bias else None
 
     def __call__(self, x):
         return linear(x, self.weight[...], None if self.bias is None else self.bias[...])
@@ -163,9 +163,9 @@ class Linear(nnx.Module):
 class LayerNorm(nnx.Module):
     """Weight 1, bias 0 or none."""
 
-    def __init__(self, n_embd, *, bias, dtype):
-        self.weight = nnx.Param(jnp.ones((n_embd,), dtype))
-        self.bias = nnx.Param(jnp.zeros((n_embd,), dtype)) if bias else None
+    def __init__(self, n_embd, *, bias, param_dtype):
+        self.weight = nnx.Param(jnp.ones((n_embd,), param_dtype))
+        self.bias = nnx.Param(jnp.zeros((n_embd,), param_dtype)) if bias else None
 
     def __call__(self, x):
         return layer_norm(x, self.weight[...], None if self.bias is None else self.bias[...])
@@ -174,8 +174,8 @@ class LayerNorm(nnx.Module):
 class Embedding(nnx.Module):
     """Table [rows, n_embd] as `init` draws it."""
 
-    def __init__(self, n_rows, n_embd, *, init, dtype, rngs):
-        self.weight = nnx.Param(init(rngs.params(), (n_rows, n_embd), dtype))
+    def __init__(self, n_rows, n_embd, *, init, param_dtype, rngs):
+        self.weight = nnx.Param(init(rngs.params(), (n_rows, n_embd), param_dtype))
 
     def __call__(self, ids):
         """Rows by id. Ids were range-checked on the host: JAX would clamp a bad one without a word."""

@@ -52,12 +52,12 @@ def token_losses(x_BTD, weight_VD, targets_BT, *, chunk_len=None, softcap=0.0):
     ones_BT = jnp.ones(targets_BT.shape, jnp.promote_types(x_BTD.dtype, jnp.float32))
     x_BTD, targets_BT, mask_BT, chunk_len = _pad_to_chunks(x_BTD, targets_BT, ones_BT, chunk_len)
 
-    def losses(x_ND, targets_N, mask_N):
-        _, logits_NV, lse_N = _chunk_loss(x_ND, weight_VD, targets_N, mask_N, softcap)
-        return lse_N - jnp.take_along_axis(logits_NV, targets_N[:, None], axis=-1)[:, 0]
+    def losses(x_PD, targets_P, mask_P):
+        _, logits_PV, lse_P = _chunk_loss(x_PD, weight_VD, targets_P, mask_P, softcap)
+        return lse_P - jnp.take_along_axis(logits_PV, targets_P[:, None], axis=-1)[:, 0]
 
-    losses_CN = _map_chunks(losses, (x_BTD, targets_BT, mask_BT), chunk_len)
-    return losses_CN.reshape(-1, n_rows, chunk_len).swapaxes(0, 1).reshape(n_rows, -1)[:, :seq_len]
+    losses_JP = _map_chunks(losses, (x_BTD, targets_BT, mask_BT), chunk_len)
+    return losses_JP.reshape(-1, n_rows, chunk_len).swapaxes(0, 1).reshape(n_rows, -1)[:, :seq_len]
 
 
 def _pad_to_chunks(x_BTD, targets_BT, mask_BT, chunk_len):
@@ -74,35 +74,35 @@ def _pad_to_chunks(x_BTD, targets_BT, mask_BT, chunk_len):
 @functools.partial(jax.custom_vjp, nondiff_argnums=(4, 5))
 def _summed_loss(x_BTD, weight_VD, targets_BT, mask_BT, chunk_len, softcap):
     losses = _map_chunks(
-        lambda x_ND, targets_N, mask_N: _chunk_loss(x_ND, weight_VD, targets_N, mask_N, softcap)[0],
+        lambda x_PD, targets_P, mask_P: _chunk_loss(x_PD, weight_VD, targets_P, mask_P, softcap)[0],
         (x_BTD, targets_BT, mask_BT),
         chunk_len,
     )
     return losses.sum()
 
 
-def _chunk_loss(x_ND, weight_VD, targets_N, mask_N, softcap):
-    """Summed loss of some tokens (here N counts tokens), and what the gradient needs: logits, log-sum-exp."""
-    wide = mask_N.dtype
-    logits_NV = jax.lax.dot_general(
-        x_ND, weight_VD.astype(x_ND.dtype), (((1,), (1,)), ((), ())), preferred_element_type=wide
+def _chunk_loss(x_PD, weight_VD, targets_P, mask_P, softcap):
+    """Summed loss of some tokens, and what the gradient needs: logits, log-sum-exp."""
+    wide = mask_P.dtype
+    logits_PV = jax.lax.dot_general(
+        x_PD, weight_VD.astype(x_PD.dtype), (((1,), (1,)), ((), ())), preferred_element_type=wide
     )
-    logits_NV = cap(logits_NV, softcap)
-    lse_N = jax.nn.logsumexp(logits_NV, axis=-1)
-    target_logits_N = jnp.take_along_axis(logits_NV, targets_N[:, None], axis=-1)[:, 0]
-    return jnp.where(mask_N > 0, (lse_N - target_logits_N) * mask_N, 0).sum(), logits_NV, lse_N
+    logits_PV = cap(logits_PV, softcap)
+    lse_P = jax.nn.logsumexp(logits_PV, axis=-1)
+    target_logits_P = jnp.take_along_axis(logits_PV, targets_P[:, None], axis=-1)[:, 0]
+    return jnp.where(mask_P > 0, (lse_P - target_logits_P) * mask_P, 0).sum(), logits_PV, lse_P
 
 
-def _chunk_loss_and_grads(x_ND, weight_VD, targets_N, mask_N, softcap):
-    loss, logits_NV, lse_N = _chunk_loss(x_ND, weight_VD, targets_N, mask_N, softcap)
-    is_target_NV = targets_N[:, None] == jnp.arange(logits_NV.shape[-1])[None, :]
-    d_logits_NV = (jnp.exp(logits_NV - lse_N[:, None]) - is_target_NV) * mask_N[:, None]
+def _chunk_loss_and_grads(x_PD, weight_VD, targets_P, mask_P, softcap):
+    loss, logits_PV, lse_P = _chunk_loss(x_PD, weight_VD, targets_P, mask_P, softcap)
+    is_target_PV = targets_P[:, None] == jnp.arange(logits_PV.shape[-1])[None, :]
+    d_logits_PV = (jnp.exp(logits_PV - lse_P[:, None]) - is_target_PV) * mask_P[:, None]
     if softcap:
-        d_logits_NV = d_logits_NV * (1 - jnp.square(logits_NV / softcap))
-    d_logits_NV = d_logits_NV.astype(x_ND.dtype)
-    d_x_ND = d_logits_NV @ weight_VD.astype(x_ND.dtype)
-    d_weight_VD = jax.lax.dot_general(d_logits_NV, x_ND, (((0,), (0,)), ((), ())), preferred_element_type=mask_N.dtype)
-    return loss, d_x_ND, d_weight_VD
+        d_logits_PV = d_logits_PV * (1 - jnp.square(logits_PV / softcap))
+    d_logits_PV = d_logits_PV.astype(x_PD.dtype)
+    d_x_PD = d_logits_PV @ weight_VD.astype(x_PD.dtype)
+    d_weight_VD = jax.lax.dot_general(d_logits_PV, x_PD, (((0,), (0,)), ((), ())), preferred_element_type=mask_P.dtype)
+    return loss, d_x_PD, d_weight_VD
 
 
 def _summed_loss_forward(x_BTD, weight_VD, targets_BT, mask_BT, chunk_len, softcap):
@@ -110,12 +110,12 @@ def _summed_loss_forward(x_BTD, weight_VD, targets_BT, mask_BT, chunk_len, softc
     zeros_VD = jnp.zeros(weight_VD.shape, mask_BT.dtype)
 
     def add_chunk(d_weight_VD, chunk):
-        x_ND, targets_N, mask_N = chunk
-        loss, d_x_ND, d_chunk_VD = _chunk_loss_and_grads(x_ND, weight_VD, targets_N, mask_N, softcap)
-        return d_weight_VD + d_chunk_VD, (loss, d_x_ND)
+        x_PD, targets_P, mask_P = chunk
+        loss, d_x_PD, d_chunk_VD = _chunk_loss_and_grads(x_PD, weight_VD, targets_P, mask_P, softcap)
+        return d_weight_VD + d_chunk_VD, (loss, d_x_PD)
 
-    d_weight_VD, (losses, d_x_CND) = _scan_chunks(add_chunk, zeros_VD, (x_BTD, targets_BT, mask_BT), chunk_len)
-    d_x_BTD = d_x_CND.reshape(-1, n_rows, chunk_len, n_embd).swapaxes(0, 1).reshape(n_rows, seq_len, n_embd)
+    d_weight_VD, (losses, d_x_JPD) = _scan_chunks(add_chunk, zeros_VD, (x_BTD, targets_BT, mask_BT), chunk_len)
+    d_x_BTD = d_x_JPD.reshape(-1, n_rows, chunk_len, n_embd).swapaxes(0, 1).reshape(n_rows, seq_len, n_embd)
     return losses.sum(), (d_x_BTD, d_weight_VD.astype(weight_VD.dtype))
 
 

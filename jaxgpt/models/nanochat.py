@@ -21,6 +21,7 @@ from flax import nnx
 from jaxgpt.config.families import NanochatConfig
 from jaxgpt.config.families.nanochat import GATE_CHANNELS
 from jaxgpt.models.attention import attention
+from jaxgpt.models.cache import query_positions, write_rows
 from jaxgpt.models.layers import (
     Embedding,
     Linear,
@@ -58,10 +59,10 @@ def matrix_init(config: NanochatConfig, n_in: int, n_out: int):
 class CausalSelfAttention(nnx.Module):
     """Projections for q, k and v, a value embedding where the layer has one, attention in a window."""
 
-    def __init__(self, config: NanochatConfig, layer: int, *, dtype, rngs):
+    def __init__(self, config: NanochatConfig, layer: int, *, param_dtype, implementation, rngs):
         n_embd, kv_dim = config.n_embd, config.n_kv_head * config.head_dim
-        self.config, self.layer = config, layer
-        linear = functools.partial(Linear, bias=False, dtype=dtype, rngs=rngs)
+        self.config, self.layer, self.implementation = config, layer, implementation
+        linear = functools.partial(Linear, bias=False, param_dtype=param_dtype, rngs=rngs)
         self.c_q = linear(n_embd, n_embd, init=matrix_init(config, n_embd, n_embd))
         self.c_k = linear(n_embd, kv_dim, init=matrix_init(config, n_embd, kv_dim))
         self.c_v = linear(n_embd, kv_dim, init=matrix_init(config, n_embd, kv_dim))
@@ -69,7 +70,7 @@ class CausalSelfAttention(nnx.Module):
         if config.has_value_embed(layer):
             self.ve_gate = linear(GATE_CHANNELS["value_embed"], config.n_kv_head, init=uniform(0.0, GATE_INIT))
 
-    def __call__(self, x_BTD, value_embed_BTD=None, cache=None, offset=0, *, implementation="xla"):
+    def __call__(self, x_BTD, value_embed_BTD=None, cache=None, offset_B=None):
         """Returns the output and, when a cache (k, v) is given, the cache with this call's keys and values."""
         config = self.config
         n_rows, n_queries, n_embd = x_BTD.shape
@@ -79,18 +80,17 @@ class CausalSelfAttention(nnx.Module):
         if value_embed_BTD is not None:
             gate_BTK = VALUE_GATE_SCALE * jax.nn.sigmoid(self.ve_gate(x_BTD[..., : GATE_CHANNELS["value_embed"]]))
             v_BTKH = v_BTKH + gate_BTK[..., None] * value_embed_BTD.reshape(kv_heads)
-        positions_T = offset + jnp.arange(n_queries)
-        q_BTNH, k_BTKH = (rms_norm(rotary(x, positions_T, config.rope_base), config.qk_scale) for x in (q_BTNH, k_BTKH))
+        positions_BT = query_positions(x_BTD, offset_B)
+        q_BTNH, k_BTKH = (
+            rms_norm(rotary(x, positions_BT, config.rope_base), config.qk_scale) for x in (q_BTNH, k_BTKH)
+        )
         if cache is not None:
-            cache = tuple(
-                jax.lax.dynamic_update_slice_in_dim(old, new, offset, axis=1)
-                for old, new in zip(cache, (k_BTKH, v_BTKH), strict=True)
-            )
+            cache = tuple(write_rows(*pair, offset_B) for pair in zip(cache, (k_BTKH, v_BTKH), strict=True))
         k_BSKH, v_BSKH = cache or (k_BTKH, v_BTKH)
         window = config.window(self.layer)
         y_BTNH = attention(
             q_BTNH, k_BSKH, v_BSKH,
-            implementation=implementation, offset=offset, window=window if window < config.seq_len else None,
+            implementation=self.implementation, offset_B=offset_B, window=window if window < config.seq_len else None,
         )  # fmt: skip
         return self.c_proj(y_BTNH.reshape(n_rows, n_queries, n_embd)), cache
 
@@ -98,14 +98,14 @@ class CausalSelfAttention(nnx.Module):
 class MLP(nnx.Module):
     """Four times as wide, relu squared, and back."""
 
-    def __init__(self, config: NanochatConfig, *, dtype, rngs):
+    def __init__(self, config: NanochatConfig, *, param_dtype, rngs):
         n_embd = config.n_embd
         scale = C_FC_INIT_SCALE if config.init == "uniform" else 1.0
         init = matrix_init(config, n_embd, 4 * n_embd)
         self.c_fc = Linear(
-            n_embd, 4 * n_embd, bias=False, init=lambda *args: scale * init(*args), dtype=dtype, rngs=rngs
+            n_embd, 4 * n_embd, bias=False, init=lambda *args: scale * init(*args), param_dtype=param_dtype, rngs=rngs
         )
-        self.c_proj = Linear(4 * n_embd, n_embd, bias=False, init=zeros, dtype=dtype, rngs=rngs)
+        self.c_proj = Linear(4 * n_embd, n_embd, bias=False, init=zeros, param_dtype=param_dtype, rngs=rngs)
 
     def __call__(self, x_BTD):
         h_BTF = jax.nn.relu(self.c_fc(x_BTD))
@@ -115,77 +115,88 @@ class MLP(nnx.Module):
 class Block(nnx.Module):
     """x + attention(norm(x)), then x + mlp(norm(x))."""
 
-    def __init__(self, config: NanochatConfig, layer: int, *, dtype, rngs):
-        self.attn = CausalSelfAttention(config, layer, dtype=dtype, rngs=rngs)
-        self.mlp = MLP(config, dtype=dtype, rngs=rngs)
+    def __init__(self, config: NanochatConfig, layer: int, *, param_dtype, implementation, rngs):
+        self.attn = CausalSelfAttention(
+            config, layer, param_dtype=param_dtype, implementation=implementation, rngs=rngs
+        )
+        self.mlp = MLP(config, param_dtype=param_dtype, rngs=rngs)
 
-    def __call__(self, x_BTD, value_embed_BTD=None, cache=None, offset=0, *, implementation="xla"):
-        y_BTD, cache = self.attn(rms_norm(x_BTD), value_embed_BTD, cache, offset, implementation=implementation)
+    def __call__(self, x_BTD, value_embed_BTD=None, cache=None, offset_B=None):
+        y_BTD, cache = self.attn(rms_norm(x_BTD), value_embed_BTD, cache, offset_B)
         x_BTD = x_BTD + y_BTD
         x_BTD = x_BTD + self.mlp(rms_norm(x_BTD))
         return shard_batch(x_BTD), cache
 
 
 class Nanochat(nnx.Module):
-    """The model from token ids to last hidden states; `loss.cross_entropy` and `logits` apply head and softcap."""
+    """The model from token ids to last hidden states; `loss.cross_entropy` and `logits` apply head and softcap.
 
-    def __init__(self, config: NanochatConfig, *, dtype, rngs):
+    Args:
+      dtype: of the computation.
+      param_dtype: of the stored weights.
+      implementation: of attention; with a cache xla.
+      remat: none, dots or block; what the backward pass finds instead of recomputing.
+    """
+
+    def __init__(self, config: NanochatConfig, *, dtype, param_dtype, implementation, remat, rngs):
         assert config.n_embd and config.vocab_size, "config.complete(n_ids) fills in width and vocabulary"
         n_embd, n_layer = config.n_embd, config.n_layer
-        self.config = config
-        table = functools.partial(Embedding, config.vocab_size, dtype=dtype, rngs=rngs)
+        self.config, self.dtype, self.remat = config, jnp.dtype(dtype), remat
+        table = functools.partial(Embedding, config.vocab_size, param_dtype=param_dtype, rngs=rngs)
         self.wte = table(n_embd, init=normal(0.8 if config.init == "uniform" else 1.0))
         self.lm_head = table(n_embd, init=normal(HEAD_STD) if config.init == "uniform" else zeros)
-        self.h = nnx.List([Block(config, i, dtype=dtype, rngs=rngs) for i in range(n_layer)])
+        self.h = nnx.List(
+            [
+                Block(config, i, param_dtype=param_dtype, implementation=implementation, rngs=rngs)
+                for i in range(n_layer)
+            ]
+        )
         if config.value_embeds:
             kv_dim = config.n_kv_head * config.head_dim
             layers = [i for i in range(n_layer) if config.has_value_embed(i)]
             init = matrix_init(config, n_embd, kv_dim)
             self.value_embeds = nnx.Dict({str(i): table(kv_dim, init=init) for i in layers})
         if config.layer_lambdas:
-            self.resid_lambdas = nnx.Param(jnp.linspace(*RESID_LAMBDAS_INIT, n_layer, dtype=dtype))
-            self.x0_lambdas = nnx.Param(jnp.linspace(*X0_LAMBDAS_INIT, n_layer, dtype=dtype))
+            self.resid_lambdas = nnx.Param(jnp.linspace(*RESID_LAMBDAS_INIT, n_layer, dtype=param_dtype))
+            self.x0_lambdas = nnx.Param(jnp.linspace(*X0_LAMBDAS_INIT, n_layer, dtype=param_dtype))
         if config.smear:
             self.smear_gate = Linear(
-                GATE_CHANNELS["smear"], 1, bias=False, init=uniform(0.0, GATE_INIT), dtype=dtype, rngs=rngs
+                GATE_CHANNELS["smear"], 1, bias=False, init=uniform(0.0, GATE_INIT), param_dtype=param_dtype, rngs=rngs
             )
-            self.smear_lambda = nnx.Param(jnp.zeros((1,), dtype))
+            self.smear_lambda = nnx.Param(jnp.zeros((1,), param_dtype))
         if config.backout:
-            self.backout_lambda = nnx.Param(jnp.full((1,), BACKOUT_INIT, dtype))
+            self.backout_lambda = nnx.Param(jnp.full((1,), BACKOUT_INIT, param_dtype))
 
-    def __call__(self, tokens_BT, *, dtype, implementation="xla", remat="none", dropout_key=None):
-        """Hidden states after the last norm, [B, T, D] in `dtype`.
+    def __call__(self, tokens_BT, *, dropout_key=None):
+        """Hidden states after the last norm, [B, T, D].
 
         Args:
           tokens_BT: ids in [0, V), T at most seq_len.
-          dtype: of the computation.
-          implementation: of attention.
-          remat: none, dots or block; what the backward pass finds instead of recomputing.
           dropout_key: None; the family has no dropout.
         """
         assert dropout_key is None
-        x0_BTD = x_BTD = self.embed(tokens_BT, 0, dtype)
+        x0_BTD = x_BTD = self.embed(tokens_BT)
         middle_BTD = None
         for i, block in enumerate(self.h):
-            run = functools.partial(block, implementation=implementation)
             x_BTD = self.mix(i, x_BTD, x0_BTD)
-            value_embed_BTD = self.value_embed(i, tokens_BT, dtype)
-            x_BTD = rematerialise(lambda x, v, run=run: run(x, v)[0], remat)(x_BTD, value_embed_BTD)
+            value_embed_BTD = self.value_embed(i, tokens_BT)
+            x_BTD = rematerialise(lambda x, v, block=block: block(x, v)[0], self.remat)(x_BTD, value_embed_BTD)
             middle_BTD = x_BTD if i == self.config.n_layer // 2 else middle_BTD
         return self.finish(x_BTD, middle_BTD)
 
-    def embed(self, tokens_BT, offset, dtype, before_B1=None):
-        """Normed token embeddings of positions offset .. offset + T; 2026: each with some of the one before it.
+    def embed(self, tokens_BT, before_B1=None):
+        """Normed token embeddings; 2026: each with some of the one before it.
 
         Args:
-          before_B1: the id before the first, where offset is not 0.
+          before_B1: the id before each row's first one; -1 where there is none. None: there is none.
         """
-        x_BTD = rms_norm(self.wte(tokens_BT).astype(dtype))
+        x_BTD = rms_norm(self.wte(tokens_BT).astype(self.dtype))
         if not self.config.smear:
             return shard_batch(x_BTD)
         before_B1D = jnp.zeros_like(x_BTD[:, :1])
         if before_B1 is not None:
-            before_B1D = jnp.where(offset > 0, rms_norm(self.wte(before_B1).astype(dtype)), 0)
+            before_B1D = rms_norm(self.wte(jnp.maximum(before_B1, 0)).astype(self.dtype))
+            before_B1D = jnp.where(before_B1[..., None] >= 0, before_B1D, 0)
         previous_BTD = jnp.concatenate([before_B1D, x_BTD[:, :-1]], axis=1)
         gate_BT1 = jax.nn.sigmoid(self.smear_gate(x_BTD[..., : GATE_CHANNELS["smear"]]))
         return shard_batch(add_scaled((1.0, x_BTD), (self.smear_lambda[...] * gate_BT1, previous_BTD)))
@@ -196,11 +207,11 @@ class Nanochat(nnx.Module):
             return x_BTD
         return add_scaled((self.resid_lambdas[...][layer], x_BTD), (self.x0_lambdas[...][layer], x0_BTD))
 
-    def value_embed(self, layer: int, tokens_BT, dtype):
+    def value_embed(self, layer: int, tokens_BT):
         """The layer's own embedding of the tokens, [B, T, K x H]; None where it has none."""
         if not self.config.has_value_embed(layer):
             return None
-        return shard_batch(self.value_embeds[str(layer)](tokens_BT).astype(dtype))
+        return shard_batch(self.value_embeds[str(layer)](tokens_BT).astype(self.dtype))
 
     def finish(self, x_BTD, middle_BTD):
         """The last norm; in 2026 after some of the middle layer's output is taken off."""
@@ -219,28 +230,31 @@ class Nanochat(nnx.Module):
         logits_BTV = jnp.einsum("BTD,VD->BTV", x_BTD, weight_VD, preferred_element_type=wide)
         return softcap(logits_BTV, self.config.softcap)
 
-    def init_cache(self, n_rows: int, n_positions: int, dtype):
+    def init_cache(self, n_rows: int, n_positions: int):
         """For `decode`: the ids so far, which smear looks back at, and keys and values, one pair per layer."""
         shape = (n_rows, n_positions, self.config.n_kv_head, self.config.head_dim)
-        pairs = [(jnp.zeros(shape, dtype), jnp.zeros(shape, dtype)) for _ in self.h]
+        pairs = [(jnp.zeros(shape, self.dtype), jnp.zeros(shape, self.dtype)) for _ in self.h]
         return jnp.zeros((n_rows, n_positions), jnp.int32), pairs
 
-    def decode(self, tokens_BT, cache, offset, *, dtype):
-        """Hidden states of new tokens at positions offset .. offset + T, given the cache of all before.
+    def decode(self, tokens_BT, cache, offset_B):
+        """Hidden states of new tokens, given the cache of all before.
 
-        The caller keeps offset + T within the cache: XLA would shift a write that runs over its end.
+        Args:
+          tokens_BT: the next ids of each row; of a shorter row padded at its end.
+          offset_B: tokens of each row that the cache holds. The caller keeps offset + T within the cache.
 
         Returns:
           [B, T, D] hidden states and the cache with the new ids, keys and values.
         """
         ids_BS, pairs = cache
-        before_B1 = jax.lax.dynamic_slice_in_dim(ids_BS, jnp.maximum(offset - 1, 0), 1, axis=1)
-        ids_BS = jax.lax.dynamic_update_slice_in_dim(ids_BS, tokens_BT, offset, axis=1)
-        x0_BTD = x_BTD = self.embed(tokens_BT, offset, dtype, before_B1)
+        before_B1 = jnp.take_along_axis(ids_BS, jnp.maximum(offset_B - 1, 0)[:, None], axis=1)
+        before_B1 = jnp.where(offset_B[:, None] > 0, before_B1, -1)
+        ids_BS = write_rows(ids_BS, tokens_BT, offset_B)
+        x0_BTD = x_BTD = self.embed(tokens_BT, before_B1)
         middle_BTD, new_pairs = None, []
         for i, (block, pair) in enumerate(zip(self.h, pairs, strict=True)):
             x_BTD = self.mix(i, x_BTD, x0_BTD)
-            x_BTD, pair = block(x_BTD, self.value_embed(i, tokens_BT, dtype), pair, offset)
+            x_BTD, pair = block(x_BTD, self.value_embed(i, tokens_BT), pair, offset_B)
             new_pairs.append(pair)
             middle_BTD = x_BTD if i == self.config.n_layer // 2 else middle_BTD
         return self.finish(x_BTD, middle_BTD), (ids_BS, new_pairs)

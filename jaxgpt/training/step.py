@@ -100,10 +100,8 @@ def make_step(config: Config, mesh: Mesh) -> Step:
       InputError: a parameter cannot be split as the mesh wants, a parameter group matches nothing, or the attention
         asked for cannot run.
     """
-    attention = choose_attention(config, mesh.devices.flat[0].platform)
-    implementation = attention[0]
+    model, attention = make_model(config, mesh)
     dtype = param_dtype(config)
-    model = Model(config.model)
     shapes = param_shapes(config.model, dtype)
     transform = make_optimizer(config, shapes)
 
@@ -114,13 +112,13 @@ def make_step(config: Config, mesh: Mesh) -> Step:
     scalars = replicated(mesh)
     precision = jax.default_matmul_precision(config.train.matmul_precision)
     train = jax.jit(
-        precision(functools.partial(train_step, config, model, transform, implementation)),
+        precision(functools.partial(train_step, config, model, transform)),
         in_shardings=(shardings, batch_sharding(mesh, 1), scalars),
         out_shardings=(shardings, scalars),
         donate_argnums=0,
     )
-    evaluate = jit_evaluate(config, model, implementation, param_shardings, mesh)
-    fresh = jax.jit(lambda seed: init_params(config.model, dtype=dtype, seed=seed), out_shardings=param_shardings)
+    evaluate = jit_evaluate(config, model, param_shardings, mesh)
+    fresh = jax.jit(lambda seed: init_params(config.model, param_dtype=dtype, seed=seed), out_shardings=param_shardings)
     begin = jax.jit(init, out_shardings=shardings, donate_argnums=0)
     return Step(train, evaluate, fresh, begin, model, mesh, state_shapes, attention)
 
@@ -129,15 +127,21 @@ def make_evaluator(config: Config, mesh: Mesh) -> Evaluator:
     """The evaluation of a config's model alone. Raises InputError as `make_step`, but for parameter groups."""
     shapes = param_shapes(config.model, param_dtype(config))
     shardings = shard_params({path: leaf.shape for path, leaf in shapes.items()}, config.model, mesh)
-    implementation, _ = choose_attention(config, mesh.devices.flat[0].platform)
-    return Evaluator(jit_evaluate(config, Model(config.model), implementation, shardings, mesh), mesh)
+    return Evaluator(jit_evaluate(config, make_model(config, mesh)[0], shardings, mesh), mesh)
 
 
-def jit_evaluate(config: Config, model: Model, implementation: str, param_shardings: dict, mesh: Mesh) -> Callable:
+def make_model(config: Config, mesh: Mesh) -> tuple[Model, tuple[str, str]]:
+    """The model as a run computes with it, and what `choose_attention` chose for it."""
+    attention = choose_attention(config, mesh.devices.flat[0].platform)
+    model = Model(config.model, dtype=config.train.dtype, implementation=attention[0], remat=config.train.remat)
+    return model, attention
+
+
+def jit_evaluate(config: Config, model: Model, param_shardings: dict, mesh: Mesh) -> Callable:
     """`eval_step`, to be compiled for a mesh."""
     precision = jax.default_matmul_precision(config.train.matmul_precision)
     return jax.jit(
-        precision(functools.partial(eval_step, config, model, implementation)),
+        precision(functools.partial(eval_step, config, model)),
         in_shardings=(param_shardings, batch_sharding(mesh), batch_sharding(mesh)),
         out_shardings=replicated(mesh),
     )
@@ -183,26 +187,20 @@ def device_bytes(leaf: jax.ShapeDtypeStruct) -> int:
     return math.prod(leaf.sharding.shard_shape(leaf.shape)) * leaf.dtype.itemsize
 
 
-def loss_sum(config: Config, model: Model, implementation: str, params, batch_BT, mask_BT=None, dropout_key=None):
+def loss_sum(config: Config, model: Model, params, batch_BT, mask_BT=None, dropout_key=None):
     """Summed loss and token count of rows of T + 1 tokens; position t predicts token t + 1."""
-    x_BTD, weight_VD, settings = last_hidden(config, model.bind(params), implementation, batch_BT, dropout_key)
+    x_BTD, weight_VD, settings = last_hidden(config, model.bind(params), batch_BT, dropout_key)
     return cross_entropy(x_BTD, weight_VD, batch_BT[:, 1:], mask_BT, **settings)
 
 
-def last_hidden(config: Config, module: Any, implementation: str, batch_BT, dropout_key=None):
+def last_hidden(config: Config, module: Any, batch_BT, dropout_key=None):
     """Hidden states of all but the last token, the head, and how the loss is to be computed from them."""
-    x_BTD = module(
-        batch_BT[:, :-1],
-        dtype=jnp.dtype(config.train.dtype),
-        implementation=implementation,
-        remat=config.train.remat,
-        dropout_key=dropout_key,
-    )
+    x_BTD = module(batch_BT[:, :-1], dropout_key=dropout_key)
     chunk_len = max(1, config.train.loss_chunk_tokens // config.train.micro_batch_size)
     return x_BTD, module.head_weight(), {"chunk_len": chunk_len, "softcap": config.model.softcap}
 
 
-def train_step(config: Config, model: Model, transform, implementation: str, state: TrainState, batch: Batch, hyper):
+def train_step(config: Config, model: Model, transform, state: TrainState, batch: Batch, hyper):
     """One optimizer step; see the module's docstring. Metrics are float scalars, loss in nats per token."""
     dtype = state.loss_scale.scale.dtype
     n_micro = batch.tokens.shape[0]
@@ -211,7 +209,7 @@ def train_step(config: Config, model: Model, transform, implementation: str, sta
     base_key = jax.random.fold_in(jax.random.key(config.run.seed), state.step)
 
     def scaled_loss(params, rows: Batch, dropout_key):
-        loss_nats, n_tokens = loss_sum(config, model, implementation, params, *rows, dropout_key=dropout_key)
+        loss_nats, n_tokens = loss_sum(config, model, params, *rows, dropout_key=dropout_key)
         return loss_nats * scale, (loss_nats, n_tokens)
 
     def add_microbatch(sums, inputs):
@@ -266,14 +264,14 @@ def next_loss_scale(current: LossScale, is_finite) -> LossScale:
     return LossScale(scale, n_good)
 
 
-def row_losses(config: Config, model: Model, implementation: str, params, batch_BT):
+def row_losses(config: Config, model: Model, params, batch_BT):
     """The loss of each position of rows of T + 1 tokens, [B, T]."""
-    x_BTD, weight_VD, settings = last_hidden(config, model.bind(params), implementation, batch_BT)
+    x_BTD, weight_VD, settings = last_hidden(config, model.bind(params), batch_BT)
     return token_losses(x_BTD, weight_VD, batch_BT[:, 1:], **settings)
 
 
-def eval_step(config: Config, model: Model, implementation: str, params, batch_BT, masks_BTC):
+def eval_step(config: Config, model: Model, params, batch_BT, masks_BTC):
     """The loss of a batch without dropout, summed over each of C masks: where one is 0 a token does not count."""
-    losses_BT = row_losses(config, model, implementation, params, batch_BT)
+    losses_BT = row_losses(config, model, params, batch_BT)
     assert masks_BTC.shape[:-1] == losses_BT.shape, f"masks {masks_BTC.shape} of losses {losses_BT.shape}"
     return jnp.where(masks_BTC > 0, losses_BT[..., None], 0).sum(axis=(0, 1))

@@ -12,29 +12,33 @@ from torch_ref.models.nanochat import Nanochat
 FAMILIES: dict[str, Any] = {"gpt2": GPT2, "nanochat": Nanochat}
 
 
-def build(config: ModelConfig, *, dtype, seed) -> GPT2 | Nanochat:
+def build(
+    config: ModelConfig, *, dtype=torch.float32, param_dtype=torch.float32, implementation="math", remat="none", seed
+) -> GPT2 | Nanochat:
     """Fresh weights are drawn on the CPU: the same on any device, and other ones than jaxgpt's."""
     rngs = None if seed is None else torch.Generator().manual_seed(seed)
-    return FAMILIES[config.family](config, dtype=dtype, rngs=rngs)
+    return FAMILIES[config.family](
+        config, dtype=dtype, param_dtype=param_dtype, implementation=implementation, remat=remat, rngs=rngs
+    )
 
 
-def init_params(config: ModelConfig, *, dtype=torch.float32, seed=0) -> dict[str, torch.Tensor]:
-    module = build(config, dtype=dtype, seed=seed)
+def init_params(config: ModelConfig, *, param_dtype=torch.float32, seed=0) -> dict[str, torch.Tensor]:
+    module = build(config, param_dtype=param_dtype, seed=seed)
     return {path: param.detach() for path, param in module.named_parameters()}
 
 
-def param_shapes(config: ModelConfig, dtype=torch.float32) -> dict[str, torch.Tensor]:
+def param_shapes(config: ModelConfig, param_dtype=torch.float32) -> dict[str, torch.Tensor]:
     """Tensors on the meta device, which have a shape and a dtype and no memory."""
     with torch.device("meta"):
-        module = build(config, dtype=dtype, seed=None)
+        module = build(config, param_dtype=param_dtype, seed=None)
     return {path: param.detach() for path, param in module.named_parameters()}
 
 
 class Model:
-    def __init__(self, config: ModelConfig):
-        self.config = config
+    def __init__(self, config: ModelConfig, dtype=torch.float32, implementation="math", remat="none"):
+        self.config, self.dtype, self.implementation, self.remat = config, dtype, implementation, remat
         with torch.device("meta"):
-            self._module = build(config, dtype=torch.float32, seed=None)
+            self._module = build(config, dtype=dtype, implementation=implementation, remat=remat, seed=None)
         names = {path: path.rpartition(".") for path, _ in self._module.named_parameters()}
         self._slots = {path: (self._module.get_submodule(owner), name) for path, (owner, _, name) in names.items()}
 

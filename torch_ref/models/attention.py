@@ -1,4 +1,4 @@
-"""jaxgpt/attention.py in PyTorch: `math` is xla's order of operations, `sdpa` is PyTorch's fused attention.
+"""jaxgpt/models/attention.py in PyTorch: `math` is xla's order of operations, `sdpa` is PyTorch's fused attention.
 
 `sdpa` is flash attention on CUDA (bfloat16, float16) and on a CPU. It takes dropout on CUDA, where cudnn does not.
 A window it knows only as a mask of T x S booleans: with one, PyTorch takes its memory-efficient kernel on CUDA.
@@ -9,6 +9,7 @@ import torch.nn.functional as F
 
 from jaxgpt.config import Config
 from jaxgpt.errors import InputError
+from torch_ref.models.cache import query_positions
 
 MASKED = -1e30
 
@@ -45,37 +46,36 @@ def choose_attention(config: Config, platform: str) -> tuple[str, str]:
 
 
 def attention(
-    q_BTNH, k_BSKH, v_BSKH, *, implementation="math", offset=0, window=None, dropout_rate=0.0, dropout_key=None
+    q_BTNH, k_BSKH, v_BSKH, *, implementation="math", offset_B=None, window=None, dropout_rate=0.0, dropout_key=None
 ):
     """As in jaxgpt; implementation is math or sdpa, and dropout_key only says whether to drop."""
+    assert offset_B is None or implementation == "math", "queries after a cache take math"
     if implementation == "sdpa":
-        assert offset == 0, "queries after a cache take math"
         return _sdpa(q_BTNH, k_BSKH, v_BSKH, window, dropout_rate, dropout_key)
     assert implementation == "math", implementation
-    return _math(q_BTNH, k_BSKH, v_BSKH, offset, window, dropout_rate, dropout_key)
+    return _math(q_BTNH, k_BSKH, v_BSKH, offset_B, window, dropout_rate, dropout_key)
 
 
-def _math(q_BTNH, k_BSKH, v_BSKH, offset, window, dropout_rate, dropout_key):
+def _math(q_BTNH, k_BSKH, v_BSKH, offset_B, window, dropout_rate, dropout_key):
     # No einsum of half precision gives float32: casting before is the same product, for float32 holds each exactly.
     wide = torch.promote_types(q_BTNH.dtype, torch.float32)
-    n_queries, n_keys, head_dim = q_BTNH.shape[1], k_BSKH.shape[1], q_BTNH.shape[-1]
     k_BSNH, v_BSNH = (_repeat_heads(x, q_BTNH.shape[2]) for x in (k_BSKH, v_BSKH))
     scores_BNTS = torch.einsum("BTNH,BSNH->BNTS", q_BTNH.to(wide), k_BSNH.to(wide))
-    is_seen_TS = _is_seen(n_queries, n_keys, offset, window, q_BTNH.device)
-    scores_BNTS = torch.where(is_seen_TS, scores_BNTS * head_dim**-0.5, MASKED)
+    is_seen_BTS = _is_seen(q_BTNH, k_BSKH, offset_B, window)
+    scores_BNTS = torch.where(is_seen_BTS[:, None], scores_BNTS * q_BTNH.shape[-1] ** -0.5, MASKED)
     probs_BNTS = torch.softmax(scores_BNTS, dim=-1)
     if dropout_key is not None and dropout_rate > 0:
         probs_BNTS = F.dropout(probs_BNTS, dropout_rate)
     return torch.einsum("BNTS,BSNH->BTNH", probs_BNTS.to(v_BSNH.dtype), v_BSNH)
 
 
-def _is_seen(n_queries, n_keys, offset, window, device):
-    positions_T, positions_S = (torch.arange(n, device=device) for n in (n_queries, n_keys))
-    distance_TS = offset + positions_T[:, None] - positions_S[None, :]
-    is_seen_TS = distance_TS >= 0
+def _is_seen(q_BTNH, k_BSKH, offset_B, window):
+    keys_S = torch.arange(k_BSKH.shape[1], device=k_BSKH.device)
+    distance_BTS = query_positions(q_BTNH, offset_B)[..., None] - keys_S
+    is_seen_BTS = distance_BTS >= 0
     if window is not None:
-        is_seen_TS &= distance_TS < window
-    return is_seen_TS
+        is_seen_BTS &= distance_BTS < window
+    return is_seen_BTS
 
 
 def _repeat_heads(x_BSKH, n_heads):
@@ -85,12 +85,12 @@ def _repeat_heads(x_BSKH, n_heads):
 
 def _sdpa(q_BTNH, k_BSKH, v_BSKH, window, dropout_rate, dropout_key):
     # Heads are repeated here: with enable_gqa, PyTorch's memory-efficient kernel declines.
-    n_heads, seq_len = q_BTNH.shape[2], q_BTNH.shape[1]
+    n_heads = q_BTNH.shape[2]
     heads = (q_BTNH, _repeat_heads(k_BSKH, n_heads), _repeat_heads(v_BSKH, n_heads))
     q_BNTH, k_BNSH, v_BNSH = (x.transpose(1, 2) for x in heads)
     rate = 0.0 if dropout_key is None else dropout_rate
-    is_seen_TS = None if window is None else _is_seen(seq_len, seq_len, 0, window, q_BTNH.device)
+    is_seen_1TS = None if window is None else _is_seen(q_BTNH, k_BSKH, None, window)
     y_BNTH = F.scaled_dot_product_attention(
-        q_BNTH, k_BNSH, v_BNSH, attn_mask=is_seen_TS, dropout_p=rate, is_causal=window is None
+        q_BNTH, k_BNSH, v_BNSH, attn_mask=is_seen_1TS, dropout_p=rate, is_causal=window is None
     )
     return y_BNTH.transpose(1, 2)

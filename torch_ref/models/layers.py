@@ -32,14 +32,14 @@ def rms_norm(x, scale=1.0):
     return (F.rms_norm(x.to(wide), x.shape[-1:]) * scale).to(x.dtype)
 
 
-def rotary(x_BTNH, positions_T, base):
+def rotary(x_BTNH, positions_BT, base):
     half = x_BTNH.shape[-1] // 2
     wide = torch.promote_types(x_BTNH.dtype, torch.float32)
-    frequencies_H = base ** (-torch.arange(half, dtype=wide, device=x_BTNH.device) / half)
-    angles_TH = positions_T[:, None].to(wide) * frequencies_H
-    cos_T1H, sin_T1H = (f(angles_TH)[:, None].to(x_BTNH.dtype) for f in (torch.cos, torch.sin))
-    first, second = x_BTNH[..., :half], x_BTNH[..., half:]
-    return torch.cat([first * cos_T1H + second * sin_T1H, second * cos_T1H - first * sin_T1H], dim=-1)
+    frequencies_R = base ** (-torch.arange(half, dtype=wide, device=x_BTNH.device) / half)
+    angles_BTR = positions_BT[..., None].to(wide) * frequencies_R
+    cos_BT1R, sin_BT1R = (f(angles_BTR)[:, :, None].to(x_BTNH.dtype) for f in (torch.cos, torch.sin))
+    a_BTNR, b_BTNR = x_BTNH[..., :half], x_BTNH[..., half:]
+    return torch.cat([a_BTNR * cos_BT1R + b_BTNR * sin_BT1R, b_BTNR * cos_BT1R - a_BTNR * sin_BT1R], dim=-1)
 
 
 def add_scaled(*terms):
@@ -87,30 +87,30 @@ def zeros(key, shape, dtype):
 
 
 class Linear(nn.Module):
-    def __init__(self, n_in, n_out, *, bias, init, dtype, rngs):
+    def __init__(self, n_in, n_out, *, bias, init, param_dtype, rngs):
         """rngs: a CPU generator, so that a seed means the same weights on any device."""
         super().__init__()
-        self.weight = nn.Parameter(init(rngs, (n_out, n_in), dtype))
-        self.bias = nn.Parameter(torch.zeros(n_out, dtype=dtype)) if bias else None
+        self.weight = nn.Parameter(init(rngs, (n_out, n_in), param_dtype))
+        self.bias = nn.Parameter(torch.zeros(n_out, dtype=param_dtype)) if bias else None
 
     def forward(self, x):
         return linear(x, self.weight, self.bias)
 
 
 class LayerNorm(nn.Module):
-    def __init__(self, n_embd, *, bias, dtype):
+    def __init__(self, n_embd, *, bias, param_dtype):
         super().__init__()
-        self.weight = nn.Parameter(torch.ones(n_embd, dtype=dtype))
-        self.bias = nn.Parameter(torch.zeros(n_embd, dtype=dtype)) if bias else None
+        self.weight = nn.Parameter(torch.ones(n_embd, dtype=param_dtype))
+        self.bias = nn.Parameter(torch.zeros(n_embd, dtype=param_dtype)) if bias else None
 
     def forward(self, x):
         return layer_norm(x, self.weight, self.bias)
 
 
 class Embedding(nn.Module):
-    def __init__(self, n_rows, n_embd, *, init, dtype, rngs):
+    def __init__(self, n_rows, n_embd, *, init, param_dtype, rngs):
         super().__init__()
-        self.weight = nn.Parameter(init(rngs, (n_rows, n_embd), dtype))
+        self.weight = nn.Parameter(init(rngs, (n_rows, n_embd), param_dtype))
 
     def forward(self, ids):
         return F.embedding(ids, self.weight)

@@ -26,51 +26,51 @@ def cross_entropy(x_BTD, weight_VD, targets_BT, mask_BT=None, *, chunk_len=None,
 def token_losses(x_BTD, weight_VD, targets_BT, *, chunk_len=None, softcap=0.0):
     n_rows, seq_len = targets_BT.shape
     pieces = []
-    for x_ND, targets_N in _cut_chunks((x_BTD, targets_BT.long()), min(chunk_len or seq_len, seq_len)):
-        ones_N = torch.ones(targets_N.shape, dtype=torch.promote_types(x_BTD.dtype, torch.float32), device=x_ND.device)
-        _, logits_NV, lse_N = _chunk_loss(x_ND, weight_VD, targets_N, ones_N, softcap)
-        pieces.append((lse_N - logits_NV.gather(-1, targets_N[:, None])[:, 0]).reshape(n_rows, -1))
+    for x_PD, targets_P in _cut_chunks((x_BTD, targets_BT.long()), min(chunk_len or seq_len, seq_len)):
+        ones_P = torch.ones(targets_P.shape, dtype=torch.promote_types(x_BTD.dtype, torch.float32), device=x_PD.device)
+        _, logits_PV, lse_P = _chunk_loss(x_PD, weight_VD, targets_P, ones_P, softcap)
+        pieces.append((lse_P - logits_PV.gather(-1, targets_P[:, None])[:, 0]).reshape(n_rows, -1))
     return torch.cat(pieces, dim=1)
 
 
 def _summed_loss(x_BTD, weight_VD, targets_BT, mask_BT, chunk_len, softcap):
     chunks = _cut_chunks((x_BTD, targets_BT, mask_BT), chunk_len)
-    losses = [_chunk_loss(x_ND, weight_VD, targets_N, mask_N, softcap)[0] for x_ND, targets_N, mask_N in chunks]
+    losses = [_chunk_loss(x_PD, weight_VD, targets_P, mask_P, softcap)[0] for x_PD, targets_P, mask_P in chunks]
     return torch.stack(losses).sum()
 
 
-def _chunk_loss(x_ND, weight_VD, targets_N, mask_N, softcap):
-    wide = mask_N.dtype
-    logits_NV = cap(_dot(x_ND, weight_VD.to(x_ND.dtype).mT, wide), softcap)
-    lse_N = torch.logsumexp(logits_NV, dim=-1)
-    target_logits_N = logits_NV.gather(-1, targets_N[:, None])[:, 0]
-    return torch.where(mask_N > 0, (lse_N - target_logits_N) * mask_N, 0).sum(), logits_NV, lse_N
+def _chunk_loss(x_PD, weight_VD, targets_P, mask_P, softcap):
+    wide = mask_P.dtype
+    logits_PV = cap(_dot(x_PD, weight_VD.to(x_PD.dtype).mT, wide), softcap)
+    lse_P = torch.logsumexp(logits_PV, dim=-1)
+    target_logits_P = logits_PV.gather(-1, targets_P[:, None])[:, 0]
+    return torch.where(mask_P > 0, (lse_P - target_logits_P) * mask_P, 0).sum(), logits_PV, lse_P
 
 
-def _chunk_loss_and_grads(x_ND, weight_VD, targets_N, mask_N, softcap):
-    loss, logits_NV, lse_N = _chunk_loss(x_ND, weight_VD, targets_N, mask_N, softcap)
+def _chunk_loss_and_grads(x_PD, weight_VD, targets_P, mask_P, softcap):
+    loss, logits_PV, lse_P = _chunk_loss(x_PD, weight_VD, targets_P, mask_P, softcap)
     # In place, where XLA fuses: a chunk's logits are the largest array of a step.
-    slope_NV = 1 - torch.square(logits_NV / softcap) if softcap else None
-    d_logits_NV = logits_NV.sub_(lse_N[:, None]).exp_()
-    d_logits_NV.scatter_add_(-1, targets_N[:, None], -torch.ones_like(lse_N)[:, None])
-    d_logits_NV = d_logits_NV.mul_(mask_N[:, None])
-    if slope_NV is not None:
-        d_logits_NV = d_logits_NV.mul_(slope_NV)
-    d_logits_NV = d_logits_NV.to(x_ND.dtype)
-    d_x_ND = d_logits_NV @ weight_VD.to(x_ND.dtype)
-    d_weight_VD = _dot(d_logits_NV.mT, x_ND, mask_N.dtype)
-    return loss, d_x_ND, d_weight_VD
+    slope_PV = 1 - torch.square(logits_PV / softcap) if softcap else None
+    d_logits_PV = logits_PV.sub_(lse_P[:, None]).exp_()
+    d_logits_PV.scatter_add_(-1, targets_P[:, None], -torch.ones_like(lse_P)[:, None])
+    d_logits_PV = d_logits_PV.mul_(mask_P[:, None])
+    if slope_PV is not None:
+        d_logits_PV = d_logits_PV.mul_(slope_PV)
+    d_logits_PV = d_logits_PV.to(x_PD.dtype)
+    d_x_PD = d_logits_PV @ weight_VD.to(x_PD.dtype)
+    d_weight_VD = _dot(d_logits_PV.mT, x_PD, mask_P.dtype)
+    return loss, d_x_PD, d_weight_VD
 
 
 def _summed_loss_forward(x_BTD, weight_VD, targets_BT, mask_BT, chunk_len, softcap):
     n_rows, _, n_embd = x_BTD.shape
     d_weight_VD = torch.zeros(weight_VD.shape, dtype=mask_BT.dtype, device=weight_VD.device)
     losses, d_x_pieces = [], []
-    for x_ND, targets_N, mask_N in _cut_chunks((x_BTD, targets_BT, mask_BT), chunk_len):
-        loss, d_x_ND, d_chunk_VD = _chunk_loss_and_grads(x_ND, weight_VD, targets_N, mask_N, softcap)
+    for x_PD, targets_P, mask_P in _cut_chunks((x_BTD, targets_BT, mask_BT), chunk_len):
+        loss, d_x_PD, d_chunk_VD = _chunk_loss_and_grads(x_PD, weight_VD, targets_P, mask_P, softcap)
         d_weight_VD += d_chunk_VD
         losses.append(loss)
-        d_x_pieces.append(d_x_ND.reshape(n_rows, -1, n_embd))
+        d_x_pieces.append(d_x_PD.reshape(n_rows, -1, n_embd))
     return torch.stack(losses).sum(), (torch.cat(d_x_pieces, dim=1), d_weight_VD.to(weight_VD.dtype))
 
 

@@ -97,9 +97,10 @@ def make_step(config: Config, mesh: Mesh, *, is_compiled: bool = False) -> Step:
     """
     set_precision(config)
     attention = choose_attention(config, mesh.device.type)
-    implementation = attention[0]
     dtype = param_dtype(config)
-    model = Model(config.model)
+    model = Model(
+        config.model, dtype=getattr(torch, config.train.dtype), implementation=attention[0], remat=config.train.remat
+    )
     shapes = param_shapes(config.model, dtype)
     sizes = {path: tuple(leaf.shape) for path, leaf in shapes.items()}
     transform = optimizer(config.optim, param_groups(config.optim, sizes))
@@ -128,12 +129,12 @@ def make_step(config: Config, mesh: Mesh, *, is_compiled: bool = False) -> Step:
     state_shapes = init(shapes)
     loss, losses = (torch.compile(f, dynamic=False) if is_compiled else f for f in (loss_sum, row_losses))
     return Step(
-        train=functools.partial(train_step, config, model, transform, implementation, loss_sum=loss),
-        evaluate=functools.partial(eval_step, config, model, implementation, row_losses=losses),
-        init_params=lambda seed: init_params(config.model, dtype=dtype, seed=seed),
+        train=functools.partial(train_step, config, model, transform, loss_sum=loss),
+        evaluate=functools.partial(eval_step, config, model, row_losses=losses),
+        init_params=lambda seed: init_params(config.model, param_dtype=dtype, seed=seed),
         init_state=lambda params: init(own(params)),
         put_state=put_state,
-        warm_up=functools.partial(warm_up, config, model, implementation, loss_sum=loss, row_losses=losses),
+        warm_up=functools.partial(warm_up, config, model, loss_sum=loss, row_losses=losses),
         model=model,
         mesh=mesh,
         state_shapes=state_shapes,
@@ -149,25 +150,19 @@ def set_precision(config: Config) -> None:
     torch.backends.cuda.matmul.allow_fp16_reduced_precision_reduction = False
 
 
-def loss_sum(config: Config, model: Model, implementation: str, params, batch_BT, mask_BT=None, dropout_key=None):
-    x_BTD, weight_VD, settings = last_hidden(config, model.bind(params), implementation, batch_BT, dropout_key)
+def loss_sum(config: Config, model: Model, params, batch_BT, mask_BT=None, dropout_key=None):
+    x_BTD, weight_VD, settings = last_hidden(config, model.bind(params), batch_BT, dropout_key)
     return cross_entropy(x_BTD, weight_VD, batch_BT[:, 1:], mask_BT, **settings)
 
 
-def last_hidden(config: Config, module: Any, implementation: str, batch_BT, dropout_key=None):
-    x_BTD = module(
-        batch_BT[:, :-1],
-        dtype=getattr(torch, config.train.dtype),
-        implementation=implementation,
-        remat=config.train.remat,
-        dropout_key=dropout_key,
-    )
+def last_hidden(config: Config, module: Any, batch_BT, dropout_key=None):
+    x_BTD = module(batch_BT[:, :-1], dropout_key=dropout_key)
     chunk_len = max(1, config.train.loss_chunk_tokens // config.train.micro_batch_size)
     return x_BTD, module.head_weight(), {"chunk_len": chunk_len, "softcap": config.model.softcap}
 
 
 def train_step(
-    config: Config, model: Model, transform, implementation: str, state: TrainState, batch: Batch, hyper,
+    config: Config, model: Model, transform, state: TrainState, batch: Batch, hyper,
     *, loss_sum=loss_sum,
 ):  # fmt: skip
     n_micro = batch.tokens.shape[0]
@@ -179,7 +174,7 @@ def train_step(
     masks = batch.mask if batch.mask is not None else [None] * n_micro
     for micro_step, rows in enumerate(zip(batch.tokens, masks, strict=True)):
         dropout_key = seed_dropout(config, int(state.step), micro_step) if config.model.dropout else None
-        loss_nats, n_tokens = loss_sum(config, model, implementation, state.params, *rows, dropout_key=dropout_key)
+        loss_nats, n_tokens = loss_sum(config, model, state.params, *rows, dropout_key=dropout_key)
         (loss_nats * scale).backward()
         counted = counted + torch.stack([loss_nats.detach(), n_tokens])
 
@@ -233,30 +228,28 @@ def next_loss_scale(current: LossScale, is_finite) -> LossScale:
     return LossScale(scale, n_good)
 
 
-def row_losses(config: Config, model: Model, implementation: str, params, batch_BT):
-    x_BTD, weight_VD, settings = last_hidden(config, model.bind(params), implementation, batch_BT)
+def row_losses(config: Config, model: Model, params, batch_BT):
+    x_BTD, weight_VD, settings = last_hidden(config, model.bind(params), batch_BT)
     return token_losses(x_BTD, weight_VD, batch_BT[:, 1:], **settings)
 
 
 @torch.no_grad()
 def eval_step(
-    config: Config, model: Model, implementation: str, params, batch_BT, masks_BTC, *, row_losses=row_losses
+    config: Config, model: Model, params, batch_BT, masks_BTC, *, row_losses=row_losses
 ):  # fmt: skip
-    losses_BT = row_losses(config, model, implementation, params, batch_BT)
+    losses_BT = row_losses(config, model, params, batch_BT)
     assert masks_BTC.shape[:-1] == losses_BT.shape, f"masks {masks_BTC.shape} of losses {losses_BT.shape}"
     return torch.where(masks_BTC > 0, losses_BT[..., None], 0).sum(dim=(0, 1))
 
 
-def warm_up(
-    config: Config, model: Model, implementation: str, params, batch_BT, *, loss_sum=loss_sum, row_losses=row_losses
-) -> None:
+def warm_up(config: Config, model: Model, params, batch_BT, *, loss_sum=loss_sum, row_losses=row_losses) -> None:
     dropout_key = True if config.model.dropout else None
-    loss_nats, _ = loss_sum(config, model, implementation, params, batch_BT, dropout_key=dropout_key)
+    loss_nats, _ = loss_sum(config, model, params, batch_BT, dropout_key=dropout_key)
     loss_nats.backward()
     for param in params.values():
         take_grad(param)
     masks_BTC = torch.ones((*batch_BT[:, 1:].shape, 2), dtype=torch.bool, device=batch_BT.device)
-    eval_step(config, model, implementation, params, batch_BT, masks_BTC, row_losses=row_losses)
+    eval_step(config, model, params, batch_BT, masks_BTC, row_losses=row_losses)
 
 
 class Arriving:

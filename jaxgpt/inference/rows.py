@@ -1,0 +1,196 @@
+"""Rows of an engine at work: each has its own text, position, settings and end, and all take a token per step.
+
+A row begins by filling its part of the cache from its prompt, alone. The prompt is padded to the next power of two,
+so prompts of all lengths share a few compiled `prefill`s, and there is one `decode_step` per number of rows. Padding
+leaks nowhere: it stands after the prompt, where no query of the prompt looks, and each of its cache slots is
+overwritten by the token that comes there before any query sees it.
+
+When a row's context is full, the row continues from the last half of its text: its part of the cache is filled anew
+from these tokens, at positions 0, 1, ... So each token is exactly what the uncached model gives for a window of
+n_positions / 2 to n_positions tokens. (nanoGPT always shows the last n_positions, which moves every token to another
+position at each step, so that nothing could be kept.)
+
+The device computes step n + 1 while the host reads step n.
+"""
+
+import collections
+import functools
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxgpt.errors import InputError
+from jaxgpt.inference.request import Request
+from jaxgpt.inference.sampling import choose_token, draw_of, way_of
+from jaxgpt.models import Model
+
+MIN_PREFILL_TOKENS = 16
+"""Shorter prompts are padded to this."""
+
+
+class _Row:
+    """One row on the host.
+
+    Attributes:
+      ids: prompt and what came after it.
+      n_left: tokens that it may still give; 0 once it has ended.
+      n_cached: tokens in its part of the cache.
+      is_stale: its part of the cache has to be filled anew before its next token.
+      forced: ids that come next, whatever the model says.
+    """
+
+    def __init__(self, request: Request):
+        self.request, self.way = request, way_of(request)
+        self.ids, self.n_left = list(request.prompt_ids), request.max_tokens
+        self.n_cached, self.is_stale = 0, True
+        self.forced: collections.deque[int] = collections.deque()
+
+
+class Rows:
+    """An iterator over steps: the next id of each row, None for rows that have ended. It stops when all have.
+
+    Between two steps the caller may act, as a tool loop or a server does:
+
+        rows = engine.rows([Request(...), Request(...)])
+        for ids in rows:
+            ...
+            rows.force(0, tool_output)     # the next ids of row 0, one a step
+            rows.start(1, Request(...))    # row 1 from the next step on, whether or not it had ended
+
+    What a row gets does not depend on the others.
+    """
+
+    def __init__(self, model: Model, params: Any, requests: Sequence[Request], *, n_positions: int, n_valid: int):
+        """As `Engine.rows`, which has checked the arguments. Computes nothing yet."""
+        self._model, self._params, self._n_positions, self._n_valid = model, params, n_positions, n_valid
+        self._rows = [self._make_row(request) for request in requests]
+        self._draw = draw_of([row.request for row in self._rows])
+        self._state: Any = None  # logits after the last cached token of each row, and the cache
+        self._token_B: Any = None  # chosen for the next step, forced tokens aside
+
+    def start(self, row: int, request: Request) -> None:
+        """Gives a row to another request; what it had is dropped."""
+        self._rows[row] = self._make_row(request)
+        self._draw = draw_of([row.request for row in self._rows])
+
+    def force(self, row: int, ids: Sequence[int]) -> None:
+        """Puts ids at the end of a row's queue: as long as it holds any, they are the row's next tokens.
+
+        They count as tokens of the row in every way: the model reads them, they are yielded, a stop id ends the row.
+        """
+        bad_id = next((i for i in ids if not 0 <= i < self._model.config.vocab_size), None)
+        if bad_id is not None:
+            raise InputError(f"forced token {bad_id} is outside the vocabulary of {self._model.config.vocab_size}")
+        self._rows[row].forced.extend(map(int, ids))
+
+    def __iter__(self) -> "Rows":
+        return self
+
+    def __next__(self) -> list[int | None]:
+        is_going = [row.n_left > 0 for row in self._rows]
+        if not any(is_going):
+            raise StopIteration
+        if any(row.n_left and row.is_stale for row in self._rows):
+            self._fill()
+            self._token_B = self._choose(0)
+        token_B = self._force_tokens(self._token_B)
+        for row in self._rows:
+            row.n_left = max(row.n_left - 1, 0)
+        self._decode_ahead(token_B)
+
+        ids = [i if going else None for i, going in zip(np.asarray(token_B).tolist(), is_going, strict=True)]
+        for row, token_id in zip(self._rows, ids, strict=True):
+            if token_id is None:
+                continue
+            if token_id < 0:
+                raise InputError("the model's logits are not finite: its weights are broken; take another checkpoint")
+            row.ids.append(token_id)
+            row.n_left = 0 if token_id in row.request.stop_ids else row.n_left
+        return ids
+
+    def _make_row(self, request: Request) -> _Row:
+        n_prompt = len(request.prompt_ids)
+        bad_id = next((i for i in request.prompt_ids if not 0 <= i < self._n_valid), None)
+        if n_prompt > self._n_positions:
+            raise InputError(
+                f"the prompt has {n_prompt} tokens, more than model.seq_len={self._n_positions}; shorten it"
+            )
+        if bad_id is not None:
+            raise InputError(f"the prompt holds token {bad_id}, outside the vocabulary of {self._n_valid}")
+        if request.top_k > self._n_valid:
+            raise InputError(f"top_k={request.top_k} is above the vocabulary of {self._n_valid}; 0 keeps all tokens")
+        return _Row(request)
+
+    def _fill(self) -> None:
+        """Fills the cache of stale rows; rows of one text, such as samples of one prompt, from one prefill."""
+        texts: dict[tuple[int, ...], list[int]] = {}
+        for i, row in enumerate(self._rows):
+            if row.n_left and row.is_stale:
+                is_long = len(row.ids) > self._n_positions
+                text = tuple(row.ids[-(self._n_positions // 2) :] if is_long else row.ids)
+                texts.setdefault(text, []).append(i)
+                row.n_cached, row.is_stale = len(text), False
+        for text, rows in texts.items():
+            n_padded = min(max(MIN_PREFILL_TOKENS, 1 << (len(text) - 1).bit_length()), self._n_positions)
+            tokens_1T = np.zeros((1, n_padded), np.int32)
+            tokens_1T[0, : len(text)] = text
+            filled = prefill(self._model, self._params, tokens_1T, np.int32(len(text)), n_positions=self._n_positions)
+            self._state = put_row(self._state, filled, np.isin(np.arange(len(self._rows)), rows))
+
+    def _choose(self, n_ahead: int):
+        """The model's choice of the next token of each row, `n_ahead` tokens after those that the host knows."""
+        length_B = np.array([len(row.ids) + n_ahead for row in self._rows], np.int32)
+        token_B = None
+        for way in dict.fromkeys(row.way for row in self._rows if row.n_left):
+            chosen_B = choose_token(self._state[0], length_B, self._draw, n_valid=self._n_valid, way=way)
+            is_its_B = np.array([row.way == way for row in self._rows])
+            token_B = chosen_B if token_B is None else jnp.where(is_its_B, chosen_B, token_B)
+        return token_B
+
+    def _force_tokens(self, token_B):
+        if not any(row.forced for row in self._rows):
+            return token_B
+        forced_B = np.array([row.forced.popleft() if row.forced else -1 for row in self._rows], np.int32)
+        return jnp.where(forced_B >= 0, forced_B, token_B)
+
+    def _decode_ahead(self, token_B) -> None:
+        """Starts the step after this one, for rows that go on and whose cache has room."""
+        for row in self._rows:
+            row.is_stale = row.n_left == 0 or row.n_cached == self._n_positions
+        if all(row.is_stale for row in self._rows):
+            return
+        offset_B = np.array([0 if row.is_stale else row.n_cached for row in self._rows], np.int32)
+        self._state = decode_step(self._model, self._params, self._state[1], token_B, offset_B)
+        for row in self._rows:
+            row.n_cached += not row.is_stale
+        self._token_B = self._choose(1)
+
+
+@functools.partial(jax.jit, static_argnames=("model", "n_positions"))
+def prefill(model: Model, params, tokens_1T, n_tokens, *, n_positions: int):
+    """Logits after the first `n_tokens` of one row, [1, V], and a cache of `n_positions` filled from it."""
+    module = model.bind(params)
+    x_1TD, cache = module.decode(tokens_1T, module.init_cache(1, n_positions), jnp.zeros(1, jnp.int32))
+    last_11D = jax.lax.dynamic_slice_in_dim(x_1TD, n_tokens - 1, 1, axis=1)
+    return module.logits(last_11D)[:, 0], cache
+
+
+@functools.partial(jax.jit, donate_argnames="state")
+def put_row(state, filled, is_row_B):
+    """A state with the one row `filled` in the rows that are marked; of no state, in all of them."""
+
+    def put(old, new):
+        return jnp.where(is_row_B.reshape(-1, *[1] * (new.ndim - 1)), new, old)
+
+    return jax.tree.map(put, filled if state is None else state, filled)
+
+
+@functools.partial(jax.jit, static_argnames="model", donate_argnames="cache")
+def decode_step(model: Model, params, cache, token_B, offset_B):
+    """Logits after one more token per row, which stands at its offset, [B, V]; the cache is updated in place."""
+    module = model.bind(params)
+    x_B1D, cache = module.decode(token_B[:, None], cache, offset_B)
+    return module.logits(x_B1D)[:, 0], cache
