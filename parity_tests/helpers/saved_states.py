@@ -81,7 +81,7 @@ def names_in(directory: Path) -> set[str]:
 
 @contextlib.contextmanager
 def files_may_not_grow_past(n_bytes: int):
-    """Lets the kernel refuse what is written beyond, as a full disk would. JAX's cache of programs writes nothing then."""
+    """Lets the kernel refuse what is written beyond, as a full disk would; meanwhile JAX caches no programs."""
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     least_s = jax.config.values["jax_persistent_cache_min_compile_time_secs"]
     jax.config.update("jax_persistent_cache_min_compile_time_secs", float("inf"))
