@@ -203,8 +203,9 @@ def last_hidden(config: Config, module: Any, batch_BT, dropout_key=None):
 def train_step(config: Config, model: Model, transform, state: TrainState, batch: Batch, hyper):
     """One optimizer step; see the module's docstring. Metrics are float scalars, loss in nats per token."""
     dtype = state.loss_scale.scale.dtype
-    n_micro = batch.tokens.shape[0]
-    expected_tokens = batch.tokens.size - n_micro * batch.tokens.shape[1]
+    tokens_MBT = batch.tokens
+    n_micro, n_rows, _ = tokens_MBT.shape
+    expected_tokens = tokens_MBT.size - n_micro * n_rows
     scale = state.loss_scale.scale / expected_tokens if config.train.dtype == "float16" else jnp.ones((), dtype)
     base_key = jax.random.fold_in(jax.random.key(config.run.seed), state.step)
 

@@ -165,14 +165,15 @@ def train_step(
     config: Config, model: Model, transform, state: TrainState, batch: Batch, hyper,
     *, loss_sum=loss_sum,
 ):  # fmt: skip
-    n_micro = batch.tokens.shape[0]
-    expected_tokens = (batch.tokens.numel() - n_micro * batch.tokens.shape[1]) * process_count()
+    tokens_MBT = batch.tokens
+    n_micro, n_rows, _ = tokens_MBT.shape
+    expected_tokens = (tokens_MBT.numel() - n_micro * n_rows) * process_count()
     is_scaled = config.train.dtype == "float16"
     scale = state.loss_scale.scale / expected_tokens if is_scaled else torch.ones_like(state.loss_scale.scale)
 
     counted = torch.stack([torch.zeros_like(scale), torch.zeros_like(scale)])
     masks = batch.mask if batch.mask is not None else [None] * n_micro
-    for micro_step, rows in enumerate(zip(batch.tokens, masks, strict=True)):
+    for micro_step, rows in enumerate(zip(tokens_MBT, masks, strict=True)):
         dropout_key = seed_dropout(config, int(state.step), micro_step) if config.model.dropout else None
         loss_nats, n_tokens = loss_sum(config, model, state.params, *rows, dropout_key=dropout_key)
         (loss_nats * scale).backward()
