@@ -208,7 +208,8 @@ def test_lambdas_gradients_in_bfloat16(monkeypatch):
         return sum(rest, first)
 
     monkeypatch.setattr(nanochat, "add_scaled", add_rounded)
-    assert all(error > tolerances.BF16_LAMBDA_ERROR for error in map(lambda_errors().get, LAMBDAS[:3]))
+    errors = lambda_errors()
+    assert min(errors[path] for path in LAMBDAS[:3]) > tolerances.BF16_LAMBDA_ERROR, errors
 
 
 @pytest.mark.parametrize("pieces", [(24,), (1,) * 24, (7, 1, 1, 9, 6)], ids=["at once", "one by one", "mixed"])
