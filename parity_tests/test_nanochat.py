@@ -16,7 +16,7 @@ from jaxgpt.config.flops import flops_per_token
 from jaxgpt.config.schedule import hyper_at
 from jaxgpt.data.batch import Batch
 from jaxgpt.errors import InputError
-from jaxgpt.models import Model, init_params, param_shapes
+from jaxgpt.models import Model, init_params, nanochat, param_shapes
 from jaxgpt.parallel.mesh import make_mesh
 from jaxgpt.parallel.sharding import put_rows
 from jaxgpt.training.step import loss_sum, make_step
@@ -166,6 +166,50 @@ def test_rematerialisation_changes_no_gradient(era, remat):
 
     ours, theirs = grads(remat), grads("none")
     assert all(np.allclose(ours[path], theirs[path], rtol=1e-12, atol=1e-12) for path in theirs)
+
+
+LAMBDAS = ("resid_lambdas", "x0_lambdas", "backout_lambda", "smear_lambda")
+
+
+def lambda_errors():
+    """Errors of gradients in bfloat16 against float64, relative, over four draws of weights and tokens together."""
+    model = small("2026")
+    train = TrainConfig(steps=1, batch_tokens=16 * 24, micro_batch_size=16)
+    config = Config(model=model, train=train, optim=NANOCHAT_2026)
+
+    @functools.partial(jax.jit, static_argnames="dtype")
+    def grads(params, batch, dtype):
+        bound = Model(model, dtype=dtype)
+        loss = lambda part: loss_sum(config, bound, params | part, batch)[0]  # noqa: E731
+        return jax.grad(loss)({path: params[path] for path in LAMBDAS})
+
+    errors, sizes = [], []
+    for seed in range(4):
+        masters = {path: np.float32(leaf) for path, leaf in noisy_params(model, seed).items()}
+        batch = make_tokens(16, 25, seed)
+        exact = grads({path: np.float64(leaf) for path, leaf in masters.items()}, batch, "float64")
+        rounded = grads(masters, batch, "bfloat16")
+        errors.append({path: np.linalg.norm(np.float64(rounded[path]) - exact[path]) for path in LAMBDAS})
+        sizes.append({path: np.linalg.norm(exact[path]) for path in LAMBDAS})
+    return {
+        path: math.hypot(*(error[path] for error in errors)) / math.hypot(*(size[path] for size in sizes))
+        for path in LAMBDAS
+    }
+
+
+def test_lambdas_gradients_in_bfloat16(monkeypatch):
+    """And a bfloat16 number in place of the float32 one is outside."""
+    errors = lambda_errors()
+    assert max(errors[path] for path in LAMBDAS[:3]) < tolerances.BF16_LAMBDA_ERROR, errors
+    assert errors["smear_lambda"] < tolerances.BF16_SMEAR_ERROR, errors
+
+    def add_rounded(*terms):
+        first, *rest = (jnp.asarray(scale).astype(x.dtype) * x for scale, x in terms)
+        return sum(rest, first)
+
+    monkeypatch.setattr(nanochat, "add_scaled", add_rounded)
+    errors = lambda_errors()
+    assert min(errors[path] for path in LAMBDAS[:3]) > tolerances.BF16_LAMBDA_ERROR, errors
 
 
 @pytest.mark.parametrize("pieces", [(24,), (1,) * 24, (7, 1, 1, 9, 6)], ids=["at once", "one by one", "mixed"])

@@ -52,6 +52,16 @@ BF16_GRAD_NORM = 1e-2
 BF16_GRAD = 0.1
 """Gradients of the first step, relative per tensor (L2). Floor: 3e-2 here, 6e-2 in a model four times as wide."""
 
+BF16_LAMBDA_GRAD = 0.5
+"""Gradients of nanochat's lambdas, one framework against the other: sums that cancel, so that one draw may be far off.
+Floor: 2.5e-1, the largest of eight draws; 4e-2 in the recipe."""
+
+BF16_LAMBDA_ERROR = 5e-2
+"""The same against float64, four draws together; smear apart. Floor: 1.7e-2; times numbers in bfloat16 1.6e-1."""
+
+BF16_SMEAR_ERROR = 0.2
+"""Of smear, whose gate is a bfloat16 number in any case. Floor: 8e-2."""
+
 BF16_LAYER = 3e-2
 """Activations of one layer after another, relative (L2). Floor: 4e-3."""
 
@@ -96,7 +106,7 @@ PARITY = {
         "parameters, step 1": Gate(None, 4e-1),
         "parameters, last step": Gate(None, 7e-2),
         "optimizer state": Gate(None, 2e-1),
-        "lambdas, gradients": Gate(None, 5.0),
+        "lambdas, gradients": Gate(BF16_LAMBDA_GRAD, 3e-1),
         "key biases, gradients": Gate(None, 9e-6),
         "key biases, last step": Gate(None, 1.0),
         "trace, forward": Gate(BF16_LAYER, 4e-3),

@@ -204,8 +204,8 @@ def train_step(config: Config, model: Model, transform, state: TrainState, batch
     """One optimizer step; see the module's docstring. Metrics are float scalars, loss in nats per token."""
     dtype = state.loss_scale.scale.dtype
     tokens_MBT = batch.tokens
-    n_micro = tokens_MBT.shape[0]
-    expected_tokens = tokens_MBT.size - n_micro * tokens_MBT.shape[1]
+    n_micro, n_rows, _ = tokens_MBT.shape
+    expected_tokens = tokens_MBT.size - n_micro * n_rows
     scale = state.loss_scale.scale / expected_tokens if config.train.dtype == "float16" else jnp.ones((), dtype)
     base_key = jax.random.fold_in(jax.random.key(config.run.seed), state.step)
 

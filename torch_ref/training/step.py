@@ -166,8 +166,8 @@ def train_step(
     *, loss_sum=loss_sum,
 ):  # fmt: skip
     tokens_MBT = batch.tokens
-    n_micro = tokens_MBT.shape[0]
-    expected_tokens = (tokens_MBT.numel() - n_micro * tokens_MBT.shape[1]) * process_count()
+    n_micro, n_rows, _ = tokens_MBT.shape
+    expected_tokens = (tokens_MBT.numel() - n_micro * n_rows) * process_count()
     is_scaled = config.train.dtype == "float16"
     scale = state.loss_scale.scale / expected_tokens if is_scaled else torch.ones_like(state.loss_scale.scale)
 
