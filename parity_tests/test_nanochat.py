@@ -351,6 +351,52 @@ def test_what_follows_from_the_depth_is_upstreams(
     )  # fmt: skip
 
 
+def plan_of_depth_12(n_ids, **train):
+    config = Config(
+        model=NanochatConfig(era="2026", depth=12),
+        train=TrainConfig(steps=0, batch_tokens=0, micro_batch_size=1, **train),
+        optim=NANOCHAT_2026,
+    )
+    return derive(config, n_ids).config
+
+
+def test_a_horizon_in_flops_counts_keys_as_upstream():
+    """A query's own key does not count: 9 layers of 512 keys, 3 of 2,048. With it there would be 2,510 steps."""
+    blocks = 12 * 12 * 768**2 + 6 * 12 * 6  # matrices, and the gates of 6 value embeddings
+    per_token = 6 * (blocks + 32_768 * 768 + 24) + 12 * 768 * (9 * 512 + 3 * 2048)
+    found = plan_of_depth_12(32_768, target_flops=1e18)
+    assert flops_per_token(found.model) == per_token
+    assert found.train.steps == round(1e18 / (per_token * 2**19)) == 2511
+
+
+def test_tables_of_2026_have_a_multiple_of_64_rows():
+    """Counted for the horizon, too: GPT-2's 50,257 ids are 50,304 rows."""
+    found = plan_of_depth_12(50_257)
+    scaling = 12 * 12 * 768**2 + 6 * 12 * 6 + 50_304 * 768
+    assert found.model.vocab_size == 50_304 and found.train.batch_tokens == 2**19
+    assert found.train.steps == 12 * scaling // 2**19 == 2828
+    assert NanochatConfig(era="2025").complete(50_257).vocab_size == 50_257
+    assert NanochatConfig(era="2026", vocab_size=50_257).complete(50_257).vocab_size == 50_257, "as it is set"
+
+
+@pytest.mark.parametrize(("depth", "n_head", "head_dim"), [(3, 2, 96), (15, 8, 120), (4, 2, 128), (12, 6, 128)])
+def test_odd_depths_of_2025_narrow_their_heads(depth, n_head, head_dim):
+    model = NanochatConfig(era="2025", depth=depth).complete(100)
+    assert (model.n_embd, model.n_head, model.head_dim) == (64 * depth, n_head, head_dim)
+    assert model.complete(100) == model
+
+
+def test_mechanisms_are_fields():
+    """An era is a preset: each mechanism can be switched by itself, and the count follows the shapes."""
+    for name in ("value_embeds", "layer_lambdas", "smear", "backout"):
+        for era, value in (("2025", True), ("2026", False)):
+            config = small(era, **{name: value})
+            shapes = param_shapes(config)
+            assert getattr(config, name) is value
+            assert sum(math.prod(leaf.shape) for leaf in shapes.values()) == config.count_params().total
+            assert shapes.keys() != param_shapes(small(era)).keys()
+
+
 @pytest.mark.parametrize(("depth", "n_steps", "by_rule"), [(4, 528, "1.89"), (6, 1062, "0.94")])
 def test_weight_decay_of_shallow_models_is_held(depth, n_steps, by_rule):
     config = Config(
