@@ -143,11 +143,11 @@ class Rows:
     def _choose(self, n_ahead: int):
         """The model's choice of the next token of each row, `n_ahead` tokens after those that the host knows."""
         length_B = np.array([len(row.ids) + n_ahead for row in self._rows], np.int32)
-        token_B = None
-        for way in dict.fromkeys(row.way for row in self._rows if row.n_left):
+        way, *others = dict.fromkeys(row.way for row in self._rows if row.n_left)
+        token_B = choose_token(self._state[0], length_B, self._draw, n_valid=self._n_valid, way=way)
+        for way in others:
             chosen_B = choose_token(self._state[0], length_B, self._draw, n_valid=self._n_valid, way=way)
-            is_its_B = np.array([row.way == way for row in self._rows])
-            token_B = chosen_B if token_B is None else jnp.where(is_its_B, chosen_B, token_B)
+            token_B = jnp.where(np.array([row.way == way for row in self._rows]), chosen_B, token_B)
         return token_B
 
     def _force_tokens(self, token_B):

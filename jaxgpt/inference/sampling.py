@@ -32,18 +32,19 @@ def way_of(request: Request) -> Way:
 class Draw(NamedTuple):
     """The rest, an array each with one number per row."""
 
-    temperature: np.ndarray
-    top_p: np.ndarray
-    seed: np.ndarray
-    sample: np.ndarray
+    temperature: jax.Array
+    top_p: jax.Array
+    seed: jax.Array
+    sample: jax.Array
 
 
 def draw_of(requests: list[Request]) -> Draw:
+    """On the device, since they stay the same for many steps."""
     return Draw(
-        np.array([max(request.temperature, MIN_TEMPERATURE) for request in requests], np.float32),
-        np.array([request.top_p for request in requests], np.float32),
-        np.array([request.seed for request in requests], np.uint32),
-        np.array([request.sample for request in requests], np.uint32),
+        jnp.array([max(request.temperature, MIN_TEMPERATURE) for request in requests], jnp.float32),
+        jnp.array([request.top_p for request in requests], jnp.float32),
+        jnp.array(np.array([request.seed for request in requests], np.uint32)),
+        jnp.array([request.sample for request in requests], jnp.uint32),
     )
 
 

@@ -52,17 +52,16 @@ class Model:
         self._module = nnx.eval_shape(
             lambda: build(config, dtype=self.dtype, implementation=implementation, remat=remat, seed=0)
         )
+        self._value = (config, self.dtype, implementation, remat)
+        self._hash = hash(self._value)  # once: jax.jit asks for it at every call
         self._graphdef, state = nnx.split(self._module, nnx.Param)
         self._flat = nnx.to_flat_state(state)
 
     def __eq__(self, other: object) -> bool:
-        return isinstance(other, Model) and self._value() == other._value()
+        return self is other or (isinstance(other, Model) and self._value == other._value)
 
     def __hash__(self) -> int:
-        return hash(self._value())
-
-    def _value(self) -> tuple:
-        return self.config, self.dtype, self.implementation, self.remat
+        return self._hash
 
     def bind(self, params: dict[str, jax.Array]) -> GPT2 | Nanochat:
         """The module with these parameters in it: call it, or its `decode`, `logits` and `head_weight`."""

@@ -3,8 +3,8 @@
 import jax.numpy as jnp
 from flax import nnx
 from jaxgpt.config.families.toy import ToyConfig
-from jaxgpt.models.cache import query_positions, write_rows
 
+from jaxgpt.models.cache import query_positions, write_rows
 from jaxgpt.models.layers import Embedding, Linear, normal, rematerialise, rms_norm
 from jaxgpt.parallel.sharding import shard_batch
 
