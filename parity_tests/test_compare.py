@@ -100,7 +100,7 @@ def test_runs_that_cannot_be_compared(tmp_path, monkeypatch):
     config = {"model": {"n_layer": 2}, "optim": {"lr": 1e-3}, "run": {"dir": "x"}, "train": {"dtype": "float32"}}
     other = {"model": {"n_layer": 3}, "optim": {"lr": 1e-3}, "run": {"dir": "y"}, "train": {"dtype": "bfloat16"}}
     for module in (compare, finished_runs):
-        monkeypatch.setattr(module, "read_config", lambda run: config if run.name == "a" else other)
+        monkeypatch.setattr(module, "read_run", lambda run: config if run.name == "a" else other)
     message = refusal("--runs", a, b)
     assert message == f"--runs: {a} and {b} are not the same run: model.n_layer 2 and 3"
 

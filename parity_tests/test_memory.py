@@ -68,7 +68,7 @@ def test_a_full_device_is_one_line_with_a_setting_that_trains(config_path, tmp_p
 
     refuse.memory_analysis = lambda: None
     with monkeypatch.context() as patch:
-        programs = refuse if moment == "compiling" else lambda step, n_micro, *_: (dict.fromkeys(n_micro, refuse), step)
+        programs = refuse if moment == "compiling" else lambda step, plan, *_: ([refuse] * len(plan.n_micro), step)
         patch.setattr(train, "compile_programs", programs)
         with pytest.raises(InputError) as error:
             train.main([f"--config={config_path}", f"--run.dir={tmp_path / 'full'}"])

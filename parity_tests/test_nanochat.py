@@ -413,8 +413,9 @@ def test_weight_decay_of_shallow_models_is_held(depth, n_steps, by_rule):
 
 def test_every_derived_value_can_be_given():
     model = NanochatConfig(
-        era="2026", depth=4, n_embd=384, n_kv_head=1, window_pattern="sl", short_window=7, rope_base=5e3, qk_scale=1.5
-    )
+        era="2026", depth=4, n_embd=384, n_kv_head=1, window_pattern="sl", short_window=7, rope_base=5e3, qk_scale=1.5,
+        vocab_size=100, value_embeds=False, layer_lambdas=False, smear=True, backout=False, init="normal",
+    )  # fmt: skip
     muon = dataclasses.replace(
         NANOCHAT_2026.muon, lr=0.5, lr_follows_batch=False, weight_decay=0.7, decay_follows_horizon=False
     )
@@ -433,7 +434,7 @@ def test_short_windows_are_a_quarter_in_steps_of_128():
 
 
 def test_a_width_that_heads_do_not_divide():
-    with pytest.raises(InputError, match=r"model\.depth=13 x model\.aspect_ratio=64 = 832 is not a multiple"):
+    with pytest.raises(InputError, match=r"model\.depth=13 x model\.aspect_ratio=64 = 832 does not split into 7 heads"):
         NanochatConfig(era="2025", depth=13).complete(64)
     assert NanochatConfig(era="2026", depth=13).complete(64).n_embd == 896
 

@@ -37,7 +37,9 @@ def test_smoke(path, tmp_path, monkeypatch, capsys):
     assert ran["model"]["family"] == wanted.model.family and ran["optim"]["algorithm"] == wanted.optim.algorithm
     assert ran["train"]["dtype"] == wanted.train.dtype and ran["data"]["sampling"] == wanted.data.sampling
     printed = capsys.readouterr().out
-    assert "sample --run" in printed and ("best_fit cut off" in printed) == (ran["data"]["sampling"] == "best_fit")
+    assert "sample --run" in printed and ("best_fit packing discarded" in printed) == (
+        ran["data"]["sampling"] == "best_fit"
+    )
 
 
 def test_smoke_replaces_its_own_directory_and_spares_others(tmp_path, monkeypatch):
@@ -50,7 +52,7 @@ def test_smoke_replaces_its_own_directory_and_spares_others(tmp_path, monkeypatc
     other = tmp_path / "elsewhere" / "smoke" / "x"
     other.mkdir(parents=True)
     (other / "notes.txt").write_text("mine")
-    with pytest.raises(InputError, match="which it did not make"):
+    with pytest.raises(InputError, match="which it did not create"):
         main([*arguments, "--run.dir=elsewhere/x"])
     assert (other / "notes.txt").read_text() == "mine"
 

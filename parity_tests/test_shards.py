@@ -281,7 +281,7 @@ def test_every_corpus_is_named():
 
 
 def test_directory_without_shards(tmp_path):
-    assert "has no train shards (nothing there)" in message(open_dataset, tmp_path)
+    assert "has no train shards (found: nothing)" in message(open_dataset, tmp_path)
     ids(100).tofile(tmp_path / "train.bin")
     assert "has no val shards (train.bin there)" in message(open_dataset, tmp_path)
 

@@ -147,7 +147,7 @@ def loss_part(config: Config, step: Step, source, is_compiled: bool) -> Timed:
     x_BTD = torch.randn((n_rows, model.seq_len, model.n_embd), device=device).to(getattr(torch, config.train.dtype))
     dtype = next(iter(step.state_shapes.params.values())).dtype
     weight_VD = 0.02 * torch.randn((vocab_size, model.n_embd), device=device, dtype=dtype)
-    targets_BT = torch.randint(0, (n_rows, model.seq_len), device=device)
+    targets_BT = torch.randint(0, vocab_size, (n_rows, model.seq_len), device=device)
     inputs = [x.requires_grad_() for x in (x_BTD, weight_VD)]
     chunk_len = max(1, config.train.loss_chunk_tokens // n_rows)
     run = functools.partial(cross_entropy, chunk_len=chunk_len, softcap=model.softcap)
