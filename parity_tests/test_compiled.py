@@ -146,8 +146,8 @@ def test_programs_are_those_that_were_asked_for():
     assert "s32[8,129]" in step.evaluate.as_text()
 
 
-SMALL_PROGRAMS = {"jit(stage)", "jit(_threefry_seed)"}
-"""Of the random key of a sample."""
+SMALL_PROGRAMS = {"jit(stage)", "jit(_threefry_seed)", "jit(convert_element_type)"}
+"""For the random key and the settings of a sample."""
 
 
 def test_nothing_is_compiled_after_the_first_step_sample_and_checkpoint(tmp_path, monkeypatch):

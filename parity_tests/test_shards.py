@@ -283,7 +283,7 @@ def test_every_corpus_is_named():
 def test_directory_without_shards(tmp_path):
     assert "has no train shards (found: nothing)" in message(open_dataset, tmp_path)
     ids(100).tofile(tmp_path / "train.bin")
-    assert "has no val shards (train.bin there)" in message(open_dataset, tmp_path)
+    assert "has no val shards (found: train.bin)" in message(open_dataset, tmp_path)
 
 
 @pytest.mark.parametrize(("there", "missing"), [((1, 3), 2), ((0, 1, 3), 2), ((2, 3), 1), ((1, 2, 3, 5), 4)])
