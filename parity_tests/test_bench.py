@@ -16,8 +16,8 @@ from jaxgpt import train
 from jaxgpt.bench import __main__ as bench
 from jaxgpt.bench import record as benchmarks
 from jaxgpt.bench import workload
-from jaxgpt.bench.interleave import N_SETTLING_STEPS, Program, take_turns, time_steps
-from jaxgpt.bench.profile import find_hotspots, newest_trace, own_times, read_instructions, record
+from jaxgpt.bench.interleave import N_SETTLING_STEPS, Program, interleave, time_steps
+from jaxgpt.bench.profile import find_costliest, newest_trace, own_times, read_instructions, record
 from jaxgpt.config import flops, load
 from jaxgpt.config.derive import derive
 from jaxgpt.config.families import GPT2Config
@@ -110,14 +110,14 @@ def start(name, *more, script=WORKER):
     return Program(name, [sys.executable, "-c", script, name, *map(str, more)])
 
 
-def test_programs_take_turns(tmp_path):
+def test_programs_interleave(tmp_path):
     path = tmp_path / "log"
     with start("a", path) as a, start("b", path) as b:
         for program in (a, b):
             program.wait()
         assert a.about["device"] == "a" and a.about["start_s"] > 0
         told = []
-        turns = take_turns([a, b], 3, 2, told.append)
+        turns = interleave([a, b], 3, 2, told.append)
         assert a.trace("here", 5) == [{"name": "here", "count": 5}]
     per_turn = 2 + N_SETTLING_STEPS + 1
     assert path.read_text() == ("a" * per_turn + "b" * per_turn) * 3
@@ -320,12 +320,12 @@ def test_the_costliest_operation_is_found(tmp_path):
     with record(str(tmp_path)):
         for _ in range(4):
             jax.block_until_ready(compiled(x, y))
-    found = find_hotspots(str(tmp_path), program, 4)
+    found = find_costliest(str(tmp_path), program, 4)
     assert "f32[512,512]" in found[0]["name"] and "dot_general" in found[0]["name"]
     assert found[0]["share"] > 0.5 and sum(o["share"] for o in found) == pytest.approx(1)
     assert sum(o["count"] for o in found if "512,512" in o["name"]) == pytest.approx(1)
     with pytest.raises(Failure, match="holds no operation of the compiled program"):
-        find_hotspots(str(tmp_path), "nothing.1 = f32[] constant(0)", 4)
+        find_costliest(str(tmp_path), "nothing.1 = f32[] constant(0)", 4)
 
 
 def test_a_program_text_is_read():

@@ -54,9 +54,9 @@ def test_fit_takes_the_cheapest_remat_that_fits_and_keeps_the_batch():
 
     def ask(config):
         asked.append((config.train.micro_batch_size, config.train.remat))
-        outlook = look(config, topology, None)
+        forecast = look(config, topology, None)
         is_good = config.train.micro_batch_size <= allowed[config.train.remat]
-        return dataclasses.replace(outlook, usable_bytes=2**60 if is_good else 0)
+        return dataclasses.replace(forecast, usable_bytes=2**60 if is_good else 0)
 
     found = fit_micro_batch(SMALL, topology, ask, lambda config: look(config, topology, None))
     assert found.overrides == {"train.micro_batch_size": "24", "train.remat": "dots"} and found.n_micro == [4]
@@ -73,8 +73,8 @@ def test_max_depth_is_the_last_that_fits():
     )
 
     def ask(candidate):
-        outlook = look(candidate, topology, None)
-        return dataclasses.replace(outlook, usable_bytes=2**60 if candidate.model.depth <= 22 else 0)
+        forecast = look(candidate, topology, None)
+        return dataclasses.replace(forecast, usable_bytes=2**60 if candidate.model.depth <= 22 else 0)
 
     found = fit_depth(config, topology, ask, lambda candidate: look(candidate, topology, None))
     assert found.overrides == {"model.depth": "22"}

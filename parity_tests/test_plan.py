@@ -12,7 +12,7 @@ from jaxgpt.config import Config, GPT2Config, MeshConfig, TrainConfig
 from jaxgpt.config.command_line import apply_overrides
 from jaxgpt.errors import Failure, InputError
 from jaxgpt.plan import __main__ as plan
-from jaxgpt.plan.compiler import Compiles
+from jaxgpt.plan.compiler import CompileCache
 from jaxgpt.plan.estimate import known_gap
 from jaxgpt.plan.footprint import bytes_wanted
 from jaxgpt.plan.forecast import look
@@ -31,7 +31,7 @@ SMALL = Config(
 
 @pytest.fixture(scope="module")
 def compiles(tmp_path_factory):
-    return Compiles(tmp_path_factory.mktemp("compiles"))
+    return CompileCache(tmp_path_factory.mktemp("compiles"))
 
 
 def run(*args):
@@ -100,9 +100,9 @@ def test_the_estimate_is_near_the_compilers_figures_on_the_page():
     errors = {}
     for recipe in (*RECIPES, *PODS):
         config = apply_overrides(config_lib.load(REPO / f"configs/{recipe.config}.py"), recipe.overrides)
-        outlook = look(config, parse_topology(recipe.device), None)
-        if not known_gap(outlook.config, outlook.topology.platform):
-            errors[recipe.title] = outlook.footprint.total_bytes / 2**30 / float(compiled[recipe.title]) - 1
+        forecast = look(config, parse_topology(recipe.device), None)
+        if not known_gap(forecast.config, forecast.topology.platform):
+            errors[recipe.title] = forecast.footprint.total_bytes / 2**30 / float(compiled[recipe.title]) - 1
     assert len(errors) > 15
     assert {title: error for title, error in errors.items() if abs(error) > NEAR} == {}
 
@@ -138,7 +138,7 @@ def test_a_dead_compiler_is_a_failure_and_is_not_remembered(monkeypatch, tmp_pat
     dead = subprocess.CompletedProcess([], -6, "", "F0000 Check failed: something\n")
     monkeypatch.setattr("jaxgpt.plan.compiler.subprocess.run", lambda *args, **kwargs: dead)
     with pytest.raises(Failure, match=r"died \(signal 6\): F0000 Check failed"):
-        Compiles(tmp_path).footprints(SMALL, parse_topology("h100"))
+        CompileCache(tmp_path).footprints(SMALL, parse_topology("h100"))
     assert not list(tmp_path.iterdir())
 
 
@@ -147,9 +147,9 @@ def sharded(n_devices):
 
 
 @NEEDS_GPU_COMPILER
-def test_fsdp_divides_the_state_of_a_gpu_step(compiles):
-    whole = look(sharded(1), parse_topology("h100"), compiles).footprint
-    part = look(sharded(8), parse_topology("h100x8"), compiles).footprint
+def test_fsdp_divides_the_state_of_a_gpu_step(cache):
+    whole = look(sharded(1), parse_topology("h100"), cache).footprint
+    part = look(sharded(8), parse_topology("h100x8"), cache).footprint
     for name in ("params_bytes", "opt_state_bytes", "gradients_bytes"):
         assert getattr(whole, name) / 8 == pytest.approx(getattr(part, name), rel=0.05), name
     assert part.attention[0] == "cudnn" and whole.collectives == ()
@@ -159,30 +159,28 @@ def test_fsdp_divides_the_state_of_a_gpu_step(compiles):
 
 
 @NEEDS_GPU_COMPILER
-def test_flash_attention_keeps_temporaries_linear_in_time(compiles):
+def test_flash_attention_keeps_temporaries_linear_in_time(cache):
     """Eight times the context, eight times the memory, and far less than one layer's scores would take."""
 
     model = dataclasses.replace(SMALL.model, seq_len=8192)
     config = dataclasses.replace(SMALL, model=model, train=dataclasses.replace(SMALL.train, batch_tokens=8192))
-    long, short = (
-        look(one, parse_topology("h100"), compiles).footprint.activations_bytes for one in (config, sharded(1))
-    )
+    long, short = (look(one, parse_topology("h100"), cache).footprint.activations_bytes for one in (config, sharded(1)))
     assert short < long < 8.5 * short
     assert long < 0.2 * SMALL.model.n_head * 8192**2 * 4
 
 
 @NEEDS_GPU_COMPILER
-def test_an_answer_is_remembered_and_a_comment_in_the_config_forgets_nothing(compiles, monkeypatch):
+def test_an_answer_is_remembered_and_a_comment_in_the_config_forgets_nothing(cache, monkeypatch):
     topology = parse_topology("h100")
-    first = compiles.footprints(sharded(1), topology)
-    assert compiles.knows(sharded(1), topology)
+    first = cache.footprints(sharded(1), topology)
+    assert cache.knows(sharded(1), topology)
     monkeypatch.setattr("jaxgpt.plan.compiler.subprocess.run", None)
-    assert compiles.footprints(sharded(1), topology) == first
+    assert cache.footprints(sharded(1), topology) == first
 
 
 @NEEDS_TPU_COMPILER
-def test_fsdp_divides_the_state_of_a_tpu_step(compiles):
-    part = look(sharded(8), parse_topology("v5e-8"), compiles).footprint
+def test_fsdp_divides_the_state_of_a_tpu_step(cache):
+    part = look(sharded(8), parse_topology("v5e-8"), cache).footprint
     whole = look(sharded(1), parse_topology("h100"), None).footprint
     for name in ("params_bytes", "opt_state_bytes"):
         assert getattr(whole, name) / 8 == pytest.approx(getattr(part, name), rel=0.05), name

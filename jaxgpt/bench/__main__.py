@@ -30,14 +30,14 @@ from typing import NoReturn
 
 import numpy as np
 
-from jaxgpt.bench.interleave import Program, serve, take_turns
+from jaxgpt.bench.interleave import Program, interleave, serve
 from jaxgpt.bench.record import (
-    HOTSPOT_HEADER,
+    PROFILE_HEADER,
     Record,
     compare,
     describe_machine,
     draw,
-    hotspot_rows,
+    profile_rows,
     rows_of,
     summarise,
     time_text,
@@ -164,7 +164,7 @@ def time_programs(given: argparse.Namespace, config: Config, rest: list[str]) ->
         slowest_s = max(median(program.run(MIN_STEPS)["step_s"]) for program in programs)
         n_steps = given.steps or min(max(round(TURN_S / slowest_s), MIN_STEPS), MAX_STEPS)
         with console.status(f"{given.rounds} rounds of {n_steps} steps each"):
-            turns = take_turns(programs, given.rounds, n_steps)
+            turns = interleave(programs, given.rounds, n_steps)
         operations = {}
         for program in programs if given.profile else ():
             if program.name != PLAIN:
@@ -219,7 +219,7 @@ def write(record: Record, given: argparse.Namespace) -> None:
         console.print(to_table(title_of(record), *rows_of(record)))
         draw(record, png)
     for name, operations in record.get("operations", {}).items():
-        console.print(to_table(f"costliest operations of {name}", HOTSPOT_HEADER, hotspot_rows(operations)))
+        console.print(to_table(f"costliest operations of {name}", PROFILE_HEADER, profile_rows(operations)))
     if record.get("ratio") is not None:
         console.print(f"jaxgpt over the best of torch_ref ({record['best_of_torch']}): {record['ratio']:.3f}")
     if record.get("note"):

@@ -158,7 +158,7 @@ class Program:
         self.close()
 
 
-def take_turns(
+def interleave(
     programs: Sequence[Program], n_rounds: int, n_steps: int, say: Callable[[int], None] = lambda i: None
 ) -> dict[str, list[dict[str, Any]]]:
     """Name -> its turns, of `n_steps` each. `say` is called with the number of every finished round."""

@@ -42,7 +42,7 @@ def record(directory: str) -> Iterator[None]:
         yield
 
 
-def find_hotspots(directory: str, hlo: str, n_steps: int) -> list[dict[str, Any]]:
+def find_costliest(directory: str, hlo: str, n_steps: int) -> list[dict[str, Any]]:
     """Operations of the newest trace in a directory, costliest first.
 
     Args:

@@ -20,7 +20,7 @@ from jaxgpt.config.flops import flops_per_token, mfu
 
 Record = dict[str, Any]
 """What `--json` writes."""
-N_HOTSPOTS = 10
+N_PROFILED = 10
 
 
 def summarise(config: Config, part: str, about: Record, turns: Sequence[Record]) -> Record:
@@ -30,7 +30,7 @@ def summarise(config: Config, part: str, about: Record, turns: Sequence[Record])
       config: derived, so that its model has a shape.
       part: step, or the part that was timed; only a step counts tokens and FLOPs.
       about: what the program reported when it was ready.
-      turns: from `interleave.take_turns`.
+      turns: from `interleave.interleave`.
     """
     step_s = [seconds for turn in turns for seconds in turn["step_s"]]
     tenths = quantiles(step_s, n=10) if len(step_s) > 1 else step_s * 9
@@ -138,15 +138,15 @@ def rows_of(record: Record) -> tuple[list[str], list[list[str]]]:
     return ["", *programs], rows
 
 
-def hotspot_rows(operations: Sequence[Record]) -> list[list[str]]:
+def profile_rows(operations: Sequence[Record]) -> list[list[str]]:
     """The costliest operations: share, own time per step, how often, what."""
     return [
         [f"{o['share']:.1%}", time_text(o["self_s"]), f"{o['count']:.3g}", o["name"]]
-        for o in operations[:N_HOTSPOTS]
+        for o in operations[:N_PROFILED]
     ]  # fmt: skip
 
 
-HOTSPOT_HEADER = ["share", "time per step", "times", "operation"]
+PROFILE_HEADER = ["share", "time per step", "times", "operation"]
 
 
 def to_table(title: str, header: Sequence[str], rows: Sequence[Sequence[str]]) -> Table:
@@ -229,7 +229,7 @@ def _section(record: Record) -> str:
     if record.get("note"):
         lines += [record["note"], ""]
     for name, operations in record.get("operations", {}).items():
-        lines += [f"Costliest operations of {name}:", "", *_markdown(HOTSPOT_HEADER, hotspot_rows(operations))]
+        lines += [f"Costliest operations of {name}:", "", *_markdown(PROFILE_HEADER, profile_rows(operations))]
     return "\n".join(lines)
 
 

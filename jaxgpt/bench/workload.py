@@ -13,7 +13,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from jaxgpt.bench.profile import find_hotspots, record
+from jaxgpt.bench.profile import find_costliest, record
 from jaxgpt.config import Config, schedule
 from jaxgpt.config.param_groups import param_groups
 from jaxgpt.config.steps import Plan
@@ -65,7 +65,7 @@ class Repeated:
         with record(directory):
             for _ in range(n_steps):
                 self.settle(self.dispatch())
-        return find_hotspots(directory, self._compiled.as_text(), n_steps)
+        return find_costliest(directory, self._compiled.as_text(), n_steps)
 
 
 def prepare(config: Config, part: str = "step") -> Repeated:

@@ -28,10 +28,10 @@ from jaxgpt.config import Config
 from jaxgpt.config.command_line import apply_overrides, field_paths, parse_args
 from jaxgpt.data.shards import open_dataset
 from jaxgpt.errors import EXIT_DONE, Failure, InputError, run_verb
-from jaxgpt.plan.compiler import Compiles
+from jaxgpt.plan.compiler import CompileCache
 from jaxgpt.plan.estimate import known_gap
 from jaxgpt.plan.fit import Fit, fit_depth, fit_micro_batch
-from jaxgpt.plan.forecast import Outlook, look, place
+from jaxgpt.plan.forecast import Forecast, look, place
 from jaxgpt.plan.report import draw_sweep, write_page
 from jaxgpt.plan.topology import Topology, missing_plugin, parse_topology
 from jaxgpt.run.console import console, print_facts
@@ -80,19 +80,19 @@ def main(args: list[str]) -> int:
     if fraction and fraction > 1:
         raise InputError(f"--memory-fraction={fraction} is above 1; it is a part of the card's memory")
     dollars = request.number("dollars_per_hour")
-    compiles = Compiles(Path(request.one("cache") or CACHE))
+    cache = CompileCache(Path(request.one("cache") or CACHE))
     if "report" in request.values:
-        write_page(Path(request.one("report")), Asker(compiles, fraction, False), fill_vocabulary, Path("configs"))
+        write_page(Path(request.one("report")), Asker(cache, fraction, False), fill_vocabulary, Path("configs"))
         return EXIT_DONE
     if "portable" in request.values:
         names = request.values.get("device", list(PORTABLE_DEVICES))
-        return print_portable(request.values["portable"], [parse_topology(name) for name in names], compiles, fraction)
+        return print_portable(request.values["portable"], [parse_topology(name) for name in names], cache, fraction)
     config, given = parse_args(request.rest, SWITCHES, __doc__ or "")
     if not request.values.get("device"):
         raise InputError("--device is missing; try --device a100-40gb, --device h100x8 or --device v5e-8")
     topologies = [parse_topology(name) for name in request.values["device"]]
     config = fill_vocabulary(config)
-    ask = Asker(compiles, fraction, given["estimate"])
+    ask = Asker(cache, fraction, given["estimate"])
     if given["fit"] or given["max_depth"]:
         for topology in topologies:
             search(config, topology, ask, is_depth=given["max_depth"], dollars=dollars)
@@ -102,7 +102,7 @@ def main(args: list[str]) -> int:
             sweep(config, topology, ask, request.values["sweep"], request.one("png"))
         return EXIT_DONE
     if len(topologies) == 1:
-        print_outlook(ask(config, topologies[0]), dollars)
+        print_forecast(ask(config, topologies[0]), dollars)
         return EXIT_DONE
     rows = ask_each(config, [(topology.name, {}, topology) for topology in topologies], ask)
     print_table(rows, "device", dollars)
@@ -111,13 +111,13 @@ def main(args: list[str]) -> int:
 
 def ask_each(
     config: Config, cases: list[tuple[str, dict[str, str], Topology]], ask: "Asker"
-) -> list[tuple[str, Outlook]]:
+) -> list[tuple[str, Forecast]]:
     """The forecast of each case: a label, overrides of the config, devices. Impossible cases are reported and left out.
 
     Raises:
       InputError: all are impossible.
     """
-    rows: list[tuple[str, Outlook]] = []
+    rows: list[tuple[str, Forecast]] = []
     for label, overrides, topology in cases:
         try:
             rows.append((label, ask(apply_overrides(config, overrides), topology)))
@@ -161,14 +161,14 @@ class Asker:
       n_expected: compilations that a search is likely to need; 0: unknown.
     """
 
-    compiles: Compiles
+    cache: CompileCache
     fraction: float | None
     wants_estimate: bool
     n_expected: int = 0
     seconds: list[float] = field(default_factory=list)
     warned: set[str] = field(default_factory=set)
 
-    def __call__(self, config: Config, topology: Topology) -> Outlook:
+    def __call__(self, config: Config, topology: Topology) -> Forecast:
         install = missing_plugin(topology.platform)
         if install and not self.wants_estimate and topology.platform not in self.warned:
             self.warned.add(topology.platform)
@@ -179,18 +179,18 @@ class Asker:
             )  # fmt: skip
         if self.wants_estimate or install:
             return self.estimate(config, topology)
-        is_known = self.compiles.knows(place(config, topology), topology)
+        is_known = self.cache.knows(place(config, topology), topology)
         if not is_known:
             console.print(
                 f"compiling for {topology.name}: {self._setting(config)}{self._eta()}", style="dim", soft_wrap=True
             )
         begin = time.perf_counter()
-        outlook = look(config, topology, self.compiles, self.fraction)
+        forecast = look(config, topology, self.cache, self.fraction)
         if not is_known:
             self.seconds.append(time.perf_counter() - begin)
-        return outlook
+        return forecast
 
-    def estimate(self, config: Config, topology: Topology) -> Outlook:
+    def estimate(self, config: Config, topology: Topology) -> Forecast:
         return look(config, topology, None, self.fraction)
 
     def _setting(self, config: Config) -> str:
@@ -224,85 +224,85 @@ def seconds(value: float) -> str:
     return f"{value:.2f} s" if value >= 1 else f"{value * 1e3:.1f} ms"
 
 
-def price(outlook: Outlook, dollars: float | None) -> str:
-    return f"${outlook.dollars(dollars):,.0f}" if dollars else ""
+def price(forecast: Forecast, dollars: float | None) -> str:
+    return f"${forecast.dollars(dollars):,.0f}" if dollars else ""
 
 
-def source(outlook: Outlook) -> str:
-    if not outlook.is_estimate:
-        return f"compiled in {outlook.compile_s:.0f} s"
-    gap = known_gap(outlook.config, outlook.topology.platform)
+def source(forecast: Forecast) -> str:
+    if not forecast.is_estimate:
+        return f"compiled in {forecast.compile_s:.0f} s"
+    gap = known_gap(forecast.config, forecast.topology.platform)
     return f"ESTIMATE, not compiled{'; ' if gap else ''}{gap}"
 
 
-def print_outlook(outlook: Outlook, dollars: float | None) -> None:
+def print_forecast(forecast: Forecast, dollars: float | None) -> None:
     """Prints everything about one config on one device."""
-    one, bound, config = outlook.footprint, outlook.bound, outlook.config
+    one, bound, config = forecast.footprint, forecast.bound, forecast.config
     mesh = " x ".join(f"{name} {getattr(config.mesh, name)}" for name in ("data", "fsdp", "tensor"))
     sent = "; ".join(f"{count} {kind} over {size}, {gib(sent)}" for kind, size, count, sent in one.collectives)
-    is_blind = outlook.is_estimate and outlook.topology.n_devices > 1
+    is_blind = forecast.is_estimate and forecast.topology.n_devices > 1
     nothing_sent = "not known without a compiler" if is_blind else "none"
-    device = outlook.topology.device
+    device = forecast.topology.device
     facts = {
-        "source": source(outlook),
-        "run": f"{config.model.family}, {outlook.n_params:,} parameters, {config.train.dtype}, attention "
+        "source": source(forecast),
+        "run": f"{config.model.family}, {forecast.n_params:,} parameters, {config.train.dtype}, attention "
         f"{one.attention[0]} ({one.attention[1]}), remat {config.train.remat}",
         "batch": f"{max(config.stage_batch_tokens()):,} tokens = {one.n_micro} x {config.train.micro_batch_size} rows "
         f"x {config.model.seq_len} x {config.mesh.data * config.mesh.fsdp} device(s)",
-        "mesh": f"{outlook.topology.n_devices} x {device.name} ({mesh}); what follows is per device",
+        "mesh": f"{forecast.topology.n_devices} x {device.name} ({mesh}); what follows is per device",
         "parameters": gib(one.params_bytes),
         "optimizer state": gib(one.opt_state_bytes),
         "gradients": gib(one.gradients_bytes),
         "activations, temporaries": gib(one.activations_bytes),
         "inputs, program": gib(one.inputs_bytes + one.code_bytes),
-        "total": f"{gib(one.total_bytes)} of {gib(outlook.usable_bytes)} usable"
+        "total": f"{gib(one.total_bytes)} of {gib(forecast.usable_bytes)} usable"
         + (f" ({gib(device.visible_bytes)} on the card)" if device.is_gpu else ""),
-        "verdict": f"[bold]{outlook.verdict}",
-        "FLOPs": f"{outlook.flops_per_token / 1e6:,.1f} M per token; "
-        f"{outlook.step_flops / 1e12:,.1f} T executed per step",
+        "verdict": f"[bold]{forecast.verdict}",
+        "FLOPs": f"{forecast.flops_per_token / 1e6:,.1f} M per token; "
+        f"{forecast.step_flops / 1e12:,.1f} T executed per step",
         "bounds": f"compute {seconds(bound.compute_s)}, memory {seconds(bound.memory_s)}, "
         + (f"collectives {seconds(bound.collectives_s)}" if one.collectives else f"collectives {nothing_sent}"),
         "collectives": sent or nothing_sent,
-        "at best": f"{seconds(bound.step_s)} a step ({bound.limit}), {outlook.tokens_per_s:,.0f} tokens/s",
-        "horizon": f"{outlook.n_steps:,} steps, {outlook.n_tokens:,} tokens, at best {outlook.days:.2f} days"
-        + (f", {price(outlook, dollars)}" if dollars else ""),
+        "at best": f"{seconds(bound.step_s)} a step ({bound.limit}), {forecast.tokens_per_s:,.0f} tokens/s",
+        "horizon": f"{forecast.n_steps:,} steps, {forecast.n_tokens:,} tokens, at best {forecast.days:.2f} days"
+        + (f", {price(forecast, dollars)}" if dollars else ""),
     }  # fmt: skip
-    print_facts(f"{Path(config.run.dir).name} on {outlook.topology.name}", facts)
+    print_facts(f"{Path(config.run.dir).name} on {forecast.topology.name}", facts)
 
 
-def print_table(rows: list[tuple[str, Outlook]], title: str, dollars: float | None = None) -> None:
+def print_table(rows: list[tuple[str, Forecast]], title: str, dollars: float | None = None) -> None:
     """Prints several forecasts, one a line."""
     table = Table(title="GiB per device; times and prices are the least possible", title_justify="left", box=None)
     names = ("params", "optim", "grads", "activ", "total", "usable", "verdict", "step", "tokens/s", "days")
     table.add_column(title, no_wrap=True)
     for name in (*names, *(["price"] if dollars else []), "compile"):
         table.add_column(name, justify="left" if name == "verdict" else "right", no_wrap=True)
-    for label, outlook in rows:
-        one = outlook.footprint
+    for label, forecast in rows:
+        one = forecast.footprint
         parts = (one.params_bytes, one.opt_state_bytes, one.gradients_bytes, one.activations_bytes + one.code_bytes)
-        verdict = "fits" if outlook.fits else "[red]no"
-        if outlook.needs_fraction:
-            verdict = f"[yellow]fraction {outlook.needs_fraction}"
+        verdict = "fits" if forecast.fits else "[red]no"
+        if forecast.needs_fraction:
+            verdict = f"[yellow]fraction {forecast.needs_fraction}"
         table.add_row(
-            label, *(f"{part / GIB:.2f}" for part in (*parts, one.total_bytes, outlook.usable_bytes)),
-            f"{verdict} {outlook.margin_bytes / GIB:+.1f}", seconds(outlook.bound.step_s),
-            f"{outlook.tokens_per_s:,.0f}", f"{outlook.days:.2f}", *([price(outlook, dollars)] if dollars else []),
-            "ESTIMATE" if outlook.is_estimate else f"{outlook.compile_s:.0f} s",
+            label, *(f"{part / GIB:.2f}" for part in (*parts, one.total_bytes, forecast.usable_bytes)),
+            f"{verdict} {forecast.margin_bytes / GIB:+.1f}", seconds(forecast.bound.step_s),
+            f"{forecast.tokens_per_s:,.0f}", f"{forecast.days:.2f}", *([price(forecast, dollars)] if dollars else []),
+            "ESTIMATE" if forecast.is_estimate else f"{forecast.compile_s:.0f} s",
         )  # fmt: skip
     wide = Console(width=max(console.width, 160), force_terminal=console.is_terminal, quiet=console.quiet)
     with wide.capture() as captured:
         wide.print(table)
     console.out(captured.get(), end="", highlight=False)
-    if any(outlook.needs_fraction for _, outlook in rows):
+    if any(forecast.needs_fraction for _, forecast in rows):
         console.print("fraction: it fits with this XLA_CLIENT_MEM_FRACTION in the environment", style="dim")
 
 
 def search(config: Config, topology: Topology, ask: Asker, *, is_depth: bool, dollars: float | None) -> None:
     """--fit and --max-depth."""
     ask.n_expected, ask.seconds = 4, []
-    tried: dict[str, Outlook] = {}
+    tried: dict[str, Forecast] = {}
 
-    def try_it(candidate: Config) -> Outlook:
+    def try_it(candidate: Config) -> Forecast:
         rows = f"micro_batch_size={candidate.train.micro_batch_size} remat={candidate.train.remat}"
         label = f"depth={candidate.model.n_layer}" if is_depth else rows
         if label not in tried:
@@ -313,7 +313,7 @@ def search(config: Config, topology: Topology, ask: Asker, *, is_depth: bool, do
     found: Fit = find(config, topology, try_it, lambda candidate: ask.estimate(candidate, topology))
     print_table(list(tried.items()), topology.name, dollars)
     micro = " then ".join(str(count) for count in found.n_micro)
-    console.print(f"{found.outlook.verdict}; {micro} microbatch(es) a step keep the batch. To paste:")
+    console.print(f"{found.forecast.verdict}; {micro} microbatch(es) a step keep the batch. To paste:")
     pasted = " ".join(f"--{name}={value}" for name, value in found.overrides.items())
     console.print(pasted, soft_wrap=True, highlight=False)
 
@@ -348,9 +348,9 @@ def read_setting(text: str) -> tuple[str, list[str]]:
     return found[0], values.split(",")
 
 
-def print_portable(paths: list[str], topologies: list[Topology], compiles: Compiles, fraction: float | None) -> int:
+def print_portable(paths: list[str], topologies: list[Topology], cache: CompileCache, fraction: float | None) -> int:
     """--portable: which config compiles for which device, and what its devices send each other."""
-    ask = Asker(compiles, fraction, False)
+    ask = Asker(cache, fraction, False)
     matrix = Table(title="compiles for", title_justify="left")
     sent = Table(title="collectives a step, under fsdp over all devices", title_justify="left")
     matrix.add_column("config", no_wrap=True)
@@ -363,13 +363,13 @@ def print_portable(paths: list[str], topologies: list[Topology], compiles: Compi
         given, cells = fill_vocabulary(config_lib.load(path)), []
         for topology in topologies:
             try:
-                outlook = ask(spread(given, topology), topology)
+                forecast = ask(spread(given, topology), topology)
             except (InputError, Failure) as error:
                 is_good = is_good and isinstance(error, InputError)
                 cells.append(f"[red]no: {escape(str(error))}")
                 continue
-            one = outlook.footprint
-            cells.append(f"{one.attention[0]}, {one.total_bytes / GIB:.1f} GiB{'' if outlook.fits else ', too large'}")
+            one = forecast.footprint
+            cells.append(f"{one.attention[0]}, {one.total_bytes / GIB:.1f} GiB{'' if forecast.fits else ', too large'}")
             whole = sum(one.gathered_whole.values())
             for kind, size, count, n_bytes in one.collectives:
                 sent.add_row(Path(path).stem, topology.name, kind, str(size), str(count), gib(n_bytes), gib(whole))

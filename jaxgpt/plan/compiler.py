@@ -31,7 +31,7 @@ FREE_FIELDS = {"train": ("init_from", "max_skips"), "mesh": ("platform",)}
 
 
 @dataclass(frozen=True)
-class Compiles:
+class CompileCache:
     """Asks compilers, and caches the answers.
 
     Attributes:

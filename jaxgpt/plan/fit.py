@@ -7,7 +7,7 @@ from jaxgpt.config import Config, rows_that_divide
 from jaxgpt.config.command_line import apply_overrides
 from jaxgpt.config.derive import derive
 from jaxgpt.errors import InputError
-from jaxgpt.plan.forecast import Outlook, place
+from jaxgpt.plan.forecast import Forecast, place
 from jaxgpt.plan.topology import Topology
 from jaxgpt.training.memory import REMATS
 
@@ -19,17 +19,17 @@ class Fit:
     """What a search found.
 
     Attributes:
-      outlook: of the largest setting that fits.
+      forecast: of the largest setting that fits.
       overrides: dotted names and values to paste.
       n_micro: microbatches per step that keep the batch, per stage.
     """
 
-    outlook: Outlook
+    forecast: Forecast
     overrides: dict[str, str]
     n_micro: list[int]
 
 
-Look = Callable[[Config], Outlook]
+Look = Callable[[Config], Forecast]
 """Asks the compiler about a config on the device of the search."""
 
 
@@ -93,12 +93,12 @@ def fit_micro_batch(config: Config, topology: Topology, look: Look, count: Look)
         guess = largest_true(choices, lambda rows, setting=setting: count(setting(rows)).fits)
         best = largest_true(choices, lambda rows, setting=setting: look(setting(rows)).fits, guess)
         if best:
-            outlook = look(setting(best))
-            tokens = best * outlook.config.model.seq_len * outlook.config.mesh.data * outlook.config.mesh.fsdp
+            forecast = look(setting(best))
+            tokens = best * forecast.config.model.seq_len * forecast.config.mesh.data * forecast.config.mesh.fsdp
             return Fit(
-                outlook,
+                forecast,
                 {"train.micro_batch_size": str(best), "train.remat": remat},
-                [total // tokens for total in outlook.config.stage_batch_tokens()],
+                [total // tokens for total in forecast.config.stage_batch_tokens()],
             )
     raise InputError(
         f"{config.model.family} does not fit {topology.name} even with train.micro_batch_size=1 and train.remat=block; "
@@ -131,5 +131,5 @@ def fit_depth(config: Config, topology: Topology, look: Look, count: Look) -> Fi
     best = largest_true(depths, lambda depth: look(setting(depth)).fits, guess)
     if not best:
         raise InputError(f"no depth of {config.model.family} fits {topology.name}; lower train.micro_batch_size")
-    outlook = look(setting(best))
-    return Fit(outlook, {f"model.{dial}": str(best)}, [outlook.footprint.n_micro])
+    forecast = look(setting(best))
+    return Fit(forecast, {f"model.{dial}": str(best)}, [forecast.footprint.n_micro])

@@ -10,7 +10,7 @@ from jaxgpt.config.derive import derive
 from jaxgpt.config.flops import flops_per_token
 from jaxgpt.config.hardware import largest_fraction, usable_bytes
 from jaxgpt.errors import InputError
-from jaxgpt.plan.compiler import Compiles
+from jaxgpt.plan.compiler import CompileCache
 from jaxgpt.plan.estimate import estimate_run
 from jaxgpt.plan.footprint import Footprint
 from jaxgpt.plan.roofline import Bound, bound_step, step_flops
@@ -18,7 +18,7 @@ from jaxgpt.plan.topology import Topology
 
 
 @dataclass(frozen=True)
-class Outlook:
+class Forecast:
     """One config on one topology.
 
     Attributes:
@@ -120,8 +120,8 @@ def place(config: Config, topology: Topology) -> Config:
     return derive(config).config
 
 
-def look(config: Config, topology: Topology, compiles: Compiles | None, fraction: float | None = None) -> Outlook:
-    """Asks the compiler, or counts where `compiles` is None.
+def look(config: Config, topology: Topology, cache: CompileCache | None, fraction: float | None = None) -> Forecast:
+    """Asks the compiler, or counts where `cache` is None.
 
     Args:
       fraction: of a GPU's memory that JAX may take; None: as the environment says.
@@ -131,8 +131,8 @@ def look(config: Config, topology: Topology, compiles: Compiles | None, fraction
       Failure: the compiler refused for another reason than memory.
     """
     config = place(config, topology)
-    if compiles:
-        footprints = compiles.footprints(config, topology)
+    if cache:
+        footprints = cache.footprints(config, topology)
     else:
         footprints = [estimate_run(config, topology.platform)]
     most = max(footprints, key=lambda one: one.total_bytes)
@@ -143,11 +143,11 @@ def look(config: Config, topology: Topology, compiles: Compiles | None, fraction
         kept_bytes=kept_bytes(config, attention), collectives=largest.collectives,
     )  # fmt: skip
     device = topology.device
-    return Outlook(
+    return Forecast(
         config=config,
         topology=topology,
         footprint=most,
-        is_estimate=compiles is None,
+        is_estimate=cache is None,
         usable_bytes=usable_bytes(device, fraction),
         most_usable_bytes=usable_bytes(device, largest_fraction(device) if device.is_gpu else None),
         bound=bound,

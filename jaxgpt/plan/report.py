@@ -13,10 +13,10 @@ from jaxgpt.config.command_line import apply_overrides
 from jaxgpt.config.hardware import GIB, GPU_MEMORY_FRACTION, GPU_RESERVE_BYTES
 from jaxgpt.errors import Failure, InputError
 from jaxgpt.plan.compiler import PACKAGES, installed_version
-from jaxgpt.plan.forecast import Outlook
+from jaxgpt.plan.forecast import Forecast
 from jaxgpt.plan.topology import Topology, parse_topology
 
-Ask = Callable[[Config, Topology], Outlook]
+Ask = Callable[[Config, Topology], Forecast]
 NEAR = 0.15
 """An estimate this close to the compiler's figure counts as agreeing."""
 
@@ -87,15 +87,15 @@ def write_page(path: Path, ask: Ask, fill_vocabulary: Callable[[Config], Config]
         if name not in shown
     ]
     rows, others, pods = (_look_at(recipes, ask, fill_vocabulary, configs) for recipes in (RECIPES, others, PODS))
-    outlooks = [outlook for _, outlook in rows + others + pods if isinstance(outlook, Outlook)]
-    if any(outlook.is_estimate for outlook in outlooks):
+    forecasts = [forecast for _, forecast in rows + others + pods if isinstance(forecast, Forecast)]
+    if any(forecast.is_estimate for forecast in forecasts):
         raise Failure(
             f"{path} holds compilers' figures only; install both plug-ins: pip install 'jaxgpt[plan-gpu,plan-tpu]'"
         )
     estimates = [
-        (recipe, outlook, ask.estimate(outlook.config, outlook.topology))  # pyright: ignore[reportFunctionMemberAccess]
-        for recipe, outlook in rows + others + pods
-        if isinstance(outlook, Outlook)
+        (recipe, forecast, ask.estimate(forecast.config, forecast.topology))  # pyright: ignore[reportFunctionMemberAccess]
+        for recipe, forecast in rows + others + pods
+        if isinstance(forecast, Forecast)
     ]
     versions = ", ".join(f"{name} {installed_version(name)}" for name in PACKAGES)
     text = f"""# Memory and speed of the recipes, by the compiler
@@ -143,8 +143,8 @@ Not measured yet. `total` above stands against `peak memory` of a bench on the c
     path.write_text(text, encoding="utf-8")
 
 
-def _look_at(recipes, ask, fill_vocabulary, configs: Path) -> list[tuple[Recipe, Outlook | str]]:
-    found: list[tuple[Recipe, Outlook | str]] = []
+def _look_at(recipes, ask, fill_vocabulary, configs: Path) -> list[tuple[Recipe, Forecast | str]]:
+    found: list[tuple[Recipe, Forecast | str]] = []
     for recipe in recipes:
         config = apply_overrides(config_lib.load(configs / f"{recipe.config}.py"), recipe.overrides)
         try:
@@ -154,40 +154,40 @@ def _look_at(recipes, ask, fill_vocabulary, configs: Path) -> list[tuple[Recipe,
     return found
 
 
-def _table(rows: list[tuple[Recipe, Outlook | str]]) -> str:
+def _table(rows: list[tuple[Recipe, Forecast | str]]) -> str:
     names = ("recipe", "guessed before", "parameters", "optimizer", "gradients", "activations", "total", "usable",
              "verdict", "at best, tokens/s", "at best, hours", "compiled in")  # fmt: skip
     lines = [f"| {' | '.join(names)} |", "|---|---|" + "--:|" * 6 + "---|--:|--:|--:|"]
-    for recipe, outlook in rows:
-        if isinstance(outlook, str):
-            lines.append(f"| {recipe.title} | {recipe.guess} | | | | | | | {outlook} | | | |")
+    for recipe, forecast in rows:
+        if isinstance(forecast, str):
+            lines.append(f"| {recipe.title} | {recipe.guess} | | | | | | | {forecast} | | | |")
             continue
-        one = outlook.footprint
+        one = forecast.footprint
         parts = (one.params_bytes, one.opt_state_bytes, one.gradients_bytes, one.activations_bytes + one.code_bytes)
-        sizes = [f"{n / GIB:.2f}" for n in (*parts, one.total_bytes, outlook.usable_bytes)]
-        rest = (f"{outlook.tokens_per_s:,.0f}", f"{outlook.days * 24:,.1f}", f"{outlook.compile_s:.0f} s")
-        lines.append(f"| {' | '.join((recipe.title, recipe.guess, *sizes, outlook.verdict, *rest))} |")
+        sizes = [f"{n / GIB:.2f}" for n in (*parts, one.total_bytes, forecast.usable_bytes)]
+        rest = (f"{forecast.tokens_per_s:,.0f}", f"{forecast.days * 24:,.1f}", f"{forecast.compile_s:.0f} s")
+        lines.append(f"| {' | '.join((recipe.title, recipe.guess, *sizes, forecast.verdict, *rest))} |")
     return "\n".join(lines)
 
 
-def _collectives(rows: list[tuple[Recipe, Outlook | str]]) -> str:
+def _collectives(rows: list[tuple[Recipe, Forecast | str]]) -> str:
     names = ("recipe", "collective", "devices", "times a step", "sent by a device, GiB", "parameters whole in float32")
     lines = [f"| {' | '.join(names)} |", "|---|---|--:|--:|--:|--:|"]
-    for recipe, outlook in rows:
-        if isinstance(outlook, str):
+    for recipe, forecast in rows:
+        if isinstance(forecast, str):
             continue
-        whole = f"{sum(outlook.footprint.gathered_whole.values()) / GIB:.2f} GiB"
-        for kind, size, count, sent in outlook.footprint.collectives:
+        whole = f"{sum(forecast.footprint.gathered_whole.values()) / GIB:.2f} GiB"
+        for kind, size, count, sent in forecast.footprint.collectives:
             lines.append(f"| {recipe.title} | {kind} | {size} | {count} | {sent / GIB:.2f} | {whole} |")
     return "\n".join(lines)
 
 
-def _count_near(estimates: list[tuple[Recipe, Outlook, Outlook]]) -> str:
+def _count_near(estimates: list[tuple[Recipe, Forecast, Forecast]]) -> str:
     near = sum(abs(_error(real, guessed)) <= NEAR for _, real, guessed in estimates)
     return f"{near} of {len(estimates)} recipes"
 
 
-def _estimates(estimates: list[tuple[Recipe, Outlook, Outlook]]) -> str:
+def _estimates(estimates: list[tuple[Recipe, Forecast, Forecast]]) -> str:
     lines = ["| recipe | compiler, GiB | estimate, GiB | off by |", "|---|--:|--:|--:|"]
     for recipe, real, guessed in estimates:
         if abs(_error(real, guessed)) > NEAR:
@@ -196,11 +196,11 @@ def _estimates(estimates: list[tuple[Recipe, Outlook, Outlook]]) -> str:
     return "\n".join(lines)
 
 
-def _error(real: Outlook, guessed: Outlook) -> float:
+def _error(real: Forecast, guessed: Forecast) -> float:
     return guessed.footprint.total_bytes / real.footprint.total_bytes - 1
 
 
-def draw_sweep(rows: list[tuple[str, Outlook]], path: Path) -> None:
+def draw_sweep(rows: list[tuple[str, Forecast]], path: Path) -> None:
     """Memory against setting as stacked bars, with the line of what the device can give."""
     import matplotlib
 
@@ -208,24 +208,24 @@ def draw_sweep(rows: list[tuple[str, Outlook]], path: Path) -> None:
     import matplotlib.pyplot as plt
 
     labels = [label.replace(" ", "\n") for label, _ in rows]
-    footprints = [outlook.footprint for _, outlook in rows]
+    footprints = [forecast.footprint for _, forecast in rows]
     parts = {
         "parameters": [one.params_bytes for one in footprints],
         "optimizer state": [one.opt_state_bytes for one in footprints],
         "gradients": [one.gradients_bytes for one in footprints],
         "activations, temporaries": [one.activations_bytes + one.inputs_bytes + one.code_bytes for one in footprints],
     }
-    outlook = rows[0][1]
+    forecast = rows[0][1]
     figure, axes = plt.subplots(figsize=(max(6.0, 1.6 * len(rows) + 1), 4.5), layout="constrained")
     bottom = [0.0] * len(rows)
     for name, values in parts.items():
         heights = [value / GIB for value in values]
         axes.bar(labels, heights, bottom=bottom, label=name, width=0.7)
         bottom = [low + height for low, height in zip(bottom, heights, strict=True)]
-    axes.axhline(outlook.usable_bytes / GIB, color="black", linestyle="--", label="usable")
-    axes.axhline(outlook.topology.device.visible_bytes / GIB, color="grey", linewidth=0.8, label="the card")
+    axes.axhline(forecast.usable_bytes / GIB, color="black", linestyle="--", label="usable")
+    axes.axhline(forecast.topology.device.visible_bytes / GIB, color="grey", linewidth=0.8, label="the card")
     axes.set(
-        ylabel="GiB per device", title=f"{outlook.topology.name}, {'estimate' if outlook.is_estimate else 'compiled'}"
+        ylabel="GiB per device", title=f"{forecast.topology.name}, {'estimate' if forecast.is_estimate else 'compiled'}"
     )
     axes.tick_params("x", labelsize="small")
     axes.legend(fontsize="small")
