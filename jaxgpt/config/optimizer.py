@@ -6,7 +6,7 @@
 
 import re
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Any, Literal
 
 from jaxgpt.errors import InputError, require
 
@@ -89,6 +89,12 @@ class MuonConfig:
             self.momentum_end == -1 or 0 <= self.momentum_end < 1,
             f"optim.muon.momentum_end={self.momentum_end} is outside [0, 1); -1 keeps the momentum",
         )
+
+    def of_update(self) -> dict[str, Any]:
+        """Settings of the update itself, by name; learning rate and decay are each parameter's."""
+        names = ("momentum", "nesterov", "orthogonalizer", "ns_steps", "ns_dtype", "equilibrate_rows", "renormalize",
+                 "norm_beta2", "cautious")  # fmt: skip
+        return {name: getattr(self, name) for name in names}
 
 
 @dataclass(frozen=True)

@@ -47,17 +47,4 @@ def transformation(config: OptimConfig, setting: ParamSettings) -> Transformatio
         return adamw(
             setting.lr, beta1=setting.beta1, beta2=setting.beta2, eps=setting.eps, weight_decay=setting.weight_decay
         )
-    settings = config.muon
-    return muon(
-        setting.lr,
-        momentum=settings.momentum,
-        nesterov=settings.nesterov,
-        weight_decay=setting.weight_decay,
-        orthogonalizer=settings.orthogonalizer,
-        ns_steps=settings.ns_steps,
-        ns_dtype=settings.ns_dtype,
-        equilibrate_rows=settings.equilibrate_rows,
-        renormalize=settings.renormalize,
-        norm_beta2=settings.norm_beta2,
-        cautious=settings.cautious,
-    )
+    return muon(setting.lr, weight_decay=setting.weight_decay, **config.muon.of_update())
