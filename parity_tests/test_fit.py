@@ -82,11 +82,12 @@ def test_max_depth_is_the_last_that_fits():
         fit_depth(SMALL, topology, ask, ask)
 
 
-@pytest.mark.parametrize("algorithm", ["adamw", "muon"])
+@pytest.mark.parametrize("algorithm", ["adamw", "muon", "normuon"])
 @pytest.mark.parametrize("overrides", [{}, {"mesh.fsdp": "4"}, {"mesh.data": "2", "mesh.tensor": "2"}])
 def test_estimated_state_is_that_of_the_real_step(algorithm, overrides):
     """The estimate counts shapes; `make_step` lays the real state out on simulated devices."""
-    config = apply_overrides(SMALL, {"optim.algorithm": algorithm, **overrides})
+    second_moment = {"optim.muon.norm_beta2": "0.9"} if algorithm == "normuon" else {}
+    config = apply_overrides(SMALL, {"optim.algorithm": algorithm.removeprefix("nor"), **second_moment, **overrides})
     count = config.mesh.fsdp * config.mesh.tensor * max(config.mesh.data, 1)
     config = place(config, parse_topology(f"h100x{count}"))
     guessed = estimate_run(config, "gpu")

@@ -1,6 +1,7 @@
 """The verb, and the compilers behind it where their plug-ins are installed (extras plan-gpu, plan-tpu)."""
 
 import dataclasses
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -12,7 +13,7 @@ from jaxgpt.config import Config, GPT2Config, MeshConfig, TrainConfig
 from jaxgpt.config.command_line import apply_overrides
 from jaxgpt.errors import Failure, InputError
 from jaxgpt.plan import __main__ as plan
-from jaxgpt.plan.compiler import CompileCache
+from jaxgpt.plan.compiler import FIRST_MODULE, CompileCache, hash_sources
 from jaxgpt.plan.estimate import known_gap
 from jaxgpt.plan.footprint import bytes_wanted
 from jaxgpt.plan.forecast import look
@@ -167,6 +168,22 @@ def test_flash_attention_keeps_temporaries_linear_in_time(cache):
     long, short = (look(one, parse_topology("h100"), cache).footprint.activations_bytes for one in (config, sharded(1)))
     assert short < long < 8.5 * short
     assert long < 0.2 * SMALL.model.n_head * 8192**2 * 4
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["config/families/nanochat.py", "config/param_groups.py", "config/settings.py", "config/optimizer.py",
+     "config/schedule.py", "config/flops.py", "models/layers.py", "optim/orthogonalize.py", "training/step.py"],
+)  # fmt: skip
+def test_an_edit_of_what_the_step_is_built_from_is_noticed(tmp_path, name):
+    package = tmp_path / "jaxgpt"
+    shutil.copytree(REPO / "jaxgpt", package, ignore=shutil.ignore_patterns("__pycache__"))
+    before = hash_sources(FIRST_MODULE, package)
+    for other in ("sample.py", "bench/record.py", "prepare/corpora.py"):
+        (package / other).write_text((package / other).read_text() + "# another comment\n")
+    assert hash_sources(FIRST_MODULE, package) == before, "the step is not built from these"
+    (package / name).write_text((package / name).read_text() + "# another comment\n")
+    assert hash_sources(FIRST_MODULE, package) != before
 
 
 @NEEDS_GPU_COMPILER

@@ -66,15 +66,18 @@ class CompileCache:
         name = f"{hashlib.sha256(asked.encode()).hexdigest()[:32]}.json"
         return self.directory is not None and (self.directory / name).is_file()
 
+    @functools.cached_property
+    def _code(self) -> str:
+        return hash_sources(FIRST_MODULE, Path(__file__).parents[1])
+
     def _key(self, config: Config, topology: Topology) -> str:
         values = {name: dict(config_lib.to_dict(config)[name]) for name in SECTIONS}
         for section, names in FREE_FIELDS.items():
             for name in names:
                 values[section].pop(name)
-        code = _hash_sources(FIRST_MODULE)
         asked = {
             "config": values, "shape": topology.shape, "device": topology.device.name,
-            "versions": _versions(), "code": code,
+            "versions": _versions(), "code": self._code,
         }  # fmt: skip
         return json.dumps(asked, sort_keys=True)
 
@@ -104,13 +107,11 @@ FIRST_MODULE = "jaxgpt.plan.footprint"
 """Module that the compiling process starts in: what it imports decides what is compiled."""
 
 
-@functools.cache
-def _hash_sources(module: str) -> str:
+def hash_sources(module: str, package: Path) -> str:
     """SHA-256 of a module and of all that it imports from this package, directly or not: an edit drops the answers.
 
     Imports are read off the sources, so nothing is loaded, and those inside functions count too.
     """
-    package = Path(__file__).parents[1]
     found: dict[str, bytes] = {}
     names = [module]
     while names:
