@@ -6,6 +6,8 @@ import pytest
 
 from jaxgpt.config import Config, GPT2Config, MuonConfig, OptimConfig, ScheduleConfig, StageConfig, TrainConfig
 from jaxgpt.config.schedule import batch_tokens_at, hyper_at, lr_scale_at, momentum_at, tokens_before
+from jaxgpt.config.steps import Plan
+from jaxgpt.errors import InputError
 
 
 def make(steps=100, stages=(), **schedule):
@@ -59,3 +61,22 @@ def test_momentum_rises_then_stays():
     assert momentum_at(config, 150) == pytest.approx(0.9)
     assert momentum_at(config, 300) == momentum_at(config, 10_000) == 0.95
     assert set(hyper_at(config, 0)) == {"lr_scale", "momentum", "decay_scale"}
+
+
+def test_a_plan_counts_stages_and_the_rows_before():
+    """Against a loop over the steps; a plan that cannot be is refused when it is made."""
+    stages = (StageConfig(from_step=3, batch_tokens=64), StageConfig(from_step=5, lr_scale=0.5))
+    config = Config(
+        model=GPT2Config(seq_len=8, vocab_size=64),
+        train=TrainConfig(steps=8, batch_tokens=32, micro_batch_size=2, stages=stages),
+    )
+    plan, rows = Plan(config, 2), 0
+    for step in range(8):
+        planned = plan.at(step)
+        stage = 0 if step < 3 else 1 if step < 5 else 2
+        n_tokens = (32, 64, 32)[stage]
+        assert (planned.stage, planned.rows_before, planned.n_rows) == (stage, rows, 4)
+        assert planned.n_micro == n_tokens // 32 and planned.hyper == hyper_at(config, step)
+        rows += n_tokens // 8
+    with pytest.raises(InputError, match=r"batch_tokens=32 is not a multiple of .* x 3 devices = 48"):
+        Plan(config, 3)

@@ -4,8 +4,7 @@ Computed from the complete config and the number of devices; nothing else decide
 its number: 0 is the config's own, 1 the first of `train.stages`.
 """
 
-from dataclasses import dataclass
-from functools import cached_property
+from dataclasses import dataclass, field
 
 from jaxgpt.config import schedule
 from jaxgpt.config.settings import Config, count_microbatches
@@ -39,10 +38,20 @@ class Plan:
     Attributes:
       config: complete.
       n_devices: that split the rows of a batch between them.
+      n_micro: microbatches of a step, by stage.
+
+    Raises:
+      InputError: a stage's batch does not divide; names the nearest that does.
     """
 
     config: Config
     n_devices: int
+    n_micro: tuple[int, ...] = field(init=False)
+
+    def __post_init__(self):
+        tokens = self.config.stage_batch_tokens()
+        counts = tuple(count_microbatches(self.config, n_tokens, self.n_devices) for n_tokens in tokens)
+        object.__setattr__(self, "n_micro", counts)
 
     @property
     def n_steps(self) -> int:
@@ -52,16 +61,6 @@ class Plan:
     def n_rows(self) -> int:
         """Rows of a microbatch over all devices; also of an evaluation's batch."""
         return self.config.train.micro_batch_size * self.n_devices
-
-    @cached_property
-    def n_micro(self) -> tuple[int, ...]:
-        """Microbatches of a step, by stage.
-
-        Raises:
-          InputError: a stage's batch does not divide; names the nearest that does.
-        """
-        tokens = self.config.stage_batch_tokens()
-        return tuple(count_microbatches(self.config, n_tokens, self.n_devices) for n_tokens in tokens)
 
     def at(self, step: int) -> PlannedStep:
         """The step of this number, from 0; steps after the last have its hyperparameters."""
