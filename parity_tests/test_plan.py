@@ -31,7 +31,7 @@ SMALL = Config(
 
 
 @pytest.fixture(scope="module")
-def compiles(tmp_path_factory):
+def answers(tmp_path_factory):
     return CompileCache(tmp_path_factory.mktemp("compiles"))
 
 
@@ -148,9 +148,9 @@ def sharded(n_devices):
 
 
 @NEEDS_GPU_COMPILER
-def test_fsdp_divides_the_state_of_a_gpu_step(cache):
-    whole = look(sharded(1), parse_topology("h100"), cache).footprint
-    part = look(sharded(8), parse_topology("h100x8"), cache).footprint
+def test_fsdp_divides_the_state_of_a_gpu_step(answers):
+    whole = look(sharded(1), parse_topology("h100"), answers).footprint
+    part = look(sharded(8), parse_topology("h100x8"), answers).footprint
     for name in ("params_bytes", "opt_state_bytes", "gradients_bytes"):
         assert getattr(whole, name) / 8 == pytest.approx(getattr(part, name), rel=0.05), name
     assert part.attention[0] == "cudnn" and whole.collectives == ()
@@ -160,12 +160,14 @@ def test_fsdp_divides_the_state_of_a_gpu_step(cache):
 
 
 @NEEDS_GPU_COMPILER
-def test_flash_attention_keeps_temporaries_linear_in_time(cache):
+def test_flash_attention_keeps_temporaries_linear_in_time(answers):
     """Eight times the context, eight times the memory, and far less than one layer's scores would take."""
 
     model = dataclasses.replace(SMALL.model, seq_len=8192)
     config = dataclasses.replace(SMALL, model=model, train=dataclasses.replace(SMALL.train, batch_tokens=8192))
-    long, short = (look(one, parse_topology("h100"), cache).footprint.activations_bytes for one in (config, sharded(1)))
+    long, short = (
+        look(one, parse_topology("h100"), answers).footprint.activations_bytes for one in (config, sharded(1))
+    )
     assert short < long < 8.5 * short
     assert long < 0.2 * SMALL.model.n_head * 8192**2 * 4
 
@@ -187,17 +189,17 @@ def test_an_edit_of_what_the_step_is_built_from_is_noticed(tmp_path, name):
 
 
 @NEEDS_GPU_COMPILER
-def test_an_answer_is_remembered_and_a_comment_in_the_config_forgets_nothing(cache, monkeypatch):
+def test_an_answer_is_remembered_and_a_comment_in_the_config_forgets_nothing(answers, monkeypatch):
     topology = parse_topology("h100")
-    first = cache.footprints(sharded(1), topology)
-    assert cache.knows(sharded(1), topology)
+    first = answers.footprints(sharded(1), topology)
+    assert answers.knows(sharded(1), topology)
     monkeypatch.setattr("jaxgpt.plan.compiler.subprocess.run", None)
-    assert cache.footprints(sharded(1), topology) == first
+    assert answers.footprints(sharded(1), topology) == first
 
 
 @NEEDS_TPU_COMPILER
-def test_fsdp_divides_the_state_of_a_tpu_step(cache):
-    part = look(sharded(8), parse_topology("v5e-8"), cache).footprint
+def test_fsdp_divides_the_state_of_a_tpu_step(answers):
+    part = look(sharded(8), parse_topology("v5e-8"), answers).footprint
     whole = look(sharded(1), parse_topology("h100"), None).footprint
     for name in ("params_bytes", "opt_state_bytes"):
         assert getattr(whole, name) / 8 == pytest.approx(getattr(part, name), rel=0.05), name
