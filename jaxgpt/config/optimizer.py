@@ -92,9 +92,17 @@ class MuonConfig:
 
     def of_update(self) -> dict[str, Any]:
         """Settings of the update itself, by name; learning rate and decay are each parameter's."""
-        names = ("momentum", "nesterov", "orthogonalizer", "ns_steps", "ns_dtype", "equilibrate_rows", "renormalize",
-                 "norm_beta2", "cautious")  # fmt: skip
-        return {name: getattr(self, name) for name in names}
+        return {
+            "momentum": self.momentum,
+            "nesterov": self.nesterov,
+            "orthogonalizer": self.orthogonalizer,
+            "ns_steps": self.ns_steps,
+            "ns_dtype": self.ns_dtype,
+            "equilibrate_rows": self.equilibrate_rows,
+            "renormalize": self.renormalize,
+            "norm_beta2": self.norm_beta2,
+            "cautious": self.cautious,
+        }
 
 
 @dataclass(frozen=True)
