@@ -29,7 +29,7 @@ from jaxgpt.run.ending import ending
 from jaxgpt.run.header import print_header
 from jaxgpt.run.meter import Meter
 from jaxgpt.run.opening import open_run
-from jaxgpt.run.resume import gather_cursors, resume, save
+from jaxgpt.run.resume import ALLOW_CHANGE, gather_cursors, resume, save
 from jaxgpt.run.stop_signal import StopSignal
 from jaxgpt.training.checkpoint import CheckpointError, Checkpoints
 from jaxgpt.training.feed import make_feed
@@ -40,6 +40,7 @@ from jaxgpt.training.validation import evaluate_split
 
 FLAGS = {
     "resume": "continue from the newest valid checkpoint in run.dir",
+    "allow_change": ALLOW_CHANGE,
     "smoke": "run a few steps of a small copy of this config on generated text, to see whether it works on this "
     "machine",
 }
@@ -76,7 +77,7 @@ def main(args: list[str]) -> int:
         # resume
         first_step, cursors = 0, None
         if flags["resume"]:
-            first_step, state, cursors = resume(saved, step.state_shapes, about)
+            first_step, state, cursors = resume(saved, step.state_shapes, about, allow_change=flags["allow_change"])
         else:
             state = step.init_state(initial_params(config, step.state_shapes.params, step.init_params))
         shapes = {path: shape.shape for path, shape in step.state_shapes.params.items()}

@@ -195,6 +195,7 @@ def test_resume_without_a_run(config, tmp_path):
 def test_resume_of_another_architecture_names_each_field(config, finished):
     message = refusal(config, finished, "--resume", "--model.n_layer=3", "--model.bias=true")
     assert "checkpoint 10 in" in message and "is another model" in message
+    assert "to resume it pass --model.n_layer=2 --model.bias=False" in message
     assert "model.n_layer 2 -> 3" in message and "model.bias False -> True" in message
 
 
@@ -206,6 +207,16 @@ def test_resume_with_another_optimizer(config, finished):
 def test_resume_on_other_data(config, finished, tmp_path):
     message = refusal(config, finished, "--resume", f"--data.dir={write_text(tmp_path, TEXT[::-1])}")
     assert "the data in data.dir=" in message and "changed since checkpoint 10" in message
+
+
+def test_resume_that_would_read_other_batches(config, finished, tmp_path, capsys):
+    """Refused with the old values, unless a flag allows it; what reads the same is accepted. Faults: F27, C14."""
+    message = refusal(config, finished, "--resume", "--run.seed=7", "--train.batch_tokens=256", "--optim.lr=0.02")
+    assert "train.batch_tokens 128 -> 256" in message and "run.seed 1337 -> 7" in message and "lr" not in message
+    assert "pass --run.seed=1337 --train.batch_tokens=128, or --allow-change to resume with other" in message
+    assert main(config, finished, "--resume", "--allow-change", "--run.seed=7", "--train.steps=10") == 0
+    assert main(config, finished, "--resume", "--eval.every=5", "--optim.lr=0.02", "--train.steps=10") == 0
+    assert "changed: optim.lr 0.01 -> 0.02; eval.every 20 -> 5" in capsys.readouterr().out.replace("\n", " ")
 
 
 def test_locked_run_directory(config, tmp_path):

@@ -26,7 +26,7 @@ from jaxgpt.run.ending import ending
 from jaxgpt.run.header import print_header
 from jaxgpt.run.meter import Meter
 from jaxgpt.run.opening import open_run
-from jaxgpt.run.resume import gather_cursors, resume, save
+from jaxgpt.run.resume import ALLOW_CHANGE, gather_cursors, resume, save
 from jaxgpt.run.stop_signal import StopSignal
 from torch_ref.parallel.devices import open_devices
 from torch_ref.parallel.hosts import process_count, process_index, stop_hosts
@@ -39,6 +39,7 @@ from torch_ref.training.validation import evaluate_split
 
 FLAGS = {
     "resume": "continue from the newest valid checkpoint in run.dir",
+    "allow_change": ALLOW_CHANGE,
     "smoke": "run a few steps of a small copy of this config on generated text, to see whether it works on this "
     "machine",
     "compile": "compile forward and backward pass with torch.compile; the default on CUDA",
@@ -77,7 +78,7 @@ def main(args: list[str]) -> int:
         # resume
         first_step, cursors = 0, None
         if flags["resume"]:
-            first_step, state, cursors = resume(saved, step.state_shapes, about)
+            first_step, state, cursors = resume(saved, step.state_shapes, about, allow_change=flags["allow_change"])
             state = step.put_state(state)
         else:
             state = step.init_state(initial_params(config, step))
