@@ -20,8 +20,10 @@ from jaxgpt.formats.initial import initial_params
 from jaxgpt.inference.engine import Engine
 from jaxgpt.parallel.devices import open_devices
 from jaxgpt.parallel.mesh import count_batch_devices
+from jaxgpt.parallel.peers import exchange_texts, with_peers
 from jaxgpt.parallel.texts import gather_texts
 from jaxgpt.prepare.smoke import shrink
+from jaxgpt.run.agreement import check_agreement, facts
 from jaxgpt.run.bar import Progress
 from jaxgpt.run.console import console
 from jaxgpt.run.directory import close_run, open_logs, refuse_old_run
@@ -57,14 +59,16 @@ def main(args: list[str]) -> int:
     val_rows, val_starts = run.source.val_rows(config)
     prompt = tokenizer.encode_prompt(config.sample.prompt) if tokenizer and config.sample.every else []
 
-    # devices
-    mesh = open_devices(config)
-    plan = Plan(config, count_batch_devices(mesh))
-    console.quiet = jax.process_index() != 0
-
-    # model and state
-    step = make_step(config, mesh)
     with ExitStack() as stack:
+        # devices
+        stack.enter_context(with_peers(config.hosts, config.mesh.platform))
+        check_agreement(facts(run, flags, ("jax", "jaxlib")), exchange_texts)
+        mesh = open_devices(config)
+        plan = Plan(config, count_batch_devices(mesh))
+        console.quiet = jax.process_index() != 0
+
+        # model and state
+        step = make_step(config, mesh)
         stack.enter_context(jax.set_mesh(mesh))
         stack.enter_context(advice_on_memory(config, step))
         if jax.process_index() == 0:

@@ -161,6 +161,8 @@ class HostsConfig(Section):
     """Number of processes; 0: from the environment, else 1."""
     index: int = -1
     """Number of this process, from 0; -1: from the environment."""
+    timeout_s: int = 60
+    """Seconds without a sign of life after which a process counts as dead, and the others stop."""
 
     def __post_init__(self):
         super().__post_init__()
@@ -171,6 +173,7 @@ class HostsConfig(Section):
             f"hosts.coordinator={show(self.coordinator)} is not host:port of process 0, such as 10.0.0.1:1234",
         )
         require(self.count >= 0, f"hosts.count={self.count} is negative; 0 takes it from the environment")
+        require(self.timeout_s >= 1, f"hosts.timeout_s={self.timeout_s} is below 1; 60 is usual")
         require(self.index >= -1, f"hosts.index={self.index} is below -1, which takes it from the environment")
         require(
             not self.count or self.index < self.count,
