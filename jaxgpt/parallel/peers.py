@@ -1,11 +1,14 @@
 """The other processes of a run: texts from them before any device works, and what happens when one of them dies.
 
 Every process writes a sign of life into the run's coordination service and reads the others'. One that has not written
-for hosts.timeout_s counts as dead: it is named, and this process leaves at once, without the barriers at which JAX would
-wait for the dead. Checkpoints are committed by a rename, so the last one stays valid.
+for hosts.timeout_s counts as dead: it is named, and this process leaves at once, without the barriers at which JAX
+would wait for the dead. One that fails by itself writes why. Checkpoints are committed by a rename, so the last one
+stays valid.
 """
 
+import contextlib
 import ctypes
+import functools
 import os
 import signal
 import socket
@@ -13,7 +16,7 @@ import sys
 import threading
 import time
 import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -21,13 +24,11 @@ import jax
 from jax._src import distributed
 
 from jaxgpt.config import HostsConfig
-from jaxgpt.errors import EXIT_FAILED, Failure, run_verb
+from jaxgpt.errors import EXIT_FAILED, Failure, InputError, run_verb
 from jaxgpt.parallel.hosts import JOIN_TIMEOUT_S, start_hosts
 
-ALIVE, TEXTS = "jaxgpt/alive/", "jaxgpt/texts/"
+ALIVE, ENDED, TEXTS = "jaxgpt/alive/", "jaxgpt/ended/", "jaxgpt/texts/"
 """Keys in the coordination service; the process's number follows."""
-BEATS = 8
-"""Signs of life within hosts.timeout_s."""
 RESUME = "the last checkpoint is intact; start all processes again with --resume"
 
 
@@ -81,6 +82,8 @@ class _Watch(threading.Thread):
 
     def __init__(self, timeout_s: float):
         super().__init__(name="peers", daemon=True)
+        self.beat_s = min(2.0, timeout_s / 8)
+        """Between signs of life."""
         self._timeout_s, self._done = timeout_s, threading.Event()
         self._index, self._n_processes = distributed.global_state.process_id, distributed.global_state.num_processes
         self._n_beats = 0
@@ -88,13 +91,22 @@ class _Watch(threading.Thread):
         """Process -> its last sign of life, and when it came."""
 
     def run(self) -> None:
-        while not self._done.wait(self._timeout_s / BEATS):
+        while not self._done.wait(self.beat_s):
             if dead := self.find_silent(self._timeout_s):
-                _end(lambda dead=dead: _fail(f"{dead} gave no sign of life for {self._timeout_s} s; {RESUME}"))
+                _end(Failure(f"{dead} gave no sign of life for {self._timeout_s} s; {RESUME}"), self)
+            if words := self._read_last_words():
+                _end(Failure(f"{words}; {RESUME}"), self)
 
     def stop(self) -> None:
         self._done.set()
-        self.join()
+
+    def _read_last_words(self) -> str:
+        """What a process wrote that ended by itself; empty: none did."""
+        try:
+            ended = _service().key_value_dir_get(ENDED)
+        except jax.errors.JaxRuntimeError:
+            return ""
+        return next((f"process {key.rpartition('/')[2]} ended: {words}" for key, words in ended), "")
 
     def find_silent(self, limit_s: float) -> str:
         """A process that has been silent for so long, in words; empty: none."""
@@ -117,48 +129,47 @@ class _Watch(threading.Thread):
 
     def name_dead(self) -> str:
         """The process whose end broke a collective, in words: it is the one that falls silent."""
-        beat_s = self._timeout_s / BEATS
-        deadline = time.monotonic() + 4 * beat_s
+        deadline = time.monotonic() + 5 * self.beat_s
         while time.monotonic() < deadline:
-            time.sleep(beat_s / 4)
-            if dead := self.find_silent(2 * beat_s):
+            time.sleep(self.beat_s / 4)
+            if dead := self.find_silent(3 * self.beat_s):
                 return dead
-        return "another process"
+        return ""
 
 
 def _leave(error: BaseException, watch: _Watch) -> None:
-    if isinstance(error, jax.errors.JaxRuntimeError):
-        first_line = str(error).splitlines()[0][:200]
-        dead = watch.name_dead()
-        _end(lambda: _fail(f"{dead} ended while this one trained ({first_line}); {RESUME}"))
-    _end(lambda: _reraise(error))
+    """Ends this process for what its main thread raised; or for a peer's death, where that was the cause."""
+    watch.stop()
+    if not isinstance(error, InputError | KeyboardInterrupt | SystemExit) and (dead := watch.name_dead()):
+        error = Failure(f"{dead} died while this process waited for it; {RESUME}")
+    _end(error, watch)
 
 
-def _fail(message: str) -> int:
-    raise Failure(message)
+def _end(error: BaseException, watch: _Watch) -> None:
+    """Prints an error as a verb does, and ends this process with all its threads.
 
-
-def _reraise(error: BaseException) -> int:
-    raise error
-
-
-def _end(fail: Callable[[], int]) -> None:
-    """Prints what `fail` raises as a verb does, and ends this process and all its threads.
-
-    Process 0 holds the coordination service, without which the others abort: it leaves last.
+    Process 0 holds the coordination service, without which the others abort: it leaves after they have read why.
     """
+    watch.stop()
     code: Any = EXIT_FAILED
     try:
-        run_verb(lambda _: fail())
+        run_verb(functools.partial(_raise, error))
     except SystemExit as end:
         code = end.code
     except BaseException:
         traceback.print_exc()
     sys.stdout.flush()
     sys.stderr.flush()
+    with contextlib.suppress(jax.errors.JaxRuntimeError):
+        first_line = next(iter(str(error).splitlines()), type(error).__name__)
+        _service().key_value_set(f"{ENDED}{distributed.global_state.process_id}", first_line, allow_overwrite=True)
     if distributed.global_state.process_id == 0:
-        time.sleep(1)
+        time.sleep(2 * watch.beat_s)
     os._exit(code if isinstance(code, int) else EXIT_FAILED)
+
+
+def _raise(error: BaseException, _: list[str]) -> int:
+    raise error
 
 
 @contextmanager

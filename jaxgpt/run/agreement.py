@@ -68,6 +68,6 @@ def check_agreement(own: dict[str, Any], exchange_texts: Callable[[str], list[st
             ours, theirs = (side["facts"].get(name) for side in (first, other))
             if ours != theirs:
                 raise InputError(
-                    f"hosts differ: {name} is {show(ours)} on process 0 ({first['host']}) and {show(theirs)} on process "
-                    f"{index} ({other['host']}); start all with the same"
+                    f"hosts differ: {name} is {show(ours)} on process 0 ({first['host']}) and {show(theirs)} on "
+                    f"process {index} ({other['host']}); start all with the same"
                 )
