@@ -19,6 +19,7 @@ from jaxgpt.data.prefetch import prefetch
 from jaxgpt.errors import EXIT_DONE, EXIT_STOPPED, InputError, run_verb
 from jaxgpt.files import lock_run
 from jaxgpt.prepare.smoke import shrink
+from jaxgpt.run.agreement import check_agreement, facts
 from jaxgpt.run.bar import Progress
 from jaxgpt.run.console import console
 from jaxgpt.run.directory import close_run, open_logs, refuse_old_run
@@ -29,8 +30,9 @@ from jaxgpt.run.opening import open_run
 from jaxgpt.run.resume import ALLOW_CHANGE, gather_cursors, resume, save
 from jaxgpt.run.stop_signal import StopSignal
 from torch_ref.parallel.devices import open_devices
-from torch_ref.parallel.hosts import process_count, process_index, stop_hosts
+from torch_ref.parallel.hosts import process_count, process_index
 from torch_ref.parallel.mesh import Mesh, count_batch_devices
+from torch_ref.parallel.peers import exchange_texts, with_peers
 from torch_ref.parallel.texts import gather_texts
 from torch_ref.training.checkpoint import Checkpoints
 from torch_ref.training.feed import make_feed
@@ -60,7 +62,8 @@ def main(args: list[str]) -> int:
 
     with ExitStack() as stack:
         # devices
-        stack.callback(stop_hosts)
+        stack.enter_context(with_peers(config.hosts, config.mesh.platform))
+        check_agreement(facts(run, flags, ("torch",)), exchange_texts)
         mesh = open_devices(config)
         plan = Plan(config, count_batch_devices(mesh))
         console.quiet = process_index() != 0

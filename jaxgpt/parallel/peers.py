@@ -91,6 +91,7 @@ class _Watch(threading.Thread):
         """Process -> its last sign of life, and when it came."""
 
     def run(self) -> None:
+        self.find_silent(self._timeout_s)
         while not self._done.wait(self.beat_s):
             if dead := self.find_silent(self._timeout_s):
                 _end(Failure(f"{dead} gave no sign of life for {self._timeout_s} s; {RESUME}"), self)
