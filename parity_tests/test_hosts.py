@@ -12,7 +12,6 @@ import pytest
 
 from jaxgpt.config import Config, DataConfig, GPT2Config, OptimConfig, TrainConfig
 from jaxgpt.errors import InputError
-from jaxgpt.parallel.hosts import start_hosts
 from jaxgpt.run import agreement
 from jaxgpt.run.agreement import check_agreement, facts
 from jaxgpt.run.opening import open_run
@@ -178,36 +177,3 @@ def test_a_dead_peer_ends_the_others_with_a_line(how, message):
         for process in processes:
             process.kill()
             process.communicate()
-
-
-@pytest.mark.parametrize(
-    ("variables", "message"),
-    [
-        ({"JAX_NUM_PROCESSES": "two"}, "JAX_NUM_PROCESSES='two' in the environment is not a number"),
-        ({"JAX_PROCESS_ID": "-1"}, "JAX_PROCESS_ID='-1' in the environment is not a number"),
-        ({"JAX_NUM_PROCESSES": "2"}, "hosts.count=2 needs hosts.coordinator=HOST:PORT of process 0"),
-        ({"JAX_PROCESS_ID": "1"}, "hosts.index=1 needs hosts.coordinator=HOST:PORT"),
-        ({"JAX_COORDINATOR_ADDRESS": "h:1"}, "hosts.coordinator=h:1 needs hosts.count and hosts.index below it"),
-        (
-            {"JAX_COORDINATOR_ADDRESS": "h:1", "JAX_NUM_PROCESSES": "2", "JAX_PROCESS_ID": "2"},
-            "they are 2 and 2",
-        ),
-        ({"SLURM_NTASKS": "many"}, "SLURM_NTASKS='many' in the environment is not a number"),
-        ({"OMPI_COMM_WORLD_SIZE": "3x"}, "OMPI_COMM_WORLD_SIZE='3x' in the environment is not a number"),
-    ],
-)
-def test_a_wrong_environment_is_one_line(variables, message, monkeypatch):
-    """Faults: C17."""
-    for name, value in variables.items():
-        monkeypatch.setenv(name, value)
-    with pytest.raises(InputError) as caught:
-        start_hosts(Config().hosts, "")
-    assert message in str(caught.value) and "\n" not in str(caught.value)
-
-
-def test_an_allocation_without_srun_runs_alone_and_says_so(monkeypatch, capsys):
-    """Faults: C17."""
-    monkeypatch.setenv("SLURM_NTASKS", "2")
-    monkeypatch.setenv("SLURM_JOB_ID", "5")
-    start_hosts(Config().hosts, "")
-    assert "SLURM allocated 2 tasks, but srun did not start this process" in capsys.readouterr().err

@@ -7,10 +7,8 @@ stays valid.
 """
 
 import contextlib
-import ctypes
 import functools
 import os
-import signal
 import socket
 import sys
 import threading
@@ -26,6 +24,7 @@ from jax._src import distributed
 from jaxgpt.config import HostsConfig
 from jaxgpt.errors import EXIT_FAILED, Failure, InputError, run_verb
 from jaxgpt.parallel.hosts import JOIN_TIMEOUT_S, start_hosts
+from jaxgpt.parallel.last_words import last_words
 
 ALIVE, ENDED, TEXTS = "jaxgpt/alive/", "jaxgpt/ended/", "jaxgpt/texts/"
 """Keys in the coordination service; the process's number follows."""
@@ -62,13 +61,15 @@ def with_peers(config: HostsConfig, platform: str) -> Iterator[None]:
 
     Whatever ends the block early is printed in one line, and the process leaves at once with the code of that.
     """
-    with _last_words(f"not all processes joined within {JOIN_TIMEOUT_S} s; start them all, with one hosts.coordinator"):
+    with last_words(
+        f"failed: not all processes joined within {JOIN_TIMEOUT_S} s; start them all, with one hosts.coordinator"
+    ):
         start_hosts(config, platform)
     if distributed.global_state.num_processes == 1:
         yield
         return
     watch = _Watch(config.timeout_s)
-    with _last_words(f"process 0 or the connection to it is gone; {RESUME}"):
+    with last_words(f"failed: process 0 or the connection to it is gone; {RESUME}"):
         watch.start()
         try:
             yield
@@ -171,26 +172,3 @@ def _end(error: BaseException, watch: _Watch) -> None:
 
 def _raise(error: BaseException, _: list[str]) -> int:
     raise error
-
-
-@contextmanager
-def _last_words(message: str) -> Iterator[None]:
-    """Where XLA aborts this process within the block, it ends with this line and exit code 1.
-
-    XLA aborts, from a thread of its own, when the coordination service is gone or not everybody joined. No handler of
-    Python's would run then, so this is the C library's.
-    """
-    line = f"failed: {message}\n".encode()
-
-    @ctypes.CFUNCTYPE(None, ctypes.c_int)
-    def on_abort(_: int) -> None:
-        os.write(2, line)
-        os._exit(EXIT_FAILED)
-
-    libc = ctypes.CDLL(None)
-    libc.signal.restype, libc.signal.argtypes = ctypes.c_void_p, [ctypes.c_int, ctypes.c_void_p]
-    before = libc.signal(signal.SIGABRT, ctypes.cast(on_abort, ctypes.c_void_p))
-    try:
-        yield
-    finally:
-        libc.signal(signal.SIGABRT, before)
