@@ -117,3 +117,8 @@ def user_path(text: str, name: str = "path") -> str:
         user = path.partition("/")[0]
         raise InputError(f"{name}={text}: {user} has no home directory here; a name that begins so is written ./{text}")
     return path
+
+
+def user_file(text: str) -> Path:
+    """`user_path` for command lines that read paths as such."""
+    return Path(user_path(text))
