@@ -81,7 +81,9 @@ def main(args: list[str]) -> int:
         # resume
         first_step, cursors = 0, None
         if flags["resume"]:
-            first_step, state, cursors = resume(saved, step.state_shapes, about, allow_change=flags["allow_change"])
+            first_step, state, cursors = resume(
+                saved, step.state_shapes, about, exchange_texts, allow_change=flags["allow_change"]
+            )
         else:
             state = step.init_state(initial_params(config, step.state_shapes.params, step.init_params))
         shapes = {path: shape.shape for path, shape in step.state_shapes.params.items()}

@@ -77,6 +77,7 @@ def test_tuples_survive_source_and_json(tmp_path):
 
 
 def test_overrides_are_applied_together():
+    """Faults: C3."""
     config = override(model__n_head="5", model__n_embd="100")
     assert (config.model.n_head, config.model.n_embd) == (5, 100)
     assert override(optim__lr="1").optim.lr == 1.0
@@ -116,6 +117,7 @@ def test_overrides_are_applied_together():
     ],
 )
 def test_bad_override_names_field_value_and_way_out(overrides, message):
+    """Faults: C1, C2, C4, C8, C9."""
     with pytest.raises(InputError) as caught:
         apply_overrides(Config(), overrides)
     assert message in str(caught.value)
@@ -132,6 +134,7 @@ def test_bad_override_names_field_value_and_way_out(overrides, message):
     ],
 )
 def test_bad_command_line(args, message):
+    """Faults: C5, C6."""
     with pytest.raises(InputError) as caught:
         parse_args(args, {}, "")
     assert message in str(caught.value)
@@ -148,6 +151,7 @@ def test_bad_command_line(args, message):
     ],
 )
 def test_bad_config_file(tmp_path, source, message):
+    """Faults: C7."""
     path = tmp_path / "bad.py"
     path.write_bytes(source)
     with pytest.raises(InputError) as caught:
@@ -164,6 +168,7 @@ def test_bad_config_file(tmp_path, source, message):
     ],
 )
 def test_saved_config_is_checked(change, message):
+    """Faults: C1, C2."""
     values = to_dict(Config())
     for name, value in change.items():
         section, field = name.split(".")

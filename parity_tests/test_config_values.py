@@ -7,17 +7,22 @@ import pytest
 
 from jaxgpt.config import (
     Config,
+    EvalConfig,
     GPT2Config,
     NanochatConfig,
     OptimConfig,
+    ScheduleConfig,
     StageConfig,
     TrainConfig,
     from_dict,
     load,
+    nanochat_2026,
     to_dict,
     to_source,
 )
 from jaxgpt.config.command_line import apply_overrides, parse_args
+from jaxgpt.config.derive import derive
+from jaxgpt.config.schedule import is_due
 from jaxgpt.config.section import Section, check, field_types, is_section
 from jaxgpt.errors import InputError
 
@@ -195,3 +200,19 @@ def test_values_that_do_not_fit_together_are_refused(given, message):
     with pytest.raises(InputError) as caught:
         given()
     assert message in str(caught.value)
+
+
+def test_a_warm_up_longer_than_the_run_is_told():
+    """No error where only the steps were lowered: that is how one tries a config. Faults: C11, F27."""
+    schedule = ScheduleConfig(warmup_steps=500)
+    config = Config(model=GPT2Config(vocab_size=9), train=TrainConfig(steps=5), optim=OptimConfig(schedule=schedule))
+    (warning,) = derive(config).warnings
+    assert warning.startswith("optim.schedule.warmup_steps=500 is above train.steps=5: the learning rate never reaches")
+
+
+def test_zero_steps_are_derived_or_refused():
+    """0 means: by the horizon. A family without a rule asks for a number. Faults: C16."""
+    with pytest.raises(InputError, match=r"train.steps=0 needs train.target_flops or"):
+        derive(Config(model=GPT2Config(vocab_size=9), train=TrainConfig(steps=0)))
+    assert derive(nanochat_2026(depth=4, seq_len=512, micro_batch_size=2)).config.train.steps > 0
+    assert not is_due(10, Config(eval=EvalConfig(every=0)).eval.every)

@@ -185,6 +185,7 @@ def refusal(config, run_dir, *more):
 
 
 def test_a_run_is_not_overwritten(config, finished):
+    """Faults: C12."""
     assert f"run.dir={finished} already contains a run; pass --resume to continue it" in refusal(config, finished)
 
 
@@ -193,6 +194,7 @@ def test_resume_without_a_run(config, tmp_path):
 
 
 def test_resume_of_another_architecture_names_each_field(config, finished):
+    """Faults: C14."""
     message = refusal(config, finished, "--resume", "--model.n_layer=3", "--model.bias=true")
     assert "checkpoint 10 in" in message and "is another model" in message
     assert "to resume it pass --model.n_layer=2 --model.bias=False" in message
@@ -269,6 +271,7 @@ def test_corrupted_checkpoint_is_named_and_nothing_is_lost(config, tmp_path):
     ],
 )
 def test_bad_input_is_one_line(config, tmp_path, settings, message):
+    """Faults: C13, C15."""
     if settings[0].startswith("--run.dir"):
         with pytest.raises(InputError) as caught:
             train.main([f"--config={config}", *settings])
@@ -295,6 +298,7 @@ def test_nanogpt_files_need_a_vocabulary(config, tmp_path):
 
 
 def test_command_prints_one_line_and_exits_2(config, tmp_path):
+    """Faults: C1."""
     shown, errors = run(config, tmp_path, "--model.n_layers=3", expect=2)
     assert errors == "error: no config field model.n_layers; did you mean model.n_layer?\n"
     assert shown == ""

@@ -8,6 +8,7 @@ stays valid.
 
 import contextlib
 import functools
+import itertools
 import os
 import socket
 import sys
@@ -28,6 +29,7 @@ from jaxgpt.parallel.last_words import last_words
 
 ALIVE, ENDED, TEXTS = "jaxgpt/alive/", "jaxgpt/ended/", "jaxgpt/texts/"
 """Keys in the coordination service; the process's number follows."""
+_exchanges = itertools.count()
 RESUME = "the last checkpoint is intact; start all processes again with --resume"
 
 
@@ -45,11 +47,12 @@ def exchange_texts(text: str) -> list[str]:
     n_processes = distributed.global_state.num_processes
     if n_processes == 1:
         return [text]
-    _service().key_value_set(f"{TEXTS}{distributed.global_state.process_id}", text)
+    place = f"{TEXTS}{next(_exchanges)}/"
+    _service().key_value_set(f"{place}{distributed.global_state.process_id}", text)
     texts = []
     for index in range(n_processes):
         try:
-            texts.append(_service().blocking_key_value_get(f"{TEXTS}{index}", JOIN_TIMEOUT_S * 1000))
+            texts.append(_service().blocking_key_value_get(f"{place}{index}", JOIN_TIMEOUT_S * 1000))
         except jax.errors.JaxRuntimeError as error:
             raise Failure(f"process {index} joined, but did not go on within {JOIN_TIMEOUT_S} s") from error
     return texts

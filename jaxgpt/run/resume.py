@@ -1,6 +1,7 @@
 """Saving and resuming a run, for both training loops: what a checkpoint says about it, and what must not change."""
 
 import dataclasses
+import hashlib
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -8,6 +9,7 @@ from typing import Any
 
 from jaxgpt.config import Config, flatten, from_dict, to_dict
 from jaxgpt.errors import InputError
+from jaxgpt.run.agreement import check_agreement
 from jaxgpt.run.checkpoints import CheckpointDirectory, CheckpointError
 from jaxgpt.run.console import console
 
@@ -92,13 +94,19 @@ ALLOW_CHANGE = "with --resume: accept another seed, sampling, batch size or stag
 
 
 def resume(
-    saved: CheckpointDirectory, abstract_state: Any, about: dict, *, allow_change: bool = False
+    saved: CheckpointDirectory,
+    abstract_state: Any,
+    about: dict,
+    exchange_texts: Callable[[str], list[str]],
+    *,
+    allow_change: bool = False,
 ) -> tuple[int, Any, dict | None]:
     """Step, state and data cursors of the newest valid checkpoint, if it is of this run.
 
     Args:
       abstract_state: see `CheckpointDirectory.restore`.
       about: of this process, as it will be saved.
+      exchange_texts: between the processes, which must have chosen the same checkpoint.
       allow_change: see `list_changes`.
 
     Raises:
@@ -109,6 +117,8 @@ def resume(
     if chosen is None:
         raise InputError(f"{saved.directory} has no checkpoint to resume from; start without --resume")
     changes = list_changes(chosen.about, about, chosen.step, saved.directory, allow_change=allow_change)
+    manifest = hashlib.sha256(json.dumps(chosen.manifest, sort_keys=True).encode()).hexdigest()
+    check_agreement({"the checkpoint's step": chosen.step, "the checkpoint": manifest}, exchange_texts)
     state = saved.restore(abstract_state, chosen)
     console.print(f"resuming from step {chosen.step}" + (f"; changed: {changes}" if changes else ""))
     return chosen.step, state, chosen.about.get("cursors")
