@@ -4,8 +4,10 @@ A user's mistake is an `InputError`: one line, exit code 2, no traceback unless 
 fault is a `Failure`: one line, exit code 1. Anything else that is raised is a bug, and shows where it happened.
 """
 
+import os
 import sys
 from collections.abc import Callable
+from types import TracebackType
 
 EXIT_DONE = 0
 EXIT_FAILED = 1
@@ -27,6 +29,22 @@ def require(is_good: bool, message: str) -> None:
     """Raises InputError unless the condition holds."""
     if not is_good:
         raise InputError(message)
+
+
+def explain_variables() -> None:
+    """Turns what JAX raises at its import, for a variable of the environment that it cannot read, into one line."""
+
+    def hook(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
+        text = str(error)
+        named = [name for name in os.environ if name.startswith("JAX_") and (name in text or name.lower() in text)]
+        if kind is not ValueError or not named or "--traceback" in sys.argv:
+            sys.__excepthook__(kind, error, trace)
+            return
+        print(f"error: {named[0]}={os.environ[named[0]]}: {error}; correct or unset the variable", file=sys.stderr)
+        sys.stderr.flush()
+        os._exit(EXIT_BAD_INPUT)
+
+    sys.excepthook = hook
 
 
 def run_verb(main: Callable[[list[str]], int]) -> None:

@@ -22,6 +22,7 @@ from rich.table import Table
 from jaxgpt.config import Config, EvalConfig, MeshConfig, TrainConfig, load
 from jaxgpt.data.sources import Source, open_directory
 from jaxgpt.errors import EXIT_DONE, InputError, run_verb
+from jaxgpt.files import user_path
 from jaxgpt.inference.trained import Trained, open_source, source_parser, with_tokenizer_of
 from jaxgpt.parallel.mesh import count_batch_devices
 from jaxgpt.training.step import Evaluator, make_evaluator
@@ -77,7 +78,7 @@ def expand_config(args: list[str]) -> list[str]:
 
 def parse_args(args: list[str]) -> argparse.Namespace:
     parser = source_parser("jaxgpt.evaluate", __doc__ or "")
-    parser.add_argument("--data", metavar="DIR", help="data directory (default: the run's)")
+    parser.add_argument("--data", metavar="DIR", type=user_path, help="data directory (default: the run's)")
     parser.add_argument("--split", choices=("train", "val", "both"), default="val", help="default: val")
     parser.add_argument(
         "--tokens", type=int, metavar="N",

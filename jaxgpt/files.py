@@ -97,3 +97,28 @@ def lock_run(run_dir: str | Path) -> Iterator[None]:
             yield
         finally:
             file.truncate(0)
+
+
+def user_path(text: str, name: str = "path") -> str:
+    """A path as a user wrote it, with `~` and `~user` replaced by the home directory.
+
+    A shell replaces them only where a word begins with them, so not in --run.dir=~/x.
+
+    Args:
+      name: of the setting, for messages.
+
+    Raises:
+      InputError: it names a user that does not exist, or holds a control character, as no path of a run should.
+    """
+    path = os.path.expanduser(text)
+    if any(ord(character) < 32 for character in path):
+        raise InputError(f"{name}={text!r} holds a control character; choose another path")
+    if path.startswith("~"):
+        user = path.partition("/")[0]
+        raise InputError(f"{name}={text}: {user} has no home directory here; a name that begins so is written ./{text}")
+    return path
+
+
+def user_file(text: str) -> Path:
+    """`user_path` for command lines that read paths as such."""
+    return Path(user_path(text))

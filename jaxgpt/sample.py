@@ -19,6 +19,7 @@ from pathlib import Path
 from jaxgpt.data.sources import open_directory
 from jaxgpt.data.tokenizer import StreamDecoder, Tokenizer
 from jaxgpt.errors import EXIT_DONE, InputError, run_verb
+from jaxgpt.files import user_path
 from jaxgpt.inference.request import check_settings
 from jaxgpt.inference.trained import open_source, source_parser, with_tokenizer_of
 
@@ -43,7 +44,9 @@ def parse_args(args: list[str]) -> argparse.Namespace:
     prompt.add_argument(
         "--prompt", default="\n", metavar="TEXT", help="text to continue; @FILE reads a file (default: a newline)"
     )
-    prompt.add_argument("--prompt-file", metavar="FILE", help="text to continue, to the last byte; - reads stdin")
+    prompt.add_argument(
+        "--prompt-file", metavar="FILE", type=user_path, help="text to continue, to the last byte; - reads stdin"
+    )
     parser.add_argument("--max-tokens", type=int, default=500, metavar="N", help="length of a sample (default: 500)")
     parser.add_argument(
         "--temperature", type=float, default=0.8, metavar="X",
@@ -59,7 +62,7 @@ def parse_args(args: list[str]) -> argparse.Namespace:
     parser.add_argument("--samples", type=int, default=1, metavar="N", help="texts to write, all at once (default: 1)")
     parser.add_argument("--seed", type=int, default=1337, metavar="N", help="same seed, same text (default: 1337)")
     parser.add_argument(
-        "--data", metavar="DIR", help="data directory to take the tokenizer from, if the model has none"
+        "--data", metavar="DIR", type=user_path, help="data directory to take the tokenizer from, if the model has none"
     )
     settings = parser.parse_args(args)
     check_settings(
@@ -104,7 +107,7 @@ def read_prompt(settings: argparse.Namespace) -> str:
     """The prompt of the command line, or of the file that it names."""
     file, prompt = settings.prompt_file, settings.prompt
     if file is None and prompt.startswith("@"):
-        file = prompt[1:]
+        file = user_path(prompt[1:], "--prompt")
     if file is not None:
         try:
             data = sys.stdin.buffer.read() if file == "-" else Path(file).read_bytes()

@@ -20,8 +20,10 @@ from jaxgpt.formats.initial import initial_params
 from jaxgpt.inference.engine import Engine
 from jaxgpt.parallel.devices import open_devices
 from jaxgpt.parallel.mesh import count_batch_devices
+from jaxgpt.parallel.peers import exchange_texts, with_peers
 from jaxgpt.parallel.texts import gather_texts
 from jaxgpt.prepare.smoke import shrink
+from jaxgpt.run.agreement import check_agreement, facts
 from jaxgpt.run.bar import Progress
 from jaxgpt.run.console import console
 from jaxgpt.run.directory import close_run, open_logs, refuse_old_run
@@ -29,7 +31,7 @@ from jaxgpt.run.ending import ending
 from jaxgpt.run.header import print_header
 from jaxgpt.run.meter import Meter
 from jaxgpt.run.opening import open_run
-from jaxgpt.run.resume import gather_cursors, resume, save
+from jaxgpt.run.resume import ALLOW_CHANGE, gather_cursors, resume, save
 from jaxgpt.run.stop_signal import StopSignal
 from jaxgpt.training.checkpoint import CheckpointError, Checkpoints
 from jaxgpt.training.feed import make_feed
@@ -40,6 +42,7 @@ from jaxgpt.training.validation import evaluate_split
 
 FLAGS = {
     "resume": "continue from the newest valid checkpoint in run.dir",
+    "allow_change": ALLOW_CHANGE,
     "smoke": "run a few steps of a small copy of this config on generated text, to see whether it works on this "
     "machine",
 }
@@ -56,14 +59,16 @@ def main(args: list[str]) -> int:
     val_rows, val_starts = run.source.val_rows(config)
     prompt = tokenizer.encode_prompt(config.sample.prompt) if tokenizer and config.sample.every else []
 
-    # devices
-    mesh = open_devices(config)
-    plan = Plan(config, count_batch_devices(mesh))
-    console.quiet = jax.process_index() != 0
-
-    # model and state
-    step = make_step(config, mesh)
     with ExitStack() as stack:
+        # devices
+        stack.enter_context(with_peers(config.hosts, config.mesh.platform))
+        check_agreement(facts(run, flags, ("jax", "jaxlib")), exchange_texts)
+        mesh = open_devices(config)
+        plan = Plan(config, count_batch_devices(mesh))
+        console.quiet = jax.process_index() != 0
+
+        # model and state
+        step = make_step(config, mesh)
         stack.enter_context(jax.set_mesh(mesh))
         stack.enter_context(advice_on_memory(config, step))
         if jax.process_index() == 0:
@@ -76,7 +81,9 @@ def main(args: list[str]) -> int:
         # resume
         first_step, cursors = 0, None
         if flags["resume"]:
-            first_step, state, cursors = resume(saved, step.state_shapes, about)
+            first_step, state, cursors = resume(
+                saved, step.state_shapes, about, exchange_texts, allow_change=flags["allow_change"]
+            )
         else:
             state = step.init_state(initial_params(config, step.state_shapes.params, step.init_params))
         shapes = {path: shape.shape for path, shape in step.state_shapes.params.items()}

@@ -28,7 +28,7 @@ from jaxgpt.data.bpe import MAX_CHARS, MAX_DOCUMENT_CHARS, check_vocab_size, tra
 from jaxgpt.data.text_data import TOKENIZER, TextSplit, open_splits
 from jaxgpt.data.tokenizer import GPT2Tokenizer, Tokenizer
 from jaxgpt.errors import EXIT_DONE, InputError, run_verb
-from jaxgpt.files import write_atomically
+from jaxgpt.files import user_path, write_atomically
 from jaxgpt.prepare.destination import train_command
 from jaxgpt.run.progress import Progress
 
@@ -79,7 +79,7 @@ def parse_args(args: list[str]) -> argparse.Namespace:
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )
-    parser.add_argument("--data", metavar="DIR", required=True, help="a directory of text shards")
+    parser.add_argument("--data", metavar="DIR", type=user_path, required=True, help="a directory of text shards")
     parser.add_argument("--vocab-size", type=int, metavar="N", default=32768, help="all tokens (%(default)s)")
     parser.add_argument(
         "--max-chars", type=int, metavar="N", default=2_000_000_000, help="characters to learn from (%(default)s)"
@@ -87,7 +87,9 @@ def parse_args(args: list[str]) -> argparse.Namespace:
     parser.add_argument(
         "--doc-cap", type=int, metavar="N", default=10_000, help="characters of one document (%(default)s)"
     )
-    parser.add_argument("--out", metavar="FILE", default="", help=f"the file to write (DIR/{TOKENIZER})")
+    parser.add_argument(
+        "--out", metavar="FILE", type=user_path, default="", help=f"the file to write (DIR/{TOKENIZER})"
+    )
     parser.add_argument("--force", action="store_true", help="replace an existing tokenizer")
     options = parser.parse_args(args)
     try:

@@ -23,6 +23,7 @@ import numpy as np
 from jaxgpt import config as config_lib
 from jaxgpt.config import Config, GPT2Config, MeshConfig
 from jaxgpt.errors import InputError, run_verb
+from jaxgpt.files import user_file
 from jaxgpt.formats.hugging_face import save_hf
 from jaxgpt.parallel.mesh import make_mesh
 from jaxgpt.run.checkpoints import Checkpoint, choose_checkpoint
@@ -153,10 +154,12 @@ def main(args: list[str]) -> int:
         "python -m parity_tests.convert",
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False,
     )  # fmt: skip
-    parser.add_argument("--from", dest="run", metavar="RUN", type=Path, required=True, help="a run of either framework")
+    parser.add_argument(
+        "--from", dest="run", metavar="RUN", type=user_file, required=True, help="a run of either framework"
+    )
     parser.add_argument("--to", choices=("torch", "jax", "hf"), required=True)
     parser.add_argument(
-        "out", metavar="DIR", type=Path, help="where the converted run goes; must be empty or not exist"
+        "out", metavar="DIR", type=user_file, help="where the converted run goes; must be empty or not exist"
     )
     given = parser.parse_args(args)
     run, out = given.run, given.out

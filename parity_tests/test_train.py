@@ -185,6 +185,7 @@ def refusal(config, run_dir, *more):
 
 
 def test_a_run_is_not_overwritten(config, finished):
+    """Faults: C12."""
     assert f"run.dir={finished} already contains a run; pass --resume to continue it" in refusal(config, finished)
 
 
@@ -193,8 +194,10 @@ def test_resume_without_a_run(config, tmp_path):
 
 
 def test_resume_of_another_architecture_names_each_field(config, finished):
+    """Faults: C14."""
     message = refusal(config, finished, "--resume", "--model.n_layer=3", "--model.bias=true")
     assert "checkpoint 10 in" in message and "is another model" in message
+    assert "to resume it pass --model.n_layer=2 --model.bias=False" in message
     assert "model.n_layer 2 -> 3" in message and "model.bias False -> True" in message
 
 
@@ -206,6 +209,16 @@ def test_resume_with_another_optimizer(config, finished):
 def test_resume_on_other_data(config, finished, tmp_path):
     message = refusal(config, finished, "--resume", f"--data.dir={write_text(tmp_path, TEXT[::-1])}")
     assert "the data in data.dir=" in message and "changed since checkpoint 10" in message
+
+
+def test_resume_that_would_read_other_batches(config, finished, tmp_path, capsys):
+    """Refused with the old values, unless a flag allows it; what reads the same is accepted. Faults: F27, C14."""
+    message = refusal(config, finished, "--resume", "--run.seed=7", "--train.batch_tokens=256", "--optim.lr=0.02")
+    assert "train.batch_tokens 128 -> 256" in message and "run.seed 1337 -> 7" in message and "lr" not in message
+    assert "pass --run.seed=1337 --train.batch_tokens=128, or --allow-change to resume with other" in message
+    assert main(config, finished, "--resume", "--allow-change", "--run.seed=7", "--train.steps=10") == 0
+    assert main(config, finished, "--resume", "--eval.every=5", "--optim.lr=0.02", "--train.steps=10") == 0
+    assert "changed: optim.lr 0.01 -> 0.02; eval.every 20 -> 5" in capsys.readouterr().out.replace("\n", " ")
 
 
 def test_locked_run_directory(config, tmp_path):
@@ -258,6 +271,7 @@ def test_corrupted_checkpoint_is_named_and_nothing_is_lost(config, tmp_path):
     ],
 )
 def test_bad_input_is_one_line(config, tmp_path, settings, message):
+    """Faults: C13, C15."""
     if settings[0].startswith("--run.dir"):
         with pytest.raises(InputError) as caught:
             train.main([f"--config={config}", *settings])
@@ -284,6 +298,7 @@ def test_nanogpt_files_need_a_vocabulary(config, tmp_path):
 
 
 def test_command_prints_one_line_and_exits_2(config, tmp_path):
+    """Faults: C1."""
     shown, errors = run(config, tmp_path, "--model.n_layers=3", expect=2)
     assert errors == "error: no config field model.n_layers; did you mean model.n_layer?\n"
     assert shown == ""

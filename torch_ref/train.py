@@ -19,6 +19,7 @@ from jaxgpt.data.prefetch import prefetch
 from jaxgpt.errors import EXIT_DONE, EXIT_STOPPED, InputError, run_verb
 from jaxgpt.files import lock_run
 from jaxgpt.prepare.smoke import shrink
+from jaxgpt.run.agreement import check_agreement, facts
 from jaxgpt.run.bar import Progress
 from jaxgpt.run.console import console
 from jaxgpt.run.directory import close_run, open_logs, refuse_old_run
@@ -26,11 +27,12 @@ from jaxgpt.run.ending import ending
 from jaxgpt.run.header import print_header
 from jaxgpt.run.meter import Meter
 from jaxgpt.run.opening import open_run
-from jaxgpt.run.resume import gather_cursors, resume, save
+from jaxgpt.run.resume import ALLOW_CHANGE, gather_cursors, resume, save
 from jaxgpt.run.stop_signal import StopSignal
 from torch_ref.parallel.devices import open_devices
-from torch_ref.parallel.hosts import process_count, process_index, stop_hosts
+from torch_ref.parallel.hosts import process_count, process_index
 from torch_ref.parallel.mesh import Mesh, count_batch_devices
+from torch_ref.parallel.peers import exchange_texts, with_peers
 from torch_ref.parallel.texts import gather_texts
 from torch_ref.training.checkpoint import Checkpoints
 from torch_ref.training.feed import make_feed
@@ -39,6 +41,7 @@ from torch_ref.training.validation import evaluate_split
 
 FLAGS = {
     "resume": "continue from the newest valid checkpoint in run.dir",
+    "allow_change": ALLOW_CHANGE,
     "smoke": "run a few steps of a small copy of this config on generated text, to see whether it works on this "
     "machine",
     "compile": "compile forward and backward pass with torch.compile; the default on CUDA",
@@ -59,7 +62,8 @@ def main(args: list[str]) -> int:
 
     with ExitStack() as stack:
         # devices
-        stack.callback(stop_hosts)
+        stack.enter_context(with_peers(config.hosts, config.mesh.platform))
+        check_agreement(facts(run, flags, ("torch",)), exchange_texts)
         mesh = open_devices(config)
         plan = Plan(config, count_batch_devices(mesh))
         console.quiet = process_index() != 0
@@ -77,7 +81,9 @@ def main(args: list[str]) -> int:
         # resume
         first_step, cursors = 0, None
         if flags["resume"]:
-            first_step, state, cursors = resume(saved, step.state_shapes, about)
+            first_step, state, cursors = resume(
+                saved, step.state_shapes, about, exchange_texts, allow_change=flags["allow_change"]
+            )
             state = step.put_state(state)
         else:
             state = step.init_state(initial_params(config, step))

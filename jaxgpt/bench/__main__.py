@@ -50,6 +50,7 @@ from jaxgpt.config.command_line import parse_args
 from jaxgpt.config.steps import Plan
 from jaxgpt.data.sources import Source
 from jaxgpt.errors import EXIT_DONE, EXIT_FAILED, InputError, run_verb
+from jaxgpt.files import user_file
 from jaxgpt.run.console import console
 from jaxgpt.run.opening import open_run
 
@@ -107,9 +108,9 @@ def read_arguments(args: list[str]) -> tuple[argparse.Namespace, list[str]]:
     parser.add_argument("--vs", default="")
     parser.add_argument("--rounds", type=int, default=8)
     parser.add_argument("--steps", type=int, default=0)
-    parser.add_argument("--json", type=Path)
+    parser.add_argument("--json", type=user_file)
     parser.add_argument("--profile", action="store_true")
-    parser.add_argument("--report", type=Path)
+    parser.add_argument("--report", type=user_file)
     parser.add_argument("--label", default="")
     given, rest = parser.parse_known_args(args)
     given.part, given.vs = part, [name for name in given.vs.split(",") if name]

@@ -19,6 +19,7 @@ from jaxgpt.config.families import ModelConfig
 from jaxgpt.data.sources import Source
 from jaxgpt.data.tokenizer import GPT2Tokenizer, Tokenizer, tokenizer_from_json
 from jaxgpt.errors import InputError
+from jaxgpt.files import user_path
 from jaxgpt.formats.hugging_face import PRETRAINED
 from jaxgpt.formats.pretrained import load_pretrained
 from jaxgpt.inference.engine import Engine
@@ -185,9 +186,12 @@ def source_parser(prog: str, doc: str) -> argparse.ArgumentParser:
         f"python -m {prog}", description=doc, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
     )
     source = parser.add_mutually_exclusive_group(required=True)
-    source.add_argument("--run", metavar="DIR", help="a run directory, such as runs/quickstart")
+    source.add_argument("--run", metavar="DIR", type=user_path, help="a run directory, such as runs/quickstart")
     source.add_argument(
-        "--model", metavar="NAME", help=f"{', '.join(PRETRAINED)}, a Hugging Face directory, or a nanoGPT ckpt.pt"
+        "--model",
+        metavar="NAME",
+        type=user_path,
+        help=f"{', '.join(PRETRAINED)}, a Hugging Face directory, or a nanoGPT ckpt.pt",
     )
     parser.add_argument("--step", type=int, metavar="N", help="with --run: this checkpoint; default: the newest")
     parser.add_argument(

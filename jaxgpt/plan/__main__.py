@@ -28,6 +28,7 @@ from jaxgpt.config import Config
 from jaxgpt.config.command_line import apply_overrides, field_paths, parse_args
 from jaxgpt.data.shards import open_dataset
 from jaxgpt.errors import EXIT_DONE, Failure, InputError, run_verb
+from jaxgpt.files import user_path
 from jaxgpt.plan.compiler import CompileCache
 from jaxgpt.plan.estimate import known_gap
 from jaxgpt.plan.fit import Fit, fit_depth, fit_micro_batch
@@ -41,6 +42,7 @@ ASSUMED_IDS = 50_304
 """For model.vocab_size=0 where the data does not exist: GPT-2's, padded. Larger than any small tokenizer's."""
 CACHE = Path(os.path.expanduser("~"), ".cache", "jaxgpt", "plan")
 PORTABLE_DEVICES = ("h100", "v6e", "h100x8", "v6ex8")
+PATHS = ("cache", "png", "report")
 WITH_VALUE = ("device", "dollars_per_hour", "memory_fraction", "cache", "png", "report")
 WITH_LIST = ("sweep", "portable")
 SWITCHES = {
@@ -138,7 +140,9 @@ def read_request(args: list[str]) -> Request:
         if name in WITH_VALUE:
             if not has_value and (not rest or rest[0].startswith("--")):
                 raise InputError(f"{arg} needs a value")
-            request.values.setdefault(name, []).append(text if has_value else rest.pop(0))
+            text = text if has_value else rest.pop(0)
+            text = user_path(text, arg.partition("=")[0]) if name in PATHS else text
+            request.values.setdefault(name, []).append(text)
         elif name in WITH_LIST:
             found = request.values.setdefault(name, [text] if has_value else [])
             while rest and not rest[0].startswith("--"):

@@ -38,6 +38,7 @@ from jaxgpt.data.shards import Split, check_ids, inspect_shard, open_dataset, sh
 from jaxgpt.data.text_data import TOKENIZER, open_splits
 from jaxgpt.data.tokenizer import GPT2Tokenizer
 from jaxgpt.errors import EXIT_DONE, InputError, run_verb
+from jaxgpt.files import user_path
 from jaxgpt.prepare.corpora import (
     CORPORA,
     FINEWEB_TRAIN_SHARDS,
@@ -145,8 +146,12 @@ def parse_args(args: list[str]) -> argparse.Namespace:
         allow_abbrev=False,
     )
     parser.add_argument("name", help="a corpus of the list, or a name for --input")
-    parser.add_argument("--input", nargs="+", metavar="PATH", default=[], help="files, directories or globs to read")
-    parser.add_argument("--out", metavar="DIR", default="", help="where the shards go (data/<name>, data/<name>_text)")
+    parser.add_argument(
+        "--input", nargs="+", metavar="PATH", type=user_path, default=[], help="files, directories or globs to read"
+    )
+    parser.add_argument(
+        "--out", metavar="DIR", type=user_path, default="", help="where the shards go (data/<name>, data/<name>_text)"
+    )
     parser.add_argument("--tokenizer", choices=("char", "byte", "gpt2"), help="(the corpus's own; char for --input)")
     parser.add_argument("--val-fraction", type=float, metavar="X", help="part for validation (the corpus's own; 0.1)")
     parser.add_argument("--format", dest="form", choices=tuple(FORMS), help="what to write (tokens)")

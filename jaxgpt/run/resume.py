@@ -1,6 +1,7 @@
 """Saving and resuming a run, for both training loops: what a checkpoint says about it, and what must not change."""
 
 import dataclasses
+import hashlib
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -8,18 +9,22 @@ from typing import Any
 
 from jaxgpt.config import Config, flatten, from_dict, to_dict
 from jaxgpt.errors import InputError
+from jaxgpt.run.agreement import check_agreement
 from jaxgpt.run.checkpoints import CheckpointDirectory, CheckpointError
 from jaxgpt.run.console import console
 
 
-def list_changes(then: dict[str, Any], now: dict[str, Any], n_done: int, directory: Path) -> str:
+def list_changes(
+    then: dict[str, Any], now: dict[str, Any], n_done: int, directory: Path, *, allow_change: bool = False
+) -> str:
     """Differences between a checkpoint's config and the one to resume with, in words; empty if there are none.
 
     Args:
       then, now: `about` of the checkpoint and of this process: config, data_sha256, tokenizer.
+      allow_change: whether settings that decide what the next steps read may differ.
 
     Raises:
-      InputError: the architecture, the data or the tokenizer is another one.
+      InputError: the architecture, the data or the tokenizer is another one, or the next steps would read others.
     """
     old = flatten(to_dict(read_config(then, f"{directory}/{n_done}")))
     changed = {name: (old.get(name), value) for name, value in flatten(now["config"]).items() if old.get(name) != value}
@@ -37,7 +42,23 @@ def list_changes(then: dict[str, Any], now: dict[str, Any], n_done: int, directo
                 f"the {what} in data.dir={now['config']['data']['dir']} changed since checkpoint {n_done} of "
                 f"{directory}; restore the old {what}, or start a new run with train.init_from"
             )
+    reading = [name for name in listed if _decides_batches(name, *changed[name])]
+    if reading and not allow_change:
+        settings = " ".join(f"--{name}={changed[name][0]}" for name in reading if name != "train.stages")
+        raise InputError(
+            f"{'; '.join(listed[name] for name in reading)} since checkpoint {n_done} in {directory}: the next steps "
+            f"would read other data; {f'pass {settings}' if settings else 'restore train.stages'}, "
+            "or --allow-change to resume with other batches"
+        )
     return "; ".join(listed.values())
+
+
+def _decides_batches(name: str, was: Any, is_now: Any) -> bool:
+    """Whether another value of the setting changes which rows a step reads."""
+    if name == "train.stages":
+        batches = [[(stage["from_step"], stage["batch_tokens"]) for stage in stages] for stages in (was or [], is_now)]
+        return batches[0] != batches[1]
+    return name in ("run.seed", "data.sampling", "train.batch_tokens")
 
 
 FREE_MODEL_FIELDS = ("model.dropout",)
@@ -68,20 +89,36 @@ def read_config(about: dict[str, Any], source: str) -> Config:
         raise InputError(f"{source}: {error}") from error
 
 
-def resume(saved: CheckpointDirectory, abstract_state: Any, about: dict) -> tuple[int, Any, dict | None]:
+ALLOW_CHANGE = "with --resume: accept another seed, sampling, batch size or stages, and so other data from here on"
+"""Help of the flag --allow-change, of both training loops."""
+
+
+def resume(
+    saved: CheckpointDirectory,
+    abstract_state: Any,
+    about: dict,
+    exchange_texts: Callable[[str], list[str]],
+    *,
+    allow_change: bool = False,
+) -> tuple[int, Any, dict | None]:
     """Step, state and data cursors of the newest valid checkpoint, if it is of this run.
 
     Args:
       abstract_state: see `CheckpointDirectory.restore`.
       about: of this process, as it will be saved.
+      exchange_texts: between the processes, which must have chosen the same checkpoint.
+      allow_change: see `list_changes`.
 
     Raises:
-      InputError: no checkpoint; or the architecture, the data or the tokenizer is another one.
+      InputError: no checkpoint; or the architecture, the data or the tokenizer is another one, or the next steps would
+        read others.
     """
     chosen = saved.choose()
     if chosen is None:
         raise InputError(f"{saved.directory} has no checkpoint to resume from; start without --resume")
-    changes = list_changes(chosen.about, about, chosen.step, saved.directory)
+    changes = list_changes(chosen.about, about, chosen.step, saved.directory, allow_change=allow_change)
+    manifest = hashlib.sha256(json.dumps(chosen.manifest, sort_keys=True).encode()).hexdigest()
+    check_agreement({"the checkpoint's step": chosen.step, "the checkpoint": manifest}, exchange_texts)
     state = saved.restore(abstract_state, chosen)
     console.print(f"resuming from step {chosen.step}" + (f"; changed: {changes}" if changes else ""))
     return chosen.step, state, chosen.about.get("cursors")
