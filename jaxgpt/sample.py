@@ -61,6 +61,9 @@ def parse_args(args: list[str]) -> argparse.Namespace:
     parser.add_argument(
         "--data", metavar="DIR", help="data directory to take the tokenizer from, if the model has none"
     )
+    parser.add_argument(
+        "--verify", action="store_true", help="with --data: hash all of the data again, also what was hashed before"
+    )
     settings = parser.parse_args(args)
     check_settings(
         max_tokens=settings.max_tokens, temperature=settings.temperature, top_k=settings.top_k or 0,
@@ -73,7 +76,7 @@ def sample(settings: argparse.Namespace) -> int:
     prompt = read_prompt(settings)
     trained = open_source(settings)
     if settings.data:
-        trained = with_tokenizer_of(trained, open_directory(settings.data))
+        trained = with_tokenizer_of(trained, open_directory(settings.data, verify_again=settings.verify))
     tokenizer = trained.tokenizer
     if tokenizer is None:
         raise InputError(

@@ -40,6 +40,7 @@ from jaxgpt.training.validation import evaluate_split
 
 FLAGS = {
     "resume": "continue from the newest valid checkpoint in run.dir",
+    "verify": "hash all of the data again, also the files that did not change since they were hashed last",
     "smoke": "run a few steps of a small copy of this config on generated text, to see whether it works on this "
     "machine",
 }
@@ -51,7 +52,7 @@ def main(args: list[str]) -> int:
     given = shrink(given) if flags["smoke"] else given
 
     # data
-    run = open_run(given)
+    run = open_run(given, verify_again=flags["verify"])
     config, tokenizer, about = run.config, run.tokenizer, run.about()
     val_rows, val_starts = run.source.val_rows(config)
     prompt = tokenizer.encode_prompt(config.sample.prompt) if tokenizer and config.sample.every else []

@@ -25,7 +25,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from jaxgpt.data.bpe import MAX_CHARS, MAX_DOCUMENT_CHARS, check_vocab_size, train_bpe
-from jaxgpt.data.text_data import TOKENIZER, TextSplit, open_splits
+from jaxgpt.data.text_data import TOKENIZER, TextSplit, open_splits, verify_text
 from jaxgpt.data.tokenizer import GPT2Tokenizer, Tokenizer
 from jaxgpt.errors import EXIT_DONE, InputError, run_verb
 from jaxgpt.files import write_atomically
@@ -110,14 +110,16 @@ def parse_args(args: list[str]) -> argparse.Namespace:
 
 
 def open_data(directory: str) -> tuple[TextSplit, TextSplit]:
-    """The documents of the directory, for training and for validation."""
+    """The documents of the directory, for training and for validation, if they are what was prepared."""
     if not Path(directory).is_dir():
         raise InputError(
             f"--data {directory} is not a directory; "
             f"`python -m jaxgpt.prepare NAME --format text --out {directory}` creates one"
         )
     try:
-        return open_splits(Path(directory))
+        train, val = open_splits(Path(directory))
+        verify_text(train, val)
+        return train, val
     except InputError as error:
         raise InputError(str(error).replace("data.dir=", "--data ", 1)) from error
 

@@ -8,7 +8,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from jaxgpt.data.shards import open_dataset, sha256_of
+from jaxgpt.data.digests import sha256_of
+from jaxgpt.data.shards import open_dataset
 from jaxgpt.errors import InputError
 from jaxgpt.prepare import __main__ as prepare
 from jaxgpt.prepare import corpora, encode

@@ -1,5 +1,6 @@
 """What is written is what is read, across files and formats; every damaged directory is one line that says so."""
 
+import hashlib
 import json
 import os
 import shutil
@@ -147,9 +148,7 @@ def test_prepared_directory(tmp_path):
     assert data.tokenizer_json == {"kind": "byte"}
     np.testing.assert_array_equal(data.train.read(290, 20), np.concatenate([ids(300, 0)[290:], ids(200, 1)[:10]]))
     check_ids(data.train, 256)
-    seen = []
-    verify(data, seen.append)
-    assert sum(seen) == sum(file.size_bytes for file in data.train.files + data.val.files)
+    assert verify(data) == {file.path.name: file.sha256 for file in data.train.files + data.val.files}
 
 
 def test_nanogpt_directory(tmp_path):
@@ -158,7 +157,8 @@ def test_nanogpt_directory(tmp_path):
     data = open_dataset(tmp_path)
     np.testing.assert_array_equal(data.train.read(0, 1000), ids(1000, 0, 50257))
     assert data.vocab_size is None and data.tokenizer_json is None
-    assert "no manifest.json to verify" in message(verify, data)
+    content = {name: hashlib.sha256((tmp_path / name).read_bytes()).hexdigest() for name in ("train.bin", "val.bin")}
+    assert verify(data) == content and not data.has_manifest
 
 
 def test_llmc_directory(tmp_path):

@@ -39,6 +39,7 @@ from torch_ref.training.validation import evaluate_split
 
 FLAGS = {
     "resume": "continue from the newest valid checkpoint in run.dir",
+    "verify": "hash all of the data again, also the files that did not change since they were hashed last",
     "smoke": "run a few steps of a small copy of this config on generated text, to see whether it works on this "
     "machine",
     "compile": "compile forward and backward pass with torch.compile; the default on CUDA",
@@ -53,7 +54,7 @@ def main(args: list[str]) -> int:
     given = shrink(given) if flags["smoke"] else given
 
     # data
-    run = open_run(given)
+    run = open_run(given, verify_again=flags["verify"])
     config, about = run.config, run.about()
     val_rows, val_starts = run.source.val_rows(config)
 

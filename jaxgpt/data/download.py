@@ -9,7 +9,7 @@ import urllib.request
 from collections.abc import Callable
 from pathlib import Path
 
-from jaxgpt.data.shards import sha256_of
+from jaxgpt.data.digests import sha256_of
 from jaxgpt.errors import InputError
 from jaxgpt.files import flush_to_disk
 

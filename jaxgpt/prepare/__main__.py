@@ -32,10 +32,12 @@ from typing import Any, NoReturn
 
 import numpy as np
 
+from jaxgpt.data.digests import sha256_of
 from jaxgpt.data.download import download
 from jaxgpt.data.manifest import read_manifest
-from jaxgpt.data.shards import Split, check_ids, inspect_shard, open_dataset, sha256_of, split_blocks
+from jaxgpt.data.shards import Split, check_ids, inspect_shard, open_dataset, split_blocks
 from jaxgpt.data.text_data import TOKENIZER, open_splits
+from jaxgpt.data.text_manifest import read_text_manifest
 from jaxgpt.data.tokenizer import GPT2Tokenizer
 from jaxgpt.errors import EXIT_DONE, InputError, run_verb
 from jaxgpt.prepare.corpora import (
@@ -56,7 +58,6 @@ from jaxgpt.prepare.text_shards import (
     SHARD_CHARS,
     TEXT_CORPORA,
     fetch_text_shards,
-    read_text_manifest,
     write_text_shards,
 )
 from jaxgpt.run.progress import Progress
@@ -342,7 +343,8 @@ def report(out: Path, form: str) -> int:
 
 def describe_text(out: Path) -> tuple[list[tuple[str, ...]], str]:
     """The rows of a table, and the command that makes the tokenizer if there is none."""
-    chars = {entry["name"]: entry["n_chars"] for entry in read_text_manifest(out).get("files", [])}
+    files = read_text_manifest(out)["files"]
+    chars = {entry["name"]: entry["n_chars"] for entry in files if "n_chars" in entry}
     rows: list[tuple[str, ...]] = [("split", "documents", "characters", "MB on disk", "files")]
     for split in open_splits(out):
         names = [file.path.name for file in split.files]

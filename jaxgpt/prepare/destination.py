@@ -14,11 +14,17 @@ from pathlib import Path
 from typing import Any
 
 from jaxgpt.data.manifest import MANIFEST, read_manifest, write_manifest
-from jaxgpt.data.shards import open_dataset
-from jaxgpt.data.text_data import TOKENIZER, open_splits
+from jaxgpt.data.shards import open_dataset, verify
+from jaxgpt.data.text_data import TOKENIZER, open_splits, verify_text
+from jaxgpt.data.text_manifest import (
+    TEXT_MANIFEST,
+    TEXT_SHARD,
+    read_text_manifest,
+    require_sizes,
+    write_text_manifest,
+)
 from jaxgpt.errors import InputError
 from jaxgpt.files import take_lock
-from jaxgpt.prepare.text_shards import TEXT_MANIFEST, TEXT_SHARD, read_text_manifest, write_text_manifest
 
 
 @dataclass(frozen=True)
@@ -31,7 +37,13 @@ class Form:
     read: Callable[[Path], dict[str, Any]]
     """The manifest's values."""
     open: Callable[[Path], object]
-    """What training does first; raises InputError where the directory cannot be used."""
+    """What training does first; raises InputError where the directory cannot be used, or changed."""
+
+
+def _read_text(out: Path) -> dict[str, Any]:
+    values = read_text_manifest(out)
+    require_sizes(out, values)
+    return values
 
 
 FORMS = {
@@ -39,13 +51,13 @@ FORMS = {
         MANIFEST,
         re.compile(r"(fineweb_)?(train|val)_\d{6}\.bin|manifest\.json(\.(\d+\.)?tmp)?|\.tmp"),
         lambda out: read_manifest(out).values,
-        open_dataset,
+        lambda out: verify(open_dataset(out)),
     ),
     "text": Form(
         TEXT_MANIFEST,
         re.compile(TEXT_SHARD.pattern + r"|text\.json(\.(\d+\.)?tmp)?|tokenizer\.json|\.tmp"),
-        read_text_manifest,
-        open_splits,
+        _read_text,
+        lambda out: verify_text(*open_splits(out)),
     ),
 }
 

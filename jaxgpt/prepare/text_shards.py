@@ -1,7 +1,7 @@
 """A directory of text as `data.documents` reads it: written from any source, or fetched where it is published.
 
     shard_00000.parquet ... shard_00004.parquet    a column `text`, a document per row, zstd
-    text.json                                      what was asked for
+    text.json                                      what was asked for, and what the files are
 
 The last file in the order of names is for validation, so it is the first to be put in place: a directory whose work
 was interrupted has fewer documents to train on, and never a training file where the validation file should be.
@@ -11,9 +11,7 @@ packer uses the front and discards the rest. Documents of more than `corpora.PIE
 """
 
 import contextlib
-import json
 import os
-import re
 import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor, as_completed
@@ -24,22 +22,20 @@ from typing import Any, BinaryIO
 import pyarrow
 import pyarrow.parquet
 
+from jaxgpt.data.digests import sha256_of
 from jaxgpt.data.download import download
 from jaxgpt.data.text_data import COLUMN
+from jaxgpt.data.text_manifest import TEXT_MANIFEST, TEXT_SHARD, write_text_manifest
 from jaxgpt.errors import InputError
-from jaxgpt.files import flush_to_disk, write_atomically
+from jaxgpt.files import flush_to_disk
 from jaxgpt.prepare.corpora import HUB, Source, is_val
 
-TEXT_MANIFEST = "text.json"
-FORMAT = 1
-TEXT_SHARD = re.compile(r"shard_\d{5,}\.parquet")
 SHARD_CHARS = 250_000_000
 GROUP_DOCUMENTS = 1000
 PAGE_CHARS = 2048
 """One text is cut into documents of at most this length."""
 _GROUP_CHARS = 64 << 20
 """A row group ends here too: what the writer and a reader hold at a time."""
-_LIMIT_BYTES = 64 << 20
 _SCHEMA = pyarrow.schema([(COLUMN, pyarrow.string())])
 
 
@@ -225,46 +221,7 @@ class _Writer:
             flush_to_disk(file)
             size_bytes = file.tell()
         entry = {"n_documents": self._n_documents, "n_chars": self._n_chars, "size_bytes": size_bytes}
-        self._closed.append((Path(file.name), entry))
-
-
-# The manifest of a directory
-
-
-def write_text_manifest(directory: Path, values: dict[str, Any]) -> None:
-    """Writes text.json in one step."""
-    write_atomically(directory / TEXT_MANIFEST, json.dumps({"format": FORMAT, **values}, indent=1))
-
-
-def read_text_manifest(directory: Path) -> dict[str, Any]:
-    """text.json: `corpus`, `request` and, if the files were written here, `files`, which are as it says.
-
-    Raises:
-      InputError: it is damaged, or of another version; or a file is missing or has another size.
-    """
-    path = directory / TEXT_MANIFEST
-    try:
-        with open(path, "rb") as file:
-            content = file.read(_LIMIT_BYTES + 1)
-        values = json.loads(content[:_LIMIT_BYTES].decode("utf-8"))
-    except OSError as error:
-        raise InputError(f"{path} cannot be read: {error.strerror}; check its permissions") from error
-    except (ValueError, RecursionError) as error:
-        raise InputError(f"{path} is not JSON; it is damaged, prepare the text again") from error
-    files = values.get("files", []) if isinstance(values, dict) else None
-    if not isinstance(values, dict) or values.get("format") != FORMAT or not isinstance(files, list):
-        raise InputError(f"{path} is not of format {FORMAT}; prepare the text again")
-    for entry in files:
-        name = entry.get("name") if isinstance(entry, dict) else None
-        if not isinstance(name, str) or not TEXT_SHARD.fullmatch(name) or type(entry.get("n_chars")) is not int:
-            raise InputError(f"{path}: {str(entry)[:60]} describes no shard; it is damaged, prepare the text again")
-        found = (directory / name).stat().st_size if (directory / name).is_file() else "missing"
-        if found != entry.get("size_bytes"):
-            raise InputError(
-                f"{directory / name} has size_bytes={found}, {TEXT_MANIFEST} says {entry.get('size_bytes')}; "
-                "it changed since it was prepared: restore it, or prepare again"
-            )
-    return values
+        self._closed.append((Path(file.name), entry | {"sha256": sha256_of(Path(file.name))}))
 
 
 # Fetching

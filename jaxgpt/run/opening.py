@@ -54,18 +54,22 @@ class Run:
         return {
             "config": to_dict(self.config),
             "data_sha256": self.source.digest,
+            "data_files": self.source.files,
             "tokenizer": self.source.tokenizer_json,
         }
 
 
-def open_run(given: Config) -> Run:
+def open_run(given: Config, *, verify_again: bool = False) -> Run:
     """Opens the data of a config and completes it.
+
+    Args:
+      verify_again: see `open_source`.
 
     Raises:
       InputError: the data are missing, damaged, or of another vocabulary than the model's; or a value is open that no
         rule gives.
     """
-    source = open_source(given.data)
+    source = open_source(given.data, verify_again=verify_again)
     derivation = derive(given, source.n_ids)
     source.check_vocabulary(derivation.config.model.vocab_size)
     return Run(given, derivation, source)
