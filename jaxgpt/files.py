@@ -7,13 +7,14 @@ import socket
 import stat
 import threading
 from collections.abc import Iterator
+from io import BufferedReader
 from pathlib import Path
-from typing import IO, BinaryIO
+from typing import IO
 
 from jaxgpt.errors import InputError
 
 
-def open_regular(path: str | Path) -> BinaryIO:
+def open_regular(path: str | Path) -> BufferedReader:
     """Opens a regular file for reading. Any path from outside may name a pipe, which waits forever, or a device.
 
     Raises:

@@ -5,6 +5,7 @@ The run directory gets config.py, metrics.jsonl, checkpoints/ and loss.png. Exit
 """
 
 import functools
+import shlex
 from contextlib import ExitStack
 
 import jax
@@ -127,7 +128,7 @@ def main(args: list[str]) -> int:
                 if is_stopped and not is_last:
                     end.exit_code = EXIT_STOPPED
                     break
-    next_command = f"python -m jaxgpt.sample --run {run.dir}"
+    next_command = f"python -m jaxgpt.sample --run {shlex.quote(str(run.dir))}"
     return close_run(run.dir, end.exit_code, next_command, is_first=jax.process_index() == 0)
 
 

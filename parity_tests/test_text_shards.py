@@ -15,8 +15,8 @@ from jaxgpt.data.shards import open_dataset
 from jaxgpt.data.text_data import open_splits
 from jaxgpt.errors import InputError
 from jaxgpt.prepare import __main__ as prepare
-from jaxgpt.prepare import corpora, destination, text_shards
-from jaxgpt.prepare.corpora import is_val
+from jaxgpt.prepare import corpora, destination, source, text_shards
+from jaxgpt.prepare.source import is_val
 from jaxgpt.prepare.text_shards import PAGE_CHARS, TEXT_CORPORA, TextCorpus, check_text_shard
 from parity_tests.helpers.prepare_runs import DOCUMENTS, Server, leftovers, refused, run, write_jsonl, write_parquet
 
@@ -93,7 +93,7 @@ def test_one_text_becomes_pages(monkeypatch, mark):
     text = "".join(f"Part {i}, with \U0001f600 and so on.{mark}" for i in range(900))
     Path("book.txt").write_text("\ufeff" + text, encoding="utf-8")
     for piece_chars in (8 << 20, 5000):
-        monkeypatch.setattr(corpora, "PIECE_CHARS", piece_chars)
+        monkeypatch.setattr(source, "PIECE_CHARS", piece_chars)
         out = f"p{piece_chars}"
         assert run("book", "--input", "book.txt", "--format", "text", "--val-fraction", 0.25, "--out", out) == 0
         got = texts(out)
@@ -108,7 +108,7 @@ def test_one_text_becomes_pages(monkeypatch, mark):
 def test_long_documents_are_cut_into_rows(monkeypatch):
     long = "".join(f"line {i}\n" for i in range(60))
     write_jsonl("x.jsonl", [long, "short", *DOCUMENTS, long[::-1]])
-    monkeypatch.setattr(corpora, "PIECE_CHARS", 200)
+    monkeypatch.setattr(source, "PIECE_CHARS", 200)
     monkeypatch.setattr(text_shards, "_GROUP_CHARS", 300)
     run("x", "--input", "x.jsonl", "--format", "text")
     got = texts("data/x_text")

@@ -6,6 +6,7 @@ Exit codes as there: 0 done, 2 bad input, 3 diverged, 75 stopped by a signal aft
 """
 
 import dataclasses
+import shlex
 import time
 from contextlib import ExitStack, contextmanager
 
@@ -126,7 +127,7 @@ def main(args: list[str]) -> int:
                 if is_stopped and not is_last:
                     end.exit_code = EXIT_STOPPED
                     break
-        next_command = f"python -m parity_tests.convert --from {run.dir} --to jax DIR"
+        next_command = f"python -m parity_tests.convert --from {shlex.quote(str(run.dir))} --to jax DIR"
         return close_run(run.dir, end.exit_code, next_command, is_first=process_index() == 0)
 
 

@@ -13,6 +13,7 @@ import functools
 import hashlib
 import os
 import re
+import shlex
 from bisect import bisect_right
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
@@ -254,8 +255,8 @@ def open_dataset(directory: str | Path) -> Dataset:
 
 def _prepare_command(directory: Path) -> str:
     name = directory.name or "NAME"
-    out = "" if directory == Path("data", name) else f" --out {directory}"
-    return f"`python -m jaxgpt.prepare {name}{'' if name in CORPUS_NAMES else ' --input FILE'}{out}`"
+    out = "" if directory == Path("data", name) else f" --out {shlex.quote(str(directory))}"
+    return f"`python -m jaxgpt.prepare {shlex.quote(name)}{'' if name in CORPUS_NAMES else ' --input FILE'}{out}`"
 
 
 def _open_prepared(directory: Path) -> Dataset:

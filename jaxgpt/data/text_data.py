@@ -12,6 +12,7 @@ import hashlib
 import json
 import os
 import re
+import shlex
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -169,7 +170,7 @@ def open_splits(directory: Path) -> tuple[TextSplit, TextSplit]:
     prepare = _prepare_command(directory)
     try:
         if not directory.is_dir():
-            own = f"`python -m jaxgpt.prepare NAME --input FILES --format text --out {directory}`"
+            own = f"`python -m jaxgpt.prepare NAME --input FILES --format text --out {shlex.quote(str(directory))}`"
             raise InputError(f"data.dir={directory} does not exist; {prepare} fetches text, {own} uses yours")
         names = [path.name for path in directory.iterdir() if path.is_file()]
     except OSError as error:
@@ -222,7 +223,7 @@ def _prepare_command(directory: Path) -> str:
     else:
         default = name if name in TEXT_CORPUS_NAMES else "climbmix"
         what = f"{default} --shards 8"
-    out = "" if directory == Path("data", default) else f" --out {directory}"
+    out = "" if directory == Path("data", default) else f" --out {shlex.quote(str(directory))}"
     return f"`python -m jaxgpt.prepare {what}{out}`"
 
 
@@ -264,7 +265,7 @@ def _refuse_copy(train: TextSplit, val: TextFile) -> None:
 
 
 def _read_tokenizer(path: Path, directory: Path) -> tuple[Tokenizer, dict[str, Any]]:
-    train_it = f"`python -m jaxgpt.train_tokenizer --data {directory}`"
+    train_it = f"`python -m jaxgpt.train_tokenizer --data {shlex.quote(str(directory))}`"
     try:
         value = json.loads(read_bounded(path, _TOKENIZER_LIMIT_BYTES).decode("utf-8"))
         tokenizer = tokenizer_from_json(value)

@@ -6,8 +6,13 @@
     python -m jaxgpt.prepare mydocs --input 'crawl/*.parquet' --format text
     python -m jaxgpt.prepare climbmix --shards 8
 
-A single text file is split by position, its last part for validation; documents (several files, lines of .jsonl,
-rows of .parquet) are split by a hash of their index. GPT-2's end-of-text token follows every document; the character
+--input reads text files (.txt, .md, and others that you name), .jsonl or .ndjson, .json, .csv, .tsv, .parquet, .arrow
+and directories that Hugging Face's datasets saved, also compressed (.gz, .zst, .bz2, .xz). Where its name does not say
+what a file is, its content does. Documents without text and empty files are left out and counted; a list of texts
+becomes one document of as many lines.
+
+A single text file is split by position, its last part for validation; documents (several files, lines, entries or
+rows) are split by a hash of their index. GPT-2's end-of-text token follows every document; the character
 and byte tokenizers, which have none, put a blank line there.
 
 --format text writes parquet files, a document per row, the last file for validation. Models like nanochat's train on
@@ -24,9 +29,11 @@ import difflib
 import hashlib
 import os
 import re
+import shlex
 import shutil
 import sys
 import time
+from collections import Counter
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -45,14 +52,13 @@ from jaxgpt.prepare.corpora import (
     FINEWEB_TRAIN_SHARDS,
     SHAKESPEARE_BYTES,
     Corpus,
-    find_inputs,
     fineweb_names,
     fineweb_url,
     open_corpus,
-    open_files,
 )
 from jaxgpt.prepare.destination import FORMS, claim, is_prepared, publish, publish_text, train_command
 from jaxgpt.prepare.encode import describe_tokens, encode_source
+from jaxgpt.prepare.inputs import READERS, find_inputs, open_files
 from jaxgpt.prepare.text_shards import (
     GROUP_DOCUMENTS,
     SHARD_CHARS,
@@ -71,8 +77,8 @@ USUAL = {
 }
 """Counts where none is given."""
 TAKES = {
-    "tokens": ("input", "tokenizer", "val_fraction", "shard_tokens", "text_field"),
-    "text": ("input", "val_fraction", "shard_chars", "group_documents", "text_field"),
+    "tokens": ("input", "tokenizer", "val_fraction", "shard_tokens", "text_field", "input_format"),
+    "text": ("input", "val_fraction", "shard_chars", "group_documents", "text_field", "input_format"),
     "fineweb10B": ("input", "shards"),
     "fetched": ("shards",),
 }
@@ -90,7 +96,8 @@ def main(args: list[str]) -> int:
         if options.name in TEXT_CORPORA:
             return fetch_text(options, out)
         corpus = CORPORA.get(options.name, Corpus("", "documents", "char", 0.1))
-        inputs = find_local(options, corpus)
+        left_out: Counter[str] = Counter()
+        inputs = find_local(options, corpus, left_out)
         request = describe_request(options, corpus, inputs)
         if is_prepared(out, options.form, options.name, request, options.force):
             print(f"{out} is already prepared from the same input; --force prepares it again")
@@ -102,16 +109,22 @@ def main(args: list[str]) -> int:
                 made = gather_shards(inputs, options.shards, out, scratch, progress)
                 publish(out, scratch, {"format": 1, **about, **made})
             else:
-                source = open_files(inputs, options.text_field) if inputs else None
+                source = open_files(inputs, options.text_field, options.input_format or "") if inputs else None
                 source = source or open_corpus(options.name, scratch / "downloads", progress.download(options.name))
-                wants = {name: value for name, value in request.items() if name not in ("input", "text_field")}
+                if source.note:
+                    print(f"note: {source.note}")
+                named = ("input", "text_field", "input_format")
+                wants = {name: value for name, value in request.items() if name not in named}
                 wants["progress"] = progress.count(source.total, source.unit)
                 if options.form == "text":
                     publish_text(out, scratch, about | write_text_shards(source, scratch / "shards", **wants))
                 else:
                     made = encode_source(source, scratch / "shards", n_threads=options.workers, **wants)
                     publish(out, scratch, {"format": 1, **about, **made})
+                left_out.update(source.left_out)
         print(f"{out} is prepared, in {time.monotonic() - began:.1f} s")
+        if words := ", ".join(f"{n:,} {what}" for what, n in left_out.items() if n):
+            print(f"left out: {words}")
         return report(out, options.form)
     except BrokenPipeError:
         raise  # the reader of our output left; run_verb handles it
@@ -151,7 +164,8 @@ def parse_args(args: list[str]) -> argparse.Namespace:
     parser.add_argument("--tokenizer", choices=("char", "byte", "gpt2"), help="(the corpus's own; char for --input)")
     parser.add_argument("--val-fraction", type=float, metavar="X", help="part for validation (the corpus's own; 0.1)")
     parser.add_argument("--format", dest="form", choices=tuple(FORMS), help="what to write (tokens)")
-    parser.add_argument("--text-field", metavar="NAME", help=".jsonl, .parquet: where the text is (text)")
+    parser.add_argument("--text-field", metavar="NAME", help="name of the field or column that holds the text (text)")
+    parser.add_argument("--input-format", choices=tuple(READERS), help="how to read all files (each file's own format)")
     for flag, about_flag in (
         ("shards", "published corpora: number of train shards (of fineweb10B all, 103)"),
         ("shard_tokens", "tokens per file"),
@@ -215,13 +229,13 @@ def refuse_flags(options: argparse.Namespace) -> None:
         raise InputError(f"--force does not apply to {name}; remove the files that you do not trust, and run it again")
 
 
-def find_local(options: argparse.Namespace, corpus: Corpus) -> list[Path]:
-    """The files that --input names."""
+def find_local(options: argparse.Namespace, corpus: Corpus, left_out: Counter[str]) -> list[Path]:
+    """The files that --input names. Counts those that it leaves out."""
     if not options.input:
         return []
     if corpus.kind == "shards":
         return find_inputs(options.input, (".bin",))
-    inputs = find_inputs(options.input)
+    inputs = find_inputs(options.input, left_out=left_out)
     if corpus.kind == "text" and (n_bytes := sum(path.stat().st_size for path in inputs)) != SHAKESPEARE_BYTES:
         print(f"note: --input has {n_bytes} bytes, {options.name} has {SHAKESPEARE_BYTES}; counts will differ")
     return inputs
@@ -235,6 +249,8 @@ def describe_request(options: argparse.Namespace, corpus: Corpus, inputs: list[P
     if corpus.kind == "shards":
         return {**request, "shards": options.shards or "all"}
     request |= {"val_fraction": options.val_fraction or corpus.val_fraction, "text_field": options.text_field}
+    if options.input_format:
+        request["input_format"] = options.input_format
     if options.form == "text":
         return {**request, "shard_chars": options.shard_chars, "group_documents": options.group_documents}
     return {**request, "tokenizer": options.tokenizer or corpus.tokenizer, "shard_tokens": options.shard_tokens}
@@ -354,7 +370,7 @@ def describe_text(out: Path) -> tuple[list[tuple[str, ...]], str]:
     if (out / TOKENIZER).exists():
         return rows, ""
     size = " --vocab-size 4096" if chars and sum(chars.values()) < 50_000_000 else ""
-    return rows, f"python -m jaxgpt.train_tokenizer --data {out}{size}"
+    return rows, f"python -m jaxgpt.train_tokenizer --data {shlex.quote(str(out))}{size}"
 
 
 if __name__ == "__main__":

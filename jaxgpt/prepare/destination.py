@@ -7,8 +7,9 @@ and written last.
 import contextlib
 import os
 import re
+import shlex
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -172,11 +173,19 @@ def publish_text(out: Path, scratch: Path, values: dict[str, Any]) -> None:
     write_text_manifest(out, values)
 
 
-def train_command(out: Path, form: str) -> str:
-    """What trains on the directory: a shipped config that names it, else one for its form with --data.dir."""
-    for path in sorted(Path("configs").glob("*.py")):
-        text = path.read_text(encoding="utf-8")
-        if f'"{out.as_posix()}"' in text and "jaxgpt.train" in text:
-            return f"python -m jaxgpt.train --config {path}"
-    config = "configs/nanochat_cpu.py" if form == "text" else "configs/quickstart.py"
-    return f"python -m jaxgpt.train --config {config} --data.dir={out}"
+def train_command(out: Path, form: str, settings: Sequence[str] = ()) -> str:
+    """What trains on the directory, to be pasted into a shell: a config that names it, else one for its form.
+
+    Where the shipped configs are not at hand, it says which one would do.
+    """
+    command, configs = ["python", "-m", "jaxgpt.train", "--config"], sorted(Path("configs").glob("*.py"))
+    for path in configs:
+        with contextlib.suppress(OSError, UnicodeError):
+            text = path.read_text(encoding="utf-8")
+            if f'"{out.as_posix()}"' in text and "jaxgpt.train" in text:
+                return shlex.join([*command, str(path), *settings])
+    config = Path("configs", "nanochat_cpu.py" if form == "text" else "quickstart.py")
+    settings = [f"--data.dir={out}", *settings]
+    if config in configs:
+        return shlex.join([*command, str(config), *settings])
+    return f"{shlex.join([*command, 'FILE', *settings])}  # FILE: a config, such as the repository's {config.name}"

@@ -7,7 +7,7 @@ The last file in the order of names is for validation, so it is the first to be 
 was interrupted has fewer documents to train on, and never a training file where the validation file should be.
 
 A text without documents (one book) is cut into pages, each a document: of a document that is longer than its row a
-packer uses the front and discards the rest. Documents of more than `corpora.PIECE_CHARS` are cut at a line end.
+packer uses the front and discards the rest. Documents of more than `source.PIECE_CHARS` are cut at a line end.
 """
 
 import contextlib
@@ -28,7 +28,8 @@ from jaxgpt.data.text_data import COLUMN
 from jaxgpt.data.text_manifest import TEXT_MANIFEST, TEXT_SHARD, write_text_manifest
 from jaxgpt.errors import InputError
 from jaxgpt.files import flush_to_disk
-from jaxgpt.prepare.corpora import HUB, Source, is_val
+from jaxgpt.prepare.corpora import HUB
+from jaxgpt.prepare.source import Source, is_val
 
 SHARD_CHARS = 250_000_000
 GROUP_DOCUMENTS = 1000
