@@ -56,7 +56,7 @@ def main(args: list[str]) -> int:
     run = open_run(given, verify_again=flags["verify"])
     config, tokenizer, about = run.config, run.tokenizer, run.about()
     val_rows, val_starts = run.source.val_rows(config)
-    prompt = tokenizer.encode_prompt(config.sample.prompt) if tokenizer and config.sample.every else []
+    prompt = run.sample_prompt()
 
     # devices
     mesh = open_devices(config)

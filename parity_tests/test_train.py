@@ -253,7 +253,7 @@ def test_corrupted_checkpoint_is_named_and_nothing_is_lost(config, tmp_path):
             ["--mesh.data=2", "--mesh.tensor=4", "--train.micro_batch_size=4"],
             "mesh.tensor=4 does not divide wte.weight's axis",
         ),
-        (["--sample.every=5", "--sample.prompt=Ω"], "Ω"),
+        (["--sample.every=5", "--sample.prompt=Ω"], "sample.prompt='Ω' cannot be read: character 'Ω'"),
         (["--run.dir=/dev/null/x"], "/dev/null/x"),
     ],
 )

@@ -22,11 +22,15 @@ from safetensors.numpy import save_file
 from jaxgpt.config.families import GPT2Config
 from jaxgpt.data.download import download
 from jaxgpt.errors import InputError
+from jaxgpt.files import open_regular, read_bounded
 from jaxgpt.formats.stored import Params, Stored, first_line, read_model
 from jaxgpt.models import param_shapes
 from jaxgpt.models.layers import LAYER_NORM_EPS
 
 HUB = "https://huggingface.co"
+JSON_LIMIT_BYTES = 16 << 20
+HEADER_LIMIT_BYTES = 1 << 20
+"""Of a safetensors file. GPT-2 XL's has 60 kB; checking one takes a time that grows with its square."""
 
 PRETRAINED = {
     "gpt2": (
@@ -162,10 +166,10 @@ def _read_hf_config(path: Path) -> GPT2Config:
 
 def _read_json(path: Path) -> dict[str, Any]:
     try:
-        values = json.loads(path.read_text(encoding="utf-8"))
+        values = json.loads(read_bounded(path, JSON_LIMIT_BYTES))
     except FileNotFoundError as error:
         raise InputError(f"{path} does not exist; give a directory with config.json and model.safetensors") from error
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise InputError(f"{path} cannot be read as JSON: {first_line(error)}; fetch it again") from error
     if not isinstance(values, dict):
         raise InputError(f"{path} is not a JSON object; fetch it again")
@@ -192,6 +196,13 @@ def _list_safetensors(directory: Path) -> list[Path]:
 
 def _open_safetensors(path: Path) -> dict[str, Stored]:
     try:
+        with open_regular(path) as opened:
+            n_header_bytes = int.from_bytes(opened.read(8), "little")
+        if n_header_bytes > HEADER_LIMIT_BYTES:
+            raise InputError(
+                f"{path} says that its header has {n_header_bytes} bytes, a GPT-2's has fewer than "
+                f"{HEADER_LIMIT_BYTES}; fetch it again"
+            )
         file = safe_open(path, framework="np")
     except FileNotFoundError as error:
         raise InputError(f"{path} is missing, but its index names it; fetch it again") from error

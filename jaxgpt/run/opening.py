@@ -14,6 +14,7 @@ from jaxgpt.config import Config, to_dict
 from jaxgpt.config.derive import Derivation, derive
 from jaxgpt.data.sources import Source, count_token_bytes, open_source
 from jaxgpt.data.tokenizer import Tokenizer
+from jaxgpt.errors import InputError
 from jaxgpt.run.console import console
 
 
@@ -48,6 +49,22 @@ class Run:
     def token_bytes(self) -> np.ndarray | None:
         """UTF-8 bytes of each id, [V]; None, and a line on the console, where the vocabulary is not available."""
         return count_token_bytes(self.source, console.print)
+
+    def sample_prompt(self) -> list[int]:
+        """The ids that samples while training begin with; empty where none are asked for or nothing can read them.
+
+        Raises:
+          InputError: the tokenizer has no id for a part of sample.prompt.
+        """
+        if not self.tokenizer or not self.config.sample.every:
+            return []
+        prompt = self.config.sample.prompt
+        try:
+            return self.tokenizer.encode_prompt(prompt)
+        except InputError as error:
+            raise InputError(
+                f"sample.prompt={prompt!r} cannot be read: {error}; or choose another text by --sample.prompt"
+            ) from error
 
     def about(self) -> dict[str, Any]:
         """What a checkpoint says of the run, as JSON."""
