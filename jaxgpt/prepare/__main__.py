@@ -25,6 +25,7 @@ files are kept.
 """
 
 import argparse
+import contextlib
 import difflib
 import hashlib
 import os
@@ -51,6 +52,7 @@ from jaxgpt.prepare.corpora import (
     CORPORA,
     FINEWEB_TRAIN_SHARDS,
     SHAKESPEARE_BYTES,
+    SHARD_LIMIT_BYTES,
     Corpus,
     fineweb_names,
     fineweb_url,
@@ -264,13 +266,14 @@ def gather_shards(
 ) -> dict[str, Any]:
     """Fetches FineWeb's shards into `out` (existing ones are kept) and describes them for the manifest."""
     local = {path.name: path for path in inputs}
+    known = known_digests(out)
     if inputs and n_shards is None:
         n_shards = sum(name.startswith("fineweb_train_") for name in local)
     tokenizer = GPT2Tokenizer()
     token_bytes = tokenizer.token_bytes().astype(np.int64)
     splits = {name: {"files": [], "n_tokens": 0, "n_bytes": 0, "n_documents": 0} for name in ("train", "val")}
     for name in fineweb_names(n_shards or FINEWEB_TRAIN_SHARDS):
-        path = place_shard(name, local, out, scratch, progress)
+        path = place_shard(name, local, known.get(name, ""), out, scratch, progress)
         file = inspect_shard(path, wants="llmc")
         split = splits["val" if "_val_" in name else "train"]
         whole = Split(name, path.parent, (file,))
@@ -288,13 +291,26 @@ def gather_shards(
     return describe_tokens(tokenizer, np.dtype(np.uint16), splits)
 
 
-def place_shard(name: str, local: dict[str, Path], out: Path, scratch: Path, progress: Progress) -> Path:
-    """Where the shard is now: in `out`, or in scratch/downloads after a copy or a download."""
+def known_digests(out: Path) -> dict[str, str]:
+    """SHA-256 of the shards that were fetched into `out` before."""
+    with contextlib.suppress(InputError):
+        return {entry.name: entry.sha256 for entries in read_manifest(out).splits.values() for entry in entries}
+    return {}
+
+
+def place_shard(name: str, local: dict[str, Path], sha256: str, out: Path, scratch: Path, progress: Progress) -> Path:
+    """Where the shard is now: in `out`, or in scratch/downloads after a copy or a download.
+
+    Args:
+      sha256: that it had when it was fetched before; empty: none is known.
+    """
     if (out / name).exists():
-        return out / name
+        if not sha256 or sha256_of(out / name) == sha256:
+            return out / name
+        print(f"{out / name} changed since it was fetched; fetching it again")
     path = scratch / "downloads" / name
     if not local:
-        download(fineweb_url(name), path, progress=progress.download(name))
+        download(fineweb_url(name), path, limit_bytes=SHARD_LIMIT_BYTES, progress=progress.download(name))
     elif name not in local:
         raise InputError(f"--input has no {name}; fetch it, or ask for fewer with --shards")
     else:
@@ -308,12 +324,16 @@ def place_shard(name: str, local: dict[str, Path], out: Path, scratch: Path, pro
 def fetch_text(options: argparse.Namespace, out: Path) -> int:
     """Fetches the requested shards that are missing."""
     corpus, began = TEXT_CORPORA[options.name], time.monotonic()
-    about = {"corpus": options.name, "request": {"repository": corpus.repository}}
+    about: dict[str, Any] = {"corpus": options.name, "request": {"repository": corpus.repository}}
     names = sorted(path.name for path in out.iterdir() if path.name != ".tmp") if out.is_dir() else []
     if FORMS["text"].manifest in names:
         there = read_text_manifest(out)
         if there.get("corpus") != options.name:
             raise InputError(f"--out {out} holds {there.get('corpus')}; choose another --out for {options.name}")
+        about["files"] = there["files"]
+        revision = there["request"].get("revision") if isinstance(there.get("request"), dict) else None
+        if isinstance(revision, str) and re.fullmatch("[0-9a-f]{40}", revision):
+            about["request"]["revision"] = revision
     elif names or out.is_file():
         what = f"holds {', '.join(names[:4])}, and nothing says that this is {options.name}" if names else "is a file"
         raise InputError(f"--out {out} {what}; choose another --out")

@@ -23,6 +23,8 @@ OPENWEBTEXT_DOCUMENTS = 8_013_769
 FINEWEB = "kjj0/fineweb10B-gpt2"
 FINEWEB_REVISION = "889765ea1f903759787add96995d81171b632d0c"
 FINEWEB_TRAIN_SHARDS = 103
+SHARD_LIMIT_BYTES = 1 << 30
+"""Of a published shard; they have 100 and 200 MB."""
 
 
 @dataclass(frozen=True)

@@ -22,13 +22,13 @@ from typing import Any, BinaryIO
 import pyarrow
 import pyarrow.parquet
 
-from jaxgpt.data.digests import sha256_of
+from jaxgpt.data.digests import hash_files, sha256_of
 from jaxgpt.data.download import download
 from jaxgpt.data.text_data import COLUMN
-from jaxgpt.data.text_manifest import TEXT_MANIFEST, TEXT_SHARD, write_text_manifest
+from jaxgpt.data.text_manifest import TEXT_SHARD, write_text_manifest
 from jaxgpt.errors import InputError
 from jaxgpt.files import flush_to_disk
-from jaxgpt.prepare.corpora import HUB
+from jaxgpt.prepare.corpora import HUB, SHARD_LIMIT_BYTES
 from jaxgpt.prepare.source import Source, is_val
 
 SHARD_CHARS = 250_000_000
@@ -48,6 +48,9 @@ class TextCorpus:
     repository: str
     """On the Hugging Face hub. Its files are numbered from 0; the last is for validation."""
     n_files: int
+    revision: str = "main"
+    """Not pinned: no commit is known to this version. The one that the hub names with the first file is kept in
+    text.json, and later files come from it."""
 
     @property
     def n_train(self) -> int:
@@ -248,7 +251,7 @@ def fetch_text_shards(
 
     Args:
       scratch: where downloads are until then; one that was interrupted is resumed.
-      manifest: contents of text.json, which is written before the first file.
+      manifest: contents of text.json, which is written before the first file and names each file's SHA-256.
       progress: given a file's name, returns a function that is called with the bytes on disk, and the total.
 
     Returns:
@@ -257,7 +260,18 @@ def fetch_text_shards(
     Raises:
       InputError: a download fails, or is not text. It ends the other downloads, which resume when tried again.
     """
-    stopped = threading.Event()
+    stopped, writing = threading.Event(), threading.Lock()
+    entries = {entry["name"]: entry for entry in manifest.get("files", [])}
+    request = dict(manifest["request"])
+
+    def note(name: str, path: Path, sha256: str, commit: str = "") -> None:
+        """Writes a file's SHA-256 into text.json, and the commit that it came from."""
+        entry = {"name": name, "size_bytes": path.stat().st_size, "sha256": sha256}
+        with writing:
+            entries[name] = entry
+            if commit:
+                request.setdefault("revision", commit)
+            write_text_manifest(directory, {**manifest, "request": request, "files": list(entries.values())})
 
     def fetch(name: str) -> None:
         show = progress(name)
@@ -268,15 +282,14 @@ def fetch_text_shards(
             show(n_bytes, total)
 
         hub = os.environ.get("HF_ENDPOINT", HUB).rstrip("/")
-        url = f"{hub}/datasets/{corpus.repository}/resolve/main/{name}"
-        download(url, scratch / name, progress=watch, fix="try again later")
+        url = f"{hub}/datasets/{corpus.repository}/resolve/{request.get('revision', corpus.revision)}/{name}"
+        origin = download(url, scratch / name, progress=watch, limit_bytes=SHARD_LIMIT_BYTES, fix="try again later")
         try:
             check_text_shard(scratch / name)
         except InputError as error:
             (scratch / name).unlink()
             raise InputError(f"{url} is damaged, or not the expected file: {error}") from error
-        if not (directory / TEXT_MANIFEST).exists():
-            write_text_manifest(directory, manifest)
+        note(name, scratch / name, origin.sha256 or sha256_of(scratch / name), origin.commit)
         os.replace(scratch / name, directory / name)
 
     def fetch_or_stop(name: str) -> None:
@@ -292,6 +305,13 @@ def fetch_text_shards(
     names = [shard_name(corpus.n_train), *map(shard_name, range(n_train))]
     there = sorted(path.name for path in directory.iterdir() if TEXT_SHARD.fullmatch(path.name))
     missing = [name for name in dict.fromkeys(names + there) if not _is_whole(directory / name)]
+    whole = [directory / name for name in there if name not in missing]
+    for path, digest in hash_files(whole).items():
+        if path.name not in entries:
+            note(path.name, path, digest)  # fetched by a version that kept none
+        elif entries[path.name].get("sha256", digest) != digest:
+            print(f"{path} changed since it was fetched; fetching it again")
+            missing.append(path.name)
     if names[0] in missing:
         fetch(names[0])
     with ThreadPoolExecutor(n_threads) as pool:
