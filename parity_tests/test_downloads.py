@@ -107,6 +107,7 @@ def test_an_overlong_part_starts_over_even_if_nothing_is_known():
 
 
 def test_download_of_something_else_is_refused():
+    """Faults: C42."""
     with Server({"x.bin": CONTENT[:-1] + b"?"}) as server:
         with pytest.raises(InputError, match=r"has SHA-256 .*, not .*try again, or give a copy by --input"):
             download(f"{server.url}/x.bin", Path("x.bin"), **CHECKS)

@@ -184,6 +184,7 @@ def test_many_characters_need_wide_tokens():
 
 
 def test_lone_surrogates_in_json_are_replaced():
+    """Faults: C51."""
     Path("x.jsonl").write_text('{"text": "a \\ud83d b"}\n{"text": "pair \\ud83d\\ude00"}\n')
     assert run("x", "--input", "x.jsonl") == 0
     assert texts("data/x") == {"train": "a \ufffd b\n\n", "val": "pair \U0001f600\n\n"}
@@ -218,6 +219,7 @@ def test_lone_surrogates_in_json_are_replaced():
     ],
 )
 def test_bad_input(name, content, expected):
+    """Faults: C19, C40."""
     Path(name).write_bytes(content)
     assert expected in refused("mine", "--input", name)
     assert not Path("data/mine").exists()
@@ -314,6 +316,7 @@ def test_other_data_are_replaced_by_force_only():
 
 
 def test_damaged_data_are_not_taken_for_done():
+    """Faults: C34."""
     Path("book.txt").write_text("".join(DOCUMENTS))
     run("book", "--input", "book.txt")
     Path("data/book/val_000000.bin").unlink()
@@ -342,6 +345,7 @@ def test_a_directory_with_other_files_is_left_alone():
 
 @pytest.mark.parametrize("error", [KeyboardInterrupt, MemoryError, OSError(28, "No space left on device")])
 def test_interrupted_work_changes_nothing(monkeypatch, error, capsys):
+    """Faults: C41."""
     Path("book.txt").write_text("".join(DOCUMENTS))
     run("book", "--input", "book.txt")
     old = texts("data/book")
@@ -371,6 +375,7 @@ def test_interrupted_work_changes_nothing(monkeypatch, error, capsys):
 
 
 def test_what_a_kill_leaves_behind_is_not_picked_up():
+    """Faults: C41."""
     Path("book.txt").write_text("".join(DOCUMENTS))
     code = (
         "import os, sys; from jaxgpt.prepare import __main__ as prepare, encode\n"

@@ -232,6 +232,7 @@ def test_damage_is_named(damage, expected):
 
 @pytest.mark.parametrize("error", [KeyboardInterrupt, MemoryError, OSError(28, "No space left on device")])
 def test_interrupted_work_changes_nothing(monkeypatch, error, capsys):
+    """Faults: C41."""
     write_jsonl("x.jsonl", DOCUMENTS)
     run("x", "--input", "x.jsonl", "--format", "text")
     old = texts("data/x_text")
@@ -295,6 +296,7 @@ def test_the_last_file_is_for_validation_at_every_moment(monkeypatch):
 
 
 def test_what_a_kill_leaves_behind_is_not_picked_up():
+    """Faults: C41."""
     write_jsonl("x.jsonl", DOCUMENTS)
     code = (
         "import os; from jaxgpt.prepare import __main__ as prepare, text_shards\n"

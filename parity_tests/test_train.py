@@ -267,6 +267,7 @@ def test_bad_input_is_one_line(config, tmp_path, settings, message):
 
 
 def test_id_above_the_vocabulary_names_shard_offset_and_id(config, tmp_path):
+    """Faults: C30."""
     tokens = np.arange(5000) % 60
     tokens[1234] = 99
     (tmp_path / "bin").mkdir()

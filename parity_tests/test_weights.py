@@ -247,6 +247,7 @@ class Malice:
 
 
 def test_malicious_pickles_run_nothing(tmp_path, monkeypatch):
+    """Faults: C112."""
     monkeypatch.chdir(tmp_path)
     torch.save({"model": {}, "model_args": Malice()}, "ckpt.pt")
     refused(lambda: load_nanogpt("ckpt.pt"), "ckpt.pt", "might run code")
@@ -285,6 +286,8 @@ def without(name):
 
 
 def test_missing_extra_and_misshapen_tensors_are_named(hf_dir, tmp_path):
+    """Faults: C111."""
+
     def load(change, **config_changes):
         return lambda: load_hf(copy_of(hf_dir, tmp_path, change, **config_changes))
 

@@ -158,7 +158,7 @@ def _check_column(path: Path, schema: Any, field: str) -> None:
 
     names = schema.names
     kind = schema.field(field).type if names.count(field) == 1 else None
-    inner = kind
+    inner: Any = kind
     while isinstance(inner, pyarrow.ListType | pyarrow.LargeListType | pyarrow.DictionaryType):
         inner = inner.value_type
     if str(inner) not in ("string", "large_string", "string_view", "binary", "large_binary"):
