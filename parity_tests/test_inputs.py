@@ -17,7 +17,7 @@ from pyarrow import parquet
 
 from jaxgpt import train_tokenizer
 from jaxgpt.errors import InputError
-from jaxgpt.prepare import streams
+from jaxgpt.prepare import inputs, streams
 from jaxgpt.prepare.destination import train_command
 from jaxgpt.prepare.inputs import detect_format, find_inputs, open_files
 from parity_tests.helpers.environment import REPO
@@ -151,6 +151,17 @@ def test_a_bomb_is_refused_before_it_fills_anything(monkeypatch):
         assert "grows more than 200 times" in message(documents, f"b.jsonl.{suffix}")
 
 
+def test_a_table_that_names_one_text_again_and_again_is_refused(monkeypatch):
+    """Faults: C42."""
+    monkeypatch.setattr(inputs, "RATIO_FROM_BYTES", 1 << 20)
+    table = pa.table({"text": pa.DictionaryArray.from_arrays([0] * 2000, ["ab" * (5 << 20)])})
+    parquet.write_table(table, "b.parquet", compression="zstd", dictionary_pagesize_limit=1 << 30)
+    with pa.ipc.new_stream("b.arrow", table.schema, options=pa.ipc.IpcWriteOptions(compression="zstd")) as writer:
+        writer.write_table(table)
+    for name in ("b.parquet", "b.arrow"):
+        assert "holds more than 200 times as much text as its size" in message(documents, name)
+
+
 @pytest.mark.parametrize(
     ("content", "expected"),
     [
@@ -199,7 +210,7 @@ def test_what_is_no_text_is_refused(name, content, expected):
         ("x.arrow", arrow_of()[:200], "x.arrow cannot be read as Arrow"),
         ("x.arrow", b"hello", "x.arrow cannot be read as Arrow"),
         ("x.parquet", parquet_of([[{"role": "user"}]]), "column 'text' is list<"),
-        ("x.parquet", parquet_of([b"\xff"]), "x.parquet row 0 is not UTF-8"),
+        ("x.parquet", parquet_of([b"\xff"]), "x.parquet rows 0 to 0 is not UTF-8"),
     ],
 )
 def test_damaged_files_are_named(name, content, expected):

@@ -343,7 +343,9 @@ def fetch_text(options: argparse.Namespace, out: Path) -> int:
             progress=progress.download,
         )  # fmt: skip
     if n_fetched:
+        revision = read_text_manifest(out).get("request", {}).get("revision", "main, which is not pinned")
         print(f"{out}: {n_fetched} files fetched, in {time.monotonic() - began:.1f} s")
+        print(f"from {corpus.repository}, revision {revision}")
     else:
         print(f"{out} already has the {options.shards} shards for training, and the one for validation")
     return report(out, "text")

@@ -20,7 +20,7 @@ from jaxgpt.errors import InputError
 from jaxgpt.files import read_bounded
 from jaxgpt.prepare.readers import Reader, read_arrow, read_csv, read_json, read_jsonl, read_parquet, read_text
 from jaxgpt.prepare.source import Piece, Source
-from jaxgpt.prepare.streams import InputStream
+from jaxgpt.prepare.streams import MAX_RATIO, RATIO_FROM_BYTES, InputStream
 
 READERS: dict[str, Reader] = {
     "text": read_text,
@@ -272,9 +272,15 @@ def open_files(paths: list[Path], text_field: str, input_format: str = "") -> So
         left_out["empty files"] += len(empty)
         has_documents = False
         for path in used:
-            is_empty = True
+            is_empty, n_chars, most = True, 0, max(RATIO_FROM_BYTES, MAX_RATIO * path.stat().st_size)
             for piece in READERS[formats[path]](path, text_field, left_out):
                 is_empty = False
+                n_chars += len(piece.text)
+                if n_chars > most:
+                    raise InputError(
+                        f"{path} holds more than {MAX_RATIO} times as much text as its size; it repeats itself or was "
+                        "made to harm: leave it out"
+                    )
                 yield piece
             left_out["files without documents"] += is_empty
             has_documents |= not is_empty

@@ -25,6 +25,8 @@ MAX_DOCUMENT_BYTES = 1 << 30
 """A line or a value that does not end after so many bytes is no document."""
 NULLS, EMPTIES = "documents without text (null)", "empty documents"
 DELIMITERS = ",\t;|"
+_ROWS = 32
+"""Rows of a table that are in memory at a time: a dictionary can name one long text in all of them."""
 Reader = Callable[[Path, str, Counter[str]], Iterator[Piece]]
 
 
@@ -115,7 +117,7 @@ def read_parquet(path: Path, field: str, left_out: Counter[str]) -> Iterator[Pie
         with pyarrow.parquet.ParquetFile(path, page_checksum_verification=True) as file:
             _check_column(path, file.schema_arrow, field)
             per_row = path.stat().st_size / max(file.metadata.num_rows, 1)
-            batches = file.iter_batches(batch_size=256, columns=[field])
+            batches = file.iter_batches(batch_size=_ROWS, columns=[field])
             yield from _read_batches(path, field, batches, lambda n_rows: n_rows * per_row, left_out)
     except (pyarrow.ArrowException, OSError) as error:
         raise InputError(f"{path} cannot be read as parquet ({first_line(error)}); fetch it again") from error
@@ -175,14 +177,21 @@ def _read_batches(
     for batch in batches:
         values = batch.column(batch.schema.get_field_index(field))
         n_read = advance(len(values))
-        for value in values:
+        for part in _decoded(values):
             try:
-                text = _joined(value.as_py())
+                texts = [_joined(value) for value in part.to_pylist()]
             except UnicodeDecodeError as error:
-                raise _not_utf8(f"{path} row {n_rows}", error) from error
-            n_rows += 1
-            yield from _document(text, left_out, n_read)
-            n_read = 0
+                raise _not_utf8(f"{path} rows {n_rows} to {n_rows + len(part) - 1}", error) from error
+            n_rows += len(part)
+            for text in texts:
+                yield from _document(text, left_out, n_read)
+                n_read = 0
+
+
+def _decoded(values: Any) -> Iterator[Any]:
+    """A column in parts, without its dictionary, which may name a long text again and again."""
+    parts = (values[at : at + _ROWS] for at in range(0, len(values), _ROWS))
+    return (part.dictionary_decode() if hasattr(part, "dictionary") else part for part in parts)
 
 
 def _joined(value: Any) -> str | None:
