@@ -47,6 +47,12 @@ def explain_variables() -> None:
     sys.excepthook = hook
 
 
+def printable(message: object) -> str:
+    """A message as one line that no terminal obeys: names inside a file may be escape sequences."""
+    text = "".join(char if char.isprintable() else repr(char)[1:-1] for char in str(message))
+    return text.encode("utf-8", "backslashreplace").decode("utf-8")
+
+
 def run_verb(main: Callable[[list[str]], int]) -> None:
     """Runs a command line tool, `main(arguments) -> exit code`, and ends the process with its code."""
     args = sys.argv[1:]
@@ -56,12 +62,12 @@ def run_verb(main: Callable[[list[str]], int]) -> None:
     except InputError as error:
         if show_traceback:
             raise
-        print(f"error: {error}", file=sys.stderr)
+        print(f"error: {printable(error)}", file=sys.stderr)
         code = EXIT_BAD_INPUT
     except Failure as error:
         if show_traceback:
             raise
-        print(f"failed: {error}", file=sys.stderr)
+        print(f"failed: {printable(error)}", file=sys.stderr)
         code = EXIT_FAILED
     except BrokenPipeError:
         sys.stderr.close()

@@ -38,7 +38,8 @@ def main(args: list[str]) -> int:
     directory = settings.data or (trained.config.data.dir if trained.config else "")
     if not directory:
         raise InputError(f"--data is missing: {trained.origin} names no data; give a directory that prepare wrote")
-    source = open_directory(directory, trained.config.data if trained.config else None)
+    like = trained.config.data if trained.config else None
+    source = open_directory(directory, like, verify_again=settings.verify)
     trained = with_tokenizer_of(trained, source)
     config = evaluation_config(trained, settings)
     evaluator = make_evaluator(config, trained.mesh)
@@ -92,6 +93,7 @@ def parse_args(args: list[str]) -> argparse.Namespace:
         "--dtype", choices=("bfloat16", "float16", "float32"),
         help="dtype of the computation (default: the run's, else bfloat16, float32 on a CPU)",
     )  # fmt: skip
+    parser.add_argument("--verify", action="store_true", help="hash all of the data again, also what was hashed before")
     parser.add_argument("--json", action="store_true", help="print one JSON object")
     settings = parser.parse_args(args)
     if settings.tokens is not None and settings.tokens < 0:

@@ -1,14 +1,55 @@
-"""Files that are written completely or not at all, and locks that a kill releases."""
+"""Files that are written completely or not at all, locks that a kill releases, and reading that never hangs."""
 
 import contextlib
+import errno
 import os
 import socket
+import stat
 import threading
 from collections.abc import Iterator
+from io import BufferedReader
 from pathlib import Path
 from typing import IO
 
 from jaxgpt.errors import InputError
+
+
+def open_regular(path: str | Path) -> BufferedReader:
+    """Opens a regular file for reading. Any path from outside may name a pipe, which waits forever, or a device.
+
+    Raises:
+      OSError: it cannot be opened, or is something else; strerror says what.
+    """
+    kinds = {stat.S_IFIFO: "a pipe", stat.S_IFCHR: "a device", stat.S_IFBLK: "a device", stat.S_IFSOCK: "a socket"}
+
+    def refuse(mode: int) -> None:
+        if stat.S_ISDIR(mode):
+            raise IsADirectoryError(errno.EISDIR, "it is a directory, not a file", str(path))
+        if not stat.S_ISREG(mode):
+            kind = kinds.get(stat.S_IFMT(mode), "something else")
+            raise OSError(errno.EINVAL, f"it is {kind}, not a file", str(path))
+
+    refuse(os.stat(path).st_mode)  # before opening: to open a device can already do something
+    fd = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0))
+    try:
+        refuse(os.fstat(fd).st_mode)  # the name may mean another file by now
+        return os.fdopen(fd, "rb")
+    except BaseException:
+        os.close(fd)
+        raise
+
+
+def read_bounded(path: str | Path, limit_bytes: int) -> bytes:
+    """All of a regular file of at most so many bytes.
+
+    Raises:
+      OSError: as `open_regular`; or the file is larger, and strerror says so.
+    """
+    with open_regular(path) as file:
+        content = file.read(limit_bytes + 1)
+    if len(content) > limit_bytes:
+        raise OSError(errno.EFBIG, f"it has more than {limit_bytes} bytes", str(path))
+    return content
 
 
 def flush_to_disk(file: IO) -> None:

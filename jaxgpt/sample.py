@@ -14,16 +14,16 @@ import argparse
 import sys
 import time
 from collections.abc import Iterator
-from pathlib import Path
 
 from jaxgpt.data.sources import open_directory
 from jaxgpt.data.tokenizer import StreamDecoder, Tokenizer
 from jaxgpt.errors import EXIT_DONE, InputError, run_verb
-from jaxgpt.files import user_path
+from jaxgpt.files import read_bounded, user_path
 from jaxgpt.inference.request import check_settings
 from jaxgpt.inference.trained import open_source, source_parser, with_tokenizer_of
 
 SEPARATOR = "---------------"
+PROMPT_LIMIT_BYTES = 16 << 20
 EXIT_INTERRUPTED = 130
 """128 + SIGINT, as shells count it."""
 CONTROLS = {code: "\ufffd" for code in (*range(32), *range(127, 160)) if chr(code) not in "\n\t"}
@@ -42,7 +42,10 @@ def parse_args(args: list[str]) -> argparse.Namespace:
     parser = source_parser("jaxgpt.sample", __doc__ or "")
     prompt = parser.add_mutually_exclusive_group()
     prompt.add_argument(
-        "--prompt", default="\n", metavar="TEXT", help="text to continue; @FILE reads a file (default: a newline)"
+        "--prompt",
+        default="\n",
+        metavar="TEXT",
+        help="text to continue, '' to begin one; @FILE reads a file (default: a newline)",
     )
     prompt.add_argument(
         "--prompt-file", metavar="FILE", type=user_path, help="text to continue, to the last byte; - reads stdin"
@@ -64,6 +67,9 @@ def parse_args(args: list[str]) -> argparse.Namespace:
     parser.add_argument(
         "--data", metavar="DIR", type=user_path, help="data directory to take the tokenizer from, if the model has none"
     )
+    parser.add_argument(
+        "--verify", action="store_true", help="with --data: hash all of the data again, also what was hashed before"
+    )
     settings = parser.parse_args(args)
     check_settings(
         max_tokens=settings.max_tokens, temperature=settings.temperature, top_k=settings.top_k or 0,
@@ -76,7 +82,7 @@ def sample(settings: argparse.Namespace) -> int:
     prompt = read_prompt(settings)
     trained = open_source(settings)
     if settings.data:
-        trained = with_tokenizer_of(trained, open_directory(settings.data))
+        trained = with_tokenizer_of(trained, open_directory(settings.data, verify_again=settings.verify))
     tokenizer = trained.tokenizer
     if tokenizer is None:
         raise InputError(
@@ -84,7 +90,10 @@ def sample(settings: argparse.Namespace) -> int:
             "give --data DIR, a directory prepared with its tokenizer"
         )
     engine = trained.engine()
-    prompt_ids = tokenizer.encode_prompt(prompt)
+    try:
+        prompt_ids = tokenizer.encode_prompt(prompt)
+    except InputError as error:
+        raise InputError(f"--prompt={prompt[:40]!r} cannot be read: {error}; or choose another --prompt") from error
     steps = engine.generate(
         prompt_ids,
         max_tokens=settings.max_tokens,
@@ -110,14 +119,15 @@ def read_prompt(settings: argparse.Namespace) -> str:
         file = user_path(prompt[1:], "--prompt")
     if file is not None:
         try:
-            data = sys.stdin.buffer.read() if file == "-" else Path(file).read_bytes()
+            limit = PROMPT_LIMIT_BYTES
+            data = sys.stdin.buffer.read(limit + 1) if file == "-" else read_bounded(file, limit)
+            if len(data) > limit:
+                raise InputError(f"the prompt on stdin has more than {limit} bytes; give its end")
             prompt = data.decode("utf-8")
         except OSError as error:
             raise InputError(f"prompt file {file} cannot be read: {error.strerror}; give another") from error
         except UnicodeDecodeError as error:
             raise InputError(f"prompt file {file} is not UTF-8 at byte {error.start}; convert it") from error
-    if not prompt:
-        raise InputError("the prompt is empty; give some text to continue, such as --prompt 'Once'")
     return prompt
 
 

@@ -5,6 +5,7 @@ The run directory gets config.py, metrics.jsonl, checkpoints/ and loss.png. Exit
 """
 
 import functools
+import shlex
 from contextlib import ExitStack
 
 import jax
@@ -43,6 +44,7 @@ from jaxgpt.training.validation import evaluate_split
 FLAGS = {
     "resume": "continue from the newest valid checkpoint in run.dir",
     "allow_change": ALLOW_CHANGE,
+    "verify": "hash all of the data again, also the files that did not change since they were hashed last",
     "smoke": "run a few steps of a small copy of this config on generated text, to see whether it works on this "
     "machine",
 }
@@ -54,10 +56,10 @@ def main(args: list[str]) -> int:
     given = shrink(given) if flags["smoke"] else given
 
     # data
-    run = open_run(given)
+    run = open_run(given, verify_again=flags["verify"])
     config, tokenizer, about = run.config, run.tokenizer, run.about()
     val_rows, val_starts = run.source.val_rows(config)
-    prompt = tokenizer.encode_prompt(config.sample.prompt) if tokenizer and config.sample.every else []
+    prompt = run.sample_prompt()
 
     with ExitStack() as stack:
         # devices
@@ -133,7 +135,7 @@ def main(args: list[str]) -> int:
                 if is_stopped and not is_last:
                     end.exit_code = EXIT_STOPPED
                     break
-    next_command = f"python -m jaxgpt.sample --run {run.dir}"
+    next_command = f"python -m jaxgpt.sample --run {shlex.quote(str(run.dir))}"
     return close_run(run.dir, end.exit_code, next_command, is_first=jax.process_index() == 0)
 
 

@@ -11,6 +11,7 @@ hf writes the weights alone, for transformers. RUN is only read, and nothing in 
 
 import argparse
 import dataclasses
+import shlex
 import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -175,10 +176,10 @@ def main(args: list[str]) -> int:
         else:
             write_run(saved, given.to, run, out)
             verb = {"torch": "torch_ref", "jax": "jaxgpt"}[given.to]
-            done = f"next: python -m {verb}.train --config {out}/config.py --resume"
+            done = f"next: python -m {verb}.train --config {shlex.quote(str(out / 'config.py'))} --resume"
     except OSError as error:
         raise InputError(f"{out} cannot be written: {error}; choose another directory") from error
-    console.print(f"step {saved.step} of {run}, {saved.framework} -> {given.to}; {done}", soft_wrap=True)
+    console.print(f"step {saved.step} of {run}, {saved.framework} -> {given.to}; {done}", soft_wrap=True, markup=False)
     return 0
 
 

@@ -177,6 +177,7 @@ def test_a_damaged_checkpoint_is_not_converted(changing, tmp_path):
 
 
 def test_without_torch(changing, tmp_path, monkeypatch):
+    """Faults: C110."""
     monkeypatch.setitem(sys.modules, "torch", None)
     message = refusal("--from", changing / "a", "--to=torch", tmp_path / "b")
     assert message == "this needs PyTorch; pip install 'jaxgpt[torch]'"

@@ -107,7 +107,7 @@ def test_stdout_is_the_prompt_and_what_the_engine_gives(here, capsys):
 
 
 def test_a_context_that_was_full_is_told_of(here, capsys):
-    """The prompt has 2 tokens, the context 32, and the last token is read by nobody."""
+    """The prompt has 2 tokens, the context 32, and the last token is read by nobody. Faults: C95."""
     for n, is_told in ((31, False), (32, True)):
         err = written(capsys, "--run", "run", "--prompt", "1 ", "--max-tokens", str(n)).err
         assert ("context of 32" in err) == is_told
@@ -153,6 +153,8 @@ def steps_of(*rows):
 
 
 def test_characters_appear_whole_and_escapes_do_not_reach_a_terminal(capsys, monkeypatch):
+    """Faults: C109."""
+
     class Tokenizer(ByteTokenizer):
         end_of_text = 0
 
@@ -196,8 +198,9 @@ def test_characters_appear_whole_and_escapes_do_not_reach_a_terminal(capsys, mon
         ("--model nothing", "nothing does not exist"),
         ("--run run --platform tpu", "platform=tpu is not available"),
         ("--run run --prompt-file char", "prompt file char cannot be read"),
+        ("--run run --prompt=", "the prompt is empty, and char has no token that begins a text"),
+        ("--run run --prompt @/dev/zero", "prompt file /dev/zero cannot be read: it is a device"),
         ("--run run --prompt @nothing", "prompt file nothing cannot be read"),
-        ("--run run --prompt=", "prompt is empty"),
         ("--run run --prompt é", "'é' at position 0"),
         (f"--run run --prompt {'1' * 33}", "33 tokens, more than model.seq_len=32"),
         ("--run run --temperature -1", "temperature=-1.0"),
@@ -213,6 +216,7 @@ def test_characters_appear_whole_and_escapes_do_not_reach_a_terminal(capsys, mon
     ],
 )
 def test_bad_arguments_give_one_line(here, capsys, args, wanted):
+    """Faults: C93, C94, C96, C97."""
     with pytest.raises(InputError) as caught:
         sample.main(args.split())
     assert wanted in str(caught.value) and "\n" not in str(caught.value)

@@ -266,7 +266,7 @@ def test_corrupted_checkpoint_is_named_and_nothing_is_lost(config, tmp_path):
             ["--mesh.data=2", "--mesh.tensor=4", "--train.micro_batch_size=4"],
             "mesh.tensor=4 does not divide wte.weight's axis",
         ),
-        (["--sample.every=5", "--sample.prompt=Ω"], "Ω"),
+        (["--sample.every=5", "--sample.prompt=Ω"], "sample.prompt='Ω' cannot be read: character 'Ω'"),
         (["--run.dir=/dev/null/x"], "/dev/null/x"),
     ],
 )
@@ -281,6 +281,7 @@ def test_bad_input_is_one_line(config, tmp_path, settings, message):
 
 
 def test_id_above_the_vocabulary_names_shard_offset_and_id(config, tmp_path):
+    """Faults: C30."""
     tokens = np.arange(5000) % 60
     tokens[1234] = 99
     (tmp_path / "bin").mkdir()

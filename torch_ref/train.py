@@ -6,6 +6,7 @@ Exit codes as there: 0 done, 2 bad input, 3 diverged, 75 stopped by a signal aft
 """
 
 import dataclasses
+import shlex
 import time
 from contextlib import ExitStack, contextmanager
 
@@ -42,6 +43,7 @@ from torch_ref.training.validation import evaluate_split
 FLAGS = {
     "resume": "continue from the newest valid checkpoint in run.dir",
     "allow_change": ALLOW_CHANGE,
+    "verify": "hash all of the data again, also the files that did not change since they were hashed last",
     "smoke": "run a few steps of a small copy of this config on generated text, to see whether it works on this "
     "machine",
     "compile": "compile forward and backward pass with torch.compile; the default on CUDA",
@@ -56,7 +58,7 @@ def main(args: list[str]) -> int:
     given = shrink(given) if flags["smoke"] else given
 
     # data
-    run = open_run(given)
+    run = open_run(given, verify_again=flags["verify"])
     config, about = run.config, run.about()
     val_rows, val_starts = run.source.val_rows(config)
 
@@ -131,7 +133,7 @@ def main(args: list[str]) -> int:
                 if is_stopped and not is_last:
                     end.exit_code = EXIT_STOPPED
                     break
-        next_command = f"python -m parity_tests.convert --from {run.dir} --to jax DIR"
+        next_command = f"python -m parity_tests.convert --from {shlex.quote(str(run.dir))} --to jax DIR"
         return close_run(run.dir, end.exit_code, next_command, is_first=process_index() == 0)
 
 

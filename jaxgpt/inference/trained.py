@@ -7,6 +7,7 @@ from RUN/config.py. The verbs that take such a model share the arguments that na
 
 import argparse
 import dataclasses
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, NoReturn
@@ -22,6 +23,7 @@ from jaxgpt.errors import InputError
 from jaxgpt.files import user_path
 from jaxgpt.formats.hugging_face import PRETRAINED
 from jaxgpt.formats.pretrained import load_pretrained
+from jaxgpt.formats.vocabulary import find_other_vocabulary
 from jaxgpt.inference.engine import Engine
 from jaxgpt.models import param_shapes
 from jaxgpt.parallel.compile_cache import remember_programs
@@ -77,7 +79,10 @@ def open_trained(source: str, *, step: int | None = None, platform: str = "", n_
     config, loaded = load_pretrained(source)
     shapes = place_params(config, "float32", mesh)
     params = {path: jax.device_put(loaded[path], shape.sharding) for path, shape in shapes.items()}
-    tokenizer = choose_tokenizer(None, config)
+    other = find_other_vocabulary(Path(source)) if Path(source).is_dir() else ""
+    tokenizer = None if other else choose_tokenizer(None, config)
+    if other:
+        print(f"note: {source} has a vocabulary other than GPT-2's ({other}), which is not read", file=sys.stderr)
     dtype = "float32" if mesh.devices.flat[0].platform == "cpu" else "bfloat16"
     return Trained(None, config, params, tokenizer, dtype, mesh, source)
 

@@ -14,8 +14,8 @@ from jaxgpt.config import CheckpointConfig, Config, EvalConfig, LogConfig, MeshC
 from jaxgpt.data.bpe import train_bpe
 from jaxgpt.data.manifest import FORMAT, write_manifest
 from jaxgpt.errors import InputError
-from jaxgpt.prepare.corpora import open_files
 from jaxgpt.prepare.encode import encode_source
+from jaxgpt.prepare.inputs import open_files
 from jaxgpt.prepare.text_shards import write_text_shards
 
 STEPS = 6

@@ -20,7 +20,7 @@ def list_changes(
     """Differences between a checkpoint's config and the one to resume with, in words; empty if there are none.
 
     Args:
-      then, now: `about` of the checkpoint and of this process: config, data_sha256, tokenizer.
+      then, now: `about` of the checkpoint and of this process: config, data_sha256, data_files, tokenizer.
       allow_change: whether settings that decide what the next steps read may differ.
 
     Raises:
@@ -36,6 +36,13 @@ def list_changes(
             f"checkpoint {n_done} in {directory} is another model: {'; '.join(listed[name] for name in architecture)}; "
             f"to resume it pass {settings}"
         )
+    files = then.get("data_files")  # not in older checkpoints
+    for name, digest in now.get("data_files", {}).items():
+        if isinstance(files, dict) and files.get(name, digest) != digest:
+            raise InputError(
+                f"the data in {now['config']['data']['dir']}/{name} changed since checkpoint {n_done} of {directory} "
+                f"(SHA-256 {digest[:16]}...); restore the old file, or start a new run with train.init_from"
+            )
     for name, what in (("data_sha256", "data"), ("tokenizer", "tokenizer")):
         if then[name] not in (None, now[name]):  # None: an older version could not read the tokenizer of this data
             raise InputError(
