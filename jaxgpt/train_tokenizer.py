@@ -30,6 +30,7 @@ from jaxgpt.data.tokenizer import GPT2Tokenizer, Tokenizer
 from jaxgpt.errors import EXIT_DONE, InputError, run_verb
 from jaxgpt.files import write_atomically
 from jaxgpt.prepare.destination import train_command
+from jaxgpt.run.console import console
 from jaxgpt.run.progress import Progress
 
 EXIT_INTERRUPTED = 130
@@ -52,7 +53,7 @@ def main(args: list[str]) -> int:
                 progress=lambda n, total: merging(n, total, f"{n:,} of {total:,} merges"),
             )
         write_tokenizer(tokenizer, out)
-        print(f"{out} has {tokenizer.vocab_size:,} tokens, learned in {time.monotonic() - began:.1f} s")
+        console.say(f"{out} has {tokenizer.vocab_size:,} tokens, learned in {time.monotonic() - began:.1f} s")
         compare(tokenizer, val)
     except OSError as error:
         if isinstance(error, BrokenPipeError):
@@ -62,7 +63,7 @@ def main(args: list[str]) -> int:
         print("interrupted", file=sys.stderr)
         return EXIT_INTERRUPTED
     setting = "" if out == Path(options.data, TOKENIZER) else f" --data.tokenizer={out}"
-    print(f"next: {train_command(Path(options.data), 'text')}{setting}")
+    console.say(f"next: {train_command(Path(options.data), 'text')}{setting}")
     return EXIT_DONE
 
 
@@ -171,9 +172,9 @@ def compare(tokenizer: Tokenizer, val: TextSplit) -> None:
         per_token = [
             f"{n_bytes / n:.3f} by {who}" for n, who in zip(n_tokens, ("this", "GPT-2's 50,257"), strict=False)
         ]
-        print(f"bytes per token, on {n_bytes / 1e6:,.1f} MB of {val.files[0].path.name}: {', '.join(per_token)}")
+        console.say(f"bytes per token, on {n_bytes / 1e6:,.1f} MB of {val.files[0].path.name}: {', '.join(per_token)}")
     if note:
-        print(note)
+        console.say(note)
 
 
 if __name__ == "__main__":

@@ -167,6 +167,8 @@ class LogConfig:
     """Also write TensorBoard events into the run directory (extra: tracking)."""
     wandb_project: str = ""
     """Also log to this Weights & Biases project (extra: tracking); empty: no."""
+    trackio_project: str = ""
+    """Also log to this trackio project (extra: tracking); empty: no."""
 
     def __post_init__(self):
         require(self.every >= 1, f"log.every={self.every} is below 1; 1 logs each step")

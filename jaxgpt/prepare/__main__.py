@@ -59,7 +59,9 @@ from jaxgpt.prepare.text_shards import (
     read_text_manifest,
     write_text_shards,
 )
+from jaxgpt.run.console import console
 from jaxgpt.run.progress import Progress
+from jaxgpt.streams import one_line
 
 EXIT_INTERRUPTED = 130
 USUAL = {
@@ -92,7 +94,7 @@ def main(args: list[str]) -> int:
         inputs = find_local(options, corpus)
         request = describe_request(options, corpus, inputs)
         if is_prepared(out, options.form, options.name, request, options.force):
-            print(f"{out} is already prepared from the same input; --force prepares it again")
+            console.say(f"{out} is already prepared from the same input; --force prepares it again")
             return report(out, options.form)
         began = time.monotonic()
         with claim(out) as scratch, Progress() as progress:
@@ -110,7 +112,7 @@ def main(args: list[str]) -> int:
                 else:
                     made = encode_source(source, scratch / "shards", n_threads=options.workers, **wants)
                     publish(out, scratch, {"format": 1, **about, **made})
-        print(f"{out} is prepared, in {time.monotonic() - began:.1f} s")
+        console.say(f"{out} is prepared, in {time.monotonic() - began:.1f} s")
         return report(out, options.form)
     except BrokenPipeError:
         raise  # the reader of our output left; run_verb handles it
@@ -122,7 +124,7 @@ def main(args: list[str]) -> int:
         kept = "is unchanged; run the same command to start again"
         if options.name in TEXT_CORPORA:
             kept = "keeps what was fetched; run the same command to continue"
-        print(f"interrupted; {out} {kept}", file=sys.stderr)
+        print(one_line(f"interrupted; {out} {kept}"), file=sys.stderr)
         return EXIT_INTERRUPTED
 
 
@@ -222,7 +224,7 @@ def find_local(options: argparse.Namespace, corpus: Corpus) -> list[Path]:
         return find_inputs(options.input, (".bin",))
     inputs = find_inputs(options.input)
     if corpus.kind == "text" and (n_bytes := sum(path.stat().st_size for path in inputs)) != SHAKESPEARE_BYTES:
-        print(f"note: --input has {n_bytes} bytes, {options.name} has {SHAKESPEARE_BYTES}; counts will differ")
+        console.say(f"note: --input has {n_bytes} bytes, {options.name} has {SHAKESPEARE_BYTES}; counts will differ")
     return inputs
 
 
@@ -306,9 +308,9 @@ def fetch_text(options: argparse.Namespace, out: Path) -> int:
             progress=progress.download,
         )  # fmt: skip
     if n_fetched:
-        print(f"{out}: {n_fetched} files fetched, in {time.monotonic() - began:.1f} s")
+        console.say(f"{out}: {n_fetched} files fetched, in {time.monotonic() - began:.1f} s")
     else:
-        print(f"{out} already has the {options.shards} shards for training, and the one for validation")
+        console.say(f"{out} already has the {options.shards} shards for training, and the one for validation")
     return report(out, "text")
 
 
@@ -317,7 +319,6 @@ def fetch_text(options: argparse.Namespace, out: Path) -> int:
 
 def report(out: Path, form: str) -> int:
     """Opens the directory as training will, prints what it is, and what to type next."""
-    from rich.console import Console
     from rich.table import Table
 
     next_verb = ""
@@ -335,8 +336,8 @@ def report(out: Path, form: str) -> int:
         table.add_column(title, justify="left" if title == "split" else "right")
     for row in rows[1:]:
         table.add_row(*row)
-    Console(highlight=False).print(table)
-    print(f"next: {next_verb or train_command(out, form)}")
+    console.print(table)
+    console.say(f"next: {next_verb or train_command(out, form)}")
     return EXIT_DONE
 
 

@@ -14,7 +14,7 @@ from jaxgpt.config import Config, to_dict
 from jaxgpt.config.derive import Derivation, derive
 from jaxgpt.data.sources import Source, count_token_bytes, open_source
 from jaxgpt.data.tokenizer import Tokenizer
-from jaxgpt.run.console import console
+from jaxgpt.run.console import console, working
 
 
 @dataclass(frozen=True)
@@ -47,7 +47,7 @@ class Run:
     @cached_property
     def token_bytes(self) -> np.ndarray | None:
         """UTF-8 bytes of each id, [V]; None, and a line on the console, where the vocabulary is not available."""
-        return count_token_bytes(self.source, console.print)
+        return count_token_bytes(self.source, console.say)
 
     def about(self) -> dict[str, Any]:
         """What a checkpoint says of the run, as JSON."""
@@ -65,7 +65,8 @@ def open_run(given: Config) -> Run:
       InputError: the data are missing, damaged, or of another vocabulary than the model's; or a value is open that no
         rule gives.
     """
-    source = open_source(given.data)
+    with working(f"opening the data in {given.data.dir}"):
+        source = open_source(given.data)
     derivation = derive(given, source.n_ids)
     source.check_vocabulary(derivation.config.model.vocab_size)
     return Run(given, derivation, source)
