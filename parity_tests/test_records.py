@@ -108,7 +108,8 @@ def test_what_is_no_file_is_renamed_and_not_written(tmp_path, kind):
     put()
     file.write(record(2))
     file.close()
-    assert steps(path) == [1, 2] and not path.is_symlink() and target.read_text() == "mine"
+    assert path.is_file() and not path.is_symlink() and target.read_text() == "mine"
+    assert steps(path) == [1, 2]
     assert (tmp_path / "metrics.jsonl.bad1").lstat().st_mode != path.stat().st_mode
     path.unlink()
     put()

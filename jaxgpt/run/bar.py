@@ -78,7 +78,7 @@ class _Line(ProgressColumn):
         self._owner = owner
 
     def render(self, task: Task) -> Text:
-        return Text(self._owner.line(console.width), no_wrap=True)
+        return Text(self._owner.line(console.width - 1), no_wrap=True)
 
 
 def clock(seconds: float | None) -> str:
