@@ -68,11 +68,9 @@ class SafeStream:
             self._failed(error)
 
     def finish(self) -> None:
-        """Flushes; what cannot be written is dropped, so that Python's own flush at exit does not fail."""
+        """Flushes. The work is over, so nothing is raised any more."""
         self._is_needed = False
         self.flush()
-        if self.failure:
-            self._drop()
 
     def _failed(self, error: OSError) -> None:
         is_first, self.failure = self.failure is None, error
