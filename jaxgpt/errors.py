@@ -8,6 +8,9 @@ import os
 import sys
 from collections.abc import Callable
 from types import TracebackType
+from typing import Literal
+
+from jaxgpt.streams import Unwritten, finish_streams, one_line, protect_streams
 
 EXIT_DONE = 0
 EXIT_FAILED = 1
@@ -47,29 +50,32 @@ def explain_variables() -> None:
     sys.excepthook = hook
 
 
-def printable(message: object) -> str:
-    """A message as one line that no terminal obeys: names inside a file may be escape sequences."""
-    text = "".join(char if char.isprintable() else repr(char)[1:-1] for char in str(message))
-    return text.encode("utf-8", "backslashreplace").decode("utf-8")
+def run_verb(main: Callable[[list[str]], int], prints: Literal["log", "result", "stream"] = "log") -> None:
+    """Runs a command line tool, `main(arguments) -> exit code`, and ends the process with its code.
 
-
-def run_verb(main: Callable[[list[str]], int]) -> None:
-    """Runs a command line tool, `main(arguments) -> exit code`, and ends the process with its code."""
+    Args:
+      prints: what a stdout that cannot be written means. log: nothing, the work continues. result: the work continues,
+        but the exit code says that its result was lost. stream: the work ends. A reader that left is no failure.
+    """
     args = sys.argv[1:]
     show_traceback = "--traceback" in args
+    protect_streams(is_stdout_needed=prints == "stream")
     try:
         code = main([arg for arg in args if arg != "--traceback"])
     except InputError as error:
         if show_traceback:
             raise
-        print(f"error: {printable(error)}", file=sys.stderr)
+        print(f"error: {one_line(error)}", file=sys.stderr)
         code = EXIT_BAD_INPUT
     except Failure as error:
         if show_traceback:
             raise
-        print(f"failed: {printable(error)}", file=sys.stderr)
+        print(f"failed: {one_line(error)}", file=sys.stderr)
         code = EXIT_FAILED
-    except BrokenPipeError:
-        sys.stderr.close()
+    except (BrokenPipeError, Unwritten):
         code = EXIT_DONE
+    lost = finish_streams()
+    if lost and prints != "log" and code == EXIT_DONE:
+        print(f"failed: stdout cannot be written ({lost.strerror}); free space, or write elsewhere", file=sys.stderr)
+        code = EXIT_FAILED
     sys.exit(code)

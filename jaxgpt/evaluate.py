@@ -12,11 +12,9 @@ evaluated with its own settings, so the loss on val agrees with the one that tra
 import argparse
 import dataclasses
 import json
-import sys
 from typing import Any, Literal
 
 import jax
-from rich.console import Console
 from rich.table import Table
 
 from jaxgpt.config import Config, EvalConfig, MeshConfig, TrainConfig, load
@@ -25,6 +23,7 @@ from jaxgpt.errors import EXIT_DONE, InputError, run_verb
 from jaxgpt.files import user_path
 from jaxgpt.inference.trained import Trained, open_source, source_parser, with_tokenizer_of
 from jaxgpt.parallel.mesh import count_batch_devices
+from jaxgpt.run.console import console
 from jaxgpt.training.step import Evaluator, make_evaluator
 from jaxgpt.training.validation import Evaluation, evaluate_split
 
@@ -146,8 +145,7 @@ def as_dict(result: Evaluation) -> dict[str, Any]:
 
 def print_table(facts: dict[str, str], results: dict[str, Evaluation]) -> None:
     """Prints to stdout, below a line about what was evaluated."""
-    console = Console(highlight=False, file=sys.stdout)
-    console.print(", ".join(f"{name} {value}" for name, value in facts.items()), soft_wrap=True, markup=False)
+    console.say(", ".join(f"{name} {value}" for name, value in facts.items()))
     table = Table("split", "loss (nats/token)", "perplexity", "bits per byte", "tokens")
     for split, result in results.items():
         bits = "" if result.bits_per_byte is None else f"{result.bits_per_byte:.4f}"
@@ -156,4 +154,4 @@ def print_table(facts: dict[str, str], results: dict[str, Evaluation]) -> None:
 
 
 if __name__ == "__main__":
-    run_verb(main)
+    run_verb(main, prints="result")

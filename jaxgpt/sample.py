@@ -21,13 +21,12 @@ from jaxgpt.errors import EXIT_DONE, InputError, run_verb
 from jaxgpt.files import read_bounded, user_path
 from jaxgpt.inference.request import check_settings
 from jaxgpt.inference.trained import open_source, source_parser, with_tokenizer_of
+from jaxgpt.streams import visible
 
 SEPARATOR = "---------------"
 PROMPT_LIMIT_BYTES = 16 << 20
 EXIT_INTERRUPTED = 130
 """128 + SIGINT, as shells count it."""
-CONTROLS = {code: "\ufffd" for code in (*range(32), *range(127, 160)) if chr(code) not in "\n\t"}
-"""Characters that a terminal might obey instead of showing: a model can write escape sequences."""
 
 
 def main(args: list[str]) -> int:
@@ -173,8 +172,8 @@ def speed_of(n_tokens: int, n_samples: int, times_s: list[float]) -> str:
 
 
 def show(text: str) -> None:
-    """Writes text to stdout at once."""
-    sys.stdout.write(text.translate(CONTROLS) if sys.stdout.isatty() else text)
+    """Writes text to stdout at once. A model can write escape sequences, which a terminal would obey."""
+    sys.stdout.write(visible(text) if sys.stdout.isatty() else text)
     sys.stdout.flush()
 
 
@@ -184,4 +183,4 @@ def say(message: str) -> None:
 
 
 if __name__ == "__main__":
-    run_verb(main)
+    run_verb(main, prints="stream")

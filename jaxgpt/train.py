@@ -4,7 +4,6 @@ The run directory gets config.py, metrics.jsonl, checkpoints/ and loss.png. Exit
 3 diverged, 75 stopped by a signal after saving a checkpoint: the same command with --resume continues bit for bit.
 """
 
-import functools
 import shlex
 from contextlib import ExitStack
 
@@ -26,13 +25,14 @@ from jaxgpt.parallel.texts import gather_texts
 from jaxgpt.prepare.smoke import shrink
 from jaxgpt.run.agreement import check_agreement, facts
 from jaxgpt.run.bar import Progress
-from jaxgpt.run.console import console
+from jaxgpt.run.console import console, working
 from jaxgpt.run.directory import close_run, open_logs, refuse_old_run
 from jaxgpt.run.ending import ending
 from jaxgpt.run.header import print_header
 from jaxgpt.run.meter import Meter
 from jaxgpt.run.opening import open_run
 from jaxgpt.run.resume import ALLOW_CHANGE, gather_cursors, resume, save
+from jaxgpt.run.sinks import check_trackers
 from jaxgpt.run.stop_signal import StopSignal
 from jaxgpt.training.checkpoint import CheckpointError, Checkpoints
 from jaxgpt.training.feed import make_feed
@@ -53,7 +53,7 @@ FLAGS = {
 def main(args: list[str]) -> int:
     # config
     given, flags = parse_args(args, FLAGS, __doc__ or "")
-    given = shrink(given) if flags["smoke"] else given
+    given = shrink(given, args) if flags["smoke"] else given
 
     # data
     run = open_run(given, verify_again=flags["verify"])
@@ -68,6 +68,8 @@ def main(args: list[str]) -> int:
         mesh = open_devices(config)
         plan = Plan(config, count_batch_devices(mesh))
         console.quiet = jax.process_index() != 0
+        if jax.process_index() == 0:
+            check_trackers(config.log)
 
         # model and state
         step = make_step(config, mesh)
@@ -87,27 +89,27 @@ def main(args: list[str]) -> int:
                 saved, step.state_shapes, about, exchange_texts, allow_change=flags["allow_change"]
             )
         else:
-            state = step.init_state(initial_params(config, step.state_shapes.params, step.init_params))
+            with working("making the weights"):
+                state = step.init_state(initial_params(config, step.state_shapes.params, step.init_params))
         shapes = {path: shape.shape for path, shape in step.state_shapes.params.items()}
         print_header(run, plan, shapes, first_step, describe_compute(config, step))
         if first_step >= plan.n_steps:
-            console.print(
-                f"the run is already at step {first_step} of {plan.n_steps}; to train longer, set --train.steps",
-                soft_wrap=True,
+            console.say(
+                f"the run is already at step {first_step} of {plan.n_steps}; to train longer, set --train.steps"
             )
             return EXIT_DONE
         reader = run.source.reader(config, cursors)
         stack.callback(reader.close)
-        train_step, step = compile_programs(step, plan, functools.partial(console.print, soft_wrap=True))
+        train_step, step = compile_programs(step, plan, console.say)
 
         # loop
         stop = stack.enter_context(StopSignal(config.log.every, jax.process_count(), gather_texts))
         files = open_logs(given, run.dir, first_step) if jax.process_index() == 0 else []
         feed = prefetch(make_feed(plan, reader, mesh, first_step))
         progress = stack.enter_context(Progress(plan.n_steps, first_step))
-        meter = Meter(config, mesh.devices.flat[0].device_kind, mesh.size, progress, files, console.print)
+        meter = Meter(config, mesh.devices.flat[0].device_kind, mesh.size, progress, files, console.say)
         engine = Engine(config.model, {}, dtype=config.train.dtype, n_valid=run.source.n_ids or None)
-        with ending(feed, files, reader) as end:
+        with ending(feed, files, reader, meter) as end:
             for planned, batch, cursors in feed:
                 n_done = planned.step + 1
                 state, metrics = train_step[planned.stage](state, batch, step.hyper(planned.hyper))
@@ -127,7 +129,7 @@ def main(args: list[str]) -> int:
                     meter.add(**result.metrics())
                     val_loss = result.loss
                 if wants_sample and tokenizer:
-                    print_sample(config, engine, state.params, tokenizer, prompt)
+                    print_sample(n_done, config, engine, state.params, tokenizer, prompt)
                 if wants_save:
                     about_now = about | gather_cursors(cursors, gather_texts)
                     save(saved, n_done, state, about_now, val_loss, must=is_last or is_stopped)
@@ -143,10 +145,11 @@ def warn_of_failed_save(saved: Checkpoints) -> None:
     try:
         saved.raise_if_failed()
     except CheckpointError as error:
-        console.print(f"[red]{error}")
+        console.say(error, "red")
 
 
-def print_sample(config: Config, engine: Engine, params, tokenizer: Tokenizer, prompt: list[int]) -> None:
+@working("writing a sample")
+def print_sample(n_done: int, config: Config, engine: Engine, params, tokenizer: Tokenizer, prompt: list[int]) -> None:
     settings = config.sample
     engine.params = params
     tokens = engine.generate(
@@ -158,7 +161,8 @@ def print_sample(config: Config, engine: Engine, params, tokenizer: Tokenizer, p
         stop_ids=tokenizer.stop_ids(),
     )
     ids = [token_id for (token_id,) in tokens if token_id is not None and token_id not in tokenizer.stop_ids()]
-    console.print(settings.prompt + tokenizer.decode(ids), markup=False)
+    console.say(f"sample at step {n_done}, prompt {settings.prompt!r}:", "dim")
+    console.print(settings.prompt + tokenizer.decode(ids), soft_wrap=True)
 
 
 def describe_compute(config: Config, step: Step) -> str:

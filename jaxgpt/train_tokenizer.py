@@ -36,6 +36,7 @@ from jaxgpt.prepare.destination import train_command
 from jaxgpt.prepare.inputs import READERS, find_inputs, open_files
 from jaxgpt.prepare.source import Source
 from jaxgpt.prepare.text_shards import PAGE_CHARS
+from jaxgpt.run.console import console
 from jaxgpt.run.progress import Progress
 
 EXIT_INTERRUPTED = 130
@@ -58,9 +59,9 @@ def main(args: list[str]) -> int:
                 progress=lambda n, total: merging(n, total, f"{n:,} of {total:,} merges"),
             )
         write_tokenizer(tokenizer, out)
-        print(f"{out} has {tokenizer.vocab_size:,} tokens, learned in {time.monotonic() - began:.1f} s")
+        console.say(f"{out} has {tokenizer.vocab_size:,} tokens, learned in {time.monotonic() - began:.1f} s")
         if isinstance(source, Source) and (words := source.describe_left_out()):
-            print(f"left out: {words}")
+            console.say(f"left out: {words}")
         compare(tokenizer, val)
     except OSError as error:
         if isinstance(error, BrokenPipeError):
@@ -71,7 +72,7 @@ def main(args: list[str]) -> int:
         return EXIT_INTERRUPTED
     if options.data:
         settings = [] if out == Path(options.data, TOKENIZER) else [f"--data.tokenizer={out}"]
-        print(f"next: {train_command(Path(options.data), 'text', settings)}")
+        console.say(f"next: {train_command(Path(options.data), 'text', settings)}")
     return EXIT_DONE
 
 
@@ -150,9 +151,9 @@ def open_input(options: argparse.Namespace) -> tuple[Source, Source]:
     left_out: Counter[str] = Counter()
     source = open_files(find_inputs(options.input, left_out=left_out), options.text_field, options.input_format)
     for what, n in left_out.items():
-        print(f"left out: {n:,} {what}")
+        console.say(f"left out: {n:,} {what}")
     if source.note:
-        print(f"note: {source.note}")
+        console.say(f"note: {source.note}")
     return source, source
 
 
@@ -225,9 +226,9 @@ def compare(tokenizer: Tokenizer, val: TextSplit | Source) -> None:
             f"{n_bytes / n:.3f} by {who}" for n, who in zip(n_tokens, ("this", "GPT-2's 50,257"), strict=False)
         ]
         where = "the input" if isinstance(val, Source) else val.files[0].path.name
-        print(f"bytes per token, on {n_bytes / 1e6:,.1f} MB of {where}: {', '.join(per_token)}")
+        console.say(f"bytes per token, on {n_bytes / 1e6:,.1f} MB of {where}: {', '.join(per_token)}")
     if note:
-        print(note)
+        console.say(note)
 
 
 if __name__ == "__main__":

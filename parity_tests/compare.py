@@ -146,4 +146,4 @@ def conclude(
 
 
 if __name__ == "__main__":
-    run_verb(main)
+    run_verb(main, prints="result")

@@ -175,7 +175,7 @@ def test_characters_appear_whole_and_escapes_do_not_reach_a_terminal(capsys, mon
         f"{sample.SEPARATOR}\npa\ufffd\n",
     ]
     monkeypatch.undo()
-    for is_terminal, text in ((False, "a\x1b[2Jb\n"), (True, "a\ufffd[2Jb\n")):
+    for is_terminal, text in ((False, "a\x1b[2Jb\n"), (True, "a\\x1b[2Jb\n")):
         monkeypatch.setattr(type(sys.stdout), "isatty", lambda self, answer=is_terminal: answer)
         sample.show("a\x1b[2Jb\n")
         assert capsys.readouterr().out == text

@@ -22,13 +22,14 @@ from jaxgpt.files import lock_run
 from jaxgpt.prepare.smoke import shrink
 from jaxgpt.run.agreement import check_agreement, facts
 from jaxgpt.run.bar import Progress
-from jaxgpt.run.console import console
+from jaxgpt.run.console import console, working
 from jaxgpt.run.directory import close_run, open_logs, refuse_old_run
 from jaxgpt.run.ending import ending
 from jaxgpt.run.header import print_header
 from jaxgpt.run.meter import Meter
 from jaxgpt.run.opening import open_run
 from jaxgpt.run.resume import ALLOW_CHANGE, gather_cursors, resume, save
+from jaxgpt.run.sinks import check_trackers
 from jaxgpt.run.stop_signal import StopSignal
 from torch_ref.parallel.devices import open_devices
 from torch_ref.parallel.hosts import process_count, process_index
@@ -55,7 +56,7 @@ def main(args: list[str]) -> int:
     # config
     given, flags = parse_args(args, FLAGS, __doc__ or "")
     given = name_run(given, args)
-    given = shrink(given) if flags["smoke"] else given
+    given = shrink(given, args) if flags["smoke"] else given
 
     # data
     run = open_run(given, verify_again=flags["verify"])
@@ -69,6 +70,8 @@ def main(args: list[str]) -> int:
         mesh = open_devices(config)
         plan = Plan(config, count_batch_devices(mesh))
         console.quiet = process_index() != 0
+        if process_index() == 0:
+            check_trackers(config.log)
 
         # model and state
         stack.enter_context(one_line_when_full(config, plan.n_devices))
@@ -88,14 +91,14 @@ def main(args: list[str]) -> int:
             )
             state = step.put_state(state)
         else:
-            state = step.init_state(initial_params(config, step))
+            with working("making the weights"):
+                state = step.init_state(initial_params(config, step))
         shapes = {path: tuple(shape.shape) for path, shape in step.state_shapes.params.items()}
         samples = f"sample.every={config.sample.every} is for jaxgpt; none here" if config.sample.every else ""
         print_header(run, plan, shapes, first_step, describe_compute(config, step), samples)
         if first_step >= plan.n_steps:
-            console.print(
-                f"the run is already at step {first_step} of {plan.n_steps}; to train longer, set --train.steps",
-                soft_wrap=True,
+            console.say(
+                f"the run is already at step {first_step} of {plan.n_steps}; to train longer, set --train.steps"
             )
             return EXIT_DONE
         reader = run.source.reader(config, cursors)
@@ -108,8 +111,8 @@ def main(args: list[str]) -> int:
         files = open_logs(given, run.dir, first_step) if process_index() == 0 else []
         feed = prefetch(make_feed(plan, reader, mesh, first_step))
         progress = stack.enter_context(Progress(plan.n_steps, first_step))
-        meter = Meter(config, mesh.device_kind, mesh.size, progress, files, console.print)
-        with ending(feed, files, reader) as end:
+        meter = Meter(config, mesh.device_kind, mesh.size, progress, files, console.say)
+        with ending(feed, files, reader, meter) as end:
             for planned, batch, cursors in feed:
                 n_done = planned.step + 1
                 state, metrics = step.train(state, batch, step.hyper(planned.hyper))
@@ -191,11 +194,12 @@ def compile_step(step: Step, n_rows: int, state: TrainState) -> None:
     batch_BT = torch.zeros((n_rows, step.model.config.seq_len + 1), dtype=torch.int32, device=step.mesh.device)
     begin = time.perf_counter()
     try:
-        step.warm_up(state.params, batch_BT)
+        with working(f"compiling the step ({n_rows} rows)", is_said=True):
+            step.warm_up(state.params, batch_BT)
     except TorchDynamoException as error:
         first_line = next(iter(str(error).splitlines()), type(error).__name__)
         raise InputError(f"torch.compile failed: {first_line}; --no_compile runs without") from error
-    console.print(f"compiled the step ({n_rows} rows) in {time.perf_counter() - begin:.1f} s")
+    console.say(f"compiled the step ({n_rows} rows) in {time.perf_counter() - begin:.1f} s")
 
 
 def describe_compute(config: Config, step: Step) -> str:

@@ -210,6 +210,8 @@ class LogConfig(Section):
     """Also write TensorBoard events into the run directory (extra: tracking)."""
     wandb_project: str = ""
     """Also log to this Weights & Biases project (extra: tracking); empty: no."""
+    trackio_project: str = ""
+    """Also log to this trackio project (extra: tracking); empty: no."""
 
     def __post_init__(self):
         super().__post_init__()

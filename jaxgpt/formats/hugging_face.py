@@ -14,8 +14,6 @@ from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
-from rich.console import Console
-from rich.progress import DownloadColumn, Progress
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
@@ -27,6 +25,7 @@ from jaxgpt.files import open_regular, read_bounded
 from jaxgpt.formats.stored import Params, Stored, first_line, read_model
 from jaxgpt.models import param_shapes
 from jaxgpt.models.layers import LAYER_NORM_EPS
+from jaxgpt.run.progress import Progress
 
 HUB = "https://huggingface.co"
 JSON_LIMIT_BYTES = 16 << 20
@@ -101,19 +100,14 @@ def fetch_hf(name: str) -> Path:
         return directory
     try:
         directory.mkdir(parents=True, exist_ok=True)
-        with Progress(*Progress.get_default_columns(), DownloadColumn(), console=Console(stderr=True)) as bar:
-            task = bar.add_task(f"{name} into {directory}", total=None)
-
-            def show(n_bytes: int, total: int | None) -> None:
-                bar.update(task, completed=n_bytes, total=total)
-
+        with Progress() as bars:
             download(
                 f"{base}/resolve/{revision}/{config.name}", config, n_tries=3, limit_bytes=JSON_LIMIT_BYTES,
                 check=_check_config,
             )  # fmt: skip
             download(
-                f"{base}/resolve/{revision}/{tensors.name}", tensors, sha256=sha256, n_tries=3, progress=show,
-                limit_bytes=WEIGHTS_LIMIT_BYTES,
+                f"{base}/resolve/{revision}/{tensors.name}", tensors, sha256=sha256, n_tries=3,
+                progress=bars.download(f"{name} into {directory}"), limit_bytes=WEIGHTS_LIMIT_BYTES,
             )  # fmt: skip
     except (InputError, OSError) as error:
         raise InputError(

@@ -8,6 +8,7 @@ from RUN/config.py. The verbs that take such a model share the arguments that na
 import argparse
 import dataclasses
 import sys
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, NoReturn
@@ -29,7 +30,7 @@ from jaxgpt.models import param_shapes
 from jaxgpt.parallel.compile_cache import remember_programs
 from jaxgpt.parallel.mesh import make_mesh
 from jaxgpt.parallel.sharding import shard_params
-from jaxgpt.run.checkpoints import list_steps
+from jaxgpt.run.checkpoints import choose_checkpoint, list_steps
 from jaxgpt.run.resume import read_config
 from jaxgpt.training.checkpoint import Checkpoints
 from jaxgpt.training.step import param_dtype
@@ -102,8 +103,7 @@ def open_run(directory: str, *, step: int | None = None, platform: str = "", n_d
     checkpoints = run_dir / "checkpoints"
     if not checkpoints.is_dir():
         there = "has no checkpoints" if run_dir.is_dir() else "does not exist"
-        runs = ", ".join(sorted(str(path.parent) for path in Path("runs").glob("*/checkpoints"))) or "none"
-        raise InputError(f"--run={directory} {there}; runs in this directory: {runs}")
+        raise InputError(f"--run={directory} {there}; runs that can be opened: {', '.join(list_runs()) or 'none'}")
     steps = list_steps(checkpoints)
     if step is not None and step not in steps:
         raise InputError(f"--step={step} is not in {checkpoints}; there: {', '.join(map(str, steps[::-1])) or 'none'}")
@@ -119,6 +119,18 @@ def open_run(directory: str, *, step: int | None = None, platform: str = "", n_d
         state = saved.restore({"params": shapes}, chosen, is_part=True)
     origin = f"{directory} step {chosen.step}"
     return Trained(config, config.model, state["params"], tokenizer, config.train.dtype, mesh, origin)
+
+
+def list_runs() -> list[str]:
+    """Runs below runs/ that `open_run` can open, read or not: by their manifests, without the digests of files."""
+    found = []
+    for checkpoints in sorted(Path("runs").glob("*/checkpoints")):
+        with suppress(InputError, OSError):
+            chosen = choose_checkpoint(checkpoints, verify=False, warn=lambda _: None)
+            if chosen and "_METADATA" in chosen.manifest["files"]:  # orbax's; torch_ref's checkpoints have none
+                _read_about(chosen.about, str(chosen.path))
+                found.append(str(checkpoints.parent))
+    return found
 
 
 def place_params(config: ModelConfig, dtype, mesh: Mesh) -> dict[str, jax.ShapeDtypeStruct]:

@@ -69,7 +69,9 @@ from jaxgpt.prepare.text_shards import (
     fetch_text_shards,
     write_text_shards,
 )
+from jaxgpt.run.console import console
 from jaxgpt.run.progress import Progress
+from jaxgpt.streams import one_line
 
 EXIT_INTERRUPTED = 130
 USUAL = {
@@ -103,7 +105,7 @@ def main(args: list[str]) -> int:
         inputs = find_local(options, corpus, left_out)
         request = describe_request(options, corpus, inputs)
         if is_prepared(out, options.form, options.name, request, options.force):
-            print(f"{out} is already prepared from the same input; --force prepares it again")
+            console.say(f"{out} is already prepared from the same input; --force prepares it again")
             return report(out, options.form)
         began = time.monotonic()
         with claim(out) as scratch, Progress() as progress:
@@ -115,7 +117,7 @@ def main(args: list[str]) -> int:
                 source = open_files(inputs, options.text_field, options.input_format or "") if inputs else None
                 source = source or open_corpus(options.name, scratch / "downloads", progress.download(options.name))
                 if source.note:
-                    print(f"note: {source.note}")
+                    console.say(f"note: {source.note}")
                 named = ("input", "text_field", "input_format")
                 wants = {name: value for name, value in request.items() if name not in named}
                 wants["progress"] = progress.count(source.total, source.unit)
@@ -125,9 +127,9 @@ def main(args: list[str]) -> int:
                     made = encode_source(source, scratch / "shards", n_threads=options.workers, **wants)
                     publish(out, scratch, {"format": 1, **about, **made})
                 left_out.update(source.left_out)
-        print(f"{out} is prepared, in {time.monotonic() - began:.1f} s")
+        console.say(f"{out} is prepared, in {time.monotonic() - began:.1f} s")
         if words := ", ".join(f"{n:,} {what}" for what, n in left_out.items() if n):
-            print(f"left out: {words}")
+            console.say(f"left out: {words}")
         return report(out, options.form)
     except BrokenPipeError:
         raise  # the reader of our output left; run_verb handles it
@@ -139,7 +141,7 @@ def main(args: list[str]) -> int:
         kept = "is unchanged; run the same command to start again"
         if options.name in TEXT_CORPORA:
             kept = "keeps what was fetched; run the same command to continue"
-        print(f"interrupted; {out} {kept}", file=sys.stderr)
+        print(one_line(f"interrupted; {out} {kept}"), file=sys.stderr)
         return EXIT_INTERRUPTED
 
 
@@ -244,7 +246,7 @@ def find_local(options: argparse.Namespace, corpus: Corpus, left_out: Counter[st
         return find_inputs(options.input, (".bin",))
     inputs = find_inputs(options.input, left_out=left_out)
     if corpus.kind == "text" and (n_bytes := sum(path.stat().st_size for path in inputs)) != SHAKESPEARE_BYTES:
-        print(f"note: --input has {n_bytes} bytes, {options.name} has {SHAKESPEARE_BYTES}; counts will differ")
+        console.say(f"note: --input has {n_bytes} bytes, {options.name} has {SHAKESPEARE_BYTES}; counts will differ")
     return inputs
 
 
@@ -312,7 +314,7 @@ def place_shard(name: str, local: dict[str, Path], sha256: str, out: Path, scrat
     if (out / name).exists():
         if not sha256 or sha256_of(out / name) == sha256:
             return out / name
-        print(f"{out / name} changed since it was fetched; fetching it again")
+        console.say(f"{out / name} changed since it was fetched; fetching it again")
     path = scratch / "downloads" / name
     if not local:
         download(fineweb_url(name), path, limit_bytes=SHARD_LIMIT_BYTES, progress=progress.download(name))
@@ -349,10 +351,10 @@ def fetch_text(options: argparse.Namespace, out: Path) -> int:
         )  # fmt: skip
     if n_fetched:
         revision = read_text_manifest(out).get("request", {}).get("revision", "main, which is not pinned")
-        print(f"{out}: {n_fetched} files fetched, in {time.monotonic() - began:.1f} s")
-        print(f"from {corpus.repository}, revision {revision}")
+        console.say(f"{out}: {n_fetched} files fetched, in {time.monotonic() - began:.1f} s")
+        console.say(f"from {corpus.repository}, revision {revision}")
     else:
-        print(f"{out} already has the {options.shards} shards for training, and the one for validation")
+        console.say(f"{out} already has the {options.shards} shards for training, and the one for validation")
     return report(out, "text")
 
 
@@ -361,7 +363,6 @@ def fetch_text(options: argparse.Namespace, out: Path) -> int:
 
 def report(out: Path, form: str) -> int:
     """Opens the directory as training will, prints what it is, and what to type next."""
-    from rich.console import Console
     from rich.table import Table
 
     next_verb = ""
@@ -379,8 +380,8 @@ def report(out: Path, form: str) -> int:
         table.add_column(title, justify="left" if title == "split" else "right")
     for row in rows[1:]:
         table.add_row(*row)
-    Console(highlight=False).print(table)
-    print(f"next: {next_verb or train_command(out, form)}")
+    console.print(table)
+    console.say(f"next: {next_verb or train_command(out, form)}")
     return EXIT_DONE
 
 

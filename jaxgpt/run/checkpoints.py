@@ -26,6 +26,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
 
+from jaxgpt import streams
 from jaxgpt.errors import Failure, InputError
 from jaxgpt.files import flush_directory
 from jaxgpt.run.manifest import Damaged, make_manifest, read_manifest, verify_manifest, write_manifest
@@ -45,7 +46,7 @@ def one_line(error: BaseException) -> str:
 
 
 def print_warning(message: str) -> None:
-    print(f"warning: {message}", file=sys.stderr, flush=True)
+    print(f"warning: {streams.one_line(message)}", file=sys.stderr, flush=True)
 
 
 @dataclass(frozen=True)

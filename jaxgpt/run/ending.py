@@ -8,7 +8,7 @@ from typing import Any
 from jaxgpt.data.sources import Reader
 from jaxgpt.errors import EXIT_DIVERGED, EXIT_DONE
 from jaxgpt.run.console import console
-from jaxgpt.run.meter import Diverged
+from jaxgpt.run.meter import Diverged, Meter
 from jaxgpt.run.metrics import MetricsFile
 from jaxgpt.run.sinks import Sinks
 
@@ -22,7 +22,7 @@ class Ending:
 
 @contextmanager
 def ending(
-    feed: Generator[Any, None, None], files: Iterable[MetricsFile | Sinks], reader: Reader
+    feed: Generator[Any, None, None], files: Iterable[MetricsFile | Sinks], reader: Reader, meter: Meter
 ) -> Generator[Ending, None, None]:
     """Around a training loop: closes the feed and the files however it ends, and prints the reader's summary.
 
@@ -32,11 +32,17 @@ def ending(
     try:
         yield found
     except Diverged as error:
-        console.print(f"[red]stopped: {error}")
+        console.say(f"stopped: {error}", "red")
         found.exit_code = EXIT_DIVERGED
     finally:
         feed.close()
         for file in files:
             file.close()
+    if meter.n_skipped and found.exit_code != EXIT_DIVERGED:
+        n = meter.n_skipped
+        console.warn(
+            f"{n} step{'s were' if n > 1 else ' was'} skipped: loss or gradient was not finite; lower optim.lr if the "
+            "loss did not fall"
+        )
     if summary := reader.summary():
-        console.print(summary)
+        console.say(summary)

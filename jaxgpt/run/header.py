@@ -36,7 +36,7 @@ def print_header(
     tokens = schedule.tokens_before(config, train.steps)
     n_epochs = f" = {tokens / source.n_train_tokens:.2f} epochs" if source.n_train_tokens else ""
     for warning in derivation.warnings:
-        console.print(f"[yellow]warning: {warning}")
+        console.warn(warning)
     print_facts(
         config.run.dir,
         {

@@ -10,7 +10,7 @@ from collections.abc import Callable
 from jaxgpt.config import Config, schedule
 from jaxgpt.config.flops import flops_per_token, mfu
 from jaxgpt.run.bar import Progress
-from jaxgpt.run.metrics import MetricsFile, describe
+from jaxgpt.run.metrics import MetricsFile, describe, describe_parts
 from jaxgpt.run.sinks import Sinks
 
 
@@ -21,6 +21,9 @@ class Diverged(RuntimeError):
 class Meter:
     """From (step, metrics) to records in metrics.jsonl, on the sinks, the progress bar and the console."""
 
+    LINE_EVERY_S = 10.0
+    """Without a bar a step is told after so long, whether or not it is due for a record."""
+
     def __init__(
         self, config: Config, device_kind: str, n_devices: int,
         progress: Progress, files: list[MetricsFile | Sinks], say: Callable[[str], None],
@@ -30,6 +33,9 @@ class Meter:
         self._device = (device_kind, n_devices, config.train.dtype)
         self._pending = None
         self._record: dict = {}
+        self.n_skipped = 0
+        """Steps of this process that were not finite, and so changed nothing."""
+        self._said_at_s = time.perf_counter()
         self.resume()
 
     def push(self, n_done: int, metrics: dict) -> None:
@@ -73,7 +79,8 @@ class Meter:
             "n_skipped": int(values.pop("n_skipped")),
             **values,
         }
-        self._progress.advance(n_done, describe(self._record))
+        self.n_skipped += n_skipped_in_row > 0
+        self._progress.advance(n_done, describe_parts(self._record))
         if n_skipped_in_row >= self._config.train.max_skips:
             self._report(is_due=True)
             raise Diverged(
@@ -83,12 +90,14 @@ class Meter:
 
     def _report(self, *, is_due: bool) -> None:
         record, self._record = self._record, {}
+        is_overdue = time.perf_counter() - self._said_at_s >= self.LINE_EVERY_S
+        if (is_due and "val_loss" in record) or (not self._progress.is_shown and (is_due or is_overdue)):
+            self._said_at_s = time.perf_counter()
+            self._say(describe(record))
         if not is_due:
             return
         for file in self._files:
             file.write(record)
-        if "val_loss" in record or not self._progress.is_shown:
-            self._say(describe(record))
         # Speed is over the last two records: a device that works while the host waits has the next step done at once.
         self._clock_before, self._clock = self._clock, time.perf_counter()
         self._n_tokens_before, self._n_tokens = self._n_tokens, 0

@@ -15,7 +15,7 @@ from jaxgpt.config.derive import Derivation, derive
 from jaxgpt.data.sources import Source, count_token_bytes, open_source
 from jaxgpt.data.tokenizer import Tokenizer
 from jaxgpt.errors import InputError
-from jaxgpt.run.console import console
+from jaxgpt.run.console import console, working
 
 
 @dataclass(frozen=True)
@@ -48,7 +48,7 @@ class Run:
     @cached_property
     def token_bytes(self) -> np.ndarray | None:
         """UTF-8 bytes of each id, [V]; None, and a line on the console, where the vocabulary is not available."""
-        return count_token_bytes(self.source, console.print)
+        return count_token_bytes(self.source, console.say)
 
     def sample_prompt(self) -> list[int]:
         """The ids that samples while training begin with; empty where none are asked for or nothing can read them.
@@ -86,7 +86,8 @@ def open_run(given: Config, *, verify_again: bool = False) -> Run:
       InputError: the data are missing, damaged, or of another vocabulary than the model's; or a value is open that no
         rule gives.
     """
-    source = open_source(given.data, verify_again=verify_again)
+    with working(f"opening the data in {given.data.dir}"):
+        source = open_source(given.data, verify_again=verify_again)
     derivation = derive(given, source.n_ids)
     source.check_vocabulary(derivation.config.model.vocab_size)
     return Run(given, derivation, source)

@@ -11,7 +11,7 @@ from jaxgpt.config import Config, flatten, from_dict, to_dict
 from jaxgpt.errors import InputError
 from jaxgpt.run.agreement import check_agreement
 from jaxgpt.run.checkpoints import CheckpointDirectory, CheckpointError
-from jaxgpt.run.console import console
+from jaxgpt.run.console import console, working
 
 
 def list_changes(
@@ -120,14 +120,16 @@ def resume(
       InputError: no checkpoint; or the architecture, the data or the tokenizer is another one, or the next steps would
         read others.
     """
-    chosen = saved.choose()
+    with working(f"verifying the checkpoints in {saved.directory}"):
+        chosen = saved.choose()
     if chosen is None:
         raise InputError(f"{saved.directory} has no checkpoint to resume from; start without --resume")
     changes = list_changes(chosen.about, about, chosen.step, saved.directory, allow_change=allow_change)
     manifest = hashlib.sha256(json.dumps(chosen.manifest, sort_keys=True).encode()).hexdigest()
     check_agreement({"the checkpoint's step": chosen.step, "the checkpoint": manifest}, exchange_texts)
-    state = saved.restore(abstract_state, chosen)
-    console.print(f"resuming from step {chosen.step}" + (f"; changed: {changes}" if changes else ""))
+    with working(f"reading checkpoint {chosen.step}"):
+        state = saved.restore(abstract_state, chosen)
+    console.say(f"resuming from step {chosen.step}" + (f"; changed: {changes}" if changes else ""))
     return chosen.step, state, chosen.about.get("cursors")
 
 
@@ -143,8 +145,9 @@ def save(
 ) -> None:
     """Saves a state. A failure ends the run only if this is its last save; otherwise it is a warning."""
     try:
-        saved.save(n_done, state, about, val_loss=val_loss)
+        with working(f"saving checkpoint {n_done}"):
+            saved.save(n_done, state, about, val_loss=val_loss)
     except CheckpointError as error:
         if must:
             raise
-        console.print(f"[red]{error}")
+        console.say(error, "red")

@@ -16,6 +16,7 @@ import numpy as np
 from jaxgpt.config import schedule
 from jaxgpt.config.steps import Plan
 from jaxgpt.data.batch import Batch
+from jaxgpt.run.console import working
 from jaxgpt.training.memory import describe_memory
 from jaxgpt.training.step import Step
 
@@ -44,7 +45,9 @@ def compile_programs(step: Step, plan: Plan, say: Callable[[str], None]) -> tupl
     """
     counts = list(dict.fromkeys(plan.n_micro))
     names = [f"the step ({count} x {plan.n_rows} rows)" for count in counts] + ["the evaluation"]
-    lowered = [lower_train(step, count, plan.n_rows) for count in counts] + [lower_evaluate(step, plan.n_rows)]
+    say(f"compiling {', '.join(names)} ...")
+    with working("tracing the step"):
+        lowered = [lower_train(step, count, plan.n_rows) for count in counts] + [lower_evaluate(step, plan.n_rows)]
 
     def compile_one(name: str, program: Any) -> Any:
         begin = time.perf_counter()
@@ -53,7 +56,7 @@ def compile_programs(step: Step, plan: Plan, say: Callable[[str], None]) -> tupl
         return compiled
 
     n_threads = 1 if jax.process_count() > 1 else len(lowered)  # processes that compile together keep one order
-    with ThreadPoolExecutor(n_threads) as pool:
+    with working("compiling"), ThreadPoolExecutor(n_threads) as pool:
         *steps, evaluate = pool.map(compile_one, names, lowered)
     for count, compiled in zip(counts, steps, strict=True):
         n_tokens = count * plan.n_rows * step.model.config.seq_len
