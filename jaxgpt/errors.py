@@ -7,6 +7,8 @@ fault is a `Failure`: one line, exit code 1. Anything else that is raised is a b
 import sys
 from collections.abc import Callable
 
+from jaxgpt import signals
+
 EXIT_DONE = 0
 EXIT_FAILED = 1
 EXIT_BAD_INPUT = 2
@@ -31,6 +33,7 @@ def require(is_good: bool, message: str) -> None:
 
 def run_verb(main: Callable[[list[str]], int]) -> None:
     """Runs a command line tool, `main(arguments) -> exit code`, and ends the process with its code."""
+    signals.start()
     args = sys.argv[1:]
     show_traceback = "--traceback" in args
     try:
@@ -48,4 +51,6 @@ def run_verb(main: Callable[[list[str]], int]) -> None:
     except BrokenPipeError:
         sys.stderr.close()
         code = EXIT_DONE
-    sys.exit(code)
+    except SystemExit as end:  # --help, or a signal
+        code = end.code if isinstance(end.code, int) else EXIT_DONE
+    sys.exit(signals.finish(code))

@@ -23,18 +23,12 @@ from jaxgpt.inference.request import check_settings
 from jaxgpt.inference.trained import open_source, source_parser, with_tokenizer_of
 
 SEPARATOR = "---------------"
-EXIT_INTERRUPTED = 130
-"""128 + SIGINT, as shells count it."""
 CONTROLS = {code: "\ufffd" for code in (*range(32), *range(127, 160)) if chr(code) not in "\n\t"}
 """Characters that a terminal might obey instead of showing: a model can write escape sequences."""
 
 
 def main(args: list[str]) -> int:
-    try:
-        return sample(parse_args(args))
-    except KeyboardInterrupt:
-        say("interrupted")
-        return EXIT_INTERRUPTED
+    return sample(parse_args(args))
 
 
 def parse_args(args: list[str]) -> argparse.Namespace:

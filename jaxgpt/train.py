@@ -9,6 +9,7 @@ from contextlib import ExitStack
 
 import jax
 
+from jaxgpt import signals
 from jaxgpt.config import Config, schedule
 from jaxgpt.config.command_line import parse_args
 from jaxgpt.config.steps import Plan
@@ -30,7 +31,7 @@ from jaxgpt.run.header import print_header
 from jaxgpt.run.meter import Meter
 from jaxgpt.run.opening import open_run
 from jaxgpt.run.resume import gather_cursors, resume, save
-from jaxgpt.run.stop_signal import StopSignal
+from jaxgpt.run.stop_signal import BEFORE, StopSignal
 from jaxgpt.training.checkpoint import CheckpointError, Checkpoints
 from jaxgpt.training.feed import make_feed
 from jaxgpt.training.memory import advice_on_memory
@@ -57,6 +58,7 @@ def main(args: list[str]) -> int:
     prompt = tokenizer.encode_prompt(config.sample.prompt) if tokenizer and config.sample.every else []
 
     # devices
+    signals.enter(BEFORE)
     mesh = open_devices(config)
     plan = Plan(config, count_batch_devices(mesh))
     console.quiet = jax.process_index() != 0
@@ -89,10 +91,11 @@ def main(args: list[str]) -> int:
             return EXIT_DONE
         reader = run.source.reader(config, cursors)
         stack.callback(reader.close)
-        train_step, step = compile_programs(step, plan, functools.partial(console.print, soft_wrap=True))
+        say = functools.partial(console.print, soft_wrap=True)
+        train_step, step = compile_programs(step, plan, say, functools.partial(saved.prepare, step.state_shapes))
 
         # loop
-        stop = stack.enter_context(StopSignal(config.log.every, jax.process_count(), gather_texts))
+        stop = StopSignal(config.log.every, jax.process_count(), gather_texts)
         files = open_logs(given, run.dir, first_step) if jax.process_index() == 0 else []
         feed = prefetch(make_feed(plan, reader, mesh, first_step))
         progress = stack.enter_context(Progress(plan.n_steps, first_step))

@@ -17,7 +17,6 @@ becomes. The same text and settings give the same tokenizer.
 import argparse
 import json
 import os
-import sys
 import time
 from collections.abc import Iterator
 from itertools import islice
@@ -32,7 +31,6 @@ from jaxgpt.files import write_atomically
 from jaxgpt.prepare.destination import train_command
 from jaxgpt.run.progress import Progress
 
-EXIT_INTERRUPTED = 130
 COMPARED_CHARS = 5_000_000
 """Characters of the validation file that are encoded to measure bytes per token."""
 
@@ -58,9 +56,6 @@ def main(args: list[str]) -> int:
         if isinstance(error, BrokenPipeError):
             raise  # the reader of our output left; run_verb handles it
         raise InputError(f"{error.filename or out}: {error.strerror or error}; choose another --out") from error
-    except KeyboardInterrupt:
-        print("interrupted", file=sys.stderr)
-        return EXIT_INTERRUPTED
     setting = "" if out == Path(options.data, TOKENIZER) else f" --data.tokenizer={out}"
     print(f"next: {train_command(Path(options.data), 'text')}{setting}")
     return EXIT_DONE

@@ -12,6 +12,7 @@ from contextlib import ExitStack, contextmanager
 import torch
 from torch._dynamo.exc import TorchDynamoException
 
+from jaxgpt import signals
 from jaxgpt.config import Config, load, rows_that_divide, schedule
 from jaxgpt.config.command_line import parse_args
 from jaxgpt.config.steps import Plan
@@ -27,7 +28,7 @@ from jaxgpt.run.header import print_header
 from jaxgpt.run.meter import Meter
 from jaxgpt.run.opening import open_run
 from jaxgpt.run.resume import gather_cursors, resume, save
-from jaxgpt.run.stop_signal import StopSignal
+from jaxgpt.run.stop_signal import BEFORE, StopSignal
 from torch_ref.parallel.devices import open_devices
 from torch_ref.parallel.hosts import process_count, process_index, stop_hosts
 from torch_ref.parallel.mesh import Mesh, count_batch_devices
@@ -60,6 +61,7 @@ def main(args: list[str]) -> int:
     with ExitStack() as stack:
         # devices
         stack.callback(stop_hosts)
+        signals.enter(BEFORE)
         mesh = open_devices(config)
         plan = Plan(config, count_batch_devices(mesh))
         console.quiet = process_index() != 0
@@ -96,7 +98,7 @@ def main(args: list[str]) -> int:
             compile_step(step, config.train.micro_batch_size, state)
 
         # loop
-        stop = stack.enter_context(StopSignal(config.log.every, process_count(), gather_texts))
+        stop = StopSignal(config.log.every, process_count(), gather_texts)
         files = open_logs(given, run.dir, first_step) if process_index() == 0 else []
         feed = prefetch(make_feed(plan, reader, mesh, first_step))
         progress = stack.enter_context(Progress(plan.n_steps, first_step))

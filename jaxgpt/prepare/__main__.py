@@ -25,13 +25,13 @@ import hashlib
 import os
 import re
 import shutil
-import sys
 import time
 from pathlib import Path
 from typing import Any, NoReturn
 
 import numpy as np
 
+from jaxgpt import signals
 from jaxgpt.data.download import download
 from jaxgpt.data.manifest import read_manifest
 from jaxgpt.data.shards import Split, check_ids, inspect_shard, open_dataset, sha256_of, split_blocks
@@ -61,7 +61,6 @@ from jaxgpt.prepare.text_shards import (
 )
 from jaxgpt.run.progress import Progress
 
-EXIT_INTERRUPTED = 130
 USUAL = {
     "shard_tokens": 100_000_000,
     "shard_chars": SHARD_CHARS,
@@ -85,6 +84,10 @@ def dashed(flag: str) -> str:
 def main(args: list[str]) -> int:
     options = parse_args(args)
     out = Path(options.out)
+    kept = "is unchanged; run the same command to start again"
+    if options.name in TEXT_CORPORA:
+        kept = "keeps what was fetched; run the same command to continue"
+    signals.enter(signals.Phase(f"interrupted; {out} {kept}"))
     try:
         if options.name in TEXT_CORPORA:
             return fetch_text(options, out)
@@ -110,6 +113,7 @@ def main(args: list[str]) -> int:
                 else:
                     made = encode_source(source, scratch / "shards", n_threads=options.workers, **wants)
                     publish(out, scratch, {"format": 1, **about, **made})
+        signals.enter(signals.Phase(f"interrupted; {out} is prepared"))
         print(f"{out} is prepared, in {time.monotonic() - began:.1f} s")
         return report(out, options.form)
     except BrokenPipeError:
@@ -118,12 +122,6 @@ def main(args: list[str]) -> int:
         raise InputError(
             f"{error.filename or out}: {error.strerror or error}; free space or choose another --out"
         ) from error
-    except KeyboardInterrupt:
-        kept = "is unchanged; run the same command to start again"
-        if options.name in TEXT_CORPORA:
-            kept = "keeps what was fetched; run the same command to continue"
-        print(f"interrupted; {out} {kept}", file=sys.stderr)
-        return EXIT_INTERRUPTED
 
 
 # What is asked for

@@ -5,6 +5,7 @@ runs/x/config.py, metrics.jsonl, loss.png, checkpoints/
 
 from pathlib import Path
 
+from jaxgpt import signals
 from jaxgpt.config import Config, to_dict, to_source
 from jaxgpt.errors import EXIT_DONE, EXIT_STOPPED, InputError
 from jaxgpt.files import write_atomically
@@ -33,17 +34,21 @@ def open_logs(config: Config, run_dir: Path, first_step: int) -> list[MetricsFil
 def close_run(run_dir: Path, exit_code: int, way_on: str, *, is_first: bool) -> int:
     """Writes loss.png, once there is something to draw, and says what to do next.
 
+    After a signal nothing is drawn.
+
     Args:
       way_on: the command that uses a run that is done.
       is_first: of several processes, only the first draws.
     """
     if not is_first:
         return exit_code
-    records = read_metrics(run_dir / "metrics.jsonl")
+    signals.enter(signals.Phase(f"the run is over; {run_dir}/loss.png is not drawn", exit_code))
+    records = [] if signals.received() else read_metrics(run_dir / "metrics.jsonl")
     if records:
         draw_losses(records, run_dir / "loss.png")
     if exit_code == EXIT_STOPPED:
         console.print("stopped; checkpoint saved. Run the same command with --resume to continue")
     elif exit_code == EXIT_DONE:
-        console.print(f"done: {run_dir}/loss.png; next: {way_on}", soft_wrap=True)
+        made = f"{run_dir}/loss.png" if records else f"{run_dir}"
+        console.print(f"done: {made}; next: {way_on}", soft_wrap=True)
     return exit_code

@@ -12,6 +12,8 @@ import contextlib
 import functools
 import logging
 import threading
+import types
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
@@ -35,15 +37,12 @@ def _is_finite(leaf: jax.Array) -> jax.Array:
     return jnp.isfinite(leaf).all()
 
 
-def _name_non_finite(state: Any) -> str:
-    """The path of the first leaf with a NaN or an infinity; or empty.
+def _floats(state: Any) -> dict[str, Any]:
+    return {path: leaf for path, leaf in _by_path(state).items() if jnp.issubdtype(leaf.dtype, jnp.inexact)}
 
-    Reduced leaf by leaf on the device: one function of the whole state takes seconds to compile, and a model
-    has few distinct shapes.
-    """
-    floats = {path: leaf for path, leaf in _by_path(state).items() if jnp.issubdtype(leaf.dtype, jnp.inexact)}
-    is_finite = jax.device_get({path: _is_finite(leaf) for path, leaf in floats.items()})
-    return next((path for path in floats if not is_finite[path]), "")
+
+def _layout(leaf: Any) -> tuple[Any, ...]:
+    return leaf.shape, leaf.dtype, leaf.sharding
 
 
 class Checkpoints(CheckpointDirectory):
@@ -55,6 +54,24 @@ class Checkpoints(CheckpointDirectory):
     packages = ("jax", "orbax-checkpoint")
     _thread: threading.Thread | None = None
     _failure = ""
+    _checks: Mapping[tuple[Any, ...], Callable[[jax.Array], jax.Array]] = types.MappingProxyType({})
+
+    def prepare(self, abstract_state: Any) -> None:
+        """Loads and compiles what a save needs, so that a signal's save does not wait for it."""
+        assert self._orbax
+        layouts = {_layout(leaf): leaf for leaf in _floats(abstract_state).values()}
+        self._checks = {layout: _is_finite.lower(leaf).compile() for layout, leaf in layouts.items()}
+
+    def _name_non_finite(self, state: Any) -> str:
+        """The path of the first leaf with a NaN or an infinity; or empty.
+
+        Reduced leaf by leaf on the device: one function of the whole state takes seconds to compile, and a model
+        has few distinct shapes.
+        """
+        floats = _floats(state)
+        found = {path: self._checks.get(_layout(leaf), _is_finite)(leaf) for path, leaf in floats.items()}
+        is_finite = jax.device_get(found)
+        return next((path for path in floats if not is_finite[path]), "")
 
     @functools.cached_property
     def _orbax(self):
@@ -88,7 +105,7 @@ class Checkpoints(CheckpointDirectory):
         manifest = self._make_manifest(step, state, about, val_loss)
         earlier = self._join()
         refusal = ""
-        if path := _name_non_finite(state):
+        if path := self._name_non_finite(state):
             refusal = f"{path} is not finite"
         elif self._process_index() == 0:
             refusal = self._find_obstacle(step, sum(leaf.nbytes for leaf in jax.tree.leaves(state)))
