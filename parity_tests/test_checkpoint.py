@@ -192,6 +192,26 @@ def test_what_is_kept(tmp_path, keep, keep_best, left):
     assert restore_newest(tmp_path) == (5, [])
 
 
+def test_an_unproven_checkpoint_replaces_no_good_one(tmp_path):
+    """Until a step that began with it was finite. Faults: F3, C71."""
+    with Checkpoints(tmp_path, keep=2, keep_best=False) as checkpoints:
+        for step in (1, 2):
+            checkpoints.save(step, make_state(step), ABOUT)
+        for step, left in ((3, {"1", "2", "3"}), (4, {"2", "3", "4"})):
+            checkpoints.save(step, make_state(step), ABOUT, is_proven=False)
+            checkpoints.wait()
+            assert names_in(tmp_path) == left
+            checkpoints.confirm(step)  # the step that made it
+            checkpoints.wait()
+            assert names_in(tmp_path) == left
+            checkpoints.confirm(step + 1)
+            checkpoints.wait()
+            assert names_in(tmp_path) == {str(step - 1), str(step)}
+        checkpoints.save(5, make_state(5), ABOUT, is_proven=False)
+        assert checkpoints.reject_from(5) == 4
+    assert names_in(tmp_path) == {"3", "4", "5.rejected"}
+
+
 def test_nothing_is_deleted_before_a_newer_one_counts(tmp_path, monkeypatch):
     seen = []
     real = run_checkpoints.write_manifest

@@ -147,6 +147,45 @@ def test_divergence_ends_the_run_and_saves_nothing_broken(config, tmp_path):
     assert not any((tmp_path / "checkpoints").glob("[0-9]*"))
 
 
+def test_a_diverging_run_keeps_its_good_checkpoints_and_names_the_newest(config, tmp_path, capsys):
+    """The state after the first step of an absurd learning rate is finite, and so is its loss, but no gradient is.
+
+    Faults: F3, C77, C80.
+    """
+    settings = ["--optim.algorithm=adamw", "--checkpoint.every=1", "--train.steps=6"]
+    assert main(config, tmp_path, *settings) == 0
+    longer = [*settings[:2], "--train.steps=30"]
+    assert main(config, tmp_path, *longer, "--optim.lr=1e38", "--resume") == EXIT_DIVERGED
+    assert {"5", "6"} <= {path.name for path in (tmp_path / "checkpoints").iterdir()}
+    shown = capsys.readouterr().out
+    assert "lower optim.lr and continue with --resume-from 6\n" in shown
+    assert main(config, tmp_path, *longer[:2], "--train.steps=8", "--resume-from", "6") == 0
+    assert all(np.isfinite(loss) for loss, _ in losses(tmp_path).values())
+
+
+def test_resuming_from_an_older_step(config, straight, tmp_path):
+    """Faults: F3."""
+    assert main(config, tmp_path, "--train.steps=15", "--optim.schedule.decay_steps=40") == 0
+    for wrong, said in (
+        (["--resume-from=7"], "--resume-from=7 is not among the checkpoints in .*: 10, 15$"),
+        (["--resume-from", "newest"], "--resume-from=newest is no step; give the number of a directory"),
+        (["--resume-from=10", "--resume_from=15"], "--resume-from is given twice; keep one"),
+    ):
+        with pytest.raises(InputError, match=said):
+            main(config, tmp_path, *wrong)
+    assert main(config, tmp_path, "--resume-from=10") == 0
+    assert losses(tmp_path) == straight
+    assert (tmp_path / "checkpoints" / "15.rejected").is_dir()
+
+
+def test_a_run_whose_last_steps_were_skipped_diverged(config, tmp_path, capsys):
+    """Fewer than train.max_skips of them, and no step after. Faults: F8."""
+    settings = ["--optim.lr=1e38", "--optim.algorithm=adamw", "--train.steps=4"]
+    assert main(config, tmp_path, *settings) == EXIT_DIVERGED
+    assert "stopped: checkpoint 4 is not saved: " in capsys.readouterr().out
+    assert not any((tmp_path / "checkpoints").glob("[0-9]*"))
+
+
 def test_a_finished_run_is_not_trained_again(config, finished, capsys):
     before = (finished / "metrics.jsonl").read_bytes()
     assert main(config, finished, "--resume", "--train.steps=10") == 0

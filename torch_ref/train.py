@@ -27,7 +27,8 @@ from jaxgpt.run.ending import ending
 from jaxgpt.run.header import print_header
 from jaxgpt.run.meter import Meter
 from jaxgpt.run.opening import open_run
-from jaxgpt.run.resume import gather_cursors, resume, save
+from jaxgpt.run.pace import Pace, stacks_path
+from jaxgpt.run.resume import gather_cursors, resume, save, take_step
 from jaxgpt.run.stop_signal import BEFORE, StopSignal
 from torch_ref.parallel.devices import open_devices
 from torch_ref.parallel.hosts import process_count, process_index, stop_hosts
@@ -40,6 +41,7 @@ from torch_ref.training.validation import evaluate_split
 
 FLAGS = {
     "resume": "continue from the newest valid checkpoint in run.dir",
+    "resume_from STEP": "continue from the checkpoint of a step; newer ones are set aside as <step>.rejected",
     "smoke": "run a few steps of a small copy of this config on generated text, to see whether it works on this "
     "machine",
     "compile": "compile forward and backward pass with torch.compile; the default on CUDA",
@@ -49,7 +51,9 @@ FLAGS = {
 
 def main(args: list[str]) -> int:
     # config
+    args, resume_step = take_step(args)
     given, flags = parse_args(args, FLAGS, __doc__ or "")
+    is_resumed = flags["resume"] or resume_step is not None
     given = name_run(given, args)
     given = shrink(given) if flags["smoke"] else given
 
@@ -71,15 +75,15 @@ def main(args: list[str]) -> int:
         step = make_step(config, mesh, is_compiled=wants_compile(flags, mesh))
         if process_index() == 0:
             stack.enter_context(lock_run(run.dir))
-        if not flags["resume"]:
+        if not is_resumed:
             refuse_old_run(run.dir)
         keep, keep_best = config.checkpoint.keep, config.checkpoint.keep_best
         saved = stack.enter_context(Checkpoints(run.dir / "checkpoints", keep=keep, keep_best=keep_best))
 
         # resume
         first_step, cursors = 0, None
-        if flags["resume"]:
-            first_step, state, cursors = resume(saved, step.state_shapes, about)
+        if is_resumed:
+            first_step, state, cursors = resume(saved, step.state_shapes, about, resume_step)
             state = step.put_state(state)
         else:
             state = step.init_state(initial_params(config, step))
@@ -100,14 +104,20 @@ def main(args: list[str]) -> int:
         # loop
         stop = StopSignal(config.log.every, process_count(), gather_texts)
         files = open_logs(given, run.dir, first_step) if process_index() == 0 else []
-        feed = prefetch(make_feed(plan, reader, mesh, first_step))
+        pace = Pace(config.train.watchdog_s, stacks_path(run.dir, process_index()), console.print)
+        feed = pace.watch(prefetch(make_feed(plan, reader, mesh, first_step)))
         progress = stack.enter_context(Progress(plan.n_steps, first_step))
         meter = Meter(config, mesh.device_kind, mesh.size, progress, files, console.print)
-        with ending(feed, files, reader) as end:
+
+        def evaluate(params, starts, token_bytes=None):
+            return evaluate_split(step, params, val_rows, starts, plan.n_rows, token_bytes)
+
+        with ending(feed, files, reader, saved) as end:
             for planned, batch, cursors in feed:
                 n_done = planned.step + 1
                 state, metrics = step.train(state, batch, step.hyper(planned.hyper))
                 meter.push(n_done, metrics)
+                saved.confirm(meter.good_step)
 
                 is_stopped, is_last = stop.is_agreed(n_done), n_done == plan.n_steps
                 wants_eval = is_last or schedule.is_due(n_done, config.eval.every)
@@ -115,14 +125,20 @@ def main(args: list[str]) -> int:
                 if not (wants_eval or wants_save):
                     continue
                 meter.settle()
+                pace.skip()
                 val_loss = None
                 if wants_eval:
-                    result = evaluate_split(step, state.params, val_rows, val_starts, plan.n_rows, run.token_bytes)
+                    result = evaluate(state.params, val_starts, run.token_bytes)
                     meter.add(**result.metrics())
                     val_loss = result.loss
-                if wants_save:
+                    is_stopped = is_stopped or stop.is_agreed(n_done)  # an evaluation takes long
+                if wants_save or is_stopped:
                     about_now = about | gather_cursors(cursors, gather_texts)
-                    save(saved, n_done, state, about_now, val_loss, must=is_last or is_stopped)
+                    own_loss = evaluate(state.params, val_starts[: plan.n_rows]).loss if val_loss is None else val_loss
+                    save(
+                        saved, n_done, state, about_now, val_loss, own_loss=own_loss,
+                        n_skipped_in_row=meter.n_skipped_in_row, must=is_last or is_stopped,
+                    )  # fmt: skip
                 meter.resume()
                 if is_stopped and not is_last:
                     end.exit_code = EXIT_STOPPED

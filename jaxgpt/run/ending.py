@@ -8,6 +8,7 @@ from typing import Any
 from jaxgpt import signals
 from jaxgpt.data.sources import Reader
 from jaxgpt.errors import EXIT_DIVERGED, EXIT_DONE
+from jaxgpt.run.checkpoints import CheckpointDirectory
 from jaxgpt.run.console import console
 from jaxgpt.run.meter import Diverged
 from jaxgpt.run.metrics import MetricsFile
@@ -24,7 +25,10 @@ class Ending:
 
 @contextmanager
 def ending(
-    feed: Generator[Any, None, None], files: Iterable[MetricsFile | Sinks], reader: Reader
+    feed: Generator[Any, None, None],
+    files: Iterable[MetricsFile | Sinks],
+    reader: Reader,
+    saved: CheckpointDirectory,
 ) -> Generator[Ending, None, None]:
     """Around a training loop: closes the feed and the files however it ends, and prints the reader's summary.
 
@@ -36,7 +40,9 @@ def ending(
     try:
         yield found
     except Diverged as error:
-        console.print(f"[red]stopped: {error}")
+        good = saved.reject_from(error.n_done)
+        advice = "lower optim.lr" if good is None else f"lower optim.lr and continue with --resume-from {good}"
+        console.print(f"[red]stopped: {error}; {advice}", soft_wrap=True)
         found.exit_code = EXIT_DIVERGED
     finally:
         signals.enter(SAVING)

@@ -2,14 +2,17 @@
 
 import dataclasses
 import json
+import math
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from jaxgpt.config import Config, flatten, from_dict, to_dict
 from jaxgpt.errors import InputError
-from jaxgpt.run.checkpoints import CheckpointDirectory, CheckpointError
+from jaxgpt.run.checkpoints import CheckpointDirectory, CheckpointError, list_steps
 from jaxgpt.run.console import console
+from jaxgpt.run.meter import Diverged
 
 
 def list_changes(then: dict[str, Any], now: dict[str, Any], n_done: int, directory: Path) -> str:
@@ -68,8 +71,30 @@ def read_config(about: dict[str, Any], source: str) -> Config:
         raise InputError(f"{source}: {error}") from error
 
 
-def resume(saved: CheckpointDirectory, abstract_state: Any, about: dict) -> tuple[int, Any, dict | None]:
-    """Step, state and data cursors of the newest valid checkpoint, if it is of this run.
+def take_step(args: list[str]) -> tuple[list[str], int | None]:
+    """`--resume-from STEP` out of a command line: the rest of it, and the step; None where it is not given."""
+    rest, given = [], []
+    left = iter(args)
+    for arg in left:
+        name, has_value, text = arg.partition("=")
+        if name.replace("_", "-") != "--resume-from":
+            rest.append(arg)
+            continue
+        text = text if has_value else next(left, "")
+        if not re.fullmatch(r"\d{1,18}", text):
+            raise InputError(f"--resume-from={text} is no step; give the number of a directory in run.dir/checkpoints")
+        given.append(int(text))
+    if len(given) > 1:
+        raise InputError("--resume-from is given twice; keep one")
+    return rest, given[0] if given else None
+
+
+def resume(
+    saved: CheckpointDirectory, abstract_state: Any, about: dict, step: int | None = None
+) -> tuple[int, Any, dict | None]:
+    """Step, state and data cursors of the newest valid checkpoint, if it is of this run, or of that of a step.
+
+    Newer ones are set aside by `CheckpointDirectory.restore`.
 
     Args:
       abstract_state: see `CheckpointDirectory.restore`.
@@ -78,7 +103,11 @@ def resume(saved: CheckpointDirectory, abstract_state: Any, about: dict) -> tupl
     Raises:
       InputError: no checkpoint; or the architecture, the data or the tokenizer is another one.
     """
-    chosen = saved.choose()
+    steps = list_steps(saved.directory)
+    if step is not None and step not in steps:
+        there = ", ".join(str(other) for other in reversed(steps)) or "none"
+        raise InputError(f"--resume-from={step} is not among the checkpoints in {saved.directory}: {there}")
+    chosen = saved.choose(step)
     if chosen is None:
         raise InputError(f"{saved.directory} has no checkpoint to resume from; start without --resume")
     changes = list_changes(chosen.about, about, chosen.step, saved.directory)
@@ -95,11 +124,31 @@ def gather_cursors(cursors: dict, gather_texts: Callable[[str], list[str]]) -> d
 
 
 def save(
-    saved: CheckpointDirectory, n_done: int, state: Any, about: dict, val_loss: float | None, *, must: bool
-) -> None:
-    """Saves a state. A failure ends the run only if this is its last save; otherwise it is a warning."""
+    saved: CheckpointDirectory, n_done: int, state: Any, about: dict, val_loss: float | None, *,
+    own_loss: float, n_skipped_in_row: int, must: bool,
+) -> None:  # fmt: skip
+    """Saves a state that is good. A failure ends the run only if this is its last save; otherwise it is a warning.
+
+    Args:
+      own_loss: of the parameters in the state; a step's loss is of those before its update, so a state can be finite
+        and give none.
+      n_skipped_in_row: steps before this one that were not finite.
+
+    Raises:
+      Diverged: the last state gives no finite loss; nothing is saved.
+    """
+    fault = ""
+    if not math.isfinite(own_loss):
+        fault = f"its parameters give a loss of {own_loss}"
+    elif n_skipped_in_row > (1 if must else 0):  # the last batch alone may be at fault
+        fault = f"loss or gradient was not finite for {n_skipped_in_row} steps in a row"
+    if fault and must:
+        raise Diverged(f"checkpoint {n_done} is not saved: {fault}", n_done - n_skipped_in_row)
+    if fault:
+        console.print(f"[red]checkpoint {n_done} is not saved: {fault}", soft_wrap=True)
+        return
     try:
-        saved.save(n_done, state, about, val_loss=val_loss)
+        saved.save(n_done, state, about, val_loss=val_loss, is_proven=must)
     except CheckpointError as error:
         if must:
             raise

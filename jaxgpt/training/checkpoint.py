@@ -85,7 +85,9 @@ class Checkpoints(CheckpointDirectory):
         options = ocp.options.AsyncOptions(create_directories_asynchronously=False)
         return ocp.AsyncCheckpointer(ocp.PyTreeCheckpointHandler(), async_options=options)
 
-    def save(self, step: int, state: Any, about: dict, *, val_loss: float | None = None) -> None:
+    def save(
+        self, step: int, state: Any, about: dict, *, val_loss: float | None = None, is_proven: bool = True
+    ) -> None:
         """Starts to save a state; returns when it is copied from the device and may be donated.
 
         Waits for the save before it. What goes wrong later is raised by `raise_if_failed`, the next `save`,
@@ -96,6 +98,7 @@ class Checkpoints(CheckpointDirectory):
           state: tree of jax.Arrays, of any sharding.
           about: what the run must know to resume, as JSON: config, digests of data and tokenizer, versions.
           val_loss: in nats per token, for keep_best.
+          is_proven: see CheckpointDirectory.save.
 
         Raises:
           CheckpointError: the save before it failed; or this step is not saved, because it is not above the
@@ -119,6 +122,7 @@ class Checkpoints(CheckpointDirectory):
             self._give_up(step)
             failure = f"checkpoint {step} is not saved: {one_line(error)}"
             raise CheckpointError(f"{earlier and earlier + '; '}{failure}") from error
+        self._unproven = None if is_proven else step
         self._thread = threading.Thread(target=self._finish, args=(step, manifest), name=f"checkpoint {step}")
         self._thread.start()
         if earlier:
@@ -187,6 +191,16 @@ class Checkpoints(CheckpointDirectory):
             self._thread.join()
             if self._failure:
                 self.warn(self._take_failure())
+
+    def _finish_background(self) -> None:
+        if self._thread is not None:
+            self._thread.join()
+
+    def _delete_in_background(self) -> None:
+        if self._thread is not None and self._thread.is_alive():
+            return  # it deletes when the save is done, or the next one does
+        self._thread = threading.Thread(target=super()._delete_in_background, name="checkpoint deletion")
+        self._thread.start()
 
     def choose(self, step: int | None = None, *, verify: bool = True) -> Checkpoint | None:
         """As in CheckpointDirectory; first waits for the save under way, and raises CheckpointError where it failed."""
