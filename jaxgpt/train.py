@@ -153,7 +153,7 @@ def warn_of_failed_save(saved: Checkpoints) -> None:
     try:
         saved.raise_if_failed()
     except CheckpointError as error:
-        console.print(f"[red]{error}")
+        console.print(f"[red]{error}", soft_wrap=True)
 
 
 def print_sample(config: Config, engine: Engine, params, tokenizer: Tokenizer, prompt: list[int]) -> None:

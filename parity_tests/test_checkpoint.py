@@ -167,6 +167,15 @@ def test_too_little_room_is_refused(tmp_path, monkeypatch):
     assert names_in(tmp_path) == {"1", "2"}
 
 
+def test_a_removed_directory_is_one_line(tmp_path):
+    """Faults: F6, C66."""
+    with Checkpoints(tmp_path / "run" / "checkpoints") as checkpoints:
+        shutil.rmtree(tmp_path / "run")
+        with pytest.raises(CheckpointError, match=r"checkpoint 1 is not saved: .*No such file or directory$"):
+            checkpoints.save(1, make_state(1), ABOUT)
+    assert names_in(tmp_path) == set()
+
+
 @pytest.mark.parametrize("step", [5, 4])
 def test_step_must_rise(tmp_path, step):
     write_steps(tmp_path, 5)

@@ -36,7 +36,15 @@ _LEFTOVER = re.compile(r"\d+\.(saving|deleting)(\.orbax-checkpoint-tmp.*)?")
 
 
 class CheckpointError(Failure):
-    """A checkpoint could not be saved. The message is one line; older checkpoints are unchanged."""
+    """A checkpoint could not be saved. The message is one line; older checkpoints are unchanged.
+
+    Attributes:
+      is_earlier: it is about a save before this one, which is under way.
+    """
+
+    def __init__(self, message: str, *, is_earlier: bool = False):
+        super().__init__(message)
+        self.is_earlier = is_earlier
 
 
 def one_line(error: BaseException) -> str:
@@ -290,7 +298,10 @@ class CheckpointDirectory(abc.ABC):
         latest = max(list_steps(self.directory), default=-1)
         if step <= latest:
             return f"{self._path(latest)} already exists, and step numbers only rise"
-        free_bytes = shutil.disk_usage(self.directory).free
+        try:
+            free_bytes = shutil.disk_usage(self.directory).free
+        except OSError as error:  # the run's directory was removed, or its disk is gone
+            return f"{self.directory}: {error.strerror}"
         if free_bytes < FREE_DISK_FACTOR * state_bytes:
             sizes = f"{free_bytes / 1e9:.3f} GB free, a save of {state_bytes / 1e9:.3f} GB"
             return f"{self.directory} has {sizes} needs {FREE_DISK_FACTOR} times its size"

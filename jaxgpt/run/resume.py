@@ -35,7 +35,7 @@ def list_changes(then: dict[str, Any], now: dict[str, Any], n_done: int, directo
             f"to resume it pass {settings}"
         )
     for name, what in (("data_sha256", "data"), ("tokenizer", "tokenizer")):
-        if then[name] not in (None, now[name]):  # None: an older version could not read the tokenizer of this data
+        if then.get(name) not in (None, now[name]):  # None: an older version could not read the tokenizer of this data
             raise InputError(
                 f"the {what} in data.dir={now['config']['data']['dir']} changed since checkpoint {n_done} of "
                 f"{directory}; restore the old {what}, or start a new run with train.init_from"
@@ -150,6 +150,6 @@ def save(
     try:
         saved.save(n_done, state, about, val_loss=val_loss, is_proven=must)
     except CheckpointError as error:
-        if must:
+        if must and not error.is_earlier:  # where this one fails too, closing the directory raises that
             raise
-        console.print(f"[red]{error}")
+        console.print(f"[red]{error}", soft_wrap=True)

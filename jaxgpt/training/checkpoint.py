@@ -11,6 +11,7 @@ directory as the latest, keeps failed saves, and returns False for a step that i
 import contextlib
 import functools
 import logging
+import sys
 import threading
 import types
 from collections.abc import Callable, Mapping
@@ -43,6 +44,11 @@ def _floats(state: Any) -> dict[str, Any]:
 
 def _layout(leaf: Any) -> tuple[Any, ...]:
     return leaf.shape, leaf.dtype, leaf.sharding
+
+
+def _show_unraisable(show: Callable[[Any], None], unraisable: Any) -> None:
+    if str(unraisable.exc_value) != "Event loop is closed":
+        show(unraisable)
 
 
 class Checkpoints(CheckpointDirectory):
@@ -78,8 +84,11 @@ class Checkpoints(CheckpointDirectory):
         # Here, because listing checkpoints needs no orbax, and its import takes half a second.
         import orbax.checkpoint as ocp
 
-        # Each failure that is raised here in one line is logged by orbax in pages of tracebacks.
-        logging.getLogger("absl").setLevel(logging.CRITICAL)
+        # Each failure that is raised here in one line is logged by orbax in pages of tracebacks, and its writes that
+        # still run when the first has failed report to an event loop that is closed.
+        for name in ("absl", "asyncio"):
+            logging.getLogger(name).setLevel(logging.CRITICAL)
+        sys.unraisablehook = functools.partial(_show_unraisable, sys.unraisablehook)
         # Directories made in the background leave threads behind when that fails, which hold the process at
         # its end for ten minutes.
         options = ocp.options.AsyncOptions(create_directories_asynchronously=False)
@@ -126,7 +135,7 @@ class Checkpoints(CheckpointDirectory):
         self._thread = threading.Thread(target=self._finish, args=(step, manifest), name=f"checkpoint {step}")
         self._thread.start()
         if earlier:
-            raise CheckpointError(earlier)
+            raise CheckpointError(earlier, is_earlier=True)
 
     def _finish(self, step: int, manifest: dict) -> None:
         """In its own thread: waits for orbax, makes the step count, deletes old ones."""
