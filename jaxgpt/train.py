@@ -32,6 +32,7 @@ from jaxgpt.run.meter import Meter
 from jaxgpt.run.opening import open_run
 from jaxgpt.run.pace import Pace, stacks_path
 from jaxgpt.run.resume import gather_cursors, resume, save, take_step
+from jaxgpt.run.rollback import RolledBack, read_skips, roll_back
 from jaxgpt.run.stop_signal import BEFORE, StopSignal
 from jaxgpt.training.checkpoint import CheckpointError, Checkpoints
 from jaxgpt.training.feed import make_feed
@@ -49,8 +50,16 @@ FLAGS = {
 
 
 def main(args: list[str]) -> int:
-    # config
     args, resume_step = take_step(args)
+    while True:
+        try:
+            return train(args, resume_step)
+        except RolledBack as back:
+            resume_step = back.step
+
+
+def train(args: list[str], resume_step: int | None) -> int:
+    # config
     given, flags = parse_args(args, FLAGS, __doc__ or "")
     is_resumed = flags["resume"] or resume_step is not None
     given = shrink(given) if flags["smoke"] else given
@@ -80,9 +89,9 @@ def main(args: list[str]) -> int:
         saved = stack.enter_context(Checkpoints(run.dir / "checkpoints", keep=keep, keep_best=keep_best))
 
         # resume
-        first_step, cursors = 0, None
+        first_step, then = 0, {}
         if is_resumed:
-            first_step, state, cursors = resume(saved, step.state_shapes, about, resume_step)
+            first_step, state, then = resume(saved, step.state_shapes, about, resume_step)
         else:
             state = step.init_state(initial_params(config, step.state_shapes.params, step.init_params))
         shapes = {path: shape.shape for path, shape in step.state_shapes.params.items()}
@@ -93,7 +102,7 @@ def main(args: list[str]) -> int:
                 soft_wrap=True,
             )
             return EXIT_DONE
-        reader = run.source.reader(config, cursors)
+        reader = run.source.reader(config, then.get("cursors"))
         stack.callback(reader.close)
         say = functools.partial(console.print, soft_wrap=True)
         train_step, step = compile_programs(step, plan, say, functools.partial(saved.prepare, step.state_shapes))
@@ -102,7 +111,8 @@ def main(args: list[str]) -> int:
         stop = StopSignal(config.log.every, jax.process_count(), gather_texts)
         files = open_logs(given, run.dir, first_step) if jax.process_index() == 0 else []
         pace = Pace(config.train.watchdog_s, stacks_path(run.dir, jax.process_index()), console.print)
-        feed = pace.watch(prefetch(make_feed(plan, reader, mesh, first_step)))
+        skips = read_skips(run.dir, first_step)
+        feed = pace.watch(prefetch(make_feed(plan, reader, mesh, first_step, skips)))
         progress = stack.enter_context(Progress(plan.n_steps, first_step))
         meter = Meter(config, mesh.devices.flat[0].device_kind, mesh.size, progress, files, console.print)
 
@@ -110,6 +120,7 @@ def main(args: list[str]) -> int:
             return evaluate_split(step, params, val_rows, starts, plan.n_rows, token_bytes)
 
         engine = Engine(config.model, {}, dtype=config.train.dtype, n_valid=run.source.n_ids or None)
+        meter.spikes.restore(then.get("spikes", [0.0]))
         with ending(feed, files, reader, saved) as end:
             for planned, batch, cursors in feed:
                 n_done = planned.step + 1
@@ -117,6 +128,8 @@ def main(args: list[str]) -> int:
                 meter.push(n_done, metrics)
                 warn_of_failed_save(saved)
                 saved.confirm(meter.good_step)
+                if config.train.spike_rollback and meter.take_spike():
+                    roll_back(saved, run.dir, skips, meter.spike_step, jax.process_count())
 
                 is_stopped, is_last = stop.is_agreed(n_done), n_done == plan.n_steps
                 wants_eval = is_last or schedule.is_due(n_done, config.eval.every)
@@ -135,7 +148,7 @@ def main(args: list[str]) -> int:
                 if wants_sample and tokenizer:
                     print_sample(config, engine, state.params, tokenizer, prompt)
                 if wants_save or is_stopped:
-                    about_now = about | gather_cursors(cursors, gather_texts)
+                    about_now = about | gather_cursors(cursors, gather_texts) | {"spikes": meter.spikes.to_json()}
                     own_loss = evaluate(state.params, val_starts[: plan.n_rows]).loss if val_loss is None else val_loss
                     save(
                         saved, n_done, state, about_now, val_loss, own_loss=own_loss,

@@ -11,6 +11,7 @@ import pytest
 
 from jaxgpt import signals, train
 from jaxgpt.errors import EXIT_DIVERGED, EXIT_STOPPED, InputError
+from jaxgpt.run.spikes import Spikes
 from jaxgpt.run.stop_signal import StopSignal
 from parity_tests import tolerances
 from parity_tests.helpers.environment import REPO
@@ -176,6 +177,31 @@ def test_resuming_from_an_older_step(config, straight, tmp_path):
     assert main(config, tmp_path, "--resume-from=10") == 0
     assert losses(tmp_path) == straight
     assert (tmp_path / "checkpoints" / "15.rejected").is_dir()
+
+
+def test_a_spike_is_rolled_back_and_its_data_left_out(config, tmp_path, monkeypatch, capsys):
+    """To the bit what a run gives that is stopped at the checkpoint and resumed with those data left out.
+
+    Faults: C79.
+    """
+    check = Spikes.check
+
+    def find(self, loss):
+        check(self, loss)
+        return 1.0 if loss == spike else None
+
+    settings = ["--train.steps=24", "--checkpoint.every=5", "--checkpoint.keep=9", "--train.spike_rollback=true"]
+    assert main(config, tmp_path / "plain", *settings) == 0
+    spike = losses(tmp_path / "plain")[18][0]
+    monkeypatch.setattr(Spikes, "check", find)
+    assert main(config, tmp_path / "run", *settings) == 0
+    assert "going back to step 15; the data of 3 steps are left out\n" in capsys.readouterr().out
+    monkeypatch.setattr(Spikes, "check", check)
+    assert main(config, tmp_path / "other", *settings) == 0
+    (tmp_path / "other" / "skipped.json").write_text("[[15, 3], [16, 100]]")
+    assert main(config, tmp_path / "other", *settings, "--resume-from=15") == 0
+    assert losses(tmp_path / "run") == losses(tmp_path / "other") != losses(tmp_path / "plain")
+    assert (tmp_path / "other" / "skipped.json").read_text() == "[[15, 3]]"
 
 
 def test_a_run_whose_last_steps_were_skipped_diverged(config, tmp_path, capsys):

@@ -29,6 +29,7 @@ from jaxgpt.run.meter import Meter
 from jaxgpt.run.opening import open_run
 from jaxgpt.run.pace import Pace, stacks_path
 from jaxgpt.run.resume import gather_cursors, resume, save, take_step
+from jaxgpt.run.rollback import RolledBack, read_skips, roll_back
 from jaxgpt.run.stop_signal import BEFORE, StopSignal
 from torch_ref.parallel.devices import open_devices
 from torch_ref.parallel.hosts import process_count, process_index, stop_hosts
@@ -50,8 +51,16 @@ FLAGS = {
 
 
 def main(args: list[str]) -> int:
-    # config
     args, resume_step = take_step(args)
+    while True:
+        try:
+            return train(args, resume_step)
+        except RolledBack as back:
+            resume_step = back.step
+
+
+def train(args: list[str], resume_step: int | None) -> int:
+    # config
     given, flags = parse_args(args, FLAGS, __doc__ or "")
     is_resumed = flags["resume"] or resume_step is not None
     given = name_run(given, args)
@@ -81,9 +90,9 @@ def main(args: list[str]) -> int:
         saved = stack.enter_context(Checkpoints(run.dir / "checkpoints", keep=keep, keep_best=keep_best))
 
         # resume
-        first_step, cursors = 0, None
+        first_step, then = 0, {}
         if is_resumed:
-            first_step, state, cursors = resume(saved, step.state_shapes, about, resume_step)
+            first_step, state, then = resume(saved, step.state_shapes, about, resume_step)
             state = step.put_state(state)
         else:
             state = step.init_state(initial_params(config, step))
@@ -96,7 +105,7 @@ def main(args: list[str]) -> int:
                 soft_wrap=True,
             )
             return EXIT_DONE
-        reader = run.source.reader(config, cursors)
+        reader = run.source.reader(config, then.get("cursors"))
         stack.callback(reader.close)
         if step.is_compiled:
             compile_step(step, config.train.micro_batch_size, state)
@@ -105,19 +114,23 @@ def main(args: list[str]) -> int:
         stop = StopSignal(config.log.every, process_count(), gather_texts)
         files = open_logs(given, run.dir, first_step) if process_index() == 0 else []
         pace = Pace(config.train.watchdog_s, stacks_path(run.dir, process_index()), console.print)
-        feed = pace.watch(prefetch(make_feed(plan, reader, mesh, first_step)))
+        skips = read_skips(run.dir, first_step)
+        feed = pace.watch(prefetch(make_feed(plan, reader, mesh, first_step, skips)))
         progress = stack.enter_context(Progress(plan.n_steps, first_step))
         meter = Meter(config, mesh.device_kind, mesh.size, progress, files, console.print)
 
         def evaluate(params, starts, token_bytes=None):
             return evaluate_split(step, params, val_rows, starts, plan.n_rows, token_bytes)
 
+        meter.spikes.restore(then.get("spikes", [0.0]))
         with ending(feed, files, reader, saved) as end:
             for planned, batch, cursors in feed:
                 n_done = planned.step + 1
                 state, metrics = step.train(state, batch, step.hyper(planned.hyper))
                 meter.push(n_done, metrics)
                 saved.confirm(meter.good_step)
+                if config.train.spike_rollback and meter.take_spike():
+                    roll_back(saved, run.dir, skips, meter.spike_step, process_count())
 
                 is_stopped, is_last = stop.is_agreed(n_done), n_done == plan.n_steps
                 wants_eval = is_last or schedule.is_due(n_done, config.eval.every)
@@ -133,7 +146,7 @@ def main(args: list[str]) -> int:
                     val_loss = result.loss
                     is_stopped = is_stopped or stop.is_agreed(n_done)  # an evaluation takes long
                 if wants_save or is_stopped:
-                    about_now = about | gather_cursors(cursors, gather_texts)
+                    about_now = about | gather_cursors(cursors, gather_texts) | {"spikes": meter.spikes.to_json()}
                     own_loss = evaluate(state.params, val_starts[: plan.n_rows]).loss if val_loss is None else val_loss
                     save(
                         saved, n_done, state, about_now, val_loss, own_loss=own_loss,

@@ -101,6 +101,8 @@ class TrainConfig:
     """Steps whose median loss a step is compared with; 0: loss spikes are not reported."""
     spike_sigmas: float = 8.0
     """A loss spike is so many robust standard deviations above that median."""
+    spike_rollback: bool = False
+    """Go back to the checkpoint before a spike and leave out the data up to it; one process only."""
     watchdog_s: float = 600.0
     """Seconds without a finished step after which stacks.txt in run.dir gets the stacks of all threads; 0: never."""
     stages: tuple[StageConfig, ...] = ()

@@ -214,17 +214,21 @@ class CheckpointDirectory(abc.ABC):
 
     # Choosing and reading
 
-    def reject_from(self, step: int) -> int | None:
-        """Sets checkpoints from a step on aside, because training diverged from them. Asks no other process.
+    def steps(self) -> list[int]:
+        """Steps that have a checkpoint, newest first, once the save under way is over. Asks no other process."""
+        self._finish_background()
+        return list_steps(self.directory)
+
+    def reject_from(self, step: int, why: str = "training diverged from it") -> int | None:
+        """Sets checkpoints from a step on aside. Asks no other process.
 
         Returns:
           The newest that is left, if there is one.
         """
-        self._finish_background()
-        steps = list_steps(self.directory)
+        steps = self.steps()
         if self._process_index() == 0:
             for bad in [other for other in steps if other >= step]:
-                self._set_aside(bad, "training diverged from it")
+                self._set_aside(bad, why)
         return next((other for other in steps if other < step), None)
 
     def confirm(self, good_step: int) -> None:

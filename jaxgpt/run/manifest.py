@@ -126,6 +126,9 @@ def _find_fault(manifest: dict[str, Any]) -> str:
     def is_loss(value: Any) -> bool:
         return value is None or (type(value) in (int, float) and math.isfinite(value))
 
+    def is_numbers(value: Any) -> bool:
+        return isinstance(value, list) and bool(value) and all(type(number) is float for number in value)
+
     def holds(check: Callable[[Any], bool]) -> Callable[[Any], bool]:
         return lambda value: isinstance(value, dict) and bool(value) and all(map(check, value.values()))
 
@@ -141,6 +144,7 @@ def _find_fault(manifest: dict[str, Any]) -> str:
         fields += [
             ("about.config", about.get("config"), lambda value: value is None or isinstance(value, dict)),
             ("about.data_sha256", about.get("data_sha256"), lambda value: value is None or isinstance(value, str)),
+            ("about.spikes", about.get("spikes", [0.0]), is_numbers),
             ("about.cursors", about.get("cursors"), lambda value: value is None or isinstance(value, dict)),
         ]
     wrong = [(name, value) for name, value, is_right in fields if not is_right(value)]

@@ -41,9 +41,12 @@ class Meter:
         self._record: dict = {}
         self.n_skipped_in_row = 0
         """Steps that were not finite, up to the one that was read last."""
+        self.spike_step = 0
+        """The last step that began a loss spike; 0: none did."""
+        self._is_new_spike = False
         self.good_step = -1
         """The last step that was finite: so was all that it began with."""
-        self._spikes = Spikes(config.train.spike_window, config.train.spike_sigmas)
+        self.spikes = Spikes(config.train.spike_window, config.train.spike_sigmas)
         self.resume()
 
     def push(self, n_done: int, metrics: dict) -> None:
@@ -52,6 +55,11 @@ class Meter:
         if previous:
             self._read(*previous)
             self._report(is_due=previous[0] % self._config.log.every == 0)
+
+    def take_spike(self) -> bool:
+        """Whether a spike began since this was last asked."""
+        is_new, self._is_new_spike = self._is_new_spike, False
+        return is_new
 
     def settle(self) -> None:
         """Waits for the step last dispatched. Its record is open for `add` until `resume`."""
@@ -96,7 +104,8 @@ class Meter:
                 f"the last of them step {n_done}",
                 n_done - n_skipped_in_row,
             )
-        if (usual := self._spikes.check(self._record["train_loss"])) is not None:
+        if (usual := self.spikes.check(self._record["train_loss"])) is not None:
+            self.spike_step, self._is_new_spike = n_done, True
             self._say(
                 f"step {n_done} begins a loss spike: {self._record['train_loss']:.4f}, where the median of the last "
                 f"train.spike_window={self._config.train.spike_window} steps is {usual:.4f}"

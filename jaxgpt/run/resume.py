@@ -91,8 +91,8 @@ def take_step(args: list[str]) -> tuple[list[str], int | None]:
 
 def resume(
     saved: CheckpointDirectory, abstract_state: Any, about: dict, step: int | None = None
-) -> tuple[int, Any, dict | None]:
-    """Step, state and data cursors of the newest valid checkpoint, if it is of this run, or of that of a step.
+) -> tuple[int, Any, dict[str, Any]]:
+    """Step and state of the newest valid checkpoint, if it is of this run, or of that of a step; and its `about`.
 
     Newer ones are set aside by `CheckpointDirectory.restore`.
 
@@ -113,7 +113,7 @@ def resume(
     changes = list_changes(chosen.about, about, chosen.step, saved.directory)
     state = saved.restore(abstract_state, chosen)
     console.print(f"resuming from step {chosen.step}" + (f"; changed: {changes}" if changes else ""))
-    return chosen.step, state, chosen.about.get("cursors")
+    return chosen.step, state, chosen.about
 
 
 def gather_cursors(cursors: dict, gather_texts: Callable[[str], list[str]]) -> dict:

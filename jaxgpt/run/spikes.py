@@ -23,6 +23,14 @@ class Spikes:
         self._losses: deque[float] = deque(maxlen=window)
         self._is_high = False
 
+    def to_json(self) -> list[float]:
+        """What it remembers, for a checkpoint: a resumed run finds the spikes of an uninterrupted one."""
+        return [float(self._is_high), *self._losses]
+
+    def restore(self, remembered: list[float]) -> None:
+        self._is_high = bool(remembered[0])
+        self._losses.extend(remembered[1:])
+
     def check(self, loss: float) -> float | None:
         """The median, at the first step of a spike; otherwise None."""
         if not self._window or not math.isfinite(loss):
