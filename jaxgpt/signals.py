@@ -83,9 +83,10 @@ def received() -> int:
 
 def guard_command(package: str) -> None:
     """Starts the watch where this process is `python -m <package>.<verb>`. The package's first statement."""
-    is_sought = sys.argv[:1] == ["-m"]  # so it stands while the interpreter looks for the module to run
-    if is_sought and any(arg.removeprefix("-m").split(".")[0] == package for arg in sys.orig_argv[1:]):
-        start()
+    if sys.argv[:1] == ["-m"]:  # so it stands while the interpreter looks for the module to run
+        if any(arg.removeprefix("-m").split(".")[0] == package for arg in sys.orig_argv[1:]):
+            start()
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, NUMBERS)
 
 
 def start() -> None:
