@@ -1,8 +1,16 @@
 """jaxgpt: small-scale GPT training in JAX, held to PyTorch number by number."""
 
+import _signal  # in the interpreter, where importing signal takes milliseconds
 import sys
 
-from jaxgpt.errors import explain_variables
+if sys.argv[:1] == ["-m"]:  # python -m: signals wait until they are watched
+    _signal.pthread_sigmask(_signal.SIG_BLOCK, (_signal.SIGINT, _signal.SIGTERM, _signal.SIGHUP))
+
+from jaxgpt.signals import guard_command
+
+guard_command("jaxgpt")
+
+from jaxgpt.errors import explain_variables  # noqa: E402 - signals are watched before anything else is imported
 
 __version__ = "0.1.0"
 

@@ -10,6 +10,7 @@ from collections.abc import Callable
 from types import TracebackType
 from typing import Literal
 
+from jaxgpt import signals
 from jaxgpt.streams import Unwritten, finish_streams, one_line, protect_streams
 
 EXIT_DONE = 0
@@ -57,6 +58,7 @@ def run_verb(main: Callable[[list[str]], int], prints: Literal["log", "result", 
       prints: what a stdout that cannot be written means. log: nothing, the work continues. result: the work continues,
         but the exit code says that its result was lost. stream: the work ends. A reader that left is no failure.
     """
+    signals.start()
     args = sys.argv[1:]
     show_traceback = "--traceback" in args
     protect_streams(is_stdout_needed=prints == "stream")
@@ -74,8 +76,10 @@ def run_verb(main: Callable[[list[str]], int], prints: Literal["log", "result", 
         code = EXIT_FAILED
     except (BrokenPipeError, Unwritten):
         code = EXIT_DONE
+    except SystemExit as end:  # --help, or a signal
+        code = end.code if isinstance(end.code, int) else EXIT_DONE
     lost = finish_streams()
     if lost and prints != "log" and code == EXIT_DONE:
         print(f"failed: stdout cannot be written ({lost.strerror}); free space, or write elsewhere", file=sys.stderr)
         code = EXIT_FAILED
-    sys.exit(code)
+    sys.exit(signals.finish(code))

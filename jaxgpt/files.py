@@ -1,4 +1,7 @@
-"""Files that are written completely or not at all, locks that a kill releases, and reading that never hangs."""
+"""Files that are written completely or not at all, locks that a kill releases, and reading that never hangs.
+
+A run's directory may come from someone else. What is written into it never goes through a link that lies there.
+"""
 
 import contextlib
 import errno
@@ -52,6 +55,25 @@ def read_bounded(path: str | Path, limit_bytes: int) -> bytes:
     return content
 
 
+def open_in_place(path: str | Path) -> IO[str]:
+    """Opens a file for reading and appending, made if it does not exist. What lies there and is none is removed: a
+    link, which may lead to a file of someone else, a pipe, or a device.
+
+    Raises:
+      OSError: it cannot be opened; IsADirectoryError where it is a directory.
+    """
+    if os.path.lexists(path) and not stat.S_ISREG(os.lstat(path).st_mode):
+        os.unlink(path)
+    flags = os.O_RDWR | os.O_CREAT | os.O_APPEND | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0)
+    return os.fdopen(os.open(path, flags, 0o666), "a+", encoding="utf-8")
+
+
+def refuse_link(path: Path, advice: str) -> None:
+    """Raises InputError where a directory that is to be written is a link to another one."""
+    if path.is_symlink():
+        raise InputError(f"{path} is a symbolic link to {os.readlink(path)}, and is not written through; {advice}")
+
+
 def flush_to_disk(file: IO) -> None:
     """Returns when what was written to the file is on the disk."""
     file.flush()
@@ -82,7 +104,8 @@ def write_atomically(path: Path, content: str | bytes) -> None:
     """
     partial = path.with_name(f"{path.name}.{threading.get_native_id()}.tmp")
     try:
-        with open(partial, "wb") as file:
+        partial.unlink(missing_ok=True)  # of a killed process with this number
+        with open(partial, "xb") as file:  # x: not through a link
             file.write(content.encode() if isinstance(content, str) else content)
             put_in_place(file, path)
     except BaseException:
@@ -123,7 +146,7 @@ def lock_run(run_dir: str | Path) -> Iterator[None]:
     path = Path(run_dir) / "lock"
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        file = path.open("a+")
+        file = open_in_place(path)
     except OSError as error:
         raise InputError(f"{run_dir} cannot be written: {error}; choose another --run.dir") from error
     with file:

@@ -25,16 +25,10 @@ from jaxgpt.streams import visible
 
 SEPARATOR = "---------------"
 PROMPT_LIMIT_BYTES = 16 << 20
-EXIT_INTERRUPTED = 130
-"""128 + SIGINT, as shells count it."""
 
 
 def main(args: list[str]) -> int:
-    try:
-        return sample(parse_args(args))
-    except KeyboardInterrupt:
-        say("interrupted")
-        return EXIT_INTERRUPTED
+    return sample(parse_args(args))
 
 
 def parse_args(args: list[str]) -> argparse.Namespace:

@@ -19,7 +19,6 @@ import argparse
 import json
 import os
 import shlex
-import sys
 import time
 from collections import Counter
 from collections.abc import Iterator
@@ -39,7 +38,6 @@ from jaxgpt.prepare.text_shards import PAGE_CHARS
 from jaxgpt.run.console import console
 from jaxgpt.run.progress import Progress
 
-EXIT_INTERRUPTED = 130
 COMPARED_CHARS = 5_000_000
 """Characters of the validation file that are encoded to measure bytes per token."""
 
@@ -67,9 +65,6 @@ def main(args: list[str]) -> int:
         if isinstance(error, BrokenPipeError):
             raise  # the reader of our output left; run_verb handles it
         raise InputError(f"{error.filename or out}: {error.strerror or error}; choose another --out") from error
-    except KeyboardInterrupt:
-        print("interrupted", file=sys.stderr)
-        return EXIT_INTERRUPTED
     if options.data:
         settings = [] if out == Path(options.data, TOKENIZER) else [f"--data.tokenizer={out}"]
         console.say(f"next: {train_command(Path(options.data), 'text', settings)}")

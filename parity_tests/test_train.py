@@ -1,6 +1,5 @@
 """The training command: exact resume after kills, other device counts, several processes, and every refusal."""
 
-import os
 import signal
 import socket
 import subprocess
@@ -10,8 +9,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from jaxgpt import train
+from jaxgpt import signals, train
 from jaxgpt.errors import EXIT_DIVERGED, EXIT_STOPPED, InputError
+from jaxgpt.run.spikes import Spikes
 from jaxgpt.run.stop_signal import StopSignal
 from parity_tests import tolerances
 from parity_tests.helpers.environment import REPO
@@ -145,6 +145,70 @@ def test_divergence_ends_the_run_and_saves_nothing_broken(config, tmp_path):
     assert main(config, tmp_path, "--optim.lr=1e38", "--optim.algorithm=adamw", "--train.max_skips=3") == EXIT_DIVERGED
     last = records(tmp_path)[-1]
     assert last["n_skipped"] == 3
+    assert not any((tmp_path / "checkpoints").glob("[0-9]*"))
+
+
+def test_a_diverging_run_keeps_its_good_checkpoints_and_names_the_newest(config, tmp_path, capsys):
+    """The state after the first step of an absurd learning rate is finite, and so is its loss, but no gradient is.
+
+    Faults: F3, C77, C80.
+    """
+    settings = ["--optim.algorithm=adamw", "--checkpoint.every=1", "--train.steps=6"]
+    assert main(config, tmp_path, *settings) == 0
+    longer = [*settings[:2], "--train.steps=30"]
+    assert main(config, tmp_path, *longer, "--optim.lr=1e38", "--resume") == EXIT_DIVERGED
+    assert {"5", "6"} <= {path.name for path in (tmp_path / "checkpoints").iterdir()}
+    shown = capsys.readouterr().out
+    assert "lower optim.lr and continue with --resume-from 6\n" in shown
+    assert main(config, tmp_path, *longer[:2], "--train.steps=8", "--resume-from", "6") == 0
+    assert all(np.isfinite(loss) for loss, _ in losses(tmp_path).values())
+
+
+def test_resuming_from_an_older_step(config, straight, tmp_path):
+    """Faults: F3."""
+    assert main(config, tmp_path, "--train.steps=15", "--optim.schedule.decay_steps=40") == 0
+    for wrong, said in (
+        (["--resume-from=7"], "--resume-from=7 is not among the checkpoints in .*: 10, 15$"),
+        (["--resume-from", "newest"], "--resume-from=newest is no step; give the number of a directory"),
+        (["--resume-from=10", "--resume_from=15"], "--resume-from is given twice; keep one"),
+    ):
+        with pytest.raises(InputError, match=said):
+            main(config, tmp_path, *wrong)
+    assert main(config, tmp_path, "--resume-from=10") == 0
+    assert losses(tmp_path) == straight
+    assert (tmp_path / "checkpoints" / "15.rejected").is_dir()
+
+
+def test_a_spike_is_rolled_back_and_its_data_left_out(config, tmp_path, monkeypatch, capsys):
+    """To the bit what a run gives that is stopped at the checkpoint and resumed with those data left out.
+
+    Faults: C79.
+    """
+    check = Spikes.check
+
+    def find(self, loss):
+        check(self, loss)
+        return 1.0 if loss == spike else None
+
+    settings = ["--train.steps=24", "--checkpoint.every=5", "--checkpoint.keep=9", "--train.spike_rollback=true"]
+    assert main(config, tmp_path / "plain", *settings) == 0
+    spike = losses(tmp_path / "plain")[18][0]
+    monkeypatch.setattr(Spikes, "check", find)
+    assert main(config, tmp_path / "run", *settings) == 0
+    assert "going back to step 15; the data of 3 steps are left out\n" in capsys.readouterr().out
+    monkeypatch.setattr(Spikes, "check", check)
+    assert main(config, tmp_path / "other", *settings) == 0
+    (tmp_path / "other" / "skipped.json").write_text("[[15, 3], [16, 100]]")
+    assert main(config, tmp_path / "other", *settings, "--resume-from=15") == 0
+    assert losses(tmp_path / "run") == losses(tmp_path / "other") != losses(tmp_path / "plain")
+    assert (tmp_path / "other" / "skipped.json").read_text() == "[[15, 3]]"
+
+
+def test_a_run_whose_last_steps_were_skipped_diverged(config, tmp_path, capsys):
+    """Fewer than train.max_skips of them, and no step after. Faults: F8."""
+    settings = ["--optim.lr=1e38", "--optim.algorithm=adamw", "--train.steps=4"]
+    assert main(config, tmp_path, *settings) == EXIT_DIVERGED
+    assert "stopped: checkpoint 4 is not saved: " in capsys.readouterr().out
     assert not any((tmp_path / "checkpoints").glob("[0-9]*"))
 
 
@@ -319,7 +383,7 @@ def test_tensorboard_gets_the_same_numbers(config, tmp_path):
     assert any((tmp_path / "tensorboard").glob("events*"))
 
 
-def test_several_processes_stop_at_one_step():
+def test_several_processes_stop_at_one_step(monkeypatch):
     """They ask each other at every fourth step, and stop when any of them was told to."""
     alone, mute, told = (
         StopSignal(4, 1, lambda text: [text]),
@@ -328,9 +392,6 @@ def test_several_processes_stop_at_one_step():
     )
     assert not any(one.is_agreed(n) for one in (alone, mute) for n in range(1, 9))
     assert [n for n in range(1, 9) if told.is_agreed(n)] == [4, 8]
-    with alone, mute:
-        os.kill(os.getpid(), signal.SIGTERM)  # the inner one hears it
-        assert [n for n in range(1, 9) if mute.is_agreed(n)] == [4, 8]
-    with alone:
-        os.kill(os.getpid(), signal.SIGTERM)
-        assert alone.is_agreed(1)
+    monkeypatch.setattr(signals, "received", lambda: signal.SIGTERM)
+    assert [n for n in range(1, 9) if mute.is_agreed(n)] == [4, 8]
+    assert alone.is_agreed(1)

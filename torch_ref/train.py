@@ -13,6 +13,7 @@ from contextlib import ExitStack, contextmanager
 import torch
 from torch._dynamo.exc import TorchDynamoException
 
+from jaxgpt import signals
 from jaxgpt.config import Config, load, rows_that_divide, schedule
 from jaxgpt.config.command_line import parse_args
 from jaxgpt.config.steps import Plan
@@ -28,9 +29,11 @@ from jaxgpt.run.ending import ending
 from jaxgpt.run.header import print_header
 from jaxgpt.run.meter import Meter
 from jaxgpt.run.opening import open_run
-from jaxgpt.run.resume import ALLOW_CHANGE, gather_cursors, resume, save
+from jaxgpt.run.pace import Pace, stacks_path
+from jaxgpt.run.resume import ALLOW_CHANGE, gather_cursors, resume, save, take_step
+from jaxgpt.run.rollback import RolledBack, read_skips, roll_back
 from jaxgpt.run.sinks import check_trackers
-from jaxgpt.run.stop_signal import StopSignal
+from jaxgpt.run.stop_signal import BEFORE, StopSignal
 from torch_ref.parallel.devices import open_devices
 from torch_ref.parallel.hosts import process_count, process_index
 from torch_ref.parallel.mesh import Mesh, count_batch_devices
@@ -45,6 +48,7 @@ FLAGS = {
     "resume": "continue from the newest valid checkpoint in run.dir",
     "allow_change": ALLOW_CHANGE,
     "verify": "hash all of the data again, also the files that did not change since they were hashed last",
+    "resume_from STEP": "continue from the checkpoint of a step; newer ones are set aside as <step>.rejected",
     "smoke": "run a few steps of a small copy of this config on generated text, to see whether it works on this "
     "machine",
     "compile": "compile forward and backward pass with torch.compile; the default on CUDA",
@@ -53,8 +57,18 @@ FLAGS = {
 
 
 def main(args: list[str]) -> int:
+    args, resume_step = take_step(args)
+    while True:
+        try:
+            return train(args, resume_step)
+        except RolledBack as back:
+            resume_step = back.step
+
+
+def train(args: list[str], resume_step: int | None) -> int:
     # config
     given, flags = parse_args(args, FLAGS, __doc__ or "")
+    is_resumed = flags["resume"] or resume_step is not None
     given = name_run(given, args)
     given = shrink(given, args) if flags["smoke"] else given
 
@@ -65,6 +79,7 @@ def main(args: list[str]) -> int:
 
     with ExitStack() as stack:
         # devices
+        signals.enter(BEFORE)
         stack.enter_context(with_peers(config.hosts, config.mesh.platform))
         check_agreement(facts(run, flags, ("torch",)), exchange_texts)
         mesh = open_devices(config)
@@ -78,16 +93,16 @@ def main(args: list[str]) -> int:
         step = make_step(config, mesh, is_compiled=wants_compile(flags, mesh))
         if process_index() == 0:
             stack.enter_context(lock_run(run.dir))
-        if not flags["resume"]:
+        if not is_resumed:
             refuse_old_run(run.dir)
         keep, keep_best = config.checkpoint.keep, config.checkpoint.keep_best
         saved = stack.enter_context(Checkpoints(run.dir / "checkpoints", keep=keep, keep_best=keep_best))
 
         # resume
-        first_step, cursors = 0, None
-        if flags["resume"]:
-            first_step, state, cursors = resume(
-                saved, step.state_shapes, about, exchange_texts, allow_change=flags["allow_change"]
+        first_step, then = 0, {}
+        if is_resumed:
+            first_step, state, then = resume(
+                saved, step.state_shapes, about, exchange_texts, resume_step, allow_change=flags["allow_change"]
             )
             state = step.put_state(state)
         else:
@@ -101,22 +116,32 @@ def main(args: list[str]) -> int:
                 f"the run is already at step {first_step} of {plan.n_steps}; to train longer, set --train.steps"
             )
             return EXIT_DONE
-        reader = run.source.reader(config, cursors)
+        reader = run.source.reader(config, then.get("cursors"))
         stack.callback(reader.close)
         if step.is_compiled:
             compile_step(step, config.train.micro_batch_size, state)
 
         # loop
-        stop = stack.enter_context(StopSignal(config.log.every, process_count(), gather_texts))
+        stop = StopSignal(config.log.every, process_count(), gather_texts)
         files = open_logs(given, run.dir, first_step) if process_index() == 0 else []
-        feed = prefetch(make_feed(plan, reader, mesh, first_step))
+        pace = Pace(config.train.watchdog_s, stacks_path(run.dir, process_index()), console.warn)
+        skips = read_skips(run.dir, first_step)
+        feed = pace.watch(prefetch(make_feed(plan, reader, mesh, first_step, skips)))
         progress = stack.enter_context(Progress(plan.n_steps, first_step))
         meter = Meter(config, mesh.device_kind, mesh.size, progress, files, console.say)
-        with ending(feed, files, reader, meter) as end:
+
+        def evaluate(params, starts, token_bytes=None):
+            return evaluate_split(step, params, val_rows, starts, plan.n_rows, token_bytes)
+
+        meter.spikes.restore(then.get("spikes", [0.0]))
+        with ending(feed, files, reader, meter, saved) as end:
             for planned, batch, cursors in feed:
                 n_done = planned.step + 1
                 state, metrics = step.train(state, batch, step.hyper(planned.hyper))
                 meter.push(n_done, metrics)
+                saved.confirm(meter.good_step)
+                if config.train.spike_rollback and meter.take_spike():
+                    roll_back(saved, run.dir, skips, meter.spike_step, process_count())
 
                 is_stopped, is_last = stop.is_agreed(n_done), n_done == plan.n_steps
                 wants_eval = is_last or schedule.is_due(n_done, config.eval.every)
@@ -124,14 +149,20 @@ def main(args: list[str]) -> int:
                 if not (wants_eval or wants_save):
                     continue
                 meter.settle()
+                pace.skip()
                 val_loss = None
                 if wants_eval:
-                    result = evaluate_split(step, state.params, val_rows, val_starts, plan.n_rows, run.token_bytes)
+                    result = evaluate(state.params, val_starts, run.token_bytes)
                     meter.add(**result.metrics())
                     val_loss = result.loss
-                if wants_save:
-                    about_now = about | gather_cursors(cursors, gather_texts)
-                    save(saved, n_done, state, about_now, val_loss, must=is_last or is_stopped)
+                    is_stopped = is_stopped or stop.is_agreed(n_done)  # an evaluation takes long
+                if wants_save or is_stopped:
+                    about_now = about | gather_cursors(cursors, gather_texts) | {"spikes": meter.spikes.to_json()}
+                    own_loss = evaluate(state.params, val_starts[: plan.n_rows]).loss if val_loss is None else val_loss
+                    save(
+                        saved, n_done, state, about_now, val_loss, own_loss=own_loss,
+                        n_skipped_in_row=meter.n_skipped_in_row, must=is_last or is_stopped,
+                    )  # fmt: skip
                 meter.resume()
                 if is_stopped and not is_last:
                     end.exit_code = EXIT_STOPPED

@@ -111,6 +111,14 @@ class TrainConfig(Section):
     """Weights to start from: gpt2, gpt2-medium, gpt2-large, gpt2-xl, a Hugging Face directory, or a nanoGPT ckpt.pt."""
     max_skips: int = 5
     """Consecutive non-finite steps (each is skipped and changes nothing) after which the run stops."""
+    spike_window: int = 128
+    """Steps whose median loss a step is compared with; 0: loss spikes are not reported."""
+    spike_sigmas: float = 8.0
+    """A loss spike is so many robust standard deviations above that median."""
+    spike_rollback: bool = False
+    """Go back to the checkpoint before a spike and leave out the data up to it; one process only."""
+    watchdog_s: float = 600.0
+    """Seconds without a finished step after which stacks.txt in run.dir gets the stacks of all threads; 0: never."""
     stages: tuple[StageConfig, ...] = ()
     """Later parts of the run with another batch or learning rate."""
 
@@ -119,6 +127,9 @@ class TrainConfig(Section):
         for name in ("micro_batch_size", "loss_chunk_tokens", "max_skips"):
             value = getattr(self, name)
             require(value >= 1, f"train.{name}={value} is below 1; choose a positive number")
+        for name in ("spike_window", "spike_sigmas", "watchdog_s"):
+            value = getattr(self, name)
+            require(value >= 0, f"train.{name}={value} is negative; 0 turns it off")
         for name in ("steps", "batch_tokens", "target_flops", "target_param_data_ratio"):
             value = getattr(self, name)
             require(value >= 0, f"train.{name}={value} is negative; 0 derives it")

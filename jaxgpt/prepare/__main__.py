@@ -32,7 +32,6 @@ import os
 import re
 import shlex
 import shutil
-import sys
 import time
 from collections import Counter
 from pathlib import Path
@@ -40,6 +39,7 @@ from typing import Any, NoReturn
 
 import numpy as np
 
+from jaxgpt import signals
 from jaxgpt.data.digests import sha256_of
 from jaxgpt.data.download import download
 from jaxgpt.data.manifest import read_manifest
@@ -71,9 +71,7 @@ from jaxgpt.prepare.text_shards import (
 )
 from jaxgpt.run.console import console
 from jaxgpt.run.progress import Progress
-from jaxgpt.streams import one_line
 
-EXIT_INTERRUPTED = 130
 USUAL = {
     "shard_tokens": 100_000_000,
     "shard_chars": SHARD_CHARS,
@@ -97,6 +95,10 @@ def dashed(flag: str) -> str:
 def main(args: list[str]) -> int:
     options = parse_args(args)
     out = Path(options.out)
+    kept = "is unchanged; run the same command to start again"
+    if options.name in TEXT_CORPORA:
+        kept = "keeps what was fetched; run the same command to continue"
+    signals.enter(signals.Phase(f"interrupted; {out} {kept}"))
     try:
         if options.name in TEXT_CORPORA:
             return fetch_text(options, out)
@@ -127,6 +129,7 @@ def main(args: list[str]) -> int:
                     made = encode_source(source, scratch / "shards", n_threads=options.workers, **wants)
                     publish(out, scratch, {"format": 1, **about, **made})
                 left_out.update(source.left_out)
+        signals.enter(signals.Phase(f"interrupted; {out} is prepared"))
         console.say(f"{out} is prepared, in {time.monotonic() - began:.1f} s")
         if words := ", ".join(f"{n:,} {what}" for what, n in left_out.items() if n):
             console.say(f"left out: {words}")
@@ -137,12 +140,6 @@ def main(args: list[str]) -> int:
         raise InputError(
             f"{error.filename or out}: {error.strerror or error}; free space or choose another --out"
         ) from error
-    except KeyboardInterrupt:
-        kept = "is unchanged; run the same command to start again"
-        if options.name in TEXT_CORPORA:
-            kept = "keeps what was fetched; run the same command to continue"
-        print(one_line(f"interrupted; {out} {kept}"), file=sys.stderr)
-        return EXIT_INTERRUPTED
 
 
 # What is asked for

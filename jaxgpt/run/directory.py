@@ -5,6 +5,7 @@ runs/x/config.py, metrics.jsonl, loss.png, checkpoints/
 
 from pathlib import Path
 
+from jaxgpt import signals
 from jaxgpt.config import Config, to_dict, to_source
 from jaxgpt.errors import EXIT_DONE, EXIT_STOPPED, InputError
 from jaxgpt.files import write_atomically
@@ -35,14 +36,18 @@ def open_logs(config: Config, run_dir: Path, first_step: int) -> list[MetricsFil
 def close_run(run_dir: Path, exit_code: int, way_on: str, *, is_first: bool) -> int:
     """Writes loss.png, once there is something to draw, and says what to do next.
 
+    After a signal nothing is drawn.
+
     Args:
       way_on: the command that uses a run that is done.
       is_first: of several processes, only the first draws.
     """
     if not is_first:
         return exit_code
+    signals.enter(signals.Phase(f"the run is over; {run_dir}/loss.png is not drawn", exit_code))
+    fault = "a signal came" if signals.received() else ""
     try:
-        fault = draw_losses(read_metrics(run_dir / "metrics.jsonl"), run_dir / "loss.png")
+        fault = fault or draw_losses(read_metrics(run_dir / "metrics.jsonl"), run_dir / "loss.png")
     except OSError as error:
         fault = f"{run_dir}/loss.png was not drawn: {run_dir}/metrics.jsonl: {error.strerror}"
     if fault:

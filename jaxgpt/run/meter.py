@@ -12,10 +12,19 @@ from jaxgpt.config.flops import flops_per_token, mfu
 from jaxgpt.run.bar import Progress
 from jaxgpt.run.metrics import MetricsFile, describe, describe_parts
 from jaxgpt.run.sinks import Sinks
+from jaxgpt.run.spikes import Spikes
 
 
 class Diverged(RuntimeError):
-    """Too many steps in a row were not finite. None of them was applied."""
+    """Too many steps in a row were not finite, and none of them was applied; or the last state gives no finite loss.
+
+    Attributes:
+      n_done: after so many steps the state was what gives no finite step; skipped ones did not change it.
+    """
+
+    def __init__(self, message: str, n_done: int):
+        super().__init__(message)
+        self.n_done = n_done
 
 
 class Meter:
@@ -36,6 +45,14 @@ class Meter:
         self.n_skipped = 0
         """Steps of this process that were not finite, and so changed nothing."""
         self._said_at_s = time.perf_counter()
+        self.n_skipped_in_row = 0
+        """Steps that were not finite, up to the one that was read last."""
+        self.spike_step = 0
+        """The last step that began a loss spike; 0: none did."""
+        self._is_new_spike = False
+        self.good_step = -1
+        """The last step that was finite: so was all that it began with."""
+        self.spikes = Spikes(config.train.spike_window, config.train.spike_sigmas)
         self.resume()
 
     def push(self, n_done: int, metrics: dict) -> None:
@@ -44,6 +61,11 @@ class Meter:
         if previous:
             self._read(*previous)
             self._report(is_due=previous[0] % self._config.log.every == 0)
+
+    def take_spike(self) -> bool:
+        """Whether a spike began since this was last asked."""
+        is_new, self._is_new_spike = self._is_new_spike, False
+        return is_new
 
     def settle(self) -> None:
         """Waits for the step last dispatched. Its record is open for `add` until `resume`."""
@@ -68,7 +90,8 @@ class Meter:
         self._n_tokens += schedule.batch_tokens_at(self._config, n_done - 1)
         n_tokens = self._n_tokens_before + self._n_tokens
         tokens_per_s = n_tokens / max(time.perf_counter() - self._clock_before, 1e-9)
-        n_skipped_in_row = int(values.pop("n_skipped_in_row"))
+        self.n_skipped_in_row = n_skipped_in_row = int(values.pop("n_skipped_in_row"))
+        self.good_step = n_done if n_skipped_in_row == 0 else self.good_step
         self._record = {
             "step": n_done,
             "train_loss": values.pop("loss"),
@@ -85,7 +108,14 @@ class Meter:
             self._report(is_due=True)
             raise Diverged(
                 f"loss or gradient was not finite for train.max_skips={n_skipped_in_row} steps in a row, "
-                f"the last of them step {n_done}; lower optim.lr, or continue from a checkpoint with --resume"
+                f"the last of them step {n_done}",
+                n_done - n_skipped_in_row,
+            )
+        if (usual := self.spikes.check(self._record["train_loss"])) is not None:
+            self.spike_step, self._is_new_spike = n_done, True
+            self._say(
+                f"step {n_done} begins a loss spike: {self._record['train_loss']:.4f}, where the median of the last "
+                f"train.spike_window={self._config.train.spike_window} steps is {usual:.4f}"
             )
 
     def _report(self, *, is_due: bool) -> None:

@@ -3,6 +3,8 @@
 import dataclasses
 import hashlib
 import json
+import math
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -10,8 +12,9 @@ from typing import Any
 from jaxgpt.config import Config, flatten, from_dict, to_dict
 from jaxgpt.errors import InputError
 from jaxgpt.run.agreement import check_agreement
-from jaxgpt.run.checkpoints import CheckpointDirectory, CheckpointError
+from jaxgpt.run.checkpoints import CheckpointDirectory, CheckpointError, list_steps
 from jaxgpt.run.console import console, working
+from jaxgpt.run.meter import Diverged
 
 
 def list_changes(
@@ -44,7 +47,7 @@ def list_changes(
                 f"(SHA-256 {digest[:16]}...); restore the old file, or start a new run with train.init_from"
             )
     for name, what in (("data_sha256", "data"), ("tokenizer", "tokenizer")):
-        if then[name] not in (None, now[name]):  # None: an older version could not read the tokenizer of this data
+        if then.get(name) not in (None, now[name]):  # None: an older version could not read the tokenizer of this data
             raise InputError(
                 f"the {what} in data.dir={now['config']['data']['dir']} changed since checkpoint {n_done} of "
                 f"{directory}; restore the old {what}, or start a new run with train.init_from"
@@ -100,15 +103,36 @@ ALLOW_CHANGE = "with --resume: accept another seed, sampling, batch size or stag
 """Help of the flag --allow-change, of both training loops."""
 
 
+def take_step(args: list[str]) -> tuple[list[str], int | None]:
+    """`--resume-from STEP` out of a command line: the rest of it, and the step; None where it is not given."""
+    rest, given = [], []
+    left = iter(args)
+    for arg in left:
+        name, has_value, text = arg.partition("=")
+        if name.replace("_", "-") != "--resume-from":
+            rest.append(arg)
+            continue
+        text = text if has_value else next(left, "")
+        if not re.fullmatch(r"\d{1,18}", text):
+            raise InputError(f"--resume-from={text} is no step; give the number of a directory in run.dir/checkpoints")
+        given.append(int(text))
+    if len(given) > 1:
+        raise InputError("--resume-from is given twice; keep one")
+    return rest, given[0] if given else None
+
+
 def resume(
     saved: CheckpointDirectory,
     abstract_state: Any,
     about: dict,
     exchange_texts: Callable[[str], list[str]],
+    step: int | None = None,
     *,
     allow_change: bool = False,
-) -> tuple[int, Any, dict | None]:
-    """Step, state and data cursors of the newest valid checkpoint, if it is of this run.
+) -> tuple[int, Any, dict[str, Any]]:
+    """Step and state of the newest valid checkpoint, if it is of this run, or of that of a step; and its `about`.
+
+    Newer ones are set aside by `CheckpointDirectory.restore`.
 
     Args:
       abstract_state: see `CheckpointDirectory.restore`.
@@ -120,8 +144,12 @@ def resume(
       InputError: no checkpoint; or the architecture, the data or the tokenizer is another one, or the next steps would
         read others.
     """
+    steps = list_steps(saved.directory)
+    if step is not None and step not in steps:
+        there = ", ".join(str(other) for other in reversed(steps)) or "none"
+        raise InputError(f"--resume-from={step} is not among the checkpoints in {saved.directory}: {there}")
     with working(f"verifying the checkpoints in {saved.directory}"):
-        chosen = saved.choose()
+        chosen = saved.choose(step)
     if chosen is None:
         raise InputError(f"{saved.directory} has no checkpoint to resume from; start without --resume")
     changes = list_changes(chosen.about, about, chosen.step, saved.directory, allow_change=allow_change)
@@ -130,7 +158,7 @@ def resume(
     with working(f"reading checkpoint {chosen.step}"):
         state = saved.restore(abstract_state, chosen)
     console.say(f"resuming from step {chosen.step}" + (f"; changed: {changes}" if changes else ""))
-    return chosen.step, state, chosen.about.get("cursors")
+    return chosen.step, state, chosen.about
 
 
 def gather_cursors(cursors: dict, gather_texts: Callable[[str], list[str]]) -> dict:
@@ -141,13 +169,33 @@ def gather_cursors(cursors: dict, gather_texts: Callable[[str], list[str]]) -> d
 
 
 def save(
-    saved: CheckpointDirectory, n_done: int, state: Any, about: dict, val_loss: float | None, *, must: bool
-) -> None:
-    """Saves a state. A failure ends the run only if this is its last save; otherwise it is a warning."""
+    saved: CheckpointDirectory, n_done: int, state: Any, about: dict, val_loss: float | None, *,
+    own_loss: float, n_skipped_in_row: int, must: bool,
+) -> None:  # fmt: skip
+    """Saves a state that is good. A failure ends the run only if this is its last save; otherwise it is a warning.
+
+    Args:
+      own_loss: of the parameters in the state; a step's loss is of those before its update, so a state can be finite
+        and give none.
+      n_skipped_in_row: steps before this one that were not finite.
+
+    Raises:
+      Diverged: the last state gives no finite loss; nothing is saved.
+    """
+    fault = ""
+    if not math.isfinite(own_loss):
+        fault = f"its parameters give a loss of {own_loss}"
+    elif n_skipped_in_row > (1 if must else 0):  # the last batch alone may be at fault
+        fault = f"loss or gradient was not finite for {n_skipped_in_row} steps in a row"
+    if fault and must:
+        raise Diverged(f"checkpoint {n_done} is not saved: {fault}", n_done - n_skipped_in_row)
+    if fault:
+        console.say(f"checkpoint {n_done} is not saved: {fault}", "red")
+        return
     try:
         with working(f"saving checkpoint {n_done}"):
-            saved.save(n_done, state, about, val_loss=val_loss)
+            saved.save(n_done, state, about, val_loss=val_loss, is_proven=must)
     except CheckpointError as error:
-        if must:
+        if must and not error.is_earlier:  # where this one fails too, closing the directory raises that
             raise
         console.say(error, "red")
