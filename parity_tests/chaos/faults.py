@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from jaxgpt.errors import EXIT_BAD_INPUT, EXIT_DIVERGED, EXIT_DONE, EXIT_FAILED, EXIT_STOPPED
-from parity_tests.chaos.rig import N_STEPS, Ended, Rig, Running, is_root, list_checkpoints, read_losses
+from parity_tests.chaos.rig import EVERY, N_STEPS, Ended, Rig, Running, is_root, list_checkpoints, read_losses
 
 LEAVE_S = 10.0
 """A process that was told to leave must be gone after so long, here, where a step takes milliseconds and other work may
@@ -144,11 +144,14 @@ def stop(trial: Trial) -> str:
     number = trial.random.choice(SIGNALS)
     running = trial.start()
     at = trial.sleep()
+    is_early = max(read_losses(trial.run_dir), default=0) < N_STEPS - EVERY
     sent = time.monotonic()
     running.send(number)
     ended = running.wait()
     left = time.monotonic() - sent
     check_stopped(trial, ended, number)
+    if is_early and ended.code == EXIT_DONE:
+        raise Wrong("silent", f"{number.name} had no effect", ended)
     if left > LEAVE_S:
         raise Wrong("hung", f"it left {left:.1f} s after {number.name}", ended)
     return f"{number.name} after {at:.1f} s: left in {left:.1f} s with {ended.code}; {trial.finish()}"

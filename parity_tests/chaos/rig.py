@@ -74,9 +74,15 @@ class Running:
     def __init__(
         self, command: list[str], env: dict[str, str], *, preexec=None, stdout: int | None = None, n_lines: int = 10**9
     ):
+        def prepare_child() -> None:
+            for number in (signal.SIGINT, signal.SIGHUP):  # ignored in what runs in the background; children inherit it
+                signal.signal(number, signal.SIG_DFL)
+            if preexec:
+                preexec()
+
         self.begin = time.monotonic()
         self.process = subprocess.Popen(
-            command, env=env, cwd=REPO, stdin=subprocess.DEVNULL, stderr=subprocess.PIPE, preexec_fn=preexec,
+            command, env=env, cwd=REPO, stdin=subprocess.DEVNULL, stderr=subprocess.PIPE, preexec_fn=prepare_child,
             stdout=subprocess.PIPE if stdout is None else stdout,
         )  # fmt: skip
         self._n_lines = n_lines
