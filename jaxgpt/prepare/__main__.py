@@ -61,6 +61,7 @@ from jaxgpt.prepare.corpora import (
 from jaxgpt.prepare.destination import FORMS, claim, is_prepared, publish, publish_text, train_command
 from jaxgpt.prepare.encode import describe_tokens, encode_source
 from jaxgpt.prepare.inputs import READERS, find_inputs, open_files
+from jaxgpt.prepare.source import describe_left_out
 from jaxgpt.prepare.text_shards import (
     GROUP_DOCUMENTS,
     SHARD_CHARS,
@@ -125,7 +126,7 @@ def main(args: list[str]) -> int:
                     publish(out, scratch, {"format": 1, **about, **made})
                 left_out.update(source.left_out)
         print(f"{out} is prepared, in {time.monotonic() - began:.1f} s")
-        if words := ", ".join(f"{n:,} {what}" for what, n in left_out.items() if n):
+        if words := describe_left_out(left_out):
             print(f"left out: {words}")
         return report(out, options.form)
     except BrokenPipeError:
