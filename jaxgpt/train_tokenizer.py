@@ -33,7 +33,7 @@ from jaxgpt.errors import EXIT_DONE, InputError, run_verb
 from jaxgpt.files import user_path, write_atomically
 from jaxgpt.prepare.destination import train_command
 from jaxgpt.prepare.inputs import READERS, find_inputs, open_files
-from jaxgpt.prepare.source import Source
+from jaxgpt.prepare.source import Source, describe_left_out
 from jaxgpt.prepare.text_shards import PAGE_CHARS
 from jaxgpt.run.console import console
 from jaxgpt.run.progress import Progress
@@ -58,7 +58,7 @@ def main(args: list[str]) -> int:
             )
         write_tokenizer(tokenizer, out)
         console.say(f"{out} has {tokenizer.vocab_size:,} tokens, learned in {time.monotonic() - began:.1f} s")
-        if isinstance(source, Source) and (words := source.describe_left_out()):
+        if isinstance(source, Source) and (words := describe_left_out(source.left_out)):
             console.say(f"left out: {words}")
         compare(tokenizer, val)
     except OSError as error:
@@ -145,8 +145,8 @@ def open_input(options: argparse.Namespace) -> tuple[Source, Source]:
     """The documents of the files, to learn from and to measure on."""
     left_out: Counter[str] = Counter()
     source = open_files(find_inputs(options.input, left_out=left_out), options.text_field, options.input_format)
-    for what, n in left_out.items():
-        console.say(f"left out: {n:,} {what}")
+    if words := describe_left_out(left_out):
+        console.say(f"left out: {words}")
     if source.note:
         console.say(f"note: {source.note}")
     return source, source

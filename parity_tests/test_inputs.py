@@ -324,6 +324,17 @@ def test_a_snapshot_of_the_hub_gives_its_train_split(capsys):
     assert documents(*find_inputs(["s"])) == TEXTS
 
 
+def test_what_is_left_out_is_one_short_line_that_no_terminal_obeys(capsys):
+    """Faults: C109."""
+    Path("in").mkdir()
+    Path("in/a.jsonl").write_bytes(json_lines(rows()))
+    for suffix in (".\x1b[31mx", *(f".k{i}" for i in range(20))):
+        Path(f"in/b{suffix}").write_text("b")
+    assert run("x", "--input", "in", "--out", "d") == 0
+    said = next(line for line in capsys.readouterr().out.splitlines() if line.startswith("left out: "))
+    assert "1 files of other kinds (.\\x1b[31mx)" in said and said.endswith(" and 13 more kinds") and said.isprintable()
+
+
 def test_the_package_datasets_saves_what_is_read(tmp_path):
     datasets = pytest.importorskip("datasets")
     datasets.Dataset.from_dict({"text": TEXTS}).save_to_disk(str(tmp_path / "saved"), num_shards=2)

@@ -237,7 +237,7 @@ def test_a_resumed_run_continues_in_the_same_run_of_the_tracker(tmp_path, monkey
     run = FakeRun(calls)
     fake_package(monkeypatch, package, init=run.init, log=run.log, finish=run.finish)
     for first_step in (0, 3, 0):
-        tracker = Sinks(tmp_path, {}, LogConfig(**{f"{package}_project": "p"}), first_step)
+        tracker = Sinks(tmp_path, {}, dataclasses.replace(LogConfig(), **{f"{package}_project": "p"}), first_step)
         tracker.write(record(first_step + 1, val_loss=math.nan))
         tracker.close()
     key = "id" if package == "wandb" else "name"

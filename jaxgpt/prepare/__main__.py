@@ -62,6 +62,7 @@ from jaxgpt.prepare.corpora import (
 from jaxgpt.prepare.destination import FORMS, claim, is_prepared, publish, publish_text, train_command
 from jaxgpt.prepare.encode import describe_tokens, encode_source
 from jaxgpt.prepare.inputs import READERS, find_inputs, open_files
+from jaxgpt.prepare.source import describe_left_out
 from jaxgpt.prepare.text_shards import (
     GROUP_DOCUMENTS,
     SHARD_CHARS,
@@ -131,7 +132,7 @@ def main(args: list[str]) -> int:
                 left_out.update(source.left_out)
         signals.enter(signals.Phase(f"interrupted; {out} is prepared"))
         console.say(f"{out} is prepared, in {time.monotonic() - began:.1f} s")
-        if words := ", ".join(f"{n:,} {what}" for what, n in left_out.items() if n):
+        if words := describe_left_out(left_out):
             console.say(f"left out: {words}")
         return report(out, options.form)
     except BrokenPipeError:

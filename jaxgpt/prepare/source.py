@@ -13,6 +13,8 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Literal, NamedTuple
 
+from jaxgpt.errors import printable
+
 PIECE_CHARS = 8 << 20
 
 
@@ -40,10 +42,6 @@ class Source:
     left_out: Counter[str] = field(default_factory=Counter)
     """What the last pass over the pieces did not give, in words, and how often."""
 
-    def describe_left_out(self) -> str:
-        """In words; empty where nothing was left out."""
-        return ", ".join(f"{n:,} {what}" for what, n in self.left_out.items() if n)
-
 
 def is_val(index: int, val_fraction: float) -> bool:
     """Whether document `index` is for validation: a hash decides. Each split gets one of the first two for sure."""
@@ -65,3 +63,9 @@ def split_document(text: str, n_read: float) -> Iterator[Piece]:
         yield Piece(text[:cut], False, 0)
         text = text[cut:]
     yield Piece(text, True, n_read)
+
+
+def describe_left_out(counts: Counter[str]) -> str:
+    """In words; empty where nothing was left out. Names in it come from files, and are shown as what they are."""
+    words = [f"{n:,} {what}" for what, n in counts.items() if n]
+    return printable(", ".join(words[:8]) + (f" and {len(words) - 8} more kinds" if len(words) > 8 else ""))

@@ -318,8 +318,8 @@ def damage(path: Path, trial: Trial) -> tuple[str, Path]:
     target = trial.directory / "outside"
     target.write_bytes(b"not of this run")
     content = bytearray(path.read_bytes())
-    ways = ["deleted", "emptied", "made a directory", "made a link", "made a pipe"]
-    way = trial.random.choice([*ways, *(["flipped", "flipped", "cut", "zeroed"] if content else [])])
+    ways: list[str] = ["deleted", "emptied", "made a directory", "made a link", "made a pipe"]
+    way: str = trial.random.choice([*ways, *(["flipped", "flipped", "cut", "zeroed"] if content else [])])
     if way == "flipped":
         at = trial.random.randrange(8 * len(content))
         content[at // 8] ^= 1 << at % 8
