@@ -7,6 +7,7 @@ in the sections' own `__post_init__`.
 
 import dataclasses
 import functools
+import math
 import numbers
 import types
 import typing
@@ -107,23 +108,29 @@ def _check_bool(name: str, value: Any) -> bool:
 
 
 def _check_int(name: str, value: Any) -> int:
-    if isinstance(value, float) and value.is_integer() and abs(value) >= SMALLEST_ROUND:
-        value = int(value)
     if isinstance(value, float) and value.is_integer():
-        raise InputError(f"{name}={show(value)} is not an int; write {int(value)}")
-    is_int = isinstance(value, numbers.Integral) and not isinstance(value, bool)
-    require(is_int, f"{name}={show(value)} is not an int")
-    require(-LARGEST_INT <= value < LARGEST_INT, f"{name}={show(value)} is outside [-2**63, 2**63); choose one inside")
-    return value if type(value) is int else int(value)
+        require(abs(value) >= SMALLEST_ROUND, f"{name}={show(value)} is not an int; write {int(value)}")
+        value = int(value)
+    if not isinstance(value, numbers.Integral) or isinstance(value, bool):
+        raise InputError(f"{name}={show(value)} is not an int")
+    number = int(value)
+    is_inside = -LARGEST_INT <= number < LARGEST_INT
+    require(is_inside, f"{name}={show(value)} is outside [-2**63, 2**63); choose one inside")
+    return number
 
 
 def _check_float(name: str, value: Any) -> float:
-    is_number = isinstance(value, numbers.Real) and not isinstance(value, bool)
-    require(is_number, f"{name}={show(value)} is not a float")
-    require(value == value, f"{name}={show(value)} is not a number")
+    if not isinstance(value, numbers.Real) or isinstance(value, bool):
+        raise InputError(f"{name}={show(value)} is not a float")
+    try:
+        number = float(value)
+    except OverflowError:  # an int of more digits than a float has
+        number = math.inf
+    require(not math.isnan(number), f"{name}={show(value)} is not a number")
     instead = INSTEAD_OF_INFINITY.get(name, "choose a finite number")
-    require(abs(value) <= LARGEST_FLOAT, f"{name}={show(value)} is beyond float32's {LARGEST_FLOAT:g}; {instead}")
-    return value if type(value) is float else float(value)
+    is_finite = abs(number) <= LARGEST_FLOAT
+    require(is_finite, f"{name}={show(value)} is beyond float32's {LARGEST_FLOAT:g}; {instead}")
+    return number
 
 
 def _check_str(name: str, value: Any) -> str:

@@ -144,6 +144,12 @@ class NanochatConfig(Family):
         rounding = VOCAB_ROUNDING if self.era == "2026" else 1
         short_window = math.ceil(self.seq_len / 4 / WINDOW_ROUNDING) * WINDOW_ROUNDING + 1
         n_embd, head_dim = (self.n_embd, self.head_dim) if self.n_embd else self._choose_width()
+        for name, gate in (("smear", "smear"), ("value_embeds", "value_embed")):
+            require(
+                not chosen[name] or n_embd >= GATE_CHANNELS[gate],
+                f"model.n_embd={n_embd} is below the {GATE_CHANNELS[gate]} channels that model.{name} reads; "
+                f"set --model.{name}=false, or widen the model",
+            )
         return dataclasses.replace(
             self,
             **chosen | {"window_pattern": str(chosen["window_pattern"]).upper()},
