@@ -4,6 +4,7 @@ import dataclasses
 import json
 import math
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -221,6 +222,19 @@ def test_bad_arguments_give_one_line(here, capsys, args, wanted):
         sample.main(args.split())
     assert wanted in str(caught.value) and "\n" not in str(caught.value)
     assert capsys.readouterr().out == ""
+
+
+def test_a_message_lists_the_runs_that_can_be_opened(place, tmp_path, monkeypatch):
+    """Not the empty ones, nor torch_ref's, nor what has no readable manifest."""
+    monkeypatch.chdir(tmp_path)
+    shutil.copytree(place / "run", "runs/good")
+    Path("runs/empty/checkpoints").mkdir(parents=True)
+    Path("runs/broken/checkpoints/3").mkdir(parents=True)
+    shutil.copytree("runs/good", "runs/damaged")
+    for manifest in Path("runs/damaged").rglob("manifest.json"):
+        manifest.write_text("{}")
+    with pytest.raises(InputError, match=r"does not exist; runs that can be opened: runs/good$"):
+        open_run("runs/nothing")
 
 
 def start(place, *args) -> Any:

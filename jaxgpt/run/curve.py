@@ -49,7 +49,7 @@ def draw_losses(records: list[dict[str, Any]], png_path: Path) -> str:
 
 def finite_points(records: list[dict[str, Any]], name: str) -> Curve:
     """Step and value of the records that have a finite one."""
-    points = [(record["step"], record.get(name)) for record in records]
+    points: list[tuple[int, Any]] = [(record["step"], record.get(name)) for record in records]
     return [(step, value) for step, value in points if type(value) in (int, float) and math.isfinite(value)]
 
 

@@ -139,18 +139,19 @@ def choose_id(path: Path, first_step: int) -> str:
 def open_tensorboard(directory: Path, first_step: int) -> Writer:
     """Events are written here, not in tensorboardX's thread, whose failure would block the next record for good."""
     from tensorboardX.event_file_writer import EventsWriter
-    from tensorboardX.proto.event_pb2 import Event, SessionLog
     from tensorboardX.summary import scalar
 
+    proto: Any = import_module("tensorboardX.proto.event_pb2")
     directory.mkdir(parents=True, exist_ok=True)
     events = EventsWriter(str(directory / "events"), f".{time.time_ns()}")
     # TensorBoard drops what an earlier process logged from this step on
-    events.write_event(Event(step=first_step + 1, session_log=SessionLog(status=SessionLog.START)))
+    start = proto.SessionLog(status=proto.SessionLog.START)
+    events.write_event(proto.Event(step=first_step + 1, session_log=start))
 
     def write(record: Record) -> None:
         for name, value in record.items():
             if name != "step" and value is not None:
-                events.write_event(Event(step=record["step"], wall_time=time.time(), summary=scalar(name, value)))
+                events.write_event(proto.Event(step=record["step"], wall_time=time.time(), summary=scalar(name, value)))
         events.flush()
 
     return write, events.close
