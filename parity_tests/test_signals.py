@@ -93,7 +93,7 @@ def test_a_signal_after_the_end_changes_nothing():
     """Faults: C84."""
     body = "begun(); import atexit\natexit.register(lambda: (print('closing', flush=True), time.sleep(0.5)))\nreturn 3"
     process = begin(body)
-    assert process.stdout.readline() == "closing\n"
+    assert process.stdout is not None and process.stdout.readline() == "closing\n"
     process.send_signal(signal.SIGINT)
     assert end(process)[:2] == (3, "")
 

@@ -80,9 +80,13 @@ def roll_back(saved: CheckpointDirectory, run_dir: Path, skips: Skips, spike_ste
     """
     done = [step for step, _ in skips.pairs]
     good = next((step for step in saved.steps() if step < spike_step - 1), None)
-    why = "there is no checkpoint before it" if good is None else ""
-    why = f"it came back after {MOST} rollbacks" if done.count(good) >= MOST else why
-    why = "train.spike_rollback needs one process" if n_processes > 1 else why
+    why = ""
+    if n_processes > 1:
+        why = "train.spike_rollback needs one process"
+    elif good is None:
+        why = "there is no checkpoint before it"
+    elif done.count(good) >= MOST:
+        why = f"it came back after {MOST} rollbacks"
     if good is None or why:
         console.print(f"the run continues through the spike: {why}")
         return
