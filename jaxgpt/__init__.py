@@ -1,6 +1,6 @@
 """jaxgpt: small-scale GPT training in JAX, held to PyTorch number by number."""
 
-import _signal  # pyright: ignore[reportMissingImports] - in the interpreter, where importing signal takes milliseconds
+import _signal  # pyright: ignore[reportMissingImports] - built in, where importing signal takes milliseconds
 import sys
 
 if sys.argv[:1] == ["-m"]:  # python -m: signals wait until they are watched

@@ -80,11 +80,13 @@ def roll_back(saved: CheckpointDirectory, run_dir: Path, skips: Skips, spike_ste
     """
     done = [step for step, _ in skips.pairs]
     good = next((step for step in saved.steps() if step < spike_step - 1), None)
-    why = "there is no checkpoint before it" if good is None else ""
-    if good is not None and done.count(good) >= MOST:
-        why = f"it came back after {MOST} rollbacks"
+    why = ""
     if n_processes > 1:
         why = "train.spike_rollback needs one process"
+    elif good is None:
+        why = "there is no checkpoint before it"
+    elif done.count(good) >= MOST:
+        why = f"it came back after {MOST} rollbacks"
     if good is None or why:
         console.say(f"the run continues through the spike: {why}")
         return
