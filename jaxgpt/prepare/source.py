@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Literal, NamedTuple
 
-from jaxgpt.errors import printable
+from jaxgpt.streams import one_line
 
 PIECE_CHARS = 8 << 20
 
@@ -68,4 +68,4 @@ def split_document(text: str, n_read: float) -> Iterator[Piece]:
 def describe_left_out(counts: Counter[str]) -> str:
     """In words; empty where nothing was left out. Names in it come from files, and are shown as what they are."""
     words = [f"{n:,} {what}" for what, n in counts.items() if n]
-    return printable(", ".join(words[:8]) + (f" and {len(words) - 8} more kinds" if len(words) > 8 else ""))
+    return one_line(", ".join(words[:8]) + (f" and {len(words) - 8} more kinds" if len(words) > 8 else ""))
