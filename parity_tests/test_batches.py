@@ -94,6 +94,7 @@ class _Line(Split):
 
 @pytest.mark.parametrize("sampling", ["random", "sequential"])
 def test_positions_above_32_bits(tmp_path, sampling):
+    """Faults: C91."""
     n = 300_000_000_000
     split = _Line("train", tmp_path, (ShardFile(tmp_path / "x", n, np.dtype("<u2"), 0, 2 * n, "nanogpt"),))
     seen = []

@@ -178,6 +178,7 @@ def test_a_removed_directory_is_one_line(tmp_path):
 
 @pytest.mark.parametrize("step", [5, 4])
 def test_step_must_rise(tmp_path, step):
+    """Faults: C70."""
     write_steps(tmp_path, 5)
     with Checkpoints(tmp_path) as checkpoints:
         with pytest.raises(CheckpointError, match=f"checkpoint {step} is not saved: .*5 already exists"):
@@ -293,6 +294,7 @@ def test_error_in_the_run_lets_the_save_finish(tmp_path):
 
 
 def test_leftovers_go_when_training_starts(tmp_path):
+    """Faults: C53."""
     write_steps(tmp_path, 1)
     leftovers = {"2.saving", "2.saving.orbax-checkpoint-tmp", "0.deleting"}
     for name in leftovers:

@@ -29,6 +29,7 @@ from parity_tests.helpers.saved_states import (
 
 
 def test_one_flipped_bit_is_found_in_any_file(tmp_path):
+    """Faults: C55."""
     write_steps(tmp_path, 1, 2)
     files = [path for path in (tmp_path / "2").rglob("*") if path.is_file()]
     assert len(files) > 5
@@ -66,6 +67,7 @@ DAMAGE = {
 
 @pytest.mark.parametrize("kind", DAMAGE)
 def test_damage_falls_back_to_the_step_before(tmp_path, kind):
+    """Faults: C54, C56, C57, C58, C59, C64."""
     damage, reason = DAMAGE[kind]
     write_steps(tmp_path, 2, 7)
     damage(tmp_path / "7")
@@ -172,6 +174,7 @@ def test_without_digests_a_flipped_bit_is_not_seen(tmp_path):
 
 
 def test_nothing_to_restore(tmp_path):
+    """Faults: C53."""
     with Checkpoints(tmp_path / "none", read_only=True) as checkpoints:
         assert checkpoints.choose() is None
     (tmp_path / "9").write_text("a stray file")
@@ -226,6 +229,8 @@ def test_a_run_goes_on_from_an_older_step(tmp_path):
 
 
 def test_misfits_are_named(tmp_path):
+    """Faults: C60, C61, C62."""
+
     def edit(change):
         wanted = on_one_device(make_state(0))
         change(wanted.params)

@@ -124,7 +124,7 @@ def assert_all_steps_are_whole(directory: Path) -> int:
 
 
 def test_killed_at_any_instant(tmp_path):
-    """Whatever lies under a step's name is whole; the newest one is what was saved at that step."""
+    """Whatever lies under a step's name is whole; the newest one is what was saved at that step. Faults: C67."""
     finish(start("kill_trials", tmp_path, 5))
     for trial in tmp_path.iterdir():
         with lock_run(trial):  # the dead do not hold it
@@ -194,6 +194,7 @@ def hold_lock(directory: str) -> None:
 
 
 def test_lock(tmp_path):
+    """Faults: C69."""
     run = tmp_path / "run"
     process = start("hold_lock", run)
     assert process.stdout is not None
@@ -263,6 +264,7 @@ def pass_on(directory: str, n_devices: str, step: str) -> None:
 
 
 def test_other_device_counts(tmp_path):
+    """Faults: C72."""
     for step, n_devices in enumerate([8, 4, 1, 8], start=1):
         finish(start("pass_on", tmp_path, n_devices, step, n_devices=n_devices))
     for step in (1, 2, 3, 4):

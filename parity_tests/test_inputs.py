@@ -176,11 +176,11 @@ def test_a_table_that_names_one_text_again_and_again_is_refused(monkeypatch):
         (b"%PDF-1.7\n", "is a PDF; extract its text"),
         (b"{\\rtf1 hello}", "is rich text"),
         (b"\x80\x04\x95abc", "is a pickle, which is not read"),
-        (gzip.compress(b"PK\x03\x04rest"), "is a zip archive"),
-        (gzip.compress(b"x" * 257 + b"ustar"), "is a tar archive"),
-        (gzip.compress(parquet_of(TEXTS)), "is compressed with gzip as a whole"),
+        (gzip.compress(b"PK\x03\x04rest", mtime=0), "is a zip archive"),
+        (gzip.compress(b"x" * 257 + b"ustar", mtime=0), "is a tar archive"),
+        (gzip.compress(parquet_of(TEXTS), mtime=0), "is compressed with gzip as a whole"),
         (b"\xff\xfe" + "hello".encode("utf-16-le") + b"\0\xd8", "begins as UTF-16 and is not at offset 12"),
-        (gzip.compress(b"hello")[:-4], "cannot be decompressed (gzip)"),
+        (gzip.compress(b"hello", mtime=0)[:-4], "cannot be decompressed (gzip)"),
         (b"JGPT" + bytes(1020), "is a token shard"),
     ],
 )
@@ -231,7 +231,7 @@ def test_documents_without_text_are_left_out_and_counted(capsys):
     Path("a.csv").write_bytes(b"text,id\na,1\n,2\n\nb,3\n")
     assert left_out("a.csv") == {"empty documents": 1}
     Path("e.txt").write_bytes(b"")
-    Path("e.jsonl.gz").write_bytes(gzip.compress(b""))
+    Path("e.jsonl.gz").write_bytes(gzip.compress(b"", mtime=0))
     Path("n.jsonl").write_bytes(b'{"text": null}\n')
     assert run("x", "--input", "a.jsonl", "e.txt", "e.jsonl.gz", "n.jsonl", "--out", "d") == 0
     said = "left out: 2 empty files, 3 documents without text (null), 1 empty documents, 1 files without documents\n"
@@ -346,7 +346,7 @@ def test_a_tokenizer_is_learned_from_the_same_files(capsys, monkeypatch):
     """The same documents give the same tokenizer, whatever holds them."""
     monkeypatch.setattr(train_tokenizer, "compare", lambda *_: None)
     lines = json_lines([*rows(), {"text": None}] * 20)
-    Path("a.jsonl.gz").write_bytes(gzip.compress(lines))
+    Path("a.jsonl.gz").write_bytes(gzip.compress(lines, mtime=0))
     Path("a.parquet").write_bytes(parquet_of([*TEXTS, None] * 20))
     for name in ("a.jsonl.gz", "a.parquet"):
         args = ["--input", name, "--vocab-size", "280", "--out", f"{name}.json"]

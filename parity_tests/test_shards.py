@@ -323,6 +323,7 @@ def test_missing_shard_of_a_manifest(tmp_path):
 
 
 def test_empty_val(tmp_path):
+    """Faults: C92."""
     prepared(tmp_path, val=(0,))
     assert "val has no tokens" in message(open_dataset, tmp_path)
 

@@ -289,6 +289,7 @@ def test_without_network_the_way_out_is_named(monkeypatch):
 
 
 def test_stream_shows_whole_characters_only(tokenizer):
+    """Faults: C107."""
     for text in TEXTS:
         decoder = StreamDecoder(tokenizer)
         parts = [decoder.feed(i) for i in tokenizer.encode(text)]

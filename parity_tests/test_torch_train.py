@@ -216,6 +216,8 @@ def replace_state(directory, write):
 
 
 def test_pickle_is_refused_and_not_opened(home, copied, tmp_path):
+    """Faults: C75."""
+
     class Bomb:
         def __reduce__(self):
             return os.mkdir, (str(tmp_path / "executed"),)

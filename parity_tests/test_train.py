@@ -53,6 +53,7 @@ def straight(config, tmp_path_factory):
 
 
 def test_killed_three_times_and_resumed_is_exact_to_the_bit(config, straight, tmp_path):
+    """Faults: C67."""
     more = []
     for step in sorted(np.random.default_rng(0).choice(np.arange(6, 38), 3, replace=False).tolist()):
         process = start(config, tmp_path, *more)
@@ -81,7 +82,7 @@ def test_sigterm_saves_and_resume_is_exact(config, straight, tmp_path):
 
 
 def test_eight_then_four_then_one_device(config, straight, tmp_path):
-    """float32, other orders of sums: within the tolerance. Rows per device change so that the batch stays."""
+    """float32, other orders of sums: within the tolerance. Rows per device change: the batch stays. Faults: C72."""
     same = ["--optim.schedule.decay_steps=40"]
     run(config, tmp_path, *same, "--train.micro_batch_size=1", "--train.steps=14", "--mesh.data=2", "--mesh.fsdp=4",
         n_devices=8)  # fmt: skip
@@ -254,6 +255,7 @@ def test_a_run_is_not_overwritten(config, finished):
 
 
 def test_resume_without_a_run(config, tmp_path):
+    """Faults: C52."""
     assert "has no checkpoint to resume from; start without --resume" in refusal(config, tmp_path, "--resume")
 
 
@@ -266,6 +268,7 @@ def test_resume_of_another_architecture_names_each_field(config, finished):
 
 
 def test_resume_with_another_optimizer(config, finished):
+    """Faults: C63."""
     message = refusal(config, finished, "--resume", "--optim.algorithm=adamw", "--train.steps=12")
     assert "does not fit" in message and "use the model and optimizer settings it was written with" in message
 
@@ -286,6 +289,7 @@ def test_resume_that_would_read_other_batches(config, finished, tmp_path, capsys
 
 
 def test_locked_run_directory(config, tmp_path):
+    """Faults: C69."""
     script = f"""
 import time
 from jaxgpt.files import lock_run
