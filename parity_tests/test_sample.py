@@ -193,7 +193,7 @@ def test_characters_appear_whole_and_escapes_do_not_reach_a_terminal(capsys, mon
         ("--run nothing", "--run=nothing does not exist"),
         ("--run char", "--run=char has no checkpoints"),
         ("--run empty", "--run=empty has no checkpoint yet"),
-        ("--run odd", "does not say what its model is"),
+        ("--run odd", "its manifest.json has about.config of another form"),
         ("--run run --step 7", "--step=7 is not in run/checkpoints; there: 100, 200"),
         ("--model hf --step 7", "--step=7 needs --run"),
         ("--model nothing", "nothing does not exist"),

@@ -12,6 +12,7 @@ import pyarrow as pa
 import pytest
 from pyarrow import parquet
 
+from jaxgpt import signals
 from jaxgpt.data.download import Origin
 from jaxgpt.data.shards import open_dataset
 from jaxgpt.data.text_data import open_splits, verify_text
@@ -486,17 +487,19 @@ def test_four_files_come_at_once_and_one_failure_ends_all(server, monkeypatch):
     assert len(list(Path("data/climbmix/.tmp/downloads").glob("*.part"))) == 3
 
 
-def test_ctrl_c_keeps_what_came(server, monkeypatch, capsys):
+def test_a_signal_keeps_what_came(server, monkeypatch):
     check = text_shards.check_text_shard
 
     def interrupted(path):
         check(path)
         if path.name == NAMES[1]:
-            raise KeyboardInterrupt
+            raise signals.Interrupted(130)
 
     monkeypatch.setattr(text_shards, "check_text_shard", interrupted)
-    assert run("climbmix", "--shards", 2, "--workers", 1) == 130
-    assert "data/climbmix keeps what was fetched; run the same command to continue" in capsys.readouterr().err
+    with pytest.raises(signals.Interrupted):
+        run("climbmix", "--shards", 2, "--workers", 1)
+    says = signals.enter(signals.STARTING).says
+    assert says == "interrupted; data/climbmix keeps what was fetched; run the same command to continue"
     assert [n for n in files("data/climbmix") if n.endswith("parquet")] == [NAMES[0], NAMES[5]]
 
 

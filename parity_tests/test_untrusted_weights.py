@@ -207,7 +207,7 @@ def test_names_inside_files_are_shown_and_not_obeyed(monkeypatch, capsys):
     with pytest.raises(SystemExit) as left:
         run_verb(lambda args: bool(load_nanogpt("ckpt.pt")))
     err = capsys.readouterr().err
-    assert left.value.code == 2 and "transformer.\\x1b[31m[bold]evil\\r\\nline\\u202e\\x9b" in err
+    assert left.value.code == 2 and "transformer.\\x1b[31m[bold]evil\\x0d\\nline\\u202e\\x9b" in err
     assert err.count("\n") == 1 and err.rstrip("\n").isprintable()
 
 

@@ -30,8 +30,9 @@ from jaxgpt.run.header import print_header
 from jaxgpt.run.meter import Meter
 from jaxgpt.run.opening import open_run
 from jaxgpt.run.pace import Pace, stacks_path
-from jaxgpt.run.resume import ALLOW_CHANGE, gather_cursors, resume, save, take_step
+from jaxgpt.run.resume import ALLOW_CHANGE, resume, take_step
 from jaxgpt.run.rollback import RolledBack, read_skips, roll_back
+from jaxgpt.run.saving import Saving
 from jaxgpt.run.sinks import check_trackers
 from jaxgpt.run.stop_signal import BEFORE, StopSignal
 from torch_ref.parallel.devices import open_devices
@@ -81,7 +82,7 @@ def train(args: list[str], resume_step: int | None) -> int:
         # devices
         signals.enter(BEFORE)
         stack.enter_context(with_peers(config.hosts, config.mesh.platform))
-        check_agreement(facts(run, flags, ("torch",)), exchange_texts)
+        check_agreement(facts(run, flags | {"resume-from": resume_step}, ("torch",)), exchange_texts)
         mesh = open_devices(config)
         plan = Plan(config, count_batch_devices(mesh))
         console.quiet = process_index() != 0
@@ -129,17 +130,19 @@ def train(args: list[str], resume_step: int | None) -> int:
         feed = pace.watch(prefetch(make_feed(plan, reader, mesh, first_step, skips)))
         progress = stack.enter_context(Progress(plan.n_steps, first_step))
         meter = Meter(config, mesh.device_kind, mesh.size, progress, files, console.say)
-
-        def evaluate(params, starts, token_bytes=None):
-            return evaluate_split(step, params, val_rows, starts, plan.n_rows, token_bytes)
-
         meter.spikes.restore(then.get("spikes", [0.0]))
+
+        def evaluate(params, starts):
+            return evaluate_split(step, params, val_rows, starts, plan.n_rows, run.token_bytes)
+
+        first_rows = val_starts[: plan.n_rows]
+        saving = Saving(saved, about, meter, gather_texts, lambda params: evaluate(params, first_rows).loss)
         with ending(feed, files, reader, meter, saved) as end:
             for planned, batch, cursors in feed:
                 n_done = planned.step + 1
                 state, metrics = step.train(state, batch, step.hyper(planned.hyper))
                 meter.push(n_done, metrics)
-                saved.confirm(meter.good_step)
+                saving.follow()
                 if config.train.spike_rollback and meter.take_spike():
                     roll_back(saved, run.dir, skips, meter.spike_step, process_count())
 
@@ -152,17 +155,12 @@ def train(args: list[str], resume_step: int | None) -> int:
                 pace.skip()
                 val_loss = None
                 if wants_eval:
-                    result = evaluate(state.params, val_starts, run.token_bytes)
+                    result = evaluate(state.params, val_starts)
                     meter.add(**result.metrics())
                     val_loss = result.loss
                     is_stopped = is_stopped or stop.is_agreed(n_done)  # an evaluation takes long
                 if wants_save or is_stopped:
-                    about_now = about | gather_cursors(cursors, gather_texts) | {"spikes": meter.spikes.to_json()}
-                    own_loss = evaluate(state.params, val_starts[: plan.n_rows]).loss if val_loss is None else val_loss
-                    save(
-                        saved, n_done, state, about_now, val_loss, own_loss=own_loss,
-                        n_skipped_in_row=meter.n_skipped_in_row, must=is_last or is_stopped,
-                    )  # fmt: skip
+                    saving.save(n_done, state, cursors, val_loss, must=is_last or is_stopped)
                 meter.resume()
                 if is_stopped and not is_last:
                     end.exit_code = EXIT_STOPPED

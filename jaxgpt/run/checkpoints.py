@@ -232,6 +232,9 @@ class CheckpointDirectory(abc.ABC):
                 self._set_aside(bad, why)
         return next((other for other in steps if other < step), None)
 
+    def raise_if_failed(self) -> None:  # noqa: B027 - a framework may save in the background
+        """Raises the CheckpointError of a save in the background, once. Cheap, and local to this process."""
+
     def confirm(self, good_step: int) -> None:
         """Tells that a step was finite. If it began after the newest checkpoint, that is good, and older ones may go.
 

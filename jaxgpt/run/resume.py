@@ -1,9 +1,8 @@
-"""Saving and resuming a run, for both training loops: what a checkpoint says about it, and what must not change."""
+"""Resuming a run, for both training loops: what must not have changed since its checkpoint."""
 
 import dataclasses
 import hashlib
 import json
-import math
 import re
 from collections.abc import Callable
 from pathlib import Path
@@ -12,9 +11,8 @@ from typing import Any
 from jaxgpt.config import Config, flatten, from_dict, to_dict
 from jaxgpt.errors import InputError
 from jaxgpt.run.agreement import check_agreement
-from jaxgpt.run.checkpoints import CheckpointDirectory, CheckpointError, list_steps
+from jaxgpt.run.checkpoints import CheckpointDirectory, list_steps
 from jaxgpt.run.console import console, working
-from jaxgpt.run.meter import Diverged
 
 
 def list_changes(
@@ -159,43 +157,3 @@ def resume(
         state = saved.restore(abstract_state, chosen)
     console.say(f"resuming from step {chosen.step}" + (f"; changed: {changes}" if changes else ""))
     return chosen.step, state, chosen.about
-
-
-def gather_cursors(cursors: dict, gather_texts: Callable[[str], list[str]]) -> dict:
-    """What a checkpoint says of the data: where the lanes of all processes stand; nothing where batches need none."""
-    parts = [json.loads(text) for text in gather_texts(json.dumps(cursors))]
-    merged = {lane: cursor for part in parts for lane, cursor in part.items()}
-    return {"cursors": merged} if merged else {}
-
-
-def save(
-    saved: CheckpointDirectory, n_done: int, state: Any, about: dict, val_loss: float | None, *,
-    own_loss: float, n_skipped_in_row: int, must: bool,
-) -> None:  # fmt: skip
-    """Saves a state that is good. A failure ends the run only if this is its last save; otherwise it is a warning.
-
-    Args:
-      own_loss: of the parameters in the state; a step's loss is of those before its update, so a state can be finite
-        and give none.
-      n_skipped_in_row: steps before this one that were not finite.
-
-    Raises:
-      Diverged: the last state gives no finite loss; nothing is saved.
-    """
-    fault = ""
-    if not math.isfinite(own_loss):
-        fault = f"its parameters give a loss of {own_loss}"
-    elif n_skipped_in_row > (1 if must else 0):  # the last batch alone may be at fault
-        fault = f"loss or gradient was not finite for {n_skipped_in_row} steps in a row"
-    if fault and must:
-        raise Diverged(f"checkpoint {n_done} is not saved: {fault}", n_done - n_skipped_in_row)
-    if fault:
-        console.say(f"checkpoint {n_done} is not saved: {fault}", "red")
-        return
-    try:
-        with working(f"saving checkpoint {n_done}"):
-            saved.save(n_done, state, about, val_loss=val_loss, is_proven=must)
-    except CheckpointError as error:
-        if must and not error.is_earlier:  # where this one fails too, closing the directory raises that
-            raise
-        console.say(error, "red")

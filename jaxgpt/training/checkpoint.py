@@ -173,7 +173,7 @@ class Checkpoints(CheckpointDirectory):
         return failure
 
     def raise_if_failed(self) -> None:
-        """Raises the CheckpointError of a background save, once. Cheap, and local to this process."""
+        """As in the base class."""
         if self._failure:
             raise CheckpointError(self._take_failure())
 
