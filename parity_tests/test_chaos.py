@@ -47,7 +47,7 @@ def test_lost_and_changed_steps_are_seen(rig, tmp_path):
     trial = Trial(rig, random.Random(0), "torch_ref", "shards", tmp_path / "trial")
     ended = Ended(0, "", "", 1.0)
     with pytest.raises(Wrong, match="LOST: SIGTERM had its default effect"):
-        check_stopped(trial, Ended(-signal.SIGTERM, "", "", 1.0), signal.SIGTERM)
+        check_stopped(trial, Ended(-signal.SIGTERM, "header\n", "", 1.0), signal.SIGTERM)
     trial.start().wait()
     trial.check_losses(0, ended)
     other = trial.straight.losses | {N_STEPS: (trial.straight.losses[N_STEPS][0] + 1e-15, None)}

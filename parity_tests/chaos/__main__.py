@@ -10,6 +10,7 @@ trained on. Wrong is: silent, lost, traceback, hung, another exit code. The exit
 import argparse
 import random
 import shutil
+import signal
 import sys
 import tempfile
 import time
@@ -53,6 +54,9 @@ def main(args: list[str]) -> int:
     numbers = range(given.runs) if given.trial is None else [given.trial]
     if not is_root():
         print(f"without root, left out: {', '.join(sorted(NEEDS_ROOT))}")
+    for number in (signal.SIGINT, signal.SIGHUP):  # ignored in what runs in the background; children would inherit it
+        if signal.getsignal(number) == signal.SIG_IGN:
+            signal.signal(number, signal.SIG_DFL)
     begin, wrong = time.monotonic(), []
     with tempfile.TemporaryDirectory(prefix="jaxgpt-chaos-") as scratch:
         rig = Rig(Path(scratch))

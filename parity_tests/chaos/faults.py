@@ -8,7 +8,6 @@ training continued. Repairing the cause (room on the disk, the old data) must al
 import contextlib
 import os
 import random
-import resource
 import shutil
 import signal
 import subprocess
@@ -168,7 +167,8 @@ def stop_twice(trial: Trial) -> str:
     running.send(second)
     ended = running.wait()
     left = time.monotonic() - sent
-    check_calm(ended, EXIT_DONE, EXIT_STOPPED, 128 + first, 128 + second)
+    before_ours = () if ended.text or trial.run_dir.exists() else (-first, -second)
+    check_calm(ended, EXIT_DONE, EXIT_STOPPED, 128 + first, 128 + second, *before_ours)
     if left > LEAVE_S / 2:
         raise Wrong("hung", f"it left {left:.1f} s after the second signal", ended)
     names = f"{first.name}, {second.name} after {at:.1f} s"
@@ -177,6 +177,8 @@ def stop_twice(trial: Trial) -> str:
 
 def check_stopped(trial: Trial, ended: Ended, number: signal.Signals) -> None:
     """One signal loses no step: what was logged is in a checkpoint."""
+    if ended.code == -number and not ended.text and not trial.run_dir.exists():
+        return  # before the interpreter ran the first line of jaxgpt
     if ended.code == -number:
         raise Wrong("lost", f"{number.name} had its default effect", ended)
     check_calm(ended, EXIT_DONE, EXIT_STOPPED, 128 + number)
@@ -201,9 +203,9 @@ def second_trainer(trial: Trial) -> str:
 
 def no_room_in_files(trial: Trial) -> str:
     """No file may be larger than so much: saves fail, or lines of metrics.jsonl do."""
-    limit = int(2 ** trial.random.uniform(10, 18))
-    ended = trial.start(preexec=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))).wait()
-    return f"{limit} bytes: {check_no_room(trial, ended)}"
+    file_kb = int(2 ** trial.random.uniform(0, 8))
+    ended = trial.start(file_kb=file_kb).wait()
+    return f"{file_kb} KB: {check_no_room(trial, ended)}"
 
 
 def full_disk(trial: Trial) -> str:
@@ -400,7 +402,7 @@ def diverge(trial: Trial) -> str:
 
 def peers_differ(trial: Trial) -> str:
     """Two processes are started with other settings or other data: both refuse, and name what differs."""
-    settings = ("--optim.lr=0.02", "--run.seed=7", "--optim.adam.beta2=0.9", "data")
+    settings = ("--optim.lr=0.02", "--run.seed=7", "--optim.beta2=0.9", "data")
     setting = trial.random.choice(settings)
     other = setting
     if setting == "data":
@@ -411,10 +413,10 @@ def peers_differ(trial: Trial) -> str:
         largest.write_bytes(content)
         other = f"--data.dir={copy}"
     pair = trial.rig.start_pair(trial.framework, trial.config, trial.run_dir, other=(other,))
-    ended = [running.wait() for running in pair]
+    ended = trial.rig.wait_for_pair(pair)
     for one in ended:
         check_calm(one)
-    if not all(ended) or any(one.code == EXIT_DONE for one in ended) or list_checkpoints(trial.run_dir):
+    if any(one.code == EXIT_DONE for one in ended) or list_checkpoints(trial.run_dir):
         raise Wrong("silent", f"{setting}: exit codes {[one.code for one in ended]}", ended[1])
     lines = [line for one in ended for line in one.error_lines]
     field = setting.strip("-").partition("=")[0]

@@ -26,6 +26,8 @@ EVERY = 5
 """Steps between checkpoints; evaluations come at every second one."""
 PATIENCE_S = 150.0
 """After so long a process counts as hung. A run alone takes 4 to 8 s; the machine may be busy."""
+LAUNCHER_S = 15.0
+"""A process whose peer has failed is sent SIGTERM after so long: it may wait for minutes for one that never joins."""
 FRAMEWORKS = {"jaxgpt": "jaxgpt.train", "torch_ref": "torch_ref.train"}
 KINDS = ("shards", "documents", "nanogpt")
 """Of data: shards of one long text, documents packed with a cursor, and nanoGPT's files, which have no manifest."""
@@ -66,23 +68,25 @@ class Running:
     """A training process under observation.
 
     Args:
-      preexec: runs in the child before Python starts: limits, say.
+      file_kb: no file that it writes may be larger; 0: no limit.
       stdout: where standard output goes; by default it is kept.
       n_lines: standard output is closed after so many lines.
     """
 
     def __init__(
-        self, command: list[str], env: dict[str, str], *, preexec=None, stdout: int | None = None, n_lines: int = 10**9
+        self,
+        command: list[str],
+        env: dict[str, str],
+        *,
+        file_kb: int = 0,
+        stdout: int | None = None,
+        n_lines: int = 10**9,
     ):
-        def prepare_child() -> None:
-            for number in (signal.SIGINT, signal.SIGHUP):  # ignored in what runs in the background; children inherit it
-                signal.signal(number, signal.SIG_DFL)
-            if preexec:
-                preexec()
-
+        if file_kb:
+            command = ["/bin/sh", "-c", 'ulimit -f "$0"; exec "$@"', str(2 * file_kb), *command]  # blocks of 512 bytes
         self.begin = time.monotonic()
         self.process = subprocess.Popen(
-            command, env=env, cwd=REPO, stdin=subprocess.DEVNULL, stderr=subprocess.PIPE, preexec_fn=prepare_child,
+            command, env=env, cwd=REPO, stdin=subprocess.DEVNULL, stderr=subprocess.PIPE,
             stdout=subprocess.PIPE if stdout is None else stdout,
         )  # fmt: skip
         self._n_lines = n_lines
@@ -211,6 +215,20 @@ class Rig:
             settings += ["--train.micro_batch_size=4"]
             pair.append(self.start(framework, config, run_dir, *settings, env=env))
         return pair
+
+    def wait_for_pair(self, pair: list[Running]) -> list[Ended]:
+        """Waits for both. As torchrun and srun do, one that failed ends the other, here after `LAUNCHER_S`."""
+        while all(running.is_alive for running in pair) and time.monotonic() < pair[0].begin + PATIENCE_S:
+            time.sleep(0.05)
+        failed_at = time.monotonic()
+        while any(running.process.poll() for running in pair) and time.monotonic() < failed_at + LAUNCHER_S:
+            time.sleep(0.05)
+            if not any(running.is_alive for running in pair):
+                break
+        if any(running.process.poll() for running in pair):
+            for running in pair:
+                running.send(signal.SIGTERM)
+        return [running.wait() for running in pair]
 
     def straight(self, framework: str, kind: str, *, is_pair: bool = False) -> Straight:
         """The uninterrupted run; trained once, when a trial first needs it."""
