@@ -68,12 +68,8 @@ def start(module: str, arguments: list[str], log: Path) -> subprocess.Popen[byte
         return subprocess.Popen(
             [sys.executable, "-m", module, *arguments],
             cwd=REPO, env=environment() | ENVIRONMENT,
-            stdin=subprocess.DEVNULL, stdout=out, stderr=subprocess.STDOUT, preexec_fn=_take_sigint_back,
+            stdin=subprocess.DEVNULL, stdout=out, stderr=subprocess.STDOUT,
         )  # fmt: skip
-
-
-def _take_sigint_back() -> None:
-    signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
 def wait_for(marker: str, process: subprocess.Popen[bytes], log: Path, limit_s: float = MOST_S) -> bool:
