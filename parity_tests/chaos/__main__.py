@@ -8,19 +8,26 @@ trained on. Wrong is: silent, lost, traceback, hung, another exit code. The exit
 """
 
 import argparse
+import itertools
 import random
 import shutil
 import signal
 import sys
 import tempfile
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 from parity_tests.chaos.faults import NEEDS_ROOT, Trial, Wrong, available
 from parity_tests.chaos.rig import FRAMEWORKS, KINDS, Rig, is_root
 
+RUNS = tuple(itertools.product(FRAMEWORKS, KINDS))
+"""Frameworks and kinds of data that trials choose among."""
 
-def run_trial(rig: Rig, seed: int, number: int, only: list[str]) -> tuple[str, str, Wrong | None]:
+
+def run_trial(
+    rig: Rig, seed: int, number: int, only: Sequence[str] = (), runs: Sequence[tuple[str, str]] = RUNS
+) -> tuple[str, str, Wrong | None]:
     """One trial, the same each time for the same seed and number.
 
     Returns:
@@ -29,7 +36,7 @@ def run_trial(rig: Rig, seed: int, number: int, only: list[str]) -> tuple[str, s
     choices = random.Random(f"{seed} {number}")
     faults = [name for name in available() if not only or name in only]
     name = faults[number % len(faults)] if number < len(faults) else choices.choice(faults)
-    framework, kind = choices.choice(list(FRAMEWORKS)), choices.choice(KINDS)
+    framework, kind = choices.choice(runs)
     directory = rig.directory / f"trial_{number}"
     what = f"{name} ({framework}, {kind})"
     try:
