@@ -86,3 +86,10 @@ def test_every_pair_that_makes_a_token_is_a_merge():
     tokens = [b"a", b"b", b"c", b"bc", b"ab", b"abc"]
     merges = [(b"b", b"c"), (b"a", b"b"), (b"a", b"bc"), (b"ab", b"c")]
     assert list_merges(tokens) == merges
+
+
+def test_a_token_that_no_merges_make(tmp_path):
+    """A whole word that is a token is one, as in tiktoken, also where no two tokens make it."""
+    tokenizer = BPETokenizer([*(bytes([byte]) for byte in range(256)), b"abc"])
+    assert tokenizer.encode("abc abcd") == [256, 32, *b"abcd"]
+    check_equal_ids(tokenizer, tmp_path, ["abc abcd", "abc"])
