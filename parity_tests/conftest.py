@@ -29,8 +29,9 @@ if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # in the background; what
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
 FAST = {
-    "batches", "census", "config", "cursors", "documents", "downloads", "fit", "gates", "hardware", "layout", "letters",
-    "mirror",
+    "batches", "census", "config", "content", "cursors", "documents", "downloads", "fit", "gates",
+    "hardware", "inputs",
+    "layout", "letters", "mirror",
     "packing", "plan", "prepare", "schedule", "shards", "text_batches", "text_shards", "tokenizer", "train_tokenizer",
 }  # fmt: skip
 """Test files that compile nothing: `make test-fast`."""
