@@ -8,7 +8,7 @@ import pytest
 from jaxgpt.config import GPT2Config
 from jaxgpt.data.tokenizer import ByteTokenizer, GPT2Tokenizer
 from jaxgpt.errors import InputError
-from jaxgpt.formats.gguf import save_gguf
+from jaxgpt.formats.gguf_file import save_gguf
 from jaxgpt.models import param_shapes
 
 CONFIG = GPT2Config(n_layer=2, n_head=2, n_embd=8, seq_len=16, vocab_size=50304, bias=False, gelu="tanh")

@@ -14,7 +14,7 @@ from jaxgpt.config import Config
 from jaxgpt.config.families import GPT2Config, NanochatConfig
 from jaxgpt.data.tokenizer import Tokenizer
 from jaxgpt.errors import InputError
-from jaxgpt.formats.gguf import save_gguf
+from jaxgpt.formats.gguf_file import save_gguf
 from jaxgpt.formats.hf_nanochat import save_nanochat
 from jaxgpt.formats.hugging_face import save_hf
 from jaxgpt.formats.stored import Params

@@ -31,7 +31,7 @@ def to_tokenizer_json(tokenizer: Tokenizer) -> dict[str, Any]:
         case ByteTokenizer():
             tokens, split = [bytes([byte]) for byte in range(256)], None
         case GPT2Tokenizer():
-            tokens, split = [tokenizer.decode_bytes([i]) for i in range(tokenizer.end_of_text)], GPT2_SPLIT_PATTERN
+            tokens, split = [tokenizer.decode_bytes([i]) for i in range(tokenizer.vocab_size - 1)], GPT2_SPLIT_PATTERN
         case BPETokenizer():
             tokens = [tokenizer.decode_bytes([i]) for i in range(tokenizer.vocab_size - len(tokenizer.specials))]
             split = SPLIT_PATTERN
