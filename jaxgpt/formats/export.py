@@ -55,7 +55,7 @@ def export(
     write_json(directory / "generation_config.json", generation_settings(config, tokenizer, specials, n_rows))
     if tokenizer is not None:
         write_json(directory / "tokenizer.json", to_tokenizer_json(tokenizer))
-        names = {i: name for name, i in tokenizer.specials.items()}
+        names: dict[int | None, str] = {i: name for name, i in tokenizer.specials.items()}
         tokens = {f"{kind}_token": names[specials[f"{kind}_token_id"]] for kind in ("bos", "eos") if names}
         about = {"tokenizer_class": "PreTrainedTokenizerFast", "clean_up_tokenization_spaces": False}
         write_json(directory / "tokenizer_config.json", about | tokens | {"model_max_length": model.seq_len})
