@@ -10,6 +10,7 @@ import dataclasses
 import json
 import os
 from collections import ChainMap
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
 
@@ -117,11 +118,16 @@ def fetch_hf(name: str) -> Path:
     return directory
 
 
-def save_hf(directory: str | Path, config: GPT2Config, params: Params) -> None:
+def save_hf(
+    directory: str | Path, config: GPT2Config, params: Params, special_ids: Mapping[str, int | None] | None = None
+) -> None:
     """Writes config.json and model.safetensors, which `transformers.GPT2LMHeadModel.from_pretrained` loads.
 
     Hugging Face's GPT-2 always has biases: a model without them gets zeros, which computes the same. The
     vocabulary keeps the rows it was padded with. Weights are written as float32.
+
+    Args:
+      special_ids: bos_token_id and eos_token_id of the tokenizer; None: there are none.
     """
     directory = Path(directory)
     n_vocab = params["wte.weight"].shape[0]
@@ -141,7 +147,7 @@ def save_hf(directory: str | Path, config: GPT2Config, params: Params) -> None:
         "n_embd": config.n_embd,
         "n_positions": config.seq_len,
         "vocab_size": n_vocab,
-        **dict.fromkeys(("bos_token_id", "eos_token_id"), 50256 if n_vocab > 50256 else None),
+        **(special_ids or dict.fromkeys(("bos_token_id", "eos_token_id"))),
         **dict.fromkeys(("embd_pdrop", "attn_pdrop", "resid_pdrop"), config.dropout),
         "tie_word_embeddings": True,
     }
