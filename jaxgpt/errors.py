@@ -59,6 +59,7 @@ def run_verb(main: Callable[[list[str]], int], prints: Literal["log", "result", 
         but the exit code says that its result was lost. stream: the work ends. A reader that left is no failure.
     """
     signals.start()
+    signals.enter(signals.RUNNING)
     args = sys.argv[1:]
     show_traceback = "--traceback" in args
     protect_streams(is_stdout_needed=prints == "stream")

@@ -38,13 +38,16 @@ class Phase:
       code: the exit code; None: 128 + the signal's number.
       is_deferred: the first signal is only noted (`received`), and the command ends when it sees fit. The second one
         ends it, whatever it does.
+      is_abrupt: the process ends at once, without `finally` clauses.
     """
 
-    def __init__(self, says: str, code: int | None = None, *, is_deferred: bool = False):
-        self.says, self.code, self.is_deferred = says, code, is_deferred
+    def __init__(self, says: str, code: int | None = None, *, is_deferred: bool = False, is_abrupt: bool = False):
+        self.says, self.code, self.is_deferred, self.is_abrupt = says, code, is_deferred, is_abrupt
 
 
-STARTING = Phase("interrupted")
+STARTING = Phase("interrupted", is_abrupt=True)
+"""While modules are imported: there is nothing to clean up, and C code that is being loaded crashes at an exception."""
+RUNNING = Phase("interrupted")
 
 
 class _Watch:
@@ -153,7 +156,7 @@ def _exit_code(number: int, phase: Phase) -> int:
 def _receive(number: int, _frame: object) -> None:
     """In the main thread, as soon as it runs Python."""
     first, phase = _watch.decide(number)
-    if first == number and phase.says and not phase.is_deferred:
+    if first == number and phase.says and not (phase.is_deferred or phase.is_abrupt):
         _watch.wait_for_line()
         _flush()
         raise Interrupted(_exit_code(number, phase))
@@ -179,6 +182,8 @@ def _read_pipe(watch: _Watch, reader: int) -> None:
             if phase.says:
                 again = "press again" if number == signal.SIGINT else "send it again"
                 _print(number, phase.says.replace("{again}", again), is_last=not phase.is_deferred)
+            if phase.is_abrupt:
+                os._exit(_exit_code(number, phase))
             watch.is_said.release()
             if not phase.is_deferred:
                 deadline = time.monotonic() + GRACE_S

@@ -23,7 +23,7 @@ def parts():
         meter=SimpleNamespace(n_skipped=0),
         saved=SimpleNamespace(reject_from=lambda step: 6 if step > 6 else None),
     )
-    signals.enter(signals.STARTING)
+    signals.enter(signals.RUNNING)
 
 
 def end(parts: Any, error: Exception | None = None) -> int:

@@ -498,7 +498,7 @@ def test_a_signal_keeps_what_came(server, monkeypatch):
     monkeypatch.setattr(text_shards, "check_text_shard", interrupted)
     with pytest.raises(signals.Interrupted):
         run("climbmix", "--shards", 2, "--workers", 1)
-    says = signals.enter(signals.STARTING).says
+    says = signals.enter(signals.RUNNING).says
     assert says == "interrupted; data/climbmix keeps what was fetched; run the same command to continue"
     assert [n for n in files("data/climbmix") if n.endswith("parquet")] == [NAMES[0], NAMES[5]]
 
