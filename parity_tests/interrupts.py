@@ -109,7 +109,7 @@ def interrupt(
 def find_faults(outcome: Outcome, number: int, *, has_checkpoint: bool, most_s: float = 2.0) -> list[str]:
     """What is wrong with how a process took a signal; empty: nothing."""
     name = signal.Signals(number).name
-    said = [line for line in outcome.text.splitlines() if line.startswith(f"{name}: ")]
+    said = [line for line in outcome.text.splitlines() if f"{name}: " in line]  # after a text without a line end, too
     faults = [word for word in ("Traceback", "Exception ignored", "Fatal Python error") if word in outcome.text]
     if outcome.code is None:
         return [*faults, "it did not end"]

@@ -2,6 +2,7 @@
 
 import itertools
 import re
+import threading
 import time
 
 import numpy as np
@@ -79,3 +80,12 @@ def test_a_step_that_hangs_leaves_the_stacks_of_all_threads(tmp_path):
     assert "in walk\n" in path.read_text()
     walk(Pace(0.3, path, said.append), [0.1] * 6)
     assert len(said) == 1 and not path.exists()
+
+
+def test_a_directory_in_place_of_the_stacks_costs_the_watchdog_alone(tmp_path, monkeypatch):
+    """Faults: C88."""
+    raised = []
+    monkeypatch.setattr(threading, "excepthook", raised.append)
+    (tmp_path / "stacks.txt").mkdir()
+    walk(Pace(60.0, tmp_path / "stacks.txt", raised.append), [0.0] * 3)
+    assert raised == [] and (tmp_path / "stacks.txt").is_dir()

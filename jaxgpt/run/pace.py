@@ -127,7 +127,5 @@ class Pace:
                 if is_over.wait(period_s):
                     break
             faulthandler.cancel_dump_traceback_later()
-            is_empty = os.fstat(file.fileno()).st_size == 0
-        with suppress(OSError):
-            if is_empty:
+            if os.fstat(file.fileno()).st_size == 0:
                 self._stacks.unlink()
