@@ -183,3 +183,18 @@ def test_only_regular_files_are_opened():
             open_regular(path)
     with pytest.raises(FileNotFoundError):
         open_regular("nothing")
+
+
+@pytest.mark.parametrize("which", [0, 1, -1])
+def test_a_text_shard_that_was_deleted_is_missed(which):
+    """The last one is for validation: without it another would be, and a run would train on. Faults: C20, C35."""
+    write_jsonl("x.jsonl", DOCUMENTS)
+    run("x", "--input", "x.jsonl", "--format", "text", "--shard-chars", 800, "--group-documents", 2)
+    add_tokenizer("data/x_text")
+    open_directory("data/x_text")
+    shards = sorted(Path("data/x_text").glob("*.parquet"))
+    assert len(shards) > 3
+    shards[which].unlink()
+    assert f"shard {shards[which]} is missing, and text.json names it; restore it" in message(
+        open_directory, "data/x_text"
+    )

@@ -205,10 +205,16 @@ def verify_text(train: TextSplit, val: TextSplit, *, again: bool = False) -> dic
       name -> SHA-256 of each file, also of those that text.json does not name.
 
     Raises:
-      InputError: the first file that differs, or cannot be read; or text.json is damaged.
+      InputError: the first file that is missing or differs, or cannot be read; or text.json is damaged.
     """
     has_manifest = (train.directory / TEXT_MANIFEST).exists()
     entries = read_text_manifest(train.directory)["files"] if has_manifest else []
+    missing = [entry["name"] for entry in entries if not (train.directory / entry["name"]).is_file()]
+    if missing:  # without it another file would be the one for validation, or other rows would be read
+        raise InputError(
+            f"shard {train.directory / missing[0]} is missing, and {TEXT_MANIFEST} names it; restore it, or prepare "
+            "the text again"
+        )
     wanted = {entry["name"]: entry["sha256"] for entry in entries if entry.get("sha256")}
     found = hash_files([file.path for file in train.files + val.files], again=again)
     for path, digest in found.items():

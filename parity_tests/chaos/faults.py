@@ -419,7 +419,7 @@ def peers_differ(trial: Trial) -> str:
     if any(one.code == EXIT_DONE for one in ended) or list_checkpoints(trial.run_dir):
         raise Wrong("silent", f"{setting}: exit codes {[one.code for one in ended]}", ended[1])
     lines = [line for one in ended for line in one.error_lines]
-    field = setting.strip("-").partition("=")[0]
+    field = "" if setting == "data" else setting.strip("-").partition("=")[0]  # its own check names a changed file
     if not any(field in line for line in lines):
         raise Wrong("silent", f"{setting}: no line names it", ended[0])
     return f"{setting}: {lines[0][:120]}"
