@@ -4,8 +4,14 @@ A user's mistake is an `InputError`: one line, exit code 2, no traceback unless 
 fault is a `Failure`: one line, exit code 1. Anything else that is raised is a bug, and shows where it happened.
 """
 
+import os
 import sys
 from collections.abc import Callable
+from types import TracebackType
+from typing import Literal
+
+from jaxgpt import signals
+from jaxgpt.streams import Unwritten, finish_streams, one_line, protect_streams
 
 EXIT_DONE = 0
 EXIT_FAILED = 1
@@ -29,23 +35,52 @@ def require(is_good: bool, message: str) -> None:
         raise InputError(message)
 
 
-def run_verb(main: Callable[[list[str]], int]) -> None:
-    """Runs a command line tool, `main(arguments) -> exit code`, and ends the process with its code."""
+def explain_variables() -> None:
+    """Turns what JAX raises at its import, for a variable of the environment that it cannot read, into one line."""
+
+    def hook(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
+        text = str(error)
+        named = [name for name in os.environ if name.startswith("JAX_") and (name in text or name.lower() in text)]
+        if kind is not ValueError or not named or "--traceback" in sys.argv:
+            sys.__excepthook__(kind, error, trace)
+            return
+        print(f"error: {named[0]}={os.environ[named[0]]}: {error}; correct or unset the variable", file=sys.stderr)
+        sys.stderr.flush()
+        os._exit(EXIT_BAD_INPUT)
+
+    sys.excepthook = hook
+
+
+def run_verb(main: Callable[[list[str]], int], prints: Literal["log", "result", "stream"] = "log") -> None:
+    """Runs a command line tool, `main(arguments) -> exit code`, and ends the process with its code.
+
+    Args:
+      prints: what a stdout that cannot be written means. log: nothing, the work continues. result: the work continues,
+        but the exit code says that its result was lost. stream: the work ends. A reader that left is no failure.
+    """
+    signals.start()
+    signals.enter(signals.RUNNING)
     args = sys.argv[1:]
     show_traceback = "--traceback" in args
+    protect_streams(is_stdout_needed=prints == "stream")
     try:
         code = main([arg for arg in args if arg != "--traceback"])
     except InputError as error:
         if show_traceback:
             raise
-        print(f"error: {error}", file=sys.stderr)
+        print(f"error: {one_line(error)}", file=sys.stderr)
         code = EXIT_BAD_INPUT
     except Failure as error:
         if show_traceback:
             raise
-        print(f"failed: {error}", file=sys.stderr)
+        print(f"failed: {one_line(error)}", file=sys.stderr)
         code = EXIT_FAILED
-    except BrokenPipeError:
-        sys.stderr.close()
+    except (BrokenPipeError, Unwritten):
         code = EXIT_DONE
-    sys.exit(code)
+    except SystemExit as end:  # --help, or a signal
+        code = end.code if isinstance(end.code, int) else EXIT_DONE
+    lost = finish_streams()
+    if lost and prints != "log" and code == EXIT_DONE:
+        print(f"failed: stdout cannot be written ({lost.strerror}); free space, or write elsewhere", file=sys.stderr)
+        code = EXIT_FAILED
+    sys.exit(signals.finish(code))

@@ -12,18 +12,18 @@ evaluated with its own settings, so the loss on val agrees with the one that tra
 import argparse
 import dataclasses
 import json
-import sys
 from typing import Any, Literal
 
 import jax
-from rich.console import Console
 from rich.table import Table
 
 from jaxgpt.config import Config, EvalConfig, MeshConfig, TrainConfig, load
 from jaxgpt.data.sources import Source, open_directory
 from jaxgpt.errors import EXIT_DONE, InputError, run_verb
+from jaxgpt.files import user_path
 from jaxgpt.inference.trained import Trained, open_source, source_parser, with_tokenizer_of
 from jaxgpt.parallel.mesh import count_batch_devices
+from jaxgpt.run.console import console
 from jaxgpt.training.step import Evaluator, make_evaluator
 from jaxgpt.training.validation import Evaluation, evaluate_split
 
@@ -37,7 +37,8 @@ def main(args: list[str]) -> int:
     directory = settings.data or (trained.config.data.dir if trained.config else "")
     if not directory:
         raise InputError(f"--data is missing: {trained.origin} names no data; give a directory that prepare wrote")
-    source = open_directory(directory, trained.config.data if trained.config else None)
+    like = trained.config.data if trained.config else None
+    source = open_directory(directory, like, verify_again=settings.verify)
     trained = with_tokenizer_of(trained, source)
     config = evaluation_config(trained, settings)
     evaluator = make_evaluator(config, trained.mesh)
@@ -77,7 +78,7 @@ def expand_config(args: list[str]) -> list[str]:
 
 def parse_args(args: list[str]) -> argparse.Namespace:
     parser = source_parser("jaxgpt.evaluate", __doc__ or "")
-    parser.add_argument("--data", metavar="DIR", help="data directory (default: the run's)")
+    parser.add_argument("--data", metavar="DIR", type=user_path, help="data directory (default: the run's)")
     parser.add_argument("--split", choices=("train", "val", "both"), default="val", help="default: val")
     parser.add_argument(
         "--tokens", type=int, metavar="N",
@@ -91,6 +92,7 @@ def parse_args(args: list[str]) -> argparse.Namespace:
         "--dtype", choices=("bfloat16", "float16", "float32"),
         help="dtype of the computation (default: the run's, else bfloat16, float32 on a CPU)",
     )  # fmt: skip
+    parser.add_argument("--verify", action="store_true", help="hash all of the data again, also what was hashed before")
     parser.add_argument("--json", action="store_true", help="print one JSON object")
     settings = parser.parse_args(args)
     if settings.tokens is not None and settings.tokens < 0:
@@ -143,8 +145,7 @@ def as_dict(result: Evaluation) -> dict[str, Any]:
 
 def print_table(facts: dict[str, str], results: dict[str, Evaluation]) -> None:
     """Prints to stdout, below a line about what was evaluated."""
-    console = Console(highlight=False, file=sys.stdout)
-    console.print(", ".join(f"{name} {value}" for name, value in facts.items()), soft_wrap=True, markup=False)
+    console.say(", ".join(f"{name} {value}" for name, value in facts.items()))
     table = Table("split", "loss (nats/token)", "perplexity", "bits per byte", "tokens")
     for split, result in results.items():
         bits = "" if result.bits_per_byte is None else f"{result.bits_per_byte:.4f}"
@@ -153,4 +154,4 @@ def print_table(facts: dict[str, str], results: dict[str, Evaluation]) -> None:
 
 
 if __name__ == "__main__":
-    run_verb(main)
+    run_verb(main, prints="result")

@@ -1,14 +1,77 @@
-"""Files that are written completely or not at all, and locks that a kill releases."""
+"""Files that are written completely or not at all, locks that a kill releases, and reading that never hangs.
+
+A run's directory may come from someone else. What is written into it never goes through a link that lies there.
+"""
 
 import contextlib
+import errno
 import os
 import socket
+import stat
 import threading
 from collections.abc import Iterator
+from io import BufferedReader
 from pathlib import Path
 from typing import IO
 
 from jaxgpt.errors import InputError
+
+
+def open_regular(path: str | Path) -> BufferedReader:
+    """Opens a regular file for reading. Any path from outside may name a pipe, which waits forever, or a device.
+
+    Raises:
+      OSError: it cannot be opened, or is something else; strerror says what.
+    """
+    kinds = {stat.S_IFIFO: "a pipe", stat.S_IFCHR: "a device", stat.S_IFBLK: "a device", stat.S_IFSOCK: "a socket"}
+
+    def refuse(mode: int) -> None:
+        if stat.S_ISDIR(mode):
+            raise IsADirectoryError(errno.EISDIR, "it is a directory, not a file", str(path))
+        if not stat.S_ISREG(mode):
+            kind = kinds.get(stat.S_IFMT(mode), "something else")
+            raise OSError(errno.EINVAL, f"it is {kind}, not a file", str(path))
+
+    refuse(os.stat(path).st_mode)  # before opening: to open a device can already do something
+    fd = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0))
+    try:
+        refuse(os.fstat(fd).st_mode)  # the name may mean another file by now
+        return os.fdopen(fd, "rb")
+    except BaseException:
+        os.close(fd)
+        raise
+
+
+def read_bounded(path: str | Path, limit_bytes: int) -> bytes:
+    """All of a regular file of at most so many bytes.
+
+    Raises:
+      OSError: as `open_regular`; or the file is larger, and strerror says so.
+    """
+    with open_regular(path) as file:
+        content = file.read(limit_bytes + 1)
+    if len(content) > limit_bytes:
+        raise OSError(errno.EFBIG, f"it has more than {limit_bytes} bytes", str(path))
+    return content
+
+
+def open_in_place(path: str | Path) -> IO[str]:
+    """Opens a file for reading and appending, made if it does not exist. What lies there and is none is removed: a
+    link, which may lead to a file of someone else, a pipe, or a device.
+
+    Raises:
+      OSError: it cannot be opened; IsADirectoryError where it is a directory.
+    """
+    if os.path.lexists(path) and not stat.S_ISREG(os.lstat(path).st_mode):
+        os.unlink(path)
+    flags = os.O_RDWR | os.O_CREAT | os.O_APPEND | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0)
+    return os.fdopen(os.open(path, flags, 0o666), "a+", encoding="utf-8")
+
+
+def refuse_link(path: Path, advice: str) -> None:
+    """Raises InputError where a directory that is to be written is a link to another one."""
+    if path.is_symlink():
+        raise InputError(f"{path} is a symbolic link to {os.readlink(path)}, and is not written through; {advice}")
 
 
 def flush_to_disk(file: IO) -> None:
@@ -41,7 +104,8 @@ def write_atomically(path: Path, content: str | bytes) -> None:
     """
     partial = path.with_name(f"{path.name}.{threading.get_native_id()}.tmp")
     try:
-        with open(partial, "wb") as file:
+        partial.unlink(missing_ok=True)  # of a killed process with this number
+        with open(partial, "xb") as file:  # x: not through a link
             file.write(content.encode() if isinstance(content, str) else content)
             put_in_place(file, path)
     except BaseException:
@@ -82,7 +146,7 @@ def lock_run(run_dir: str | Path) -> Iterator[None]:
     path = Path(run_dir) / "lock"
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        file = path.open("a+")
+        file = open_in_place(path)
     except OSError as error:
         raise InputError(f"{run_dir} cannot be written: {error}; choose another --run.dir") from error
     with file:
@@ -97,3 +161,28 @@ def lock_run(run_dir: str | Path) -> Iterator[None]:
             yield
         finally:
             file.truncate(0)
+
+
+def user_path(text: str, name: str = "path") -> str:
+    """A path as a user wrote it, with `~` and `~user` replaced by the home directory.
+
+    A shell replaces them only where a word begins with them, so not in --run.dir=~/x.
+
+    Args:
+      name: of the setting, for messages.
+
+    Raises:
+      InputError: it names a user that does not exist, or holds a control character, as no path of a run should.
+    """
+    path = os.path.expanduser(text)
+    if any(ord(character) < 32 for character in path):
+        raise InputError(f"{name}={text!r} holds a control character; choose another path")
+    if path.startswith("~"):
+        user = path.partition("/")[0]
+        raise InputError(f"{name}={text}: {user} has no home directory here; a name that begins so is written ./{text}")
+    return path
+
+
+def user_file(text: str) -> Path:
+    """`user_path` for command lines that read paths as such."""
+    return Path(user_path(text))

@@ -14,36 +14,35 @@ import argparse
 import sys
 import time
 from collections.abc import Iterator
-from pathlib import Path
 
 from jaxgpt.data.sources import open_directory
 from jaxgpt.data.tokenizer import StreamDecoder, Tokenizer
 from jaxgpt.errors import EXIT_DONE, InputError, run_verb
+from jaxgpt.files import read_bounded, user_path
 from jaxgpt.inference.request import check_settings
 from jaxgpt.inference.trained import open_source, source_parser, with_tokenizer_of
+from jaxgpt.streams import visible
 
 SEPARATOR = "---------------"
-EXIT_INTERRUPTED = 130
-"""128 + SIGINT, as shells count it."""
-CONTROLS = {code: "\ufffd" for code in (*range(32), *range(127, 160)) if chr(code) not in "\n\t"}
-"""Characters that a terminal might obey instead of showing: a model can write escape sequences."""
+PROMPT_LIMIT_BYTES = 16 << 20
 
 
 def main(args: list[str]) -> int:
-    try:
-        return sample(parse_args(args))
-    except KeyboardInterrupt:
-        say("interrupted")
-        return EXIT_INTERRUPTED
+    return sample(parse_args(args))
 
 
 def parse_args(args: list[str]) -> argparse.Namespace:
     parser = source_parser("jaxgpt.sample", __doc__ or "")
     prompt = parser.add_mutually_exclusive_group()
     prompt.add_argument(
-        "--prompt", default="\n", metavar="TEXT", help="text to continue; @FILE reads a file (default: a newline)"
+        "--prompt",
+        default="\n",
+        metavar="TEXT",
+        help="text to continue, '' to begin one; @FILE reads a file (default: a newline)",
     )
-    prompt.add_argument("--prompt-file", metavar="FILE", help="text to continue, to the last byte; - reads stdin")
+    prompt.add_argument(
+        "--prompt-file", metavar="FILE", type=user_path, help="text to continue, to the last byte; - reads stdin"
+    )
     parser.add_argument("--max-tokens", type=int, default=500, metavar="N", help="length of a sample (default: 500)")
     parser.add_argument(
         "--temperature", type=float, default=0.8, metavar="X",
@@ -59,7 +58,10 @@ def parse_args(args: list[str]) -> argparse.Namespace:
     parser.add_argument("--samples", type=int, default=1, metavar="N", help="texts to write, all at once (default: 1)")
     parser.add_argument("--seed", type=int, default=1337, metavar="N", help="same seed, same text (default: 1337)")
     parser.add_argument(
-        "--data", metavar="DIR", help="data directory to take the tokenizer from, if the model has none"
+        "--data", metavar="DIR", type=user_path, help="data directory to take the tokenizer from, if the model has none"
+    )
+    parser.add_argument(
+        "--verify", action="store_true", help="with --data: hash all of the data again, also what was hashed before"
     )
     settings = parser.parse_args(args)
     check_settings(
@@ -73,7 +75,7 @@ def sample(settings: argparse.Namespace) -> int:
     prompt = read_prompt(settings)
     trained = open_source(settings)
     if settings.data:
-        trained = with_tokenizer_of(trained, open_directory(settings.data))
+        trained = with_tokenizer_of(trained, open_directory(settings.data, verify_again=settings.verify))
     tokenizer = trained.tokenizer
     if tokenizer is None:
         raise InputError(
@@ -81,7 +83,10 @@ def sample(settings: argparse.Namespace) -> int:
             "give --data DIR, a directory prepared with its tokenizer"
         )
     engine = trained.engine()
-    prompt_ids = tokenizer.encode_prompt(prompt)
+    try:
+        prompt_ids = tokenizer.encode_prompt(prompt)
+    except InputError as error:
+        raise InputError(f"--prompt={prompt[:40]!r} cannot be read: {error}; or choose another --prompt") from error
     steps = engine.generate(
         prompt_ids,
         max_tokens=settings.max_tokens,
@@ -104,17 +109,18 @@ def read_prompt(settings: argparse.Namespace) -> str:
     """The prompt of the command line, or of the file that it names."""
     file, prompt = settings.prompt_file, settings.prompt
     if file is None and prompt.startswith("@"):
-        file = prompt[1:]
+        file = user_path(prompt[1:], "--prompt")
     if file is not None:
         try:
-            data = sys.stdin.buffer.read() if file == "-" else Path(file).read_bytes()
+            limit = PROMPT_LIMIT_BYTES
+            data = sys.stdin.buffer.read(limit + 1) if file == "-" else read_bounded(file, limit)
+            if len(data) > limit:
+                raise InputError(f"the prompt on stdin has more than {limit} bytes; give its end")
             prompt = data.decode("utf-8")
         except OSError as error:
             raise InputError(f"prompt file {file} cannot be read: {error.strerror}; give another") from error
         except UnicodeDecodeError as error:
             raise InputError(f"prompt file {file} is not UTF-8 at byte {error.start}; convert it") from error
-    if not prompt:
-        raise InputError("the prompt is empty; give some text to continue, such as --prompt 'Once'")
     return prompt
 
 
@@ -160,8 +166,8 @@ def speed_of(n_tokens: int, n_samples: int, times_s: list[float]) -> str:
 
 
 def show(text: str) -> None:
-    """Writes text to stdout at once."""
-    sys.stdout.write(text.translate(CONTROLS) if sys.stdout.isatty() else text)
+    """Writes text to stdout at once. A model can write escape sequences, which a terminal would obey."""
+    sys.stdout.write(visible(text) if sys.stdout.isatty() else text)
     sys.stdout.flush()
 
 
@@ -171,4 +177,4 @@ def say(message: str) -> None:
 
 
 if __name__ == "__main__":
-    run_verb(main)
+    run_verb(main, prints="stream")

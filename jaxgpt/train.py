@@ -5,10 +5,12 @@ The run directory gets config.py, metrics.jsonl, checkpoints/ and loss.png. Exit
 """
 
 import functools
+import shlex
 from contextlib import ExitStack
 
 import jax
 
+from jaxgpt import signals
 from jaxgpt.config import Config, schedule
 from jaxgpt.config.command_line import parse_args
 from jaxgpt.config.steps import Plan
@@ -20,18 +22,24 @@ from jaxgpt.formats.initial import initial_params
 from jaxgpt.inference.engine import Engine
 from jaxgpt.parallel.devices import open_devices
 from jaxgpt.parallel.mesh import count_batch_devices
+from jaxgpt.parallel.peers import exchange_texts, with_peers
 from jaxgpt.parallel.texts import gather_texts
 from jaxgpt.prepare.smoke import shrink
+from jaxgpt.run.agreement import check_agreement, facts
 from jaxgpt.run.bar import Progress
-from jaxgpt.run.console import console
+from jaxgpt.run.console import console, working
 from jaxgpt.run.directory import close_run, open_logs, refuse_old_run
 from jaxgpt.run.ending import ending
 from jaxgpt.run.header import print_header
 from jaxgpt.run.meter import Meter
 from jaxgpt.run.opening import open_run
-from jaxgpt.run.resume import gather_cursors, resume, save
-from jaxgpt.run.stop_signal import StopSignal
-from jaxgpt.training.checkpoint import CheckpointError, Checkpoints
+from jaxgpt.run.pace import Pace, stacks_path
+from jaxgpt.run.resume import ALLOW_CHANGE, resume, take_step
+from jaxgpt.run.rollback import RolledBack, read_skips, roll_back
+from jaxgpt.run.saving import Saving
+from jaxgpt.run.sinks import check_trackers
+from jaxgpt.run.stop_signal import BEFORE, StopSignal
+from jaxgpt.training.checkpoint import Checkpoints
 from jaxgpt.training.feed import make_feed
 from jaxgpt.training.memory import advice_on_memory
 from jaxgpt.training.programs import compile_programs
@@ -40,70 +48,103 @@ from jaxgpt.training.validation import evaluate_split
 
 FLAGS = {
     "resume": "continue from the newest valid checkpoint in run.dir",
+    "allow_change": ALLOW_CHANGE,
+    "verify": "hash all of the data again, also the files that did not change since they were hashed last",
+    "resume_from STEP": "continue from the checkpoint of a step; newer ones are set aside as <step>.rejected",
     "smoke": "run a few steps of a small copy of this config on generated text, to see whether it works on this "
     "machine",
 }
 
 
 def main(args: list[str]) -> int:
+    args, resume_step = take_step(args)
+    while True:
+        try:
+            return train(args, resume_step)
+        except RolledBack as back:
+            resume_step = back.step
+
+
+def train(args: list[str], resume_step: int | None) -> int:
     # config
     given, flags = parse_args(args, FLAGS, __doc__ or "")
-    given = shrink(given) if flags["smoke"] else given
+    is_resumed = flags["resume"] or resume_step is not None
+    given = shrink(given, args) if flags["smoke"] else given
 
     # data
-    run = open_run(given)
+    run = open_run(given, verify_again=flags["verify"])
     config, tokenizer, about = run.config, run.tokenizer, run.about()
     val_rows, val_starts = run.source.val_rows(config)
-    prompt = tokenizer.encode_prompt(config.sample.prompt) if tokenizer and config.sample.every else []
+    prompt = run.sample_prompt()
 
-    # devices
-    mesh = open_devices(config)
-    plan = Plan(config, count_batch_devices(mesh))
-    console.quiet = jax.process_index() != 0
-
-    # model and state
-    step = make_step(config, mesh)
     with ExitStack() as stack:
+        # devices
+        signals.enter(BEFORE)
+        stack.enter_context(with_peers(config.hosts, config.mesh.platform))
+        check_agreement(facts(run, flags | {"resume-from": resume_step}, ("jax", "jaxlib")), exchange_texts)
+        mesh = open_devices(config)
+        plan = Plan(config, count_batch_devices(mesh))
+        console.quiet = jax.process_index() != 0
+        if jax.process_index() == 0:
+            check_trackers(config.log)
+
+        # model and state
+        step = make_step(config, mesh)
         stack.enter_context(jax.set_mesh(mesh))
         stack.enter_context(advice_on_memory(config, step))
         if jax.process_index() == 0:
             stack.enter_context(lock_run(run.dir))
-        if not flags["resume"]:
+        if not is_resumed:
             refuse_old_run(run.dir)
         keep, keep_best = config.checkpoint.keep, config.checkpoint.keep_best
         saved = stack.enter_context(Checkpoints(run.dir / "checkpoints", keep=keep, keep_best=keep_best))
 
         # resume
-        first_step, cursors = 0, None
-        if flags["resume"]:
-            first_step, state, cursors = resume(saved, step.state_shapes, about)
+        first_step, then = 0, {}
+        if is_resumed:
+            first_step, state, then = resume(
+                saved, step.state_shapes, about, exchange_texts, resume_step, allow_change=flags["allow_change"]
+            )
         else:
-            state = step.init_state(initial_params(config, step.state_shapes.params, step.init_params))
+            with working("making the weights"):
+                state = step.init_state(initial_params(config, step.state_shapes.params, step.init_params))
         shapes = {path: shape.shape for path, shape in step.state_shapes.params.items()}
         print_header(run, plan, shapes, first_step, describe_compute(config, step))
         if first_step >= plan.n_steps:
-            console.print(
-                f"the run is already at step {first_step} of {plan.n_steps}; to train longer, set --train.steps",
-                soft_wrap=True,
+            console.say(
+                f"the run is already at step {first_step} of {plan.n_steps}; to train longer, set --train.steps"
             )
             return EXIT_DONE
-        reader = run.source.reader(config, cursors)
+        reader = run.source.reader(config, then.get("cursors"))
         stack.callback(reader.close)
-        train_step, step = compile_programs(step, plan, functools.partial(console.print, soft_wrap=True))
+        train_step, step = compile_programs(
+            step, plan, console.say, functools.partial(saved.prepare, step.state_shapes)
+        )
 
         # loop
-        stop = stack.enter_context(StopSignal(config.log.every, jax.process_count(), gather_texts))
+        stop = StopSignal(config.log.every, jax.process_count(), gather_texts)
         files = open_logs(given, run.dir, first_step) if jax.process_index() == 0 else []
-        feed = prefetch(make_feed(plan, reader, mesh, first_step))
+        pace = Pace(config.train.watchdog_s, stacks_path(run.dir, jax.process_index()), console.warn)
+        skips = read_skips(run.dir, first_step)
+        feed = pace.watch(prefetch(make_feed(plan, reader, mesh, first_step, skips)))
         progress = stack.enter_context(Progress(plan.n_steps, first_step))
-        meter = Meter(config, mesh.devices.flat[0].device_kind, mesh.size, progress, files, console.print)
+        meter = Meter(config, mesh.devices.flat[0].device_kind, mesh.size, progress, files, console.say)
         engine = Engine(config.model, {}, dtype=config.train.dtype, n_valid=run.source.n_ids or None)
-        with ending(feed, files, reader) as end:
+        meter.spikes.restore(then.get("spikes", [0.0]))
+
+        def evaluate(params, starts):
+            return evaluate_split(step, params, val_rows, starts, plan.n_rows, run.token_bytes)
+
+        first_rows = val_starts[: plan.n_rows]
+        saving = Saving(saved, about, meter, gather_texts, lambda params: evaluate(params, first_rows).loss)
+        with ending(feed, files, reader, meter, saved) as end:
             for planned, batch, cursors in feed:
                 n_done = planned.step + 1
                 state, metrics = train_step[planned.stage](state, batch, step.hyper(planned.hyper))
                 meter.push(n_done, metrics)
-                warn_of_failed_save(saved)
+                saving.follow()
+                if config.train.spike_rollback and meter.take_spike():
+                    roll_back(saved, run.dir, skips, meter.spike_step, jax.process_count())
 
                 is_stopped, is_last = stop.is_agreed(n_done), n_done == plan.n_steps
                 wants_eval = is_last or schedule.is_due(n_done, config.eval.every)
@@ -112,32 +153,27 @@ def main(args: list[str]) -> int:
                 if not (wants_eval or wants_sample or wants_save):
                     continue
                 meter.settle()
+                pace.skip()
                 val_loss = None
                 if wants_eval:
-                    result = evaluate_split(step, state.params, val_rows, val_starts, plan.n_rows, run.token_bytes)
+                    result = evaluate(state.params, val_starts)
                     meter.add(**result.metrics())
                     val_loss = result.loss
+                    is_stopped = is_stopped or stop.is_agreed(n_done)  # an evaluation takes long
                 if wants_sample and tokenizer:
-                    print_sample(config, engine, state.params, tokenizer, prompt)
-                if wants_save:
-                    about_now = about | gather_cursors(cursors, gather_texts)
-                    save(saved, n_done, state, about_now, val_loss, must=is_last or is_stopped)
+                    print_sample(n_done, config, engine, state.params, tokenizer, prompt)
+                if wants_save or is_stopped:
+                    saving.save(n_done, state, cursors, val_loss, must=is_last or is_stopped)
                 meter.resume()
                 if is_stopped and not is_last:
                     end.exit_code = EXIT_STOPPED
                     break
-    next_command = f"python -m jaxgpt.sample --run {run.dir}"
+    next_command = f"python -m jaxgpt.sample --run {shlex.quote(str(run.dir))}"
     return close_run(run.dir, end.exit_code, next_command, is_first=jax.process_index() == 0)
 
 
-def warn_of_failed_save(saved: Checkpoints) -> None:
-    try:
-        saved.raise_if_failed()
-    except CheckpointError as error:
-        console.print(f"[red]{error}")
-
-
-def print_sample(config: Config, engine: Engine, params, tokenizer: Tokenizer, prompt: list[int]) -> None:
+@working("writing a sample")
+def print_sample(n_done: int, config: Config, engine: Engine, params, tokenizer: Tokenizer, prompt: list[int]) -> None:
     settings = config.sample
     engine.params = params
     tokens = engine.generate(
@@ -149,7 +185,8 @@ def print_sample(config: Config, engine: Engine, params, tokenizer: Tokenizer, p
         stop_ids=tokenizer.stop_ids(),
     )
     ids = [token_id for (token_id,) in tokens if token_id is not None and token_id not in tokenizer.stop_ids()]
-    console.print(settings.prompt + tokenizer.decode(ids), markup=False)
+    console.say(f"sample at step {n_done}, prompt {settings.prompt!r}:", "dim")
+    console.print(settings.prompt + tokenizer.decode(ids), soft_wrap=True)
 
 
 def describe_compute(config: Config, step: Step) -> str:

@@ -3,11 +3,12 @@
     python -m jaxgpt.prepare pydocs --format text
     python -m jaxgpt.train_tokenizer --data data/pydocs_text --vocab-size 4096
     python -m jaxgpt.train_tokenizer --data data/climbmix
+    python -m jaxgpt.train_tokenizer --input 'crawl/*.jsonl.gz' --out tokenizer.json
 
 DIR holds text shards: shard_*.parquet, a column `text`, a document per row. All but the last file, which is for
 validation, are read in order until more than --max-chars characters are read, and of each document the first --doc-cap
 characters, so that a few long ones do not decide. The tokenizer goes to DIR/tokenizer.json, where training on DIR finds
-it.
+it. --input reads files instead, the same ones as `python -m jaxgpt.prepare --input`.
 
 A larger vocabulary makes fewer tokens of a text, and more rows of the embedding: 32768 suits nanochat's models, 4096 a
 model of a few million parameters. Its last nine ids are control tokens (<|bos|>, <|user_start|> ...), which text never
@@ -17,22 +18,26 @@ becomes. The same text and settings give the same tokenizer.
 import argparse
 import json
 import os
-import sys
+import shlex
 import time
+from collections import Counter
 from collections.abc import Iterator
 from itertools import islice
 from pathlib import Path
 from typing import Any, NoReturn
 
 from jaxgpt.data.bpe import MAX_CHARS, MAX_DOCUMENT_CHARS, check_vocab_size, train_bpe
-from jaxgpt.data.text_data import TOKENIZER, TextSplit, open_splits
+from jaxgpt.data.text_data import TOKENIZER, TextSplit, open_splits, verify_text
 from jaxgpt.data.tokenizer import GPT2Tokenizer, Tokenizer
 from jaxgpt.errors import EXIT_DONE, InputError, run_verb
-from jaxgpt.files import write_atomically
+from jaxgpt.files import user_path, write_atomically
 from jaxgpt.prepare.destination import train_command
+from jaxgpt.prepare.inputs import READERS, find_inputs, open_files
+from jaxgpt.prepare.source import Source, describe_left_out
+from jaxgpt.prepare.text_shards import PAGE_CHARS
+from jaxgpt.run.console import console
 from jaxgpt.run.progress import Progress
 
-EXIT_INTERRUPTED = 130
 COMPARED_CHARS = 5_000_000
 """Characters of the validation file that are encoded to measure bytes per token."""
 
@@ -41,28 +46,28 @@ def main(args: list[str]) -> int:
     options = parse_args(args)
     out = Path(options.out)
     try:
-        train, val = open_data(options.data)
+        source, val = open_input(options) if options.input else open_data(options.data)
         began = time.monotonic()
         with Progress() as progress:
             reading = progress.bar("counting words")
             merging = progress.bar("merging")
             tokenizer = train_bpe(
-                read_texts(train, options.max_chars, options.doc_cap, reading),
+                read_texts(source, options.max_chars, options.doc_cap, reading),
                 options.vocab_size,
                 progress=lambda n, total: merging(n, total, f"{n:,} of {total:,} merges"),
             )
         write_tokenizer(tokenizer, out)
-        print(f"{out} has {tokenizer.vocab_size:,} tokens, learned in {time.monotonic() - began:.1f} s")
+        console.say(f"{out} has {tokenizer.vocab_size:,} tokens, learned in {time.monotonic() - began:.1f} s")
+        if isinstance(source, Source) and (words := describe_left_out(source.left_out)):
+            console.say(f"left out: {words}")
         compare(tokenizer, val)
     except OSError as error:
         if isinstance(error, BrokenPipeError):
             raise  # the reader of our output left; run_verb handles it
         raise InputError(f"{error.filename or out}: {error.strerror or error}; choose another --out") from error
-    except KeyboardInterrupt:
-        print("interrupted", file=sys.stderr)
-        return EXIT_INTERRUPTED
-    setting = "" if out == Path(options.data, TOKENIZER) else f" --data.tokenizer={out}"
-    print(f"next: {train_command(Path(options.data), 'text')}{setting}")
+    if options.data:
+        settings = [] if out == Path(options.data, TOKENIZER) else [f"--data.tokenizer={out}"]
+        console.say(f"next: {train_command(Path(options.data), 'text', settings)}")
     return EXIT_DONE
 
 
@@ -79,7 +84,15 @@ def parse_args(args: list[str]) -> argparse.Namespace:
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )
-    parser.add_argument("--data", metavar="DIR", required=True, help="a directory of text shards")
+    texts = parser.add_mutually_exclusive_group(required=True)
+    texts.add_argument("--data", metavar="DIR", type=user_path, default="", help="a directory of text shards")
+    texts.add_argument(
+        "--input", nargs="+", metavar="PATH", type=user_path, default=[], help="files, directories or globs to read"
+    )
+    parser.add_argument(
+        "--text-field", metavar="NAME", default="text", help="--input: field or column of the text (text)"
+    )
+    parser.add_argument("--input-format", choices=tuple(READERS), default="", help="--input: how to read all files")
     parser.add_argument("--vocab-size", type=int, metavar="N", default=32768, help="all tokens (%(default)s)")
     parser.add_argument(
         "--max-chars", type=int, metavar="N", default=2_000_000_000, help="characters to learn from (%(default)s)"
@@ -87,7 +100,9 @@ def parse_args(args: list[str]) -> argparse.Namespace:
     parser.add_argument(
         "--doc-cap", type=int, metavar="N", default=10_000, help="characters of one document (%(default)s)"
     )
-    parser.add_argument("--out", metavar="FILE", default="", help=f"the file to write (DIR/{TOKENIZER})")
+    parser.add_argument(
+        "--out", metavar="FILE", type=user_path, default="", help=f"the file to write (DIR/{TOKENIZER})"
+    )
     parser.add_argument("--force", action="store_true", help="replace an existing tokenizer")
     options = parser.parse_args(args)
     try:
@@ -98,11 +113,13 @@ def parse_args(args: list[str]) -> argparse.Namespace:
         value, usual = getattr(options, flag), parser.get_default(flag)
         if not 1 <= value <= most:
             raise InputError(f"--{flag.replace('_', '-')}={value} is outside [1, {most}]; {usual} is usual")
+    if options.input and not options.out:
+        raise InputError("--input needs --out FILE, such as --out tokenizer.json")
     options.out = options.out or str(Path(options.data, TOKENIZER))
     out = Path(options.out)
     if out.is_dir() or not out.parent.is_dir():
         problem = "is a directory" if out.is_dir() else f"has no directory {out.parent}"
-        if Path(options.data).is_dir():
+        if options.input or Path(options.data).is_dir():
             raise InputError(f"--out {out} {problem}; name a file, such as {Path(options.data, TOKENIZER)}")
     if out.exists() and not options.force:
         raise InputError(f"--out {out} exists, and runs may need it; pass --force to replace it, or name another file")
@@ -110,19 +127,32 @@ def parse_args(args: list[str]) -> argparse.Namespace:
 
 
 def open_data(directory: str) -> tuple[TextSplit, TextSplit]:
-    """The documents of the directory, for training and for validation."""
+    """The documents of the directory, for training and for validation, if they are what was prepared."""
     if not Path(directory).is_dir():
         raise InputError(
             f"--data {directory} is not a directory; "
-            f"`python -m jaxgpt.prepare NAME --format text --out {directory}` creates one"
+            f"`python -m jaxgpt.prepare NAME --format text --out {shlex.quote(directory)}` creates one"
         )
     try:
-        return open_splits(Path(directory))
+        train, val = open_splits(Path(directory))
+        verify_text(train, val)
+        return train, val
     except InputError as error:
         raise InputError(str(error).replace("data.dir=", "--data ", 1)) from error
 
 
-def read_texts(split: TextSplit, max_chars: int, doc_cap: int, show: Any = None) -> Iterator[str]:
+def open_input(options: argparse.Namespace) -> tuple[Source, Source]:
+    """The documents of the files, to learn from and to measure on."""
+    left_out: Counter[str] = Counter()
+    source = open_files(find_inputs(options.input, left_out=left_out), options.text_field, options.input_format)
+    if words := describe_left_out(left_out):
+        console.say(f"left out: {words}")
+    if source.note:
+        console.say(f"note: {source.note}")
+    return source, source
+
+
+def read_texts(source: TextSplit | Source, max_chars: int, doc_cap: int, show: Any = None) -> Iterator[str]:
     """The first `doc_cap` characters of each document, up to the one that exceeds `max_chars` in total.
 
     That document is not cut: as in nanochat's tok_train, up to `doc_cap` characters more than `max_chars` are read.
@@ -130,12 +160,8 @@ def read_texts(split: TextSplit, max_chars: int, doc_cap: int, show: Any = None)
     Raises:
       InputError: a file cannot be read, or is not UTF-8.
     """
-    n_chars, n_groups = 0, split.n_groups
-    for group in range(n_groups):
-        try:
-            texts = split.read_group(group).to_pylist()
-        except UnicodeDecodeError as error:
-            raise InputError(f"{split.describe(group)} is not UTF-8 ({error.reason}); fetch the file again") from error
+    n_chars = 0
+    for texts, fraction in _read_input(source) if isinstance(source, Source) else _read_groups(source):
         for text in texts:
             if text:
                 text = text[:doc_cap]
@@ -144,8 +170,31 @@ def read_texts(split: TextSplit, max_chars: int, doc_cap: int, show: Any = None)
             if n_chars > max_chars:
                 return
         if show:
-            total = min(max_chars, n_chars * n_groups / (group + 1))
+            total = min(max_chars, n_chars / max(fraction, 1e-9))
             show(n_chars, total, f"{n_chars / 1e6:,.1f} of about {total / 1e6:,.1f} M characters")
+
+
+def _read_groups(split: TextSplit) -> Iterator[tuple[list[str | None], float]]:
+    """The texts of each row group, and how much of all groups that is so far."""
+    for group in range(split.n_groups):
+        try:
+            texts = split.read_group(group).to_pylist()
+        except UnicodeDecodeError as error:
+            raise InputError(f"{split.describe(group)} is not UTF-8 ({error.reason}); fetch the file again") from error
+        yield texts, (group + 1) / split.n_groups
+
+
+def _read_input(source: Source) -> Iterator[tuple[list[str | None], float]]:
+    """Each document, and how much of all was read so far. Of one that comes in pieces the first counts."""
+    n_read, is_new = 0.0, True
+    for piece in source.pieces():
+        n_read += piece.n_read
+        if source.is_one_text:  # a book has no documents; its beginning would be all that is learned from
+            texts = [piece.text[at : at + PAGE_CHARS] for at in range(0, len(piece.text), PAGE_CHARS)]
+            yield [*texts], n_read / source.total
+        elif is_new:
+            yield [piece.text], n_read / source.total
+        is_new = piece.ends_document
 
 
 def write_tokenizer(tokenizer: Tokenizer, path: Path) -> None:
@@ -153,8 +202,8 @@ def write_tokenizer(tokenizer: Tokenizer, path: Path) -> None:
     write_atomically(path, json.dumps(tokenizer.to_json(), indent=0))
 
 
-def compare(tokenizer: Tokenizer, val: TextSplit) -> None:
-    """Prints how many bytes of validation text a token stands for, here and in GPT-2's vocabulary."""
+def compare(tokenizer: Tokenizer, val: TextSplit | Source) -> None:
+    """Prints how many bytes of text a token stands for, here and in GPT-2's vocabulary."""
     tokenizers, note = [tokenizer, GPT2Tokenizer()], ""
     try:
         tokenizers[1].encode("a")
@@ -171,9 +220,10 @@ def compare(tokenizer: Tokenizer, val: TextSplit) -> None:
         per_token = [
             f"{n_bytes / n:.3f} by {who}" for n, who in zip(n_tokens, ("this", "GPT-2's 50,257"), strict=False)
         ]
-        print(f"bytes per token, on {n_bytes / 1e6:,.1f} MB of {val.files[0].path.name}: {', '.join(per_token)}")
+        where = "the input" if isinstance(val, Source) else val.files[0].path.name
+        console.say(f"bytes per token, on {n_bytes / 1e6:,.1f} MB of {where}: {', '.join(per_token)}")
     if note:
-        print(note)
+        console.say(note)
 
 
 if __name__ == "__main__":

@@ -26,6 +26,7 @@ from typing import Any, NoReturn
 from jaxgpt import config as config_lib
 from jaxgpt.config.command_line import parse_args
 from jaxgpt.errors import InputError, run_verb
+from jaxgpt.files import user_file
 from jaxgpt.run.console import console
 from jaxgpt.run.progress import Progress
 from parity_tests.finished_runs import compare_runs, read_run
@@ -46,11 +47,11 @@ def read_arguments(args: list[str]) -> tuple[argparse.Namespace, list[str]]:
     parser = Parser("python -m parity_tests.compare", add_help=False, allow_abbrev=False)
     parser.add_argument("--steps", type=int, default=200)
     parser.add_argument("--dtype", choices=DTYPES)
-    parser.add_argument("--out", type=Path)
-    parser.add_argument("--json", type=Path)
+    parser.add_argument("--out", type=user_file)
+    parser.add_argument("--json", type=user_file)
     parser.add_argument("--trace", action="store_true")
-    parser.add_argument("--runs", nargs=2, type=Path, metavar=("A", "B"))
-    parser.add_argument("--report", type=Path)
+    parser.add_argument("--runs", nargs=2, type=user_file, metavar=("A", "B"))
+    parser.add_argument("--report", type=user_file)
     given, rest = parser.parse_known_args(args)
     if given.steps < 1:
         raise InputError(f"--steps={given.steps} is below 1; choose a positive number")
@@ -145,4 +146,4 @@ def conclude(
 
 
 if __name__ == "__main__":
-    run_verb(main)
+    run_verb(main, prints="result")

@@ -27,10 +27,13 @@ os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.1")
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # in the background; what tests start would inherit it
     signal.signal(signal.SIGINT, signal.default_int_handler)
+if signal.getsignal(signal.SIGHUP) is signal.SIG_IGN:  # under nohup
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
 FAST = {
-    "batches", "census", "config", "cursors", "documents", "downloads", "fit", "gates", "hardware", "layout", "letters",
-    "mirror",
+    "batches", "census", "config", "content", "cursors", "documents", "downloads", "fit", "gates",
+    "hardware", "inputs",
+    "layout", "letters", "mirror",
     "packing", "plan", "prepare", "schedule", "shards", "text_batches", "text_shards", "tokenizer", "train_tokenizer",
 }  # fmt: skip
 """Test files that compile nothing: `make test-fast`."""

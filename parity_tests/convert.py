@@ -1,4 +1,4 @@
-"""Takes a run from one framework to the other: python -m parity_tests.convert --from RUN --to torch|jax|hf DIR
+"""Takes a run from one framework to the other: python -m parity_tests.convert --from RUN --to torch|jax|hf|gguf DIR
 
 The newest checkpoint that verifies becomes a run directory DIR with a checkpoint of the other framework: parameters,
 optimizer state, step, counters and loss scale move bit for bit, and what the checkpoint says about its run goes along.
@@ -6,11 +6,13 @@ metrics.jsonl is copied, and config.py is the run's settings with run.dir=DIR, s
 
     python -m torch_ref.train --config DIR/config.py --resume      (or jaxgpt.train)
 
-hf writes the weights alone, for transformers. RUN is only read, and nothing in it is executed.
+hf writes a directory that transformers' pipeline loads: weights, tokenizer, settings, a model card; gguf one file for
+llama.cpp. RUN is only read, and nothing in it is executed.
 """
 
 import argparse
 import dataclasses
+import shlex
 import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -21,9 +23,12 @@ import jax
 import numpy as np
 
 from jaxgpt import config as config_lib
-from jaxgpt.config import Config, GPT2Config, MeshConfig
+from jaxgpt.config import Config, MeshConfig
+from jaxgpt.config.schedule import tokens_before
 from jaxgpt.errors import InputError, run_verb
-from jaxgpt.formats.hugging_face import save_hf
+from jaxgpt.files import user_file
+from jaxgpt.formats.export import FORMS, export
+from jaxgpt.inference.trained import choose_tokenizer
 from jaxgpt.parallel.mesh import make_mesh
 from jaxgpt.run.checkpoints import Checkpoint, choose_checkpoint
 from jaxgpt.run.console import console
@@ -153,10 +158,12 @@ def main(args: list[str]) -> int:
         "python -m parity_tests.convert",
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False,
     )  # fmt: skip
-    parser.add_argument("--from", dest="run", metavar="RUN", type=Path, required=True, help="a run of either framework")
-    parser.add_argument("--to", choices=("torch", "jax", "hf"), required=True)
     parser.add_argument(
-        "out", metavar="DIR", type=Path, help="where the converted run goes; must be empty or not exist"
+        "--from", dest="run", metavar="RUN", type=user_file, required=True, help="a run of either framework"
+    )
+    parser.add_argument("--to", choices=("torch", "jax", *FORMS), required=True)
+    parser.add_argument(
+        "out", metavar="DIR", type=user_file, help="where the converted run goes; must be empty or not exist"
     )
     given = parser.parse_args(args)
     run, out = given.run, given.out
@@ -164,18 +171,21 @@ def main(args: list[str]) -> int:
         raise InputError(f"{out} already exists and is not empty; choose another directory")
     saved = read_run(run)
     try:
-        if given.to == "hf":
-            if not isinstance(saved.config.model, GPT2Config):
-                raise InputError(f"--to=hf writes GPT-2 models, and {run} is of {saved.config.model.family}")
-            save_hf(out, saved.config.model, params_of(saved.leaves))
-            done = f"wrote {out}: transformers.GPT2LMHeadModel.from_pretrained({str(out)!r}) loads it"
+        if given.to in FORMS:
+            tokenizer_json = saved.about.get("tokenizer")
+            tokenizer = choose_tokenizer(tokenizer_json, saved.config.model)
+            facts = {"step": f"{saved.step:,}", "tokens": f"{tokens_before(saved.config, saved.step):,}"}
+            if saved.val_loss is not None:
+                facts["validation loss"] = f"{saved.val_loss:.4f} nats per token"
+            params = params_of(saved.leaves)
+            done = f"wrote {out}: {export(given.to, out, saved.config, params, tokenizer, facts)}"
         else:
             write_run(saved, given.to, run, out)
             verb = {"torch": "torch_ref", "jax": "jaxgpt"}[given.to]
-            done = f"next: python -m {verb}.train --config {out}/config.py --resume"
+            done = f"next: python -m {verb}.train --config {shlex.quote(str(out / 'config.py'))} --resume"
     except OSError as error:
         raise InputError(f"{out} cannot be written: {error}; choose another directory") from error
-    console.print(f"step {saved.step} of {run}, {saved.framework} -> {given.to}; {done}", soft_wrap=True)
+    console.print(f"step {saved.step} of {run}, {saved.framework} -> {given.to}; {done}", soft_wrap=True, markup=False)
     return 0
 
 

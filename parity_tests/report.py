@@ -51,7 +51,7 @@ def write_report(path: Path) -> int:
     unseen = [name for name, by_dtype in seen.items() if by_dtype["float64"] is None]
     outside = [(key, row.quantity) for key, rows in floors.items() for row in rows if not row.is_inside]
     if unseen or outside:
-        console.print(f"[red]unseen in float64: {unseen}; outside without a bug: {outside}")
+        console.say(f"unseen in float64: {unseen}; outside without a bug: {outside}", "red")
     return 1 if unseen or outside else 0
 
 

@@ -9,9 +9,11 @@ from typing import Any
 import jax
 import numpy as np
 from rich.table import Table
+from rich.text import Text
 
 from jaxgpt.config import Config
 from jaxgpt.run.console import console
+from jaxgpt.run.curve import import_pyplot
 from parity_tests.gates import Row
 from parity_tests.trajectories import import_torch
 
@@ -24,19 +26,16 @@ def print_rows(rows: Iterable[Row], title: str) -> None:
         table.add_column(name, justify="right")
     table.add_column("verdict")
     for row in rows:
-        verdict = "-" if row.limit is None else "inside" if row.is_inside else f"[red]outside, {row.margin:.1e} x"
+        verdict = "-" if row.limit is None else "inside" if row.is_inside else f"outside, {row.margin:.1e} x"
+        style = "red" if verdict.startswith("outside") else ""
         limit = "-" if row.limit is None else f"{row.limit:.1e}"
-        table.add_row(row.quantity, row.worst, f"{row.figure:.1e}", f"{row.floor:.1e}", limit, verdict)
+        table.add_row(row.quantity, row.worst, f"{row.figure:.1e}", f"{row.floor:.1e}", limit, Text(verdict, style))
     console.print(table)
 
 
 def draw_curves(steps: list[int], ours: list[float], theirs: list[float], names: tuple[str, str], path: Path) -> None:
     """Both losses above, their difference below."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
-
+    plt = import_pyplot()
     figure, (above, below) = plt.subplots(2, figsize=(8, 6), sharex=True, layout="constrained")
     above.plot(steps, theirs, linewidth=1.6, label=names[1])
     above.plot(steps, ours, linewidth=0.8, linestyle="--", label=names[0])

@@ -94,6 +94,7 @@ class _Line(Split):
 
 @pytest.mark.parametrize("sampling", ["random", "sequential"])
 def test_positions_above_32_bits(tmp_path, sampling):
+    """Faults: C91."""
     n = 300_000_000_000
     split = _Line("train", tmp_path, (ShardFile(tmp_path / "x", n, np.dtype("<u2"), 0, 2 * n, "nanogpt"),))
     seen = []
@@ -107,6 +108,7 @@ def test_positions_above_32_bits(tmp_path, sampling):
 
 @pytest.mark.parametrize("dtype", [np.uint16, np.uint32])
 def test_an_id_outside_the_vocabulary_is_located(tmp_path, dtype):
+    """Faults: C30."""
     write_shard(tmp_path / "a.bin", np.zeros(100, dtype))
     bad = np.zeros(100, dtype)
     bad[40] = 50257
@@ -128,6 +130,7 @@ def test_an_id_that_int32_cannot_hold_is_refused(tmp_path):
 
 
 def test_a_split_shorter_than_a_row(tmp_path):
+    """Faults: C29."""
     split, _ = make_split(tmp_path, 40, name="val")
     expected = f"{tmp_path} val has 40 tokens, model.seq_len=64 needs 65; choose model.seq_len <= 39 or more text"
     for call in (lambda: Batches(split, 64, 0, "random"), lambda: eval_rows(split, 64, 0)):
@@ -184,6 +187,8 @@ def test_prefetch_works_ahead_by_its_depth():
 
 
 def test_prefetch_raises_what_was_raised_in_its_turn():
+    """Faults: C37."""
+
     def items():
         yield 1
         yield 2

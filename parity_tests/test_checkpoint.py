@@ -167,8 +167,18 @@ def test_too_little_room_is_refused(tmp_path, monkeypatch):
     assert names_in(tmp_path) == {"1", "2"}
 
 
+def test_a_removed_directory_is_one_line(tmp_path):
+    """Faults: F6, C66."""
+    with Checkpoints(tmp_path / "run" / "checkpoints") as checkpoints:
+        shutil.rmtree(tmp_path / "run")
+        with pytest.raises(CheckpointError, match=r"checkpoint 1 is not saved: .*No such file or directory$"):
+            checkpoints.save(1, make_state(1), ABOUT)
+    assert names_in(tmp_path) == set()
+
+
 @pytest.mark.parametrize("step", [5, 4])
 def test_step_must_rise(tmp_path, step):
+    """Faults: C70."""
     write_steps(tmp_path, 5)
     with Checkpoints(tmp_path) as checkpoints:
         with pytest.raises(CheckpointError, match=f"checkpoint {step} is not saved: .*5 already exists"):
@@ -190,6 +200,26 @@ def test_what_is_kept(tmp_path, keep, keep_best, left):
             checkpoints.save(step, make_state(step), ABOUT, val_loss=loss)
     assert names_in(tmp_path) == set(map(str, left))
     assert restore_newest(tmp_path) == (5, [])
+
+
+def test_an_unproven_checkpoint_replaces_no_good_one(tmp_path):
+    """Until a step that began with it was finite. Faults: F3, C71."""
+    with Checkpoints(tmp_path, keep=2, keep_best=False) as checkpoints:
+        for step in (1, 2):
+            checkpoints.save(step, make_state(step), ABOUT)
+        for step, left in ((3, {"1", "2", "3"}), (4, {"2", "3", "4"})):
+            checkpoints.save(step, make_state(step), ABOUT, is_proven=False)
+            checkpoints.wait()
+            assert names_in(tmp_path) == left
+            checkpoints.confirm(step)  # the step that made it
+            checkpoints.wait()
+            assert names_in(tmp_path) == left
+            checkpoints.confirm(step + 1)
+            checkpoints.wait()
+            assert names_in(tmp_path) == {str(step - 1), str(step)}
+        checkpoints.save(5, make_state(5), ABOUT, is_proven=False)
+        assert checkpoints.reject_from(5) == 4
+    assert names_in(tmp_path) == {"3", "4", "5.rejected"}
 
 
 def test_nothing_is_deleted_before_a_newer_one_counts(tmp_path, monkeypatch):
@@ -264,6 +294,7 @@ def test_error_in_the_run_lets_the_save_finish(tmp_path):
 
 
 def test_leftovers_go_when_training_starts(tmp_path):
+    """Faults: C53."""
     write_steps(tmp_path, 1)
     leftovers = {"2.saving", "2.saving.orbax-checkpoint-tmp", "0.deleting"}
     for name in leftovers:

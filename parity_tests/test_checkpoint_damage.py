@@ -15,6 +15,7 @@ from jaxgpt.run import manifest as manifests
 from jaxgpt.run.checkpoints import choose_checkpoint
 from jaxgpt.training.checkpoint import Checkpoints
 from parity_tests.helpers.saved_states import (
+    ABOUT,
     assert_is_one_line,
     flip_bit,
     list_tree,
@@ -28,6 +29,7 @@ from parity_tests.helpers.saved_states import (
 
 
 def test_one_flipped_bit_is_found_in_any_file(tmp_path):
+    """Faults: C55."""
     write_steps(tmp_path, 1, 2)
     files = [path for path in (tmp_path / "2").rglob("*") if path.is_file()]
     assert len(files) > 5
@@ -65,6 +67,7 @@ DAMAGE = {
 
 @pytest.mark.parametrize("kind", DAMAGE)
 def test_damage_falls_back_to_the_step_before(tmp_path, kind):
+    """Faults: C54, C56, C57, C58, C59, C64."""
     damage, reason = DAMAGE[kind]
     write_steps(tmp_path, 2, 7)
     damage(tmp_path / "7")
@@ -78,12 +81,72 @@ def test_damage_falls_back_to_the_step_before(tmp_path, kind):
     assert chosen and chosen.step == 2 and without_digests == warnings
 
 
+WRONG = {
+    "step": [None, "2", True, -1, 2.0],
+    "files": [None, [], {}, {"x": None}, {"x": {"bytes": "1", "sha256": ""}}, {"x": {"bytes": 1}}],
+    "state": [None, [], {"params": "float32"}, {"params": ["float32", [-1]]}, {"params": ["float32"]}],
+    "about": [None, [], "x", {"config": []}, {**ABOUT, "data_sha256": 5}, {**ABOUT, "cursors": []}],
+    "val_loss": ["3.5", [], float("nan"), ...],
+}
+"""What a field cannot hold; None and ... leave it out."""
+
+
+@pytest.mark.parametrize(("field", "value"), [(field, value) for field in WRONG for value in WRONG[field]])
+def test_a_right_seal_with_wrong_contents_falls_back(two_steps, field, value):
+    """Faults: F13, C58."""
+    path = two_steps / "2" / "manifest.json"
+    before = path.read_text()
+    manifest = json.loads(before)
+    manifest[field] = value
+    if value is ... or (value is None and field != "val_loss"):
+        del manifest[field]
+    manifest["seal"] = manifests.digest_manifest(manifest)
+    path.write_text(json.dumps(manifest))
+    warned = []
+    chosen = choose_checkpoint(two_steps, warn=warned.append)
+    path.write_text(before)
+    assert chosen is not None and chosen.step == 1
+    assert len(warned) == 1 and field in warned[0] and "\n" not in warned[0], warned
+
+
+@pytest.fixture(scope="module")
+def two_steps(tmp_path_factory):
+    directory = tmp_path_factory.mktemp("two")
+    write_steps(directory, 1, 2)
+    return directory
+
+
+@pytest.mark.parametrize("kind", ["pipe", "device", "large", "deep", "pipe for a file"])
+def test_what_is_no_file_is_not_waited_for(tmp_path, monkeypatch, kind):
+    """Faults: F13, C58."""
+    write_steps(tmp_path, 1, 2)
+    path = tmp_path / "2" / "manifest.json"
+    if kind == "pipe for a file":
+        path = payload(tmp_path / "2")
+    content = path.read_bytes()
+    if kind == "large":
+        monkeypatch.setattr(manifests, "MAX_BYTES", len(content) - 1)
+        shutil.copy(path, tmp_path / "1" / "manifest.json")
+        with pytest.raises(InputError, match="it has more than"):
+            choose_checkpoint(tmp_path)
+        return
+    path.unlink()
+    if "pipe" in kind:
+        os.mkfifo(path)
+    elif kind == "device":
+        path.symlink_to("/dev/zero")
+    else:
+        path.write_text("[" * 10**6)
+    step, warnings = restore_newest(tmp_path)
+    assert step == 1 and len(warnings) == 1
+
+
 def test_manifest_cannot_point_outside(tmp_path):
     write_steps(tmp_path, 2)
     manifest = json.loads((tmp_path / "2" / "manifest.json").read_text())
     manifest["files"]["../secret"] = {"bytes": 1, "sha256": ""}
     edit_manifest(tmp_path / "2", files=manifest["files"], seal=manifests.digest_manifest(manifest))
-    with pytest.raises(InputError, match=r"names the file \.\./secret outside of it"):
+    with pytest.raises(InputError, match=r"names the file '\.\./secret' outside of it"):
         restore_newest(tmp_path)
 
 
@@ -111,6 +174,7 @@ def test_without_digests_a_flipped_bit_is_not_seen(tmp_path):
 
 
 def test_nothing_to_restore(tmp_path):
+    """Faults: C53."""
     with Checkpoints(tmp_path / "none", read_only=True) as checkpoints:
         assert checkpoints.choose() is None
     (tmp_path / "9").write_text("a stray file")
@@ -165,6 +229,8 @@ def test_a_run_goes_on_from_an_older_step(tmp_path):
 
 
 def test_misfits_are_named(tmp_path):
+    """Faults: C60, C61, C62."""
+
     def edit(change):
         wanted = on_one_device(make_state(0))
         change(wanted.params)

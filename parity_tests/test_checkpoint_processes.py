@@ -69,10 +69,12 @@ def save_restore_and_fail(directory: str) -> None:
     for _ in range(8):  # nothing of one failure may come up in the save after it
         with pytest.raises(CheckpointError, match="zero size"):
             checkpoints.save(2, {"w": jnp.zeros((0, 4))}, ABOUT)
+    large = {f"w{i}": jnp.arange(10_000.0) ** 1.5 for i in range(16)}
     with files_may_not_grow_past(2048):
-        checkpoints.save(3, {"w": jnp.arange(10_000.0) ** 1.5}, ABOUT)
-        with pytest.raises(CheckpointError, match="File too large"):
-            checkpoints.wait()
+        for _ in range(8):
+            checkpoints.save(3, large, ABOUT)
+            with pytest.raises(CheckpointError, match="File too large"):
+                checkpoints.wait()
     assert names_in(Path(directory)) == {"1"}
     shutil.rmtree(directory)
     Path(directory).write_text("in the way of a new directory")
@@ -82,7 +84,10 @@ def save_restore_and_fail(directory: str) -> None:
 
 
 def test_failures_print_nothing_and_end_in_time(tmp_path):
-    """orbax logs each in pages, and can leave threads behind that hold the process for ten minutes."""
+    """orbax logs each in pages, and can leave threads behind that hold the process for ten minutes.
+
+    Faults: F12, C65, C68.
+    """
     assert finish(start("save_restore_and_fail", tmp_path)) == ""
 
 
@@ -119,7 +124,7 @@ def assert_all_steps_are_whole(directory: Path) -> int:
 
 
 def test_killed_at_any_instant(tmp_path):
-    """Whatever lies under a step's name is whole; the newest one is what was saved at that step."""
+    """Whatever lies under a step's name is whole; the newest one is what was saved at that step. Faults: C67."""
     finish(start("kill_trials", tmp_path, 5))
     for trial in tmp_path.iterdir():
         with lock_run(trial):  # the dead do not hold it
@@ -189,6 +194,7 @@ def hold_lock(directory: str) -> None:
 
 
 def test_lock(tmp_path):
+    """Faults: C69."""
     run = tmp_path / "run"
     process = start("hold_lock", run)
     assert process.stdout is not None
@@ -258,6 +264,7 @@ def pass_on(directory: str, n_devices: str, step: str) -> None:
 
 
 def test_other_device_counts(tmp_path):
+    """Faults: C72."""
     for step, n_devices in enumerate([8, 4, 1, 8], start=1):
         finish(start("pass_on", tmp_path, n_devices, step, n_devices=n_devices))
     for step in (1, 2, 3, 4):

@@ -106,6 +106,7 @@ def test_runs_that_cannot_be_compared(tmp_path, monkeypatch):
 
 
 def test_tf32_is_refused(config_path, monkeypatch):
+    """Faults: C113."""
     assert "train.matmul_precision=high allows TF32" in refusal(
         f"--config={config_path}", "--train.matmul_precision=high"
     )
@@ -125,6 +126,7 @@ def test_bad_arguments(config_path):
 
 
 def test_without_torch(config_path, monkeypatch):
+    """Faults: C110."""
     monkeypatch.setitem(sys.modules, "torch", None)
     assert refusal(f"--config={config_path}") == "this needs PyTorch; pip install 'jaxgpt[torch]'"
 

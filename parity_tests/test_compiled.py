@@ -150,7 +150,7 @@ SMALL_PROGRAMS = {"jit(stage)", "jit(_threefry_seed)", "jit(convert_element_type
 """For the random key and the settings of a sample."""
 
 
-def test_nothing_is_compiled_after_the_first_step_sample_and_checkpoint(tmp_path, monkeypatch):
+def test_nothing_is_compiled_after_the_first_step_and_sample(tmp_path, monkeypatch):
     """Three stages, evaluations, samples and checkpoints: each kind of program is compiled when it is first needed."""
     config = Config(
         data=DataConfig(dir=str(write_text(tmp_path, TEXT))),
@@ -190,10 +190,9 @@ def test_nothing_is_compiled_after_the_first_step_sample_and_checkpoint(tmp_path
     for n, (begin, end) in enumerate(zip(steps, [*steps[1:], len(events)], strict=True), start=1):
         if end - begin > 1:
             after[n] = events[begin + 1 : end]
-    assert set(after) == {3, 4}, after  # the first sample, the first checkpoint
+    assert set(after) == {3}, after  # the first sample
     decoding = {"jit(prefill)", "jit(put_row)", "jit(decode_step)", "jit(choose_token)"}
     assert decoding <= set(after[3]) <= decoding | SMALL_PROGRAMS, after
-    assert set(after[4]) == {"jit(_is_finite)"}, after
 
 
 def test_programs_are_remembered_where_the_user_says(monkeypatch):

@@ -147,13 +147,13 @@ def refusal(*args):
     return str(caught.value)
 
 
-def test_hugging_face_has_no_nanochat(changing, tmp_path, monkeypatch):
+def test_hugging_face_has_no_nanochat_of_2026(changing, tmp_path, monkeypatch):
     saved = read_run(changing / "a")
-    saved = dataclasses.replace(
-        saved, config=dataclasses.replace(saved.config, model=NanochatConfig(seq_len=saved.config.model.seq_len))
-    )
+    model = NanochatConfig(depth=4, seq_len=saved.config.model.seq_len).complete(64)
+    saved = dataclasses.replace(saved, config=dataclasses.replace(saved.config, model=model))
     monkeypatch.setattr("parity_tests.convert.read_run", lambda run: saved)
-    assert "--to=hf writes GPT-2 models, and" in refusal("--from", changing / "a", "--to=hf", tmp_path / "hf")
+    expected = "transformers' NanoChat is that of 2025: it has no model.value_embeds=true"
+    assert expected in refusal("--from", changing / "a", "--to=hf", tmp_path / "hf")
 
 
 def test_refusals(changing, tmp_path):
@@ -177,6 +177,7 @@ def test_a_damaged_checkpoint_is_not_converted(changing, tmp_path):
 
 
 def test_without_torch(changing, tmp_path, monkeypatch):
+    """Faults: C110."""
     monkeypatch.setitem(sys.modules, "torch", None)
     message = refusal("--from", changing / "a", "--to=torch", tmp_path / "b")
     assert message == "this needs PyTorch; pip install 'jaxgpt[torch]'"

@@ -39,6 +39,7 @@ def resume_from(data, kind, cursors, n_lanes=2, seq_len=SEQ_LEN):
 
 @pytest.mark.parametrize("kind", PACKINGS)
 def test_a_cursor_of_another_run_is_refused(data, kind):
+    """Faults: C47, C73."""
     cursors = some_cursors(data, kind)
     other = PACKINGS[kind == "stream"]
     went_wrong = [

@@ -60,6 +60,7 @@ def data(tmp_path) -> TextData:
 
 @pytest.mark.parametrize("n_threads", [1, 2, 5])
 def test_documents_come_in_order_each_epoch(data, n_threads):
+    """Faults: C38."""
     found = flat(read(data, n_threads, n_epochs=3))
     assert [text_of(document) for document in found] == [text for texts in TEXTS for text in texts] * 3
     assert [d.n_tokens for d in found] == [len(d.tokens) for d in found]
@@ -105,6 +106,7 @@ def test_lanes_share_the_row_groups(data, n_lanes):
 
 
 def test_nulls_and_empty_texts_are_no_documents(tmp_path):
+    """Faults: C40."""
     texts = [None, "a", "", None, "b", None, None, None, None, None, "c", ""]
     data = open_text(write_data(tmp_path / "data", texts, VAL))
     chunks = read(data)
@@ -274,6 +276,7 @@ FAULTS = {
 
 @pytest.mark.parametrize("spoil", FAULTS, ids=lambda spoil: spoil.__qualname__.split(".")[0])
 def test_a_fault_is_named_in_one_line(tmp_path, spoil):
+    """Faults: C18, C32, C44."""
     directory = write_data(tmp_path / "data", *TEXTS, VAL)
     spoil(directory)
     with pytest.raises(InputError) as error:
@@ -302,6 +305,7 @@ def take_until_error(lane: Lane, match: str, n_most: int = 100) -> list:
 
 @pytest.mark.parametrize("n_threads", [1, 3])
 def test_text_that_is_not_utf8_is_located_when_its_turn_comes(tmp_path, n_threads):
+    """Faults: C40."""
     texts = [f"text {i}" for i in range(12)]
     data = open_text(write_data(tmp_path / "data", [*texts, b"caf\xe9 au lait"], TEXTS[0], VAL))
     encoder = Encoder(data, n_threads)
@@ -313,6 +317,7 @@ def test_text_that_is_not_utf8_is_located_when_its_turn_comes(tmp_path, n_thread
 
 
 def test_a_file_that_changed_is_refused_when_its_turn_comes(tmp_path):
+    """Faults: C35."""
     data = open_text(write_data(tmp_path / "data", *TEXTS, VAL))
     before = TEXTS[0] + TEXTS[1]
     path = tmp_path / "data" / "shard_00002.parquet"
@@ -331,6 +336,7 @@ def test_a_file_that_changed_is_refused_when_its_turn_comes(tmp_path):
 
 
 def test_a_flipped_bit_is_seen_where_pages_have_checksums(tmp_path):
+    """Faults: C34."""
     directory = write_data(tmp_path / "data", *TEXTS, VAL)
     path = directory / "shard_00001.parquet"
     write_file(path, TEXTS[1], compression="none", use_dictionary=False, write_page_checksum=True)

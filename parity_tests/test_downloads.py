@@ -1,8 +1,10 @@
 """Corpora from elsewhere: Hugging Face's datasets without it, and downloads from a server that misbehaves."""
 
+import contextlib
 import hashlib
 import os
 import sys
+import time
 import types
 from pathlib import Path
 
@@ -105,10 +107,11 @@ def test_an_overlong_part_starts_over_even_if_nothing_is_known():
 
 
 def test_download_of_something_else_is_refused():
+    """Faults: C42."""
     with Server({"x.bin": CONTENT[:-1] + b"?"}) as server:
         with pytest.raises(InputError, match=r"has SHA-256 .*, not .*try again, or give a copy by --input"):
             download(f"{server.url}/x.bin", Path("x.bin"), **CHECKS)
-        with pytest.raises(InputError, match=r"has 700000 bytes, not 5"):
+        with pytest.raises(InputError, match=r"sends 700000 bytes or more, of which at most 5 are expected"):
             download(f"{server.url}/x.bin", Path("x.bin"), size=5)
         assert os.listdir() == []
 
@@ -123,6 +126,86 @@ def test_download_gives_up_and_keeps_what_it_has():
         address = server.url
     with pytest.raises(InputError, match=r"cannot be fetched .*2 tries; try again"):
         download(f"{address}/y.bin", Path("y.bin"), n_tries=2, wait_s=0.001)
+
+
+@pytest.mark.parametrize("length", ["abc", "-5", "1e9", "9" * 30])
+def test_a_length_that_is_no_number(length, monkeypatch):
+    """Faults: F22, C42."""
+    monkeypatch.setattr("parity_tests.helpers.prepare_runs.BAD_LENGTH", length)
+    with Server({"x.bin": CONTENT}, ["bad length"]) as server:
+        download(f"{server.url}/x.bin", Path("x.bin"), **CHECKS, wait_s=0.001)  # the second try
+        server.plan = ["bad length"] * 5
+        with pytest.raises(InputError, match=r"the server sent Content-Length .*5 tries"):
+            download(f"{server.url}/x.bin", Path("y.bin"), wait_s=0.001)
+
+
+def test_a_file_without_end_is_refused():
+    """Faults: F22, C42."""
+    with Server({"x.bin": CONTENT}) as server:
+        with pytest.raises(InputError, match=r"sends 700000 bytes or more, of which at most 1000 are expected"):
+            download(f"{server.url}/x.bin", Path("x.bin"), limit_bytes=1000)
+
+        def endless(request):
+            request.send_response(200)
+            request.end_headers()  # no length
+            request.close_connection = True
+            with contextlib.suppress(OSError):
+                while True:
+                    request.wfile.write(bytes(1 << 16))
+
+        server.answer = endless
+        with pytest.raises(InputError, match=r"of which at most 1000000 are expected"):
+            download(f"{server.url}/x.bin", Path("x.bin"), limit_bytes=1_000_000)
+    assert os.listdir() == []
+
+
+def test_a_server_that_drips_has_failed(monkeypatch):
+    """Faults: F22."""
+    monkeypatch.setattr("jaxgpt.data.download.WINDOW_S", 0.05)
+
+    def drip(request):
+        request.send_response(200)
+        request.send_header("Content-Length", "1000")
+        request.end_headers()
+        request.close_connection = True
+        with contextlib.suppress(OSError):
+            for _ in range(1000):
+                request.wfile.write(b"x")
+                time.sleep(0.01)
+
+    with Server({"x.bin": CONTENT}) as server:
+        server.answer = drip
+        with pytest.raises(InputError, match=r"fewer than 1024 bytes/s for 0 s\), 2 tries; \d+ bytes are kept"):
+            download(f"{server.url}/x.bin", Path("x.bin"), n_tries=2, wait_s=0.001)
+
+
+COMMIT = "0123456789abcdef" * 2 + "01234567"
+
+
+def test_what_the_hub_says_of_a_file_is_compared_and_kept():
+    """Faults: F22, C42."""
+    with Server({"x.bin": CONTENT}) as server:
+        server.hub = {"X-Linked-ETag": f'"{CHECKS["sha256"]}"', "X-Repo-Commit": COMMIT}
+        assert download(f"{server.url}/x.bin", Path("x.bin")) == (CHECKS["sha256"], COMMIT)
+        Path("x.bin").unlink()
+        Path("x.bin.part").write_bytes(CONTENT)
+        assert download(f"{server.url}/x.bin", Path("x.bin")) == (CHECKS["sha256"], COMMIT)
+        server.files["x.bin"] = CONTENT[:-1] + b"?"
+        with pytest.raises(InputError, match=r"has SHA-256 .*, not "):
+            download(f"{server.url}/x.bin", Path("y.bin"))
+        server.hub = {"X-Linked-ETag": '"w/abc"', "X-Repo-Commit": "../../x"}
+        assert download(f"{server.url}/x.bin", Path("y.bin")) == ("", "")
+
+
+def test_what_is_not_the_expected_file_gets_no_name():
+    """Faults: F22."""
+
+    def check(path):
+        raise InputError(f"{path} is a login page; fetch it again")
+
+    with Server({"x.json": b"<html>"}) as server, pytest.raises(InputError, match="is a login page"):
+        download(f"{server.url}/x.json", Path("x.json"), check=check)
+    assert os.listdir() == []
 
 
 def test_shakespeare_comes_over_the_network(monkeypatch, shakespeare, capsys):

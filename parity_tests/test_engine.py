@@ -96,6 +96,7 @@ def test_greedy_agrees_with_the_uncached_model(engine, forward, n_prompt):
 
 
 def test_a_smaller_cache_slides_earlier(params, forward):
+    """Faults: C95."""
     engine = Engine(CONFIG, params, dtype="float32", n_positions=33)
     ids = first_column(engine.generate(prompt_of(20), max_tokens=70, temperature=0))
     assert ids == uncached_greedy(forward, prompt_of(20), 70, 33)
@@ -379,6 +380,7 @@ def test_broken_weights_are_reported(params):
     ],
 )
 def test_bad_arguments_are_refused_at_the_call(params, changes, wanted):
+    """Faults: C96, C97, C98."""
     engine = Engine(CONFIG, params, dtype="float32", n_valid=90)
     with pytest.raises(InputError) as caught:
         engine.generate(**({"prompt_ids": [1], "max_tokens": 1} | changes))

@@ -11,8 +11,11 @@ from pathlib import Path
 
 import pytest
 
-from jaxgpt.files import put_in_place, write_atomically
-from parity_tests.helpers.saved_states import files_may_not_grow_past
+from jaxgpt.errors import InputError
+from jaxgpt.files import lock_run, open_in_place, open_regular, put_in_place, read_bounded, write_atomically
+from jaxgpt.run.checkpoints import choose_checkpoint
+from jaxgpt.training.checkpoint import Checkpoints
+from parity_tests.helpers.saved_states import files_may_not_grow_past, list_tree, write_steps
 
 REPO = Path(__file__).parents[1]
 SIZE = 2_000_000
@@ -96,3 +99,64 @@ def test_threads_that_write_one_path_do_not_meet(tmp_path):
         thread.join()
     assert not errors and os.listdir(tmp_path) == ["x"]
     assert path.read_text() in [letter * 100_000 for letter in "abcd"]
+
+
+def test_nothing_is_written_through_a_link(tmp_path):
+    """Faults: F17, C76."""
+    run, victim = tmp_path / "run", tmp_path / "victim"
+    run.mkdir()
+    victim.write_text("precious")
+    before = victim.stat()
+    for name in ("lock", "config.py", "stacks.txt", f"config.py.{threading.get_native_id()}.tmp"):
+        (run / name).symlink_to(victim)
+    with lock_run(run):
+        assert "process" in (run / "lock").read_text()
+    write_atomically(run / "config.py", "new")
+    with open_in_place(run / "stacks.txt") as file:
+        file.truncate(0)
+    assert victim.read_text() == "precious" and victim.stat().st_mtime_ns == before.st_mtime_ns
+    assert not any(path.is_symlink() for path in run.iterdir())
+
+
+def test_no_checkpoint_is_written_or_deleted_through_a_link(tmp_path):
+    """Faults: F17, C76."""
+    theirs, run = tmp_path / "theirs", tmp_path / "run"
+    theirs.mkdir()
+    write_steps(theirs, 1)
+    (theirs / "7.saving").mkdir()
+    run.mkdir()
+    (run / "checkpoints").symlink_to(theirs)
+    before = list_tree(theirs)
+    with pytest.raises(InputError, match=r"checkpoints is a symbolic link to .*theirs, and is not written through"):
+        Checkpoints(run / "checkpoints")
+    (run / "checkpoints").unlink()
+    (run / "checkpoints").mkdir()
+    for name in ("7.saving", "8.deleting", "1"):
+        (run / "checkpoints" / name).symlink_to(theirs / "7.saving" if "." in name else theirs / name)
+    write_steps(run / "checkpoints", 2)
+    assert list_tree(theirs) == before
+    chosen = choose_checkpoint(run / "checkpoints")
+    assert chosen is not None and chosen.step == 2
+
+
+@pytest.mark.parametrize("kind", ["pipe", "device", "directory"])
+def test_what_is_no_file_neither_hangs_nor_is_read(tmp_path, kind):
+    """Faults: F13, C58."""
+    path = tmp_path / "x"
+    if kind == "pipe":
+        os.mkfifo(path)
+    elif kind == "device":
+        path.symlink_to("/dev/zero")
+    else:
+        path.mkdir()
+    with pytest.raises(OSError, match=f"it is a {kind}, not a file"):
+        open_regular(path)
+    if kind == "directory":
+        with pytest.raises(InputError, match="cannot be written"), lock_run(path.rename(tmp_path / "lock").parent):
+            pass
+        return
+    with open_in_place(path) as file:
+        file.write("x")
+    assert read_bounded(path, 1) == b"x"
+    with pytest.raises(OSError, match="it has more than 0 bytes"):
+        read_bounded(path, 0)

@@ -47,8 +47,8 @@ def _with_true_numbers(at):
     """The training loop's feed, whose steps keep their number while the reader is given another."""
     from jaxgpt.training.feed import make_feed
 
-    def feed(plan, reader, mesh, first_step):
-        for i, (_, batch, cursors) in enumerate(make_feed(plan, reader, mesh, first_step), first_step):
+    def feed(plan, reader, mesh, first_step, skips):
+        for i, (_, batch, cursors) in enumerate(make_feed(plan, reader, mesh, first_step, skips), first_step):
             yield at(plan, i), batch, cursors
 
     return feed

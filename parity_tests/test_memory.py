@@ -63,6 +63,8 @@ def test_the_stated_figure_is_the_one_of_planning(mesh):
 
 @pytest.mark.parametrize("moment", ["compiling", "running"])
 def test_a_full_device_is_one_line_with_a_setting_that_trains(config_path, tmp_path, monkeypatch, moment):
+    """Faults: C81."""
+
     def refuse(*_):
         raise jax.errors.JaxRuntimeError(FULL)
 
@@ -80,6 +82,8 @@ def test_a_full_device_is_one_line_with_a_setting_that_trains(config_path, tmp_p
 
 
 def test_a_full_cuda_device_is_one_line_with_a_smaller_microbatch(config_path, tmp_path, monkeypatch):
+    """Faults: C81."""
+
     def refuse(*_):
         raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.\nOf the allocated memory ...")
         yield

@@ -142,7 +142,7 @@ def test_fields_that_are_no_vocabulary(tmp_path, value, expected):
 
 def test_an_unreadable_file(tmp_path):
     (tmp_path / "meta.pkl").mkdir()
-    assert "meta.pkl cannot be read: Is a directory" in refused(read_meta, tmp_path / "meta.pkl")
+    assert "meta.pkl cannot be read: it is a directory, not a file" in refused(read_meta, tmp_path / "meta.pkl")
 
 
 # nanoGPT's directories and checkpoints

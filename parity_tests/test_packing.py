@@ -97,6 +97,7 @@ def test_a_stream_through_a_document_of_100_mb(tmp_path):
 
 
 def test_best_fit_with_a_document_of_100_mb(tmp_path):
+    """Faults: C40."""
     texts = random_texts(9, 1400, 100)
     data = open_text(write_data(tmp_path / "data", [*texts[:700], LARGE, *texts[700:]], ["val"], group_rows=500))
     with TextBatches(data, 1024, "best_fit") as batches:
@@ -167,6 +168,7 @@ def test_validation_is_one_pass(tmp_path, kind, seq_len):
 
 @pytest.mark.parametrize("kind", PACKINGS)
 def test_validation_shorter_than_a_row(tmp_path, kind):
+    """Faults: C29."""
     directory = write_data(tmp_path / "data", ["train"], ["12345", "6789"])
     data = open_text(directory)
     np.testing.assert_array_equal(

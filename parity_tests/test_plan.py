@@ -44,6 +44,17 @@ def run(*args):
 ARGS = ("--config", str(REPO / "configs/gpt2_124m.py"), "--estimate")
 
 
+def test_one_picture_shows_the_sweep_on_every_device(tmp_path):
+    sizes = []
+    for devices in (["h100"], ["h100", "a100-40gb"]):
+        named = [word for device in devices for word in ("--device", device)]
+        code, out = run(*ARGS, *named, "--sweep", "micro_batch_size=2,4", "--png", str(tmp_path / "sweep.png"))
+        with (tmp_path / "sweep.png").open("rb") as file:
+            sizes.append(int.from_bytes(file.read(24)[20:], "big"))
+        assert code == 0 and out.count("picture: ") == 1
+    assert sizes[1] == 2 * sizes[0]
+
+
 @pytest.mark.parametrize(
     ("args", "part"),
     [

@@ -43,14 +43,17 @@ def test_smoke(path, tmp_path, monkeypatch, capsys):
 
 
 def test_smoke_replaces_its_own_directory_and_spares_others(tmp_path, monkeypatch):
+    """Where --run.dir is given it is that one; else smoke/<name> beside the run's."""
     monkeypatch.chdir(tmp_path)
     arguments = ["--config", str(CONFIGS[0].with_name("quickstart.py")), "--smoke"]
     earlier = tmp_path / "runs" / "smoke" / "quickstart"
     (earlier / "data").mkdir(parents=True)
     (earlier / "checkpoints" / "6").mkdir(parents=True)
     assert main(arguments) == 0
-    other = tmp_path / "elsewhere" / "smoke" / "x"
-    other.mkdir(parents=True)
+    assert main([*arguments, "--run.dir=named/x"]) == 0 and main([*arguments, "--run.dir=named/x"]) == 0
+    assert (tmp_path / "named/x/checkpoints/6").is_dir() and not (tmp_path / "named/smoke").exists()
+    other = tmp_path / "elsewhere" / "x"
+    (other / "data").mkdir(parents=True)
     (other / "notes.txt").write_text("mine")
     with pytest.raises(InputError, match="which it did not create"):
         main([*arguments, "--run.dir=elsewhere/x"])

@@ -4,6 +4,7 @@ import dataclasses
 import json
 import math
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -107,7 +108,7 @@ def test_stdout_is_the_prompt_and_what_the_engine_gives(here, capsys):
 
 
 def test_a_context_that_was_full_is_told_of(here, capsys):
-    """The prompt has 2 tokens, the context 32, and the last token is read by nobody."""
+    """The prompt has 2 tokens, the context 32, and the last token is read by nobody. Faults: C95."""
     for n, is_told in ((31, False), (32, True)):
         err = written(capsys, "--run", "run", "--prompt", "1 ", "--max-tokens", str(n)).err
         assert ("context of 32" in err) == is_told
@@ -153,6 +154,8 @@ def steps_of(*rows):
 
 
 def test_characters_appear_whole_and_escapes_do_not_reach_a_terminal(capsys, monkeypatch):
+    """Faults: C109."""
+
     class Tokenizer(ByteTokenizer):
         end_of_text = 0
 
@@ -173,7 +176,7 @@ def test_characters_appear_whole_and_escapes_do_not_reach_a_terminal(capsys, mon
         f"{sample.SEPARATOR}\npa\ufffd\n",
     ]
     monkeypatch.undo()
-    for is_terminal, text in ((False, "a\x1b[2Jb\n"), (True, "a\ufffd[2Jb\n")):
+    for is_terminal, text in ((False, "a\x1b[2Jb\n"), (True, "a\\x1b[2Jb\n")):
         monkeypatch.setattr(type(sys.stdout), "isatty", lambda self, answer=is_terminal: answer)
         sample.show("a\x1b[2Jb\n")
         assert capsys.readouterr().out == text
@@ -190,14 +193,15 @@ def test_characters_appear_whole_and_escapes_do_not_reach_a_terminal(capsys, mon
         ("--run nothing", "--run=nothing does not exist"),
         ("--run char", "--run=char has no checkpoints"),
         ("--run empty", "--run=empty has no checkpoint yet"),
-        ("--run odd", "does not say what its model is"),
+        ("--run odd", "its manifest.json has about.config of another form"),
         ("--run run --step 7", "--step=7 is not in run/checkpoints; there: 100, 200"),
         ("--model hf --step 7", "--step=7 needs --run"),
         ("--model nothing", "nothing does not exist"),
         ("--run run --platform tpu", "platform=tpu is not available"),
         ("--run run --prompt-file char", "prompt file char cannot be read"),
+        ("--run run --prompt=", "the prompt is empty, and char has no token that begins a text"),
+        ("--run run --prompt @/dev/zero", "prompt file /dev/zero cannot be read: it is a device"),
         ("--run run --prompt @nothing", "prompt file nothing cannot be read"),
-        ("--run run --prompt=", "prompt is empty"),
         ("--run run --prompt é", "'é' at position 0"),
         (f"--run run --prompt {'1' * 33}", "33 tokens, more than model.seq_len=32"),
         ("--run run --temperature -1", "temperature=-1.0"),
@@ -213,10 +217,24 @@ def test_characters_appear_whole_and_escapes_do_not_reach_a_terminal(capsys, mon
     ],
 )
 def test_bad_arguments_give_one_line(here, capsys, args, wanted):
+    """Faults: C93, C94, C96, C97."""
     with pytest.raises(InputError) as caught:
         sample.main(args.split())
     assert wanted in str(caught.value) and "\n" not in str(caught.value)
     assert capsys.readouterr().out == ""
+
+
+def test_a_message_lists_the_runs_that_can_be_opened(place, tmp_path, monkeypatch):
+    """Not the empty ones, nor torch_ref's, nor what has no readable manifest."""
+    monkeypatch.chdir(tmp_path)
+    shutil.copytree(place / "run", "runs/good")
+    Path("runs/empty/checkpoints").mkdir(parents=True)
+    Path("runs/broken/checkpoints/3").mkdir(parents=True)
+    shutil.copytree("runs/good", "runs/damaged")
+    for manifest in Path("runs/damaged").rglob("manifest.json"):
+        manifest.write_text("{}")
+    with pytest.raises(InputError, match=r"does not exist; runs that can be opened: runs/good$"):
+        open_run("runs/nothing")
 
 
 def start(place, *args) -> Any:
@@ -235,7 +253,7 @@ def test_exit_codes(place):
     assert interrupted.stdout.read(20)
     interrupted.send_signal(signal.SIGINT)
     out, err = interrupted.communicate(timeout=300)
-    assert interrupted.returncode == sample.EXIT_INTERRUPTED and out.endswith("\n")
+    assert interrupted.returncode == 130 and out.endswith("\n")
     assert "Traceback" not in err and "interrupted" in err
     assert unheard.stdout.read(20)
     unheard.stdout.close()

@@ -1,5 +1,6 @@
 """What is written is what is read, across files and formats; every damaged directory is one line that says so."""
 
+import hashlib
 import json
 import os
 import shutil
@@ -147,9 +148,7 @@ def test_prepared_directory(tmp_path):
     assert data.tokenizer_json == {"kind": "byte"}
     np.testing.assert_array_equal(data.train.read(290, 20), np.concatenate([ids(300, 0)[290:], ids(200, 1)[:10]]))
     check_ids(data.train, 256)
-    seen = []
-    verify(data, seen.append)
-    assert sum(seen) == sum(file.size_bytes for file in data.train.files + data.val.files)
+    assert verify(data) == {file.path.name: file.sha256 for file in data.train.files + data.val.files}
 
 
 def test_nanogpt_directory(tmp_path):
@@ -158,7 +157,8 @@ def test_nanogpt_directory(tmp_path):
     data = open_dataset(tmp_path)
     np.testing.assert_array_equal(data.train.read(0, 1000), ids(1000, 0, 50257))
     assert data.vocab_size is None and data.tokenizer_json is None
-    assert "no manifest.json to verify" in message(verify, data)
+    content = {name: hashlib.sha256((tmp_path / name).read_bytes()).hexdigest() for name in ("train.bin", "val.bin")}
+    assert verify(data) == content and not data.has_manifest
 
 
 def test_llmc_directory(tmp_path):
@@ -222,6 +222,7 @@ def test_the_digest_follows_the_content_and_not_the_place(tmp_path, kind):
     ],
 )
 def test_damaged_shard(tmp_path, damage, expected):
+    """Faults: C21, C22, C23, C24, C25, C26, C27, C28."""
     prepared(tmp_path)
     path = tmp_path / "val_000000.bin"
     path.write_bytes(damage(path.read_bytes()))
@@ -240,6 +241,7 @@ def test_damaged_shard(tmp_path, damage, expected):
     ],
 )
 def test_damaged_llmc_shard(tmp_path, changes, expected):
+    """Faults: C21, C22, C23, C24, C25, C26, C27, C28."""
     llmc(tmp_path / "a_train_000001.bin", ids(400))
     llmc(tmp_path / "a_val_000000.bin", ids(100), **changes)
     assert expected in message(open_dataset, tmp_path)
@@ -254,6 +256,7 @@ def test_damaged_llmc_shard(tmp_path, changes, expected):
     ],
 )
 def test_damaged_nanogpt_file(tmp_path, content, expected):
+    """Faults: C22, C31."""
     (tmp_path / "train.bin").write_bytes(content)
     ids(100, 3).tofile(tmp_path / "val.bin")
     assert expected in message(open_dataset, tmp_path)
@@ -272,6 +275,7 @@ def test_damaged_nanogpt_file(tmp_path, content, expected):
     ],
 )
 def test_missing_directory_names_the_command(tmp_path, monkeypatch, name, command):
+    """Faults: C18."""
     monkeypatch.chdir(tmp_path)
     assert message(open_dataset, name) == f"data.dir={name} does not exist; run {command}"
 
@@ -281,6 +285,7 @@ def test_every_corpus_is_named():
 
 
 def test_directory_without_shards(tmp_path):
+    """Faults: C19."""
     assert "has no train shards (found: nothing)" in message(open_dataset, tmp_path)
     ids(100).tofile(tmp_path / "train.bin")
     assert "has no val shards (found: train.bin)" in message(open_dataset, tmp_path)
@@ -288,6 +293,7 @@ def test_directory_without_shards(tmp_path):
 
 @pytest.mark.parametrize(("there", "missing"), [((1, 3), 2), ((0, 1, 3), 2), ((2, 3), 1), ((1, 2, 3, 5), 4)])
 def test_gap_in_a_numbered_sequence(tmp_path, there, missing):
+    """Faults: C20."""
     for i in there:
         llmc(tmp_path / f"fineweb_train_{i:06d}.bin", ids(100, i))
     llmc(tmp_path / "fineweb_val_000000.bin", ids(100, 9))
@@ -317,11 +323,13 @@ def test_missing_shard_of_a_manifest(tmp_path):
 
 
 def test_empty_val(tmp_path):
+    """Faults: C92."""
     prepared(tmp_path, val=(0,))
     assert "val has no tokens" in message(open_dataset, tmp_path)
 
 
 def test_val_equal_to_train(tmp_path):
+    """Faults: C33."""
     values = prepared(tmp_path / "a")
     values["splits"]["val"]["files"] = values["splits"]["train"]["files"][1:]
     values["splits"]["val"]["n_tokens"] = 200
@@ -386,6 +394,7 @@ def test_manifest_that_is_none(tmp_path, content, expected):
     ],
 )
 def test_manifest_with_a_wrong_field(tmp_path, path, value, expected):
+    """Faults: C43."""
     values = prepared(tmp_path)
     inner = values
     for key in path[:-1]:
@@ -406,6 +415,7 @@ def test_manifest_and_header_disagree(tmp_path):
 
 
 def test_unreadable_shard(tmp_path, monkeypatch):
+    """Faults: C36."""
     prepared(tmp_path)
     data = open_dataset(tmp_path)
 
@@ -417,6 +427,7 @@ def test_unreadable_shard(tmp_path, monkeypatch):
 
 
 def test_shard_cut_while_it_is_read(tmp_path):
+    """Faults: C35."""
     prepared(tmp_path)
     data = open_dataset(tmp_path)
     data.train.read(0, 5)
@@ -432,6 +443,7 @@ def test_short_reads_are_completed(tmp_path, monkeypatch):
 
 
 def test_an_id_outside_the_vocabulary_is_located(tmp_path, monkeypatch):
+    """Faults: C30."""
     monkeypatch.setattr(shards, "BLOCK_BYTES", 64)
     values = prepared(tmp_path)
     tokens = ids(200, 1)
@@ -446,6 +458,7 @@ def test_an_id_outside_the_vocabulary_is_located(tmp_path, monkeypatch):
 
 
 def test_verify_finds_one_flipped_bit(tmp_path):
+    """Faults: C34."""
     prepared(tmp_path)
     path = tmp_path / "train_000001.bin"
     content = bytearray(path.read_bytes())

@@ -150,6 +150,7 @@ def test_a_non_finite_step_changes_nothing_but_counters(algorithm):
 
 
 def test_float16_halves_its_scale_on_overflow_and_goes_on():
+    """Faults: C78."""
     config = make_config(dtype="float16")
     mesh = make_mesh(config.mesh)
     with jax.set_mesh(mesh):

@@ -136,6 +136,7 @@ def test_resume_with_the_real_buffer(tmp_path):
 
 
 def test_fewer_row_groups_than_lanes(data):
+    """Faults: C39."""
     assert data.train.n_groups == 7
     with pytest.raises(InputError) as error:
         TextBatches(data, SEQ_LEN, "stream", n_lanes=8)
@@ -159,6 +160,7 @@ def test_lanes_that_do_not_divide_a_step(data):
 
 
 def test_a_tokenizer_with_more_ids_than_the_model(data):
+    """Faults: C46."""
     source = open_source(DataConfig(dir=str(data.directory), sampling="stream"))
     message = r"model.vocab_size=256 is below the 257 ids of .*; set --model.vocab_size=257 or more"
     with pytest.raises(InputError, match=message):
@@ -168,6 +170,7 @@ def test_a_tokenizer_with_more_ids_than_the_model(data):
 
 @pytest.mark.parametrize("kind", PACKINGS)
 def test_bad_text_stops_the_run_when_its_turn_comes(tmp_path, kind, monkeypatch):
+    """Faults: C37."""
     monkeypatch.setattr(BestFit, "N_BUFFER", 3)
     good = [f"text {i:02d}" for i in range(40)]
     data = open_text(write_data(tmp_path / "data", [*good, b"\xff"], ["val"], group_rows=1))

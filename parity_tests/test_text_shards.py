@@ -1,5 +1,6 @@
 """A directory of text holds what was given, once, in order, the last file for validation; also while it changes."""
 
+import hashlib
 import json
 import os
 import subprocess
@@ -11,12 +12,14 @@ import pyarrow as pa
 import pytest
 from pyarrow import parquet
 
+from jaxgpt import signals
+from jaxgpt.data.download import Origin
 from jaxgpt.data.shards import open_dataset
-from jaxgpt.data.text_data import open_splits
+from jaxgpt.data.text_data import open_splits, verify_text
 from jaxgpt.errors import InputError
 from jaxgpt.prepare import __main__ as prepare
-from jaxgpt.prepare import corpora, destination, text_shards
-from jaxgpt.prepare.corpora import is_val
+from jaxgpt.prepare import corpora, destination, source, text_shards
+from jaxgpt.prepare.source import is_val
 from jaxgpt.prepare.text_shards import PAGE_CHARS, TEXT_CORPORA, TextCorpus, check_text_shard
 from parity_tests.helpers.prepare_runs import DOCUMENTS, Server, leftovers, refused, run, write_jsonl, write_parquet
 
@@ -93,7 +96,7 @@ def test_one_text_becomes_pages(monkeypatch, mark):
     text = "".join(f"Part {i}, with \U0001f600 and so on.{mark}" for i in range(900))
     Path("book.txt").write_text("\ufeff" + text, encoding="utf-8")
     for piece_chars in (8 << 20, 5000):
-        monkeypatch.setattr(corpora, "PIECE_CHARS", piece_chars)
+        monkeypatch.setattr(source, "PIECE_CHARS", piece_chars)
         out = f"p{piece_chars}"
         assert run("book", "--input", "book.txt", "--format", "text", "--val-fraction", 0.25, "--out", out) == 0
         got = texts(out)
@@ -108,7 +111,7 @@ def test_one_text_becomes_pages(monkeypatch, mark):
 def test_long_documents_are_cut_into_rows(monkeypatch):
     long = "".join(f"line {i}\n" for i in range(60))
     write_jsonl("x.jsonl", [long, "short", *DOCUMENTS, long[::-1]])
-    monkeypatch.setattr(corpora, "PIECE_CHARS", 200)
+    monkeypatch.setattr(source, "PIECE_CHARS", 200)
     monkeypatch.setattr(text_shards, "_GROUP_CHARS", 300)
     run("x", "--input", "x.jsonl", "--format", "text")
     got = texts("data/x_text")
@@ -160,7 +163,7 @@ def test_the_same_again_does_nothing(capsys):
     assert run("x", "--input", "x.jsonl", "--format", "text") == 0
     out = capsys.readouterr().out
     assert "data/x_text is already prepared" in out
-    assert out.endswith("next: python -m jaxgpt.train --config configs/nanochat_cpu.py --data.dir=data/x_text\n")
+    assert out.endswith("--data.dir=data/x_text  # FILE: a config, such as the repository's nanochat_cpu.py\n")
     assert {path: path.stat().st_mtime_ns for path in before} == before
 
 
@@ -228,8 +231,9 @@ def test_damage_is_named(damage, expected):
     assert run("x", "--input", "x.jsonl", "--format", "text", "--force") == 0 and texts("data/x_text") == old
 
 
-@pytest.mark.parametrize("error", [KeyboardInterrupt, MemoryError, OSError(28, "No space left on device")])
-def test_interrupted_work_changes_nothing(monkeypatch, error, capsys):
+@pytest.mark.parametrize("error", [SystemExit, MemoryError, OSError(28, "No space left on device")])
+def test_interrupted_work_changes_nothing(monkeypatch, error):
+    """A signal raises SystemExit. Faults: C41."""
     write_jsonl("x.jsonl", DOCUMENTS)
     run("x", "--input", "x.jsonl", "--format", "text")
     old = texts("data/x_text")
@@ -243,11 +247,8 @@ def test_interrupted_work_changes_nothing(monkeypatch, error, capsys):
     monkeypatch.setattr(text_shards._Writer, "write", interrupted)
     for name, force in (("new", []), ("x", ["--force"])):
         args = (name, "--input", "x.jsonl", "--format", "text", "--group-documents", 4, *force)
-        if error is KeyboardInterrupt:
-            assert run(*args) == 130
-            assert f"interrupted; data/{name}_text is unchanged; run the same" in capsys.readouterr().err
-        elif error is MemoryError:
-            with pytest.raises(MemoryError):
+        if error in (SystemExit, MemoryError):
+            with pytest.raises(error):
                 run(*args)
         else:
             assert "No space left on device; free space" in refused(*args)
@@ -293,6 +294,7 @@ def test_the_last_file_is_for_validation_at_every_moment(monkeypatch):
 
 
 def test_what_a_kill_leaves_behind_is_not_picked_up():
+    """Faults: C41."""
     write_jsonl("x.jsonl", DOCUMENTS)
     code = (
         "import os; from jaxgpt.prepare import __main__ as prepare, text_shards\n"
@@ -361,7 +363,13 @@ def test_fetching_brings_what_is_missing(server, capsys):
 
 def test_the_address_is_the_hubs(server, monkeypatch):
     seen = []
-    monkeypatch.setattr(text_shards, "download", lambda url, path, **_: seen.append(url) or path.write_bytes(shard(0)))
+
+    def fetch(url, path, **_):
+        seen.append(url)
+        path.write_bytes(shard(0))
+        return Origin()
+
+    monkeypatch.setattr(text_shards, "download", fetch)
     with pytest.raises(InputError):  # two files alike
         run("climbmix", "--shards", 1)
     monkeypatch.delenv("HF_ENDPOINT")
@@ -371,6 +379,45 @@ def test_the_address_is_the_hubs(server, monkeypatch):
     hub = "https://huggingface.co/datasets/karpathy/fineweb-edu-100b-shuffle/resolve/main"
     assert seen[2:] == [f"{hub}/shard_01822.parquet", f"{hub}/shard_00000.parquet"]
     assert (TEXT_CORPORA["fineweb-edu"].n_train, text_shards.shard_name(6542)) == (1822, "shard_06542.parquet")
+
+
+def test_what_was_fetched_is_remembered_and_checked(server, capsys):
+    """The hub's SHA-256 decides, its commit is kept for the next time, and what changed is fetched again.
+
+    Faults: F1, F22, C34, C42.
+    """
+    asked_paths, answer, commit = [], server.answer, "ab" * 20
+    server.answer = lambda request: (asked_paths.append(request.path), answer(request))
+    sums = {name: hashlib.sha256(content).hexdigest() for name, content in server.files.items()}
+    server.hub = {"X-Linked-ETag": lambda path: f'"{sums[path[-19:]]}"', "X-Repo-Commit": commit}
+    assert run("climbmix", "--shards", 1) == 0
+    about = json.loads(Path("data/climbmix/text.json").read_text())
+    assert {entry["name"]: entry["sha256"] for entry in about["files"]} == {n: sums[n] for n in (NAMES[5], NAMES[0])}
+    assert about["request"]["revision"] == commit
+    asked_paths.clear()
+    assert run("climbmix", "--shards", 2) == 0
+    assert f"/datasets/owner/name/resolve/{commit}/{NAMES[1]}" in asked_paths
+    content = bytearray(server.files[NAMES[0]])
+    content[len(content) // 2] ^= 1
+    Path("data/climbmix", NAMES[0]).write_bytes(content)
+    found = refused_by(open_checked)
+    assert f"{NAMES[0]} has SHA-256" in found and "text.json says" in found
+    capsys.readouterr()
+    assert run("climbmix", "--shards", 2) == 0
+    assert f"{NAMES[0]} changed since it was fetched; fetching it again" in capsys.readouterr().out
+    open_checked()
+    server.files[NAMES[2]] = bytes(content)  # well formed or not: the hub says that it is another
+    assert "has SHA-256" in refused("climbmix", "--shards", 3)
+
+
+def open_checked():
+    return verify_text(*open_splits(Path("data/climbmix")))
+
+
+def refused_by(call) -> str:
+    with pytest.raises(InputError) as error:
+        call()
+    return str(error.value)
 
 
 def test_an_interrupted_download_goes_on(server):
@@ -424,7 +471,7 @@ def test_four_files_come_at_once_and_one_failure_ends_all(server, monkeypatch):
             return answer(request)
         if name != NAMES[5]:  # slow, without end
             request.send_response(200)
-            request.send_header("Content-Length", str(1 << 40))
+            request.send_header("Content-Length", str(1 << 29))
             request.end_headers()
             request.close_connection = True
             try:
@@ -440,17 +487,19 @@ def test_four_files_come_at_once_and_one_failure_ends_all(server, monkeypatch):
     assert len(list(Path("data/climbmix/.tmp/downloads").glob("*.part"))) == 3
 
 
-def test_ctrl_c_keeps_what_came(server, monkeypatch, capsys):
+def test_a_signal_keeps_what_came(server, monkeypatch):
     check = text_shards.check_text_shard
 
     def interrupted(path):
         check(path)
         if path.name == NAMES[1]:
-            raise KeyboardInterrupt
+            raise signals.Interrupted(130)
 
     monkeypatch.setattr(text_shards, "check_text_shard", interrupted)
-    assert run("climbmix", "--shards", 2, "--workers", 1) == 130
-    assert "data/climbmix keeps what was fetched; run the same command to continue" in capsys.readouterr().err
+    with pytest.raises(signals.Interrupted):
+        run("climbmix", "--shards", 2, "--workers", 1)
+    says = signals.enter(signals.RUNNING).says
+    assert says == "interrupted; data/climbmix keeps what was fetched; run the same command to continue"
     assert [n for n in files("data/climbmix") if n.endswith("parquet")] == [NAMES[0], NAMES[5]]
 
 

@@ -180,6 +180,7 @@ def test_only_runs_past_the_limit_are_cut(bpe, before, unit, after):
 
 
 def test_special_tokens_are_asked_for_by_name(tokenizer, bpe):
+    """Faults: C49."""
     assert bpe.vocab_size == 400 and bpe.begin_of_text == 391 and bpe.end_of_text is None
     assert [bpe.special_id(name) for name in CHAT_SPECIALS] == list(range(391, 400))
     assert bpe.decode([391, *bpe.encode("the"), 399]) == "<|bos|>the<|output_end|>"
@@ -216,6 +217,7 @@ def test_surrogate_pairs_become_their_character():
 
 @pytest.mark.parametrize("stranger", ["!", "\u4f60", "\U0001f600", "\0"])
 def test_unknown_character_is_named(stranger):
+    """Faults: C50."""
     with pytest.raises(InputError) as error:
         CharTokenizer.from_text("hello").encode("hell" + stranger)
     assert str(error.value).startswith(f"character {stranger!r} at position 4 is not among the 4")
@@ -269,6 +271,7 @@ BPE = BPETokenizer([*BYTES, b"th"]).to_json()
     ids=lambda item: str(item)[:30],
 )
 def test_untrusted_json_is_checked(value, message):
+    """Faults: C45, C48."""
     with pytest.raises(InputError) as error:
         tokenizer_from_json(value)
     assert message in str(error.value) and "\n" not in str(error.value)
@@ -286,6 +289,7 @@ def test_without_network_the_way_out_is_named(monkeypatch):
 
 
 def test_stream_shows_whole_characters_only(tokenizer):
+    """Faults: C107."""
     for text in TEXTS:
         decoder = StreamDecoder(tokenizer)
         parts = [decoder.feed(i) for i in tokenizer.encode(text)]

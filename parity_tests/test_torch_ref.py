@@ -396,6 +396,7 @@ def test_a_non_finite_step_changes_nothing_but_counters(algorithm, start, dtype)
 
 
 def test_float16_halves_its_scale_on_overflow_and_goes_on(start):
+    """Faults: C78."""
     config = make_config(dtype="float16")
     leaves = start(config)
     assert leaves["loss_scale.scale"] == torch_step.LOSS_SCALE_INIT

@@ -148,6 +148,17 @@ def test_divergence_ends_the_run_and_saves_nothing_broken(home, tmp_path):
     assert not any((tmp_path / "checkpoints").glob("[0-9]*"))
 
 
+def test_a_diverging_run_keeps_its_good_checkpoints_and_names_the_newest(home, tmp_path, capsys):
+    """Faults: F3, C77, C80."""
+    settings = ["--optim.algorithm=adamw", "--checkpoint.every=1"]
+    assert run(home / "plain.py", tmp_path, *settings, "--train.steps=6") == 0
+    assert run(home / "plain.py", tmp_path, *settings, "--optim.lr=1e38", "--resume") == EXIT_DIVERGED
+    assert {"5", "6"} <= {path.name for path in (tmp_path / "checkpoints").iterdir()}
+    assert "continue with --resume-from 6\n" in capsys.readouterr().out
+    assert run(home / "plain.py", tmp_path, *settings, "--train.steps=8", "--resume-from=5") == 0
+    assert losses(tmp_path).keys() == set(range(1, 9))
+
+
 def test_neither_jax_nor_its_kin_are_loaded(home, tmp_path):
     """In a fresh interpreter, after a whole run."""
     script = f"""
@@ -205,6 +216,8 @@ def replace_state(directory, write):
 
 
 def test_pickle_is_refused_and_not_opened(home, copied, tmp_path):
+    """Faults: C75."""
+
     class Bomb:
         def __reduce__(self):
             return os.mkdir, (str(tmp_path / "executed"),)

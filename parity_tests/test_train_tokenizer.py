@@ -16,7 +16,7 @@ import regex
 import tiktoken
 from pyarrow import parquet
 
-from jaxgpt import train_tokenizer
+from jaxgpt import signals, train_tokenizer
 from jaxgpt.data.bpe import train_bpe
 from jaxgpt.data.text_data import open_text
 from jaxgpt.data.tokenizer import CHAT_SPECIALS, SPLIT_PATTERN, tokenizer_from_json
@@ -120,7 +120,7 @@ def test_main_learns_from_all_files_but_the_last(capsys):
     assert "d/tokenizer.json has 320 tokens, learned in " in out
     assert f"of shard_00005.parquet: {per_token:.3f} by this\n" in out
     assert "not compared with GPT-2's: the GPT-2 vocabulary cannot be loaded (ConnectionError)" in out
-    assert out.endswith("next: python -m jaxgpt.train --config configs/nanochat_cpu.py --data.dir=d\n") and not err
+    assert out.endswith("# FILE: a config, such as the repository's nanochat_cpu.py\n") and not err
     data = open_text("d")
     assert (data.tokenizer.digest(), data.delimiter) == (expected.digest(), expected.special_id("<|bos|>"))
     assert sorted(os.listdir("d")) == [f"shard_0000{i}.parquet" for i in (0, 1, 5)] + ["tokenizer.json"]
@@ -198,7 +198,7 @@ def test_another_tokenizer_is_replaced_by_force_only():
 @pytest.mark.parametrize(
     ("args", "expected"),
     [
-        ([], "the following arguments are required: --data"),
+        ([], "one of the arguments --data --input is required"),
         (["--data", "none"], "--data none is not a directory; `python -m jaxgpt.prepare NAME --format text --out"),
         (["--data", "d", "--vocab", "300"], "unrecognized arguments"),
         (["--data", "d", "--vocab-size", "264"], "--vocab-size=264 is outside [265, 1048576]"),
@@ -230,17 +230,18 @@ def test_bad_text():
     assert "d/shard_00000.parquet row group 0 is not UTF-8" in refused("--data", "d", "--vocab-size", 300)
 
 
-def test_an_interrupted_training_leaves_nothing(monkeypatch, capsys):
-    read_group = train_tokenizer.TextSplit.read_group
+def test_an_interrupted_training_leaves_nothing(monkeypatch):
+    read_group, before = train_tokenizer.TextSplit.read_group, os.listdir("d")
 
     def interrupted(self, group):
         if group == 3:
-            raise KeyboardInterrupt
+            raise signals.Interrupted(130)
         return read_group(self, group)
 
     monkeypatch.setattr(train_tokenizer.TextSplit, "read_group", interrupted)
-    assert run("--data", "d", "--vocab-size", 300) == 130
-    assert not Path("d/tokenizer.json").exists() and capsys.readouterr().err == "interrupted\n"
+    with pytest.raises(signals.Interrupted):
+        run("--data", "d", "--vocab-size", 300)
+    assert os.listdir("d") == before
 
 
 def test_a_full_disk_is_one_line_and_keeps_the_old(monkeypatch):

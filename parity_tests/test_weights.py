@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import hashlib
 import json
 import math
 import pickle
@@ -246,6 +247,7 @@ class Malice:
 
 
 def test_malicious_pickles_run_nothing(tmp_path, monkeypatch):
+    """Faults: C112."""
     monkeypatch.chdir(tmp_path)
     torch.save({"model": {}, "model_args": Malice()}, "ckpt.pt")
     refused(lambda: load_nanogpt("ckpt.pt"), "ckpt.pt", "might run code")
@@ -284,6 +286,8 @@ def without(name):
 
 
 def test_missing_extra_and_misshapen_tensors_are_named(hf_dir, tmp_path):
+    """Faults: C111."""
+
     def load(change, **config_changes):
         return lambda: load_hf(copy_of(hf_dir, tmp_path, change, **config_changes))
 
@@ -326,6 +330,7 @@ def test_missing_and_broken_files_are_named(hf_dir, tmp_path):
 
 
 def test_hub_models_are_fetched_once_and_without_network_by_hand(hf_dir, tmp_path, monkeypatch):
+    """Faults: F22, C42."""
     asked = []
 
     def fetch(url, path, **wanted):
@@ -340,12 +345,22 @@ def test_hub_models_are_fetched_once_and_without_network_by_hand(hf_dir, tmp_pat
     monkeypatch.setattr(hugging_face, "download", fail)
     refused(lambda: load_pretrained("gpt2"), "no route to host", str(place), "model.safetensors")
     monkeypatch.setattr(hugging_face, "download", fetch)
+    revision, _ = hugging_face.PRETRAINED["gpt2"]
+    sha256 = hashlib.sha256((hf_dir / "model.safetensors").read_bytes()).hexdigest()
+    monkeypatch.setitem(hugging_face.PRETRAINED, "gpt2", (revision, sha256))
     assert load_pretrained("gpt2")[0] == TINY
-    revision, sha256 = hugging_face.PRETRAINED["gpt2"]
     url = f"https://huggingface.co/openai-community/gpt2/resolve/{revision}/model.safetensors"
     assert asked[1] == (url, sha256)
     monkeypatch.setattr(hugging_face, "download", fail)
     assert load_pretrained("gpt2")[0] == TINY
+    content = bytearray((place / "model.safetensors").read_bytes())
+    content[-5] ^= 1
+    (place / "model.safetensors").write_bytes(content)
+    refused(lambda: load_pretrained("gpt2"), f"gpt2's weights have {sha256[:16]}...; remove it to fetch it again")
+    (place / "model.safetensors").write_bytes((hf_dir / "model.safetensors").read_bytes())
+    (place / "config.json").write_text("<html>sign in</html>")
+    monkeypatch.setattr(hugging_face, "download", fetch)
+    assert load_pretrained("gpt2")[0] == TINY and asked[-2][0].endswith("config.json")  # fetched again
 
 
 # for a run

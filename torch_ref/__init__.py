@@ -2,3 +2,7 @@
 
 What an idea is stands in jaxgpt; here a comment says only where PyTorch differs.
 """
+
+from jaxgpt.signals import guard_command
+
+guard_command("torch_ref")

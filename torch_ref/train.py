@@ -6,12 +6,14 @@ Exit codes as there: 0 done, 2 bad input, 3 diverged, 75 stopped by a signal aft
 """
 
 import dataclasses
+import shlex
 import time
 from contextlib import ExitStack, contextmanager
 
 import torch
 from torch._dynamo.exc import TorchDynamoException
 
+from jaxgpt import signals
 from jaxgpt.config import Config, load, rows_that_divide, schedule
 from jaxgpt.config.command_line import parse_args
 from jaxgpt.config.steps import Plan
@@ -19,18 +21,24 @@ from jaxgpt.data.prefetch import prefetch
 from jaxgpt.errors import EXIT_DONE, EXIT_STOPPED, InputError, run_verb
 from jaxgpt.files import lock_run
 from jaxgpt.prepare.smoke import shrink
+from jaxgpt.run.agreement import check_agreement, facts
 from jaxgpt.run.bar import Progress
-from jaxgpt.run.console import console
+from jaxgpt.run.console import console, working
 from jaxgpt.run.directory import close_run, open_logs, refuse_old_run
 from jaxgpt.run.ending import ending
 from jaxgpt.run.header import print_header
 from jaxgpt.run.meter import Meter
 from jaxgpt.run.opening import open_run
-from jaxgpt.run.resume import gather_cursors, resume, save
-from jaxgpt.run.stop_signal import StopSignal
+from jaxgpt.run.pace import Pace, stacks_path
+from jaxgpt.run.resume import ALLOW_CHANGE, resume, take_step
+from jaxgpt.run.rollback import RolledBack, read_skips, roll_back
+from jaxgpt.run.saving import Saving
+from jaxgpt.run.sinks import check_trackers
+from jaxgpt.run.stop_signal import BEFORE, StopSignal
 from torch_ref.parallel.devices import open_devices
-from torch_ref.parallel.hosts import process_count, process_index, stop_hosts
+from torch_ref.parallel.hosts import process_count, process_index
 from torch_ref.parallel.mesh import Mesh, count_batch_devices
+from torch_ref.parallel.peers import exchange_texts, with_peers
 from torch_ref.parallel.texts import gather_texts
 from torch_ref.training.checkpoint import Checkpoints
 from torch_ref.training.feed import make_feed
@@ -39,6 +47,9 @@ from torch_ref.training.validation import evaluate_split
 
 FLAGS = {
     "resume": "continue from the newest valid checkpoint in run.dir",
+    "allow_change": ALLOW_CHANGE,
+    "verify": "hash all of the data again, also the files that did not change since they were hashed last",
+    "resume_from STEP": "continue from the checkpoint of a step; newer ones are set aside as <step>.rejected",
     "smoke": "run a few steps of a small copy of this config on generated text, to see whether it works on this "
     "machine",
     "compile": "compile forward and backward pass with torch.compile; the default on CUDA",
@@ -47,65 +58,93 @@ FLAGS = {
 
 
 def main(args: list[str]) -> int:
+    args, resume_step = take_step(args)
+    while True:
+        try:
+            return train(args, resume_step)
+        except RolledBack as back:
+            resume_step = back.step
+
+
+def train(args: list[str], resume_step: int | None) -> int:
     # config
     given, flags = parse_args(args, FLAGS, __doc__ or "")
+    is_resumed = flags["resume"] or resume_step is not None
     given = name_run(given, args)
-    given = shrink(given) if flags["smoke"] else given
+    given = shrink(given, args) if flags["smoke"] else given
 
     # data
-    run = open_run(given)
+    run = open_run(given, verify_again=flags["verify"])
     config, about = run.config, run.about()
     val_rows, val_starts = run.source.val_rows(config)
 
     with ExitStack() as stack:
         # devices
-        stack.callback(stop_hosts)
+        signals.enter(BEFORE)
+        stack.enter_context(with_peers(config.hosts, config.mesh.platform))
+        check_agreement(facts(run, flags | {"resume-from": resume_step}, ("torch",)), exchange_texts)
         mesh = open_devices(config)
         plan = Plan(config, count_batch_devices(mesh))
         console.quiet = process_index() != 0
+        if process_index() == 0:
+            check_trackers(config.log)
 
         # model and state
         stack.enter_context(one_line_when_full(config, plan.n_devices))
         step = make_step(config, mesh, is_compiled=wants_compile(flags, mesh))
         if process_index() == 0:
             stack.enter_context(lock_run(run.dir))
-        if not flags["resume"]:
+        if not is_resumed:
             refuse_old_run(run.dir)
         keep, keep_best = config.checkpoint.keep, config.checkpoint.keep_best
         saved = stack.enter_context(Checkpoints(run.dir / "checkpoints", keep=keep, keep_best=keep_best))
 
         # resume
-        first_step, cursors = 0, None
-        if flags["resume"]:
-            first_step, state, cursors = resume(saved, step.state_shapes, about)
+        first_step, then = 0, {}
+        if is_resumed:
+            first_step, state, then = resume(
+                saved, step.state_shapes, about, exchange_texts, resume_step, allow_change=flags["allow_change"]
+            )
             state = step.put_state(state)
         else:
-            state = step.init_state(initial_params(config, step))
+            with working("making the weights"):
+                state = step.init_state(initial_params(config, step))
         shapes = {path: tuple(shape.shape) for path, shape in step.state_shapes.params.items()}
         samples = f"sample.every={config.sample.every} is for jaxgpt; none here" if config.sample.every else ""
         print_header(run, plan, shapes, first_step, describe_compute(config, step), samples)
         if first_step >= plan.n_steps:
-            console.print(
-                f"the run is already at step {first_step} of {plan.n_steps}; to train longer, set --train.steps",
-                soft_wrap=True,
+            console.say(
+                f"the run is already at step {first_step} of {plan.n_steps}; to train longer, set --train.steps"
             )
             return EXIT_DONE
-        reader = run.source.reader(config, cursors)
+        reader = run.source.reader(config, then.get("cursors"))
         stack.callback(reader.close)
         if step.is_compiled:
             compile_step(step, config.train.micro_batch_size, state)
 
         # loop
-        stop = stack.enter_context(StopSignal(config.log.every, process_count(), gather_texts))
+        stop = StopSignal(config.log.every, process_count(), gather_texts)
         files = open_logs(given, run.dir, first_step) if process_index() == 0 else []
-        feed = prefetch(make_feed(plan, reader, mesh, first_step))
+        pace = Pace(config.train.watchdog_s, stacks_path(run.dir, process_index()), console.warn)
+        skips = read_skips(run.dir, first_step)
+        feed = pace.watch(prefetch(make_feed(plan, reader, mesh, first_step, skips)))
         progress = stack.enter_context(Progress(plan.n_steps, first_step))
-        meter = Meter(config, mesh.device_kind, mesh.size, progress, files, console.print)
-        with ending(feed, files, reader) as end:
+        meter = Meter(config, mesh.device_kind, mesh.size, progress, files, console.say)
+        meter.spikes.restore(then.get("spikes", [0.0]))
+
+        def evaluate(params, starts):
+            return evaluate_split(step, params, val_rows, starts, plan.n_rows, run.token_bytes)
+
+        first_rows = val_starts[: plan.n_rows]
+        saving = Saving(saved, about, meter, gather_texts, lambda params: evaluate(params, first_rows).loss)
+        with ending(feed, files, reader, meter, saved) as end:
             for planned, batch, cursors in feed:
                 n_done = planned.step + 1
                 state, metrics = step.train(state, batch, step.hyper(planned.hyper))
                 meter.push(n_done, metrics)
+                saving.follow()
+                if config.train.spike_rollback and meter.take_spike():
+                    roll_back(saved, run.dir, skips, meter.spike_step, process_count())
 
                 is_stopped, is_last = stop.is_agreed(n_done), n_done == plan.n_steps
                 wants_eval = is_last or schedule.is_due(n_done, config.eval.every)
@@ -113,19 +152,20 @@ def main(args: list[str]) -> int:
                 if not (wants_eval or wants_save):
                     continue
                 meter.settle()
+                pace.skip()
                 val_loss = None
                 if wants_eval:
-                    result = evaluate_split(step, state.params, val_rows, val_starts, plan.n_rows, run.token_bytes)
+                    result = evaluate(state.params, val_starts)
                     meter.add(**result.metrics())
                     val_loss = result.loss
-                if wants_save:
-                    about_now = about | gather_cursors(cursors, gather_texts)
-                    save(saved, n_done, state, about_now, val_loss, must=is_last or is_stopped)
+                    is_stopped = is_stopped or stop.is_agreed(n_done)  # an evaluation takes long
+                if wants_save or is_stopped:
+                    saving.save(n_done, state, cursors, val_loss, must=is_last or is_stopped)
                 meter.resume()
                 if is_stopped and not is_last:
                     end.exit_code = EXIT_STOPPED
                     break
-        next_command = f"python -m parity_tests.convert --from {run.dir} --to jax DIR"
+        next_command = f"python -m parity_tests.convert --from {shlex.quote(str(run.dir))} --to jax DIR"
         return close_run(run.dir, end.exit_code, next_command, is_first=process_index() == 0)
 
 
@@ -183,11 +223,12 @@ def compile_step(step: Step, n_rows: int, state: TrainState) -> None:
     batch_BT = torch.zeros((n_rows, step.model.config.seq_len + 1), dtype=torch.int32, device=step.mesh.device)
     begin = time.perf_counter()
     try:
-        step.warm_up(state.params, batch_BT)
+        with working(f"compiling the step ({n_rows} rows)", is_said=True):
+            step.warm_up(state.params, batch_BT)
     except TorchDynamoException as error:
         first_line = next(iter(str(error).splitlines()), type(error).__name__)
         raise InputError(f"torch.compile failed: {first_line}; --no_compile runs without") from error
-    console.print(f"compiled the step ({n_rows} rows) in {time.perf_counter() - begin:.1f} s")
+    console.say(f"compiled the step ({n_rows} rows) in {time.perf_counter() - begin:.1f} s")
 
 
 def describe_compute(config: Config, step: Step) -> str:

@@ -50,7 +50,8 @@ from jaxgpt.config.command_line import parse_args
 from jaxgpt.config.steps import Plan
 from jaxgpt.data.sources import Source
 from jaxgpt.errors import EXIT_DONE, EXIT_FAILED, InputError, run_verb
-from jaxgpt.run.console import console
+from jaxgpt.files import user_file
+from jaxgpt.run.console import console, working
 from jaxgpt.run.opening import open_run
 
 PARTS = ("step", "attention", "loss", "optimizer", "decode", "data")
@@ -107,9 +108,9 @@ def read_arguments(args: list[str]) -> tuple[argparse.Namespace, list[str]]:
     parser.add_argument("--vs", default="")
     parser.add_argument("--rounds", type=int, default=8)
     parser.add_argument("--steps", type=int, default=0)
-    parser.add_argument("--json", type=Path)
+    parser.add_argument("--json", type=user_file)
     parser.add_argument("--profile", action="store_true")
-    parser.add_argument("--report", type=Path)
+    parser.add_argument("--report", type=user_file)
     parser.add_argument("--label", default="")
     given, rest = parser.parse_known_args(args)
     given.part, given.vs = part, [name for name in given.vs.split(",") if name]
@@ -158,12 +159,12 @@ def time_programs(given: argparse.Namespace, config: Config, rest: list[str]) ->
     with ExitStack() as stack:
         programs: list[Program] = []
         for name, command in commands(given, rest).items():
-            with console.status(f"{name}: compiling and warming up"):
+            with working(f"{name}: compiling and warming up", is_said=True):
                 programs.append(stack.enter_context(Program(name, command, env)))
                 programs[-1].wait()
         slowest_s = max(median(program.run(MIN_STEPS)["step_s"]) for program in programs)
         n_steps = given.steps or min(max(round(TURN_S / slowest_s), MIN_STEPS), MAX_STEPS)
-        with console.status(f"{given.rounds} rounds of {n_steps} steps each"):
+        with working(f"{given.rounds} rounds of {n_steps} steps each", is_said=True):
             turns = interleave(programs, given.rounds, n_steps)
         operations = {}
         for program in programs if given.profile else ():
@@ -179,7 +180,7 @@ def time_programs(given: argparse.Namespace, config: Config, rest: list[str]) ->
 def time_loader(config: Config, source: Source, rest: list[str]) -> Record:
     """Tokens per second of the loader alone, and how many training steps of this machine that would feed."""
     command = [sys.executable, "-m", "jaxgpt.bench", "worker", "step", *rest]
-    with console.status("timing a training step"), Program("jaxgpt", command) as program:
+    with working("timing a training step", is_said=True), Program("jaxgpt", command) as program:
         program.wait()
         step_s = median(program.run(MIN_STEPS)["step_s"])
     n_devices = program.about["n_devices"]

@@ -17,6 +17,7 @@ from rich.table import Table
 
 from jaxgpt.config import Config
 from jaxgpt.config.flops import flops_per_token, mfu
+from jaxgpt.run.curve import import_pyplot
 
 Record = dict[str, Any]
 """What `--json` writes."""
@@ -159,11 +160,7 @@ def to_table(title: str, header: Sequence[str], rows: Sequence[Sequence[str]]) -
 
 def draw(record: Record, path: Path) -> None:
     """Step time of each program, round by round, as a PNG."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
-
+    plt = import_pyplot()
     figure, axes = plt.subplots(figsize=(8, 4.5), layout="constrained")
     for name, figures in record["programs"].items():
         rounds = range(1, len(figures["by_round_s"]) + 1)

@@ -3,6 +3,7 @@
 from jaxgpt.config.families import GPT2Config, ModelConfig, NanochatConfig
 from jaxgpt.config.optimizer import GroupConfig, MuonConfig, OptimConfig, ScheduleConfig
 from jaxgpt.config.presets import NANOCHAT_2025, NANOCHAT_2026, nanochat_2025, nanochat_2026
+from jaxgpt.config.python_file import load, to_source
 from jaxgpt.config.settings import (
     CheckpointConfig,
     Config,
@@ -18,7 +19,7 @@ from jaxgpt.config.settings import (
     count_microbatches,
     rows_that_divide,
 )
-from jaxgpt.config.storage import flatten, from_dict, load, to_dict, to_source
+from jaxgpt.config.storage import flatten, from_dict, to_dict
 
 __all__ = [
     "NANOCHAT_2025",

@@ -5,14 +5,17 @@ A command line is collected whole and applied once, so `--model.n_head=3 --model
 
 import dataclasses
 import difflib
+import re
 import sys
 import types
 import typing
+from decimal import Decimal
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any
 
+from jaxgpt.config.python_file import load
+from jaxgpt.config.section import field_types, is_section
 from jaxgpt.config.settings import Config
-from jaxgpt.config.storage import field_types, load
 from jaxgpt.errors import InputError
 
 
@@ -21,16 +24,12 @@ def field_paths(kind: Any = Config, prefix: str = "") -> list[str]:
     paths = []
     for name, field_type in field_types(kind).items():
         options = typing.get_args(field_type) if isinstance(field_type, types.UnionType) else (field_type,)
-        sections = [option for option in options if _is_section(option)]
+        sections = [option for option in options if is_section(option)]
         for section in sections:
             paths += field_paths(section, f"{prefix}{name}.")
         if not sections:
             paths.append(prefix + name)
     return list(dict.fromkeys(paths))
-
-
-def _is_section(kind: Any) -> bool:
-    return isinstance(kind, type) and dataclasses.is_dataclass(kind)
 
 
 def _unknown(path: str) -> InputError:
@@ -43,32 +42,39 @@ def _unknown(path: str) -> InputError:
     return InputError(f"no config field {path}; {hint}")
 
 
+TRUTH = {"true": True, "1": True, "yes": True, "false": False, "0": False, "no": False}
+ROUND = re.compile(r"[+-]?\d+(\.\d*)?[eE]\+?\d{1,3}")
+"""An int as people write large ones: 1e6, 2.5e5."""
+
+
 def _parse(path: str, text: str, kind: Any) -> Any:
-    """One value from the command line. Raises InputError that names the field, the value and the type."""
-    options = typing.get_args(kind)
-    if typing.get_origin(kind) in (typing.Union, types.UnionType):
+    """One value from the command line, for the section's constructor to check.
+
+    Raises:
+      InputError: the text is no value of the type; names the field, the text and the type.
+    """
+    origin, options = typing.get_origin(kind), typing.get_args(kind)
+    if origin is Annotated:
+        return _parse(path, text, options[0])
+    if origin in (typing.Union, types.UnionType):
         inner = [option for option in options if option is not type(None)]
         return None if text == "None" else _parse(path, text, inner[0])
-    if typing.get_origin(kind) is Literal:
-        if text not in options:
-            raise InputError(f"{path}={text} is not one of {', '.join(map(repr, options))}")
-        return text
     if kind is bool:
-        truth = {"true": True, "1": True, "yes": True, "false": False, "0": False, "no": False}
-        if text.lower() not in truth:
+        if text.lower() not in TRUTH:
             raise InputError(f"{path}={text} is not a bool; write true or false")
-        return truth[text.lower()]
+        return TRUTH[text.lower()]
+    if kind is int and ROUND.fullmatch(text) and (number := Decimal(text)) == int(number):
+        return int(number)
     if kind in (int, float):
-        try:
-            value = kind(text)
-        except ValueError:
-            raise InputError(f"{path}={text} is not {'an int' if kind is int else 'a float'}") from None
-        if kind is float and value != value:
-            raise InputError(f"{path}={text} is not a number")
-        return value
-    if kind is str:
-        return text
-    raise InputError(f"{path} holds several values; set it in a config file, or one of them as {path}.0.<field>")
+        for number_type in (kind, float):
+            try:
+                return number_type(text)
+            except ValueError:
+                continue
+        raise InputError(f"{path}={text} is not {'an int' if kind is int else 'a float'}")
+    if origin is tuple:
+        raise InputError(f"{path} holds several values; set it in a config file, or one of them as {path}.0.<field>")
+    return text
 
 
 def _replace(value: Any, path: list[str], overrides: dict[str, str]) -> Any:
@@ -150,6 +156,9 @@ def parse_args(args: list[str], flags: dict[str, str], doc: str) -> tuple[Config
         raise InputError(f"--config is missing; try one of: {shipped or 'configs/*.py of the repository'}")
     config = load(path) if path else Config()
     config = apply_overrides(config, overrides)
+    warmup_steps, steps = config.optim.schedule.warmup_steps, config.train.steps
+    if "optim.schedule.warmup_steps" in overrides and warmup_steps > steps > 0:
+        raise InputError(f"optim.schedule.warmup_steps={warmup_steps} is above train.steps={steps}; lower the warm-up")
     if not config.run.dir:
         name = Path(path).stem or "default"
         config = dataclasses.replace(config, run=dataclasses.replace(config.run, dir=f"runs/{name}"))

@@ -62,6 +62,11 @@ def derive(config: Config, n_ids: int = 0) -> Derivation:
     train = _derive_train(config.train, model, facts)
     optim = _derive_optim(config.optim, train, model, facts, warnings)
     config = dataclasses.replace(config, model=model, train=train, optim=optim)
+    if optim.schedule.warmup_steps > train.steps:  # no error: --train.steps=20 is how one tries a config
+        warnings.append(
+            f"optim.schedule.warmup_steps={optim.schedule.warmup_steps} is above train.steps={train.steps}: the "
+            "learning rate never reaches its peak; --optim.schedule.warmup_steps=0 leaves the warm-up out"
+        )
     return Derivation(config, facts, tuple(warnings))
 
 

@@ -6,14 +6,17 @@
 
 import re
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
+from jaxgpt.config.section import Section, show
 from jaxgpt.errors import InputError, require
 
 
 @dataclass(frozen=True)
-class ScheduleConfig:
+class ScheduleConfig(Section):
     """The learning rate over the run, as a factor on every group's peak."""
+
+    PATH: ClassVar = "optim.schedule."
 
     kind: Literal["cosine", "constant", "trapezoid"] = "cosine"
     """cosine: nanoGPT. constant. trapezoid: flat, then linear down over the last warmdown_frac of the run."""
@@ -27,17 +30,25 @@ class ScheduleConfig:
     """trapezoid: fraction of the run over which the rate falls."""
 
     def __post_init__(self):
+        super().__post_init__()
         for name in ("warmup_steps", "decay_steps"):
             value = getattr(self, name)
             require(value >= 0, f"optim.schedule.{name}={value} is negative; 0 turns it off")
         for name in ("min_lr_frac", "warmdown_frac"):
             value = getattr(self, name)
             require(0 <= value <= 1, f"optim.schedule.{name}={value} is outside [0, 1]")
+        require(
+            not self.decay_steps or self.warmup_steps <= self.decay_steps,
+            f"optim.schedule.warmup_steps={self.warmup_steps} is above optim.schedule.decay_steps={self.decay_steps}; "
+            "the decay would end before it begins; lower the warm-up",
+        )
 
 
 @dataclass(frozen=True)
-class MuonConfig:
+class MuonConfig(Section):
     """Muon (Keller Jordan, 2024): momentum, orthogonalised by an iteration; and what nanochat added by July 2026."""
+
+    PATH: ClassVar = "optim.muon."
 
     lr: float = 0.02
     """Peak learning rate of the matrices."""
@@ -75,8 +86,13 @@ class MuonConfig:
     """Decay only weights that the update also shrinks, times the same factor for tall matrices as the update."""
 
     def __post_init__(self):
+        super().__post_init__()
         require(self.lr >= 0, f"optim.muon.lr={self.lr} is negative")
         require(self.ns_steps >= 1, f"optim.muon.ns_steps={self.ns_steps} is below 1")
+        require(
+            self.momentum_warmup_steps >= 0,
+            f"optim.muon.momentum_warmup_steps={self.momentum_warmup_steps} is negative; 0 turns it off",
+        )
         require(
             self.orthogonalizer == "newton_schulz" or self.ns_steps <= 5,
             f"optim.muon.ns_steps={self.ns_steps} is above 5; polar_express has five coefficients",
@@ -106,8 +122,10 @@ class MuonConfig:
 
 
 @dataclass(frozen=True)
-class GroupConfig:
+class GroupConfig(Section):
     """Settings for the parameters whose path matches; a field that is None overrides nothing."""
+
+    PATH: ClassVar = "optim.groups: "
 
     match: str
     """Regular expression, searched in paths such as wte.weight or h.0.attn.c_proj.weight."""
@@ -131,10 +149,11 @@ class GroupConfig:
     """Multiply lr by sqrt(batch_tokens / 2**19)."""
 
     def __post_init__(self):
+        super().__post_init__()
         try:
             re.compile(self.match)
-        except re.error as error:
-            raise InputError(f"optim.groups: match={self.match!r} is not a regular expression: {error}") from error
+        except (re.error, RecursionError, OverflowError) as error:
+            raise InputError(f"optim.groups: match={show(self.match)} is not a regular expression: {error}") from error
         follows = self.lr_follows_width or self.lr_follows_batch
         require(
             not follows or self.lr is not None,
@@ -151,8 +170,10 @@ class GroupConfig:
 
 
 @dataclass(frozen=True)
-class OptimConfig:
+class OptimConfig(Section):
     """AdamW for everything, or Muon for the matrices of the blocks and AdamW for the rest."""
+
+    PATH: ClassVar = "optim."
 
     algorithm: Literal["adamw", "muon"] = "adamw"
     """adamw: nanoGPT's. muon: Muon for every matrix inside the blocks, AdamW for embeddings, norms and biases."""
@@ -174,6 +195,7 @@ class OptimConfig:
     """Exceptions by parameter path; the first match counts."""
 
     def __post_init__(self):
+        super().__post_init__()
         for name in ("lr", "eps", "weight_decay", "grad_clip"):
             value = getattr(self, name)
             require(value >= 0, f"optim.{name}={value} is negative; choose 0 or more")
@@ -181,4 +203,5 @@ class OptimConfig:
             value = getattr(self, name)
             require(0 <= value < 1, f"optim.{name}={value} is outside [0, 1)")
         names = [group.name for group in self.groups if group.name]
-        require(len(names) == len(set(names)), f"optim.groups: the names {', '.join(names)} are not distinct")
+        twice = sorted({name for name in names if names.count(name) > 1})
+        require(not twice, f"optim.groups: the name {', '.join(map(show, twice[:3]))} is given twice; choose another")

@@ -4,38 +4,45 @@ Checks within a section are in its `__post_init__`, checks across sections in th
 """
 
 import dataclasses
+import itertools
 import math
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import ClassVar, Literal
 
 from jaxgpt.config.families import GPT2Config, ModelConfig
 from jaxgpt.config.optimizer import OptimConfig
+from jaxgpt.config.section import Section, UserPath, show
 from jaxgpt.errors import InputError, require
 
 
 @dataclass(frozen=True)
-class RunConfig:
+class RunConfig(Section):
     """Where the run lives and what makes it reproducible."""
 
-    dir: str = ""
+    PATH: ClassVar = "run."
+
+    dir: UserPath = ""
     """Directory of the run; empty: runs/<name of the config file>."""
     seed: int = 1337
     """Seed of the weights, the batches and dropout. Two runs with one config and seed are the same run."""
 
     def __post_init__(self):
+        super().__post_init__()
         require(0 <= self.seed < 2**32, f"run.seed={self.seed} is outside [0, 2**32); choose one inside")
 
 
 @dataclass(frozen=True)
-class DataConfig:
+class DataConfig(Section):
     """The tokens: a directory that `python -m jaxgpt.prepare` wrote, or one in nanoGPT's or llm.c's format."""
 
-    dir: str = "data/openwebtext"
+    PATH: ClassVar = "data."
+
+    dir: UserPath = "data/openwebtext"
     """Directory with the train and val shards."""
     sampling: Literal["random", "sequential", "stream", "best_fit"] = "random"
     """Token shards: random (rows start anywhere, nanoGPT) or sequential (front to back). Text shards, tokenized while
     training: stream (one run of documents, nanochat 2025) or best_fit (each row begins with a document, 2026)."""
-    tokenizer: str = ""
+    tokenizer: UserPath = ""
     """Text shards: the JSON file that train_tokenizer wrote; empty: tokenizer.json beside the shards."""
     tokenizer_threads: int = 4
     """Text shards: threads that tokenize, per process."""
@@ -43,6 +50,8 @@ class DataConfig:
     """Text shards: readers that share the row groups. With as many as hosts, the hosts share the tokenizing."""
 
     def __post_init__(self):
+        super().__post_init__()
+        require(self.dir != "", "data.dir is empty; name a directory that jaxgpt.prepare wrote")
         for name in ("tokenizer_threads", "lanes"):
             value = getattr(self, name)
             require(value >= 1, f"data.{name}={value} is below 1; choose a positive number")
@@ -53,8 +62,10 @@ class DataConfig:
 
 
 @dataclass(frozen=True)
-class StageConfig:
+class StageConfig(Section):
     """A part of the run that differs from what comes before it."""
+
+    PATH: ClassVar = "train.stages: "
 
     from_step: int
     """First step of the stage; it lasts until the next stage begins."""
@@ -64,14 +75,17 @@ class StageConfig:
     """Factor on every learning rate in this stage, on top of the schedule."""
 
     def __post_init__(self):
+        super().__post_init__()
         require(self.from_step >= 1, f"train.stages: from_step={self.from_step} is below 1; stage 0 is the config")
         require(self.batch_tokens >= 0, f"train.stages: batch_tokens={self.batch_tokens} is negative")
         require(self.lr_scale >= 0, f"train.stages: lr_scale={self.lr_scale} is negative")
 
 
 @dataclass(frozen=True)
-class TrainConfig:
+class TrainConfig(Section):
     """The training step and how many of them are run."""
+
+    PATH: ClassVar = "train."
 
     steps: int = 600_000
     """Optimizer steps of the whole run; 0: as many as the token horizon needs."""
@@ -93,27 +107,41 @@ class TrainConfig:
     """Activation checkpointing: keep everything, keep matmul outputs, or keep only the input of each block."""
     loss_chunk_tokens: int = 8192
     """Tokens per device whose logits exist at one time."""
-    init_from: str = ""
+    init_from: UserPath = ""
     """Weights to start from: gpt2, gpt2-medium, gpt2-large, gpt2-xl, a Hugging Face directory, or a nanoGPT ckpt.pt."""
     max_skips: int = 5
     """Consecutive non-finite steps (each is skipped and changes nothing) after which the run stops."""
+    spike_window: int = 128
+    """Steps whose median loss a step is compared with; 0: loss spikes are not reported."""
+    spike_sigmas: float = 8.0
+    """A loss spike is so many robust standard deviations above that median."""
+    spike_rollback: bool = False
+    """Go back to the checkpoint before a spike and leave out the data up to it; one process only."""
+    watchdog_s: float = 600.0
+    """Seconds without a finished step after which stacks.txt in run.dir gets the stacks of all threads; 0: never."""
     stages: tuple[StageConfig, ...] = ()
     """Later parts of the run with another batch or learning rate."""
 
     def __post_init__(self):
+        super().__post_init__()
         for name in ("micro_batch_size", "loss_chunk_tokens", "max_skips"):
             value = getattr(self, name)
             require(value >= 1, f"train.{name}={value} is below 1; choose a positive number")
+        for name in ("spike_window", "spike_sigmas", "watchdog_s"):
+            value = getattr(self, name)
+            require(value >= 0, f"train.{name}={value} is negative; 0 turns it off")
         for name in ("steps", "batch_tokens", "target_flops", "target_param_data_ratio"):
             value = getattr(self, name)
             require(value >= 0, f"train.{name}={value} is negative; 0 derives it")
-        starts = [stage.from_step for stage in self.stages]
-        require(starts == sorted(set(starts)), f"train.stages start at {starts}; list them in rising order")
+        for before, after in itertools.pairwise(stage.from_step for stage in self.stages):
+            require(before < after, f"train.stages start at {before}, then at {after}; list them in rising order")
 
 
 @dataclass(frozen=True)
-class MeshConfig:
+class MeshConfig(Section):
     """How devices are laid out. data and fsdp split the batch, fsdp and tensor split the parameters."""
+
+    PATH: ClassVar = "mesh."
 
     data: int = 0
     """Copies of the model, each with its part of the batch; 0: all devices that fsdp and tensor leave."""
@@ -125,6 +153,7 @@ class MeshConfig:
     """Kind of device; empty: the fastest available."""
 
     def __post_init__(self):
+        super().__post_init__()
         require(self.data >= 0, f"mesh.data={self.data} is negative; 0 uses all remaining devices")
         for name in ("fsdp", "tensor"):
             value = getattr(self, name)
@@ -132,8 +161,10 @@ class MeshConfig:
 
 
 @dataclass(frozen=True)
-class HostsConfig:
+class HostsConfig(Section):
     """Several processes, one run. JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES and JAX_PROCESS_ID do the same."""
+
+    PATH: ClassVar = "hosts."
 
     coordinator: str = ""
     """host:port of process 0; empty: from the environment (SLURM, Open MPI, TPU pods, the variables above)."""
@@ -141,11 +172,31 @@ class HostsConfig:
     """Number of processes; 0: from the environment, else 1."""
     index: int = -1
     """Number of this process, from 0; -1: from the environment."""
+    timeout_s: int = 60
+    """Seconds without a sign of life after which a process counts as dead, and the others stop."""
+
+    def __post_init__(self):
+        super().__post_init__()
+        host, _, port = self.coordinator.rpartition(":")
+        is_address = bool(host) and port.isascii() and port.isdigit() and 0 < int(port[:6]) < 2**16
+        require(
+            not self.coordinator or is_address,
+            f"hosts.coordinator={show(self.coordinator)} is not host:port of process 0, such as 10.0.0.1:1234",
+        )
+        require(self.count >= 0, f"hosts.count={self.count} is negative; 0 takes it from the environment")
+        require(self.timeout_s >= 1, f"hosts.timeout_s={self.timeout_s} is below 1; 60 is usual")
+        require(self.index >= -1, f"hosts.index={self.index} is below -1, which takes it from the environment")
+        require(
+            not self.count or self.index < self.count,
+            f"hosts.index={self.index} is not below hosts.count={self.count}; processes are counted from 0",
+        )
 
 
 @dataclass(frozen=True)
-class EvalConfig:
+class EvalConfig(Section):
     """Validation during the run."""
+
+    PATH: ClassVar = "eval."
 
     every: int = 2000
     """Steps between evaluations; the last step is always evaluated. 0: only the last."""
@@ -153,13 +204,16 @@ class EvalConfig:
     """Validation tokens per evaluation, the same ones each time, spread over the set; 0: all."""
 
     def __post_init__(self):
+        super().__post_init__()
         require(self.every >= 0, f"eval.every={self.every} is negative; 0 evaluates at the end only")
         require(self.tokens >= 0, f"eval.tokens={self.tokens} is negative; 0 uses the whole set")
 
 
 @dataclass(frozen=True)
-class LogConfig:
+class LogConfig(Section):
     """What is written while training, besides metrics.jsonl."""
+
+    PATH: ClassVar = "log."
 
     every: int = 10
     """Steps between records in metrics.jsonl and in the trackers."""
@@ -167,14 +221,19 @@ class LogConfig:
     """Also write TensorBoard events into the run directory (extra: tracking)."""
     wandb_project: str = ""
     """Also log to this Weights & Biases project (extra: tracking); empty: no."""
+    trackio_project: str = ""
+    """Also log to this trackio project (extra: tracking); empty: no."""
 
     def __post_init__(self):
+        super().__post_init__()
         require(self.every >= 1, f"log.every={self.every} is below 1; 1 logs each step")
 
 
 @dataclass(frozen=True)
-class CheckpointConfig:
+class CheckpointConfig(Section):
     """When checkpoints are saved. One is always saved at the end and on SIGTERM or Ctrl-C."""
+
+    PATH: ClassVar = "checkpoint."
 
     every: int = 1000
     """Steps between checkpoints; 0: only at the end."""
@@ -184,13 +243,16 @@ class CheckpointConfig:
     """Also keep the checkpoint with the lowest validation loss."""
 
     def __post_init__(self):
+        super().__post_init__()
         require(self.every >= 0, f"checkpoint.every={self.every} is negative; 0 saves at the end only")
         require(self.keep >= 1, f"checkpoint.keep={self.keep} is below 1; a run needs one to resume from")
 
 
 @dataclass(frozen=True)
-class SampleConfig:
+class SampleConfig(Section):
     """Text written by the model while it trains."""
+
+    PATH: ClassVar = "sample."
 
     every: int = 0
     """Steps between samples; 0: none."""
@@ -204,6 +266,7 @@ class SampleConfig:
     """Sample among this many most likely tokens; 0: all."""
 
     def __post_init__(self):
+        super().__post_init__()
         require(self.every >= 0, f"sample.every={self.every} is negative; 0 writes no samples")
         require(self.max_tokens >= 1, f"sample.max_tokens={self.max_tokens} is below 1")
         require(self.temperature >= 0, f"sample.temperature={self.temperature} is negative; 0 is greedy")
@@ -211,7 +274,7 @@ class SampleConfig:
 
 
 @dataclass(frozen=True)
-class Config:
+class Config(Section):
     """One training run."""
 
     run: RunConfig = field(default_factory=RunConfig)
@@ -227,6 +290,7 @@ class Config:
     sample: SampleConfig = field(default_factory=SampleConfig)
 
     def __post_init__(self):
+        super().__post_init__()
         for stage in self.train.stages:
             require(
                 stage.from_step < self.train.steps or not self.train.steps,

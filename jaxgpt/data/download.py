@@ -1,17 +1,47 @@
-"""Fetching files over HTTP: with retry and resume, under their name only when complete and checked."""
+"""Fetching files over HTTP: with retry and resume, under their name only when complete and checked.
 
+The Hugging Face hub says, before it redirects to a file's content, what its SHA-256 and its commit are. Where a caller
+knows no SHA-256, that one is what the file must have; a caller can keep it and the commit for the next time.
+"""
+
+import email.message
 import errno
 import http.client
 import os
+import re
 import time
 import urllib.error
 import urllib.request
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any, NamedTuple
 
-from jaxgpt.data.shards import sha256_of
+from jaxgpt.data.digests import sha256_of
 from jaxgpt.errors import InputError
 from jaxgpt.files import flush_to_disk
+
+TIMEOUT_S = 60.0
+"""Longest silence of a server."""
+MIN_BYTES_PER_S = 1024
+WINDOW_S = 60.0
+"""A server that is slower than MIN_BYTES_PER_S for so long has failed, even if it never falls silent."""
+_HEADERS = ("X-Linked-ETag", "X-Linked-Size", "X-Repo-Commit")
+
+
+class Origin(NamedTuple):
+    """What a server said about a file, and what holds: the file was checked against it."""
+
+    sha256: str = ""
+    commit: str = ""
+    """The revision of the hub's repository; empty where the server is no hub."""
+
+
+class _TooSlow(ConnectionError):
+    pass
+
+
+class _Refused(Exception):
+    """Not worth a second try."""
 
 
 def download(
@@ -20,15 +50,19 @@ def download(
     *,
     sha256: str = "",
     size: int = 0,
+    limit_bytes: int = 0,
+    check: Callable[[Path], None] = lambda part: None,
     progress: Callable[[int, int | None], None] = lambda n_bytes, total: None,
     fix: str = "give a copy by --input",
     n_tries: int = 5,
     wait_s: float = 1.0,
-) -> None:
+) -> Origin:
     """Fetches a file. It has its name when it is complete and checked; until then it is <name>.part.
 
     Args:
-      sha256, size: what the file must be; empty and 0: unknown.
+      sha256, size: what the file must be; empty and 0: what the server says, if it does.
+      limit_bytes: a larger answer is refused; 0: `size`, or no limit.
+      check: called with the complete file before it gets its name; raises InputError where it is not the expected one.
       progress: called with the bytes on disk, and the total if the server sends it. Its exceptions end the download.
       fix: what the error suggests where the server lacks the file.
       n_tries: attempts in a row without a new byte before it fails.
@@ -38,13 +72,16 @@ def download(
       InputError: the server refuses, the network fails, or the content is not what it must be.
     """
     if path.exists() and not _mismatch(path, sha256, size):
-        return
+        return Origin(sha256)
     part = path.with_name(path.name + ".part")
-    n_failed = 0
+    n_failed, limit_bytes = 0, limit_bytes or size
     while True:
         n_before = part.stat().st_size if part.exists() else 0
         try:
-            is_whole = _fetch(url, part, progress)
+            is_whole, headers = _fetch(url, part, limit_bytes, progress)
+        except _Refused as error:
+            part.unlink(missing_ok=True)
+            raise InputError(f"{url} {error}; check the address, or {fix}") from error
         except (OSError, http.client.HTTPException) as error:
             status = error.code if isinstance(error, urllib.error.HTTPError) else 0
             if isinstance(error, urllib.error.HTTPError):
@@ -54,16 +91,25 @@ def download(
             if 400 <= status < 500 and status not in (408, 429):
                 raise InputError(f"{url} returned {status}; check whether it moved, or {fix}") from error
             n_there = part.stat().st_size if part.exists() else 0
-            n_failed = 1 if n_there > n_before else n_failed + 1
+            has_moved = n_there > n_before and not isinstance(error, _TooSlow)
+            n_failed = 1 if has_moved else n_failed + 1
             if n_failed >= n_tries:
                 kept = f"{n_there} bytes are kept in {part}; try again to resume" if n_there else "try again"
                 raise InputError(f"{url} cannot be fetched ({error}), {n_failed} tries; {kept}") from error
             time.sleep(wait_s * 2 ** (n_failed - 1))
             continue
-        problem = _mismatch(part, sha256, size)
+        said = headers.get("X-Linked-ETag", "").strip('"')
+        said = said if re.fullmatch("[0-9a-f]{64}", said) else ""
+        problem = _mismatch(part, sha256 or said, size)
         if not problem:
+            try:
+                check(part)
+            except InputError:
+                part.unlink()
+                raise
             os.replace(part, path)
-            return
+            commit = headers.get("X-Repo-Commit", "")
+            return Origin(sha256 or said, commit if re.fullmatch("[0-9a-f]{40}", commit) else "")
         part.unlink()
         if is_whole:
             raise InputError(f"{url} {problem}; it was damaged or changed: try again, or {fix}")
@@ -78,35 +124,73 @@ def _mismatch(path: Path, sha256: str, size: int) -> str:
     return ""
 
 
-def _fetch(url: str, part: Path, progress: Callable[[int, int | None], None]) -> bool:
-    """Appends to `part` what is missing. Returns whether all of it was fetched now, from byte 0."""
+class _Redirects(urllib.request.HTTPRedirectHandler):
+    """Follows redirects, and keeps what the first answers say of the file."""
+
+    def __init__(self) -> None:
+        self.headers: dict[str, str] = {}
+
+    def keep(self, headers: email.message.Message) -> None:
+        for name in _HEADERS:
+            if name in headers:
+                self.headers.setdefault(name, str(headers[name]))
+
+    def redirect_request(
+        self, req: Any, fp: Any, code: int, msg: str, headers: http.client.HTTPMessage, newurl: str
+    ) -> Any:
+        self.keep(headers)
+        return super().redirect_request(req, fp, code, msg, headers, newurl)
+
+
+def _fetch(
+    url: str, part: Path, limit_bytes: int, progress: Callable[[int, int | None], None]
+) -> tuple[bool, dict[str, str]]:
+    """Appends to `part` what is missing. Returns whether all of it was fetched now, from byte 0, and the headers."""
     begin = part.stat().st_size if part.exists() else 0
-    headers = {"User-Agent": "jaxgpt", **({"Range": f"bytes={begin}-"} if begin else {})}
+    asked = {"User-Agent": "jaxgpt", **({"Range": f"bytes={begin}-"} if begin else {})}
+    redirects = _Redirects()
     try:
-        response = urllib.request.urlopen(urllib.request.Request(url, headers=headers), timeout=60)
+        opener = urllib.request.build_opener(redirects)
+        response = opener.open(urllib.request.Request(url, headers=asked), timeout=TIMEOUT_S)
     except urllib.error.HTTPError as error:
         if error.code != 416 or not begin:
             raise
         error.close()
+        redirects.keep(error.headers)
         if error.headers.get("Content-Range") == f"bytes */{begin}":
-            return False  # nothing is missing
+            return False, redirects.headers  # nothing is missing
         part.unlink()
-        return _fetch(url, part, progress)
+        return _fetch(url, part, limit_bytes, progress)
     with response:
+        redirects.keep(response.headers)
         if response.status == 206 and not response.headers.get("Content-Range", "").startswith(f"bytes {begin}-"):
             part.unlink()
             raise ConnectionError("the server sent a different range than requested")
         if response.status != 206:
             begin = 0
-        length = response.headers.get("Content-Length")
+        length = response.headers.get("Content-Length", "")
+        if length and not re.fullmatch("[0-9]{1,18}", length):
+            raise ConnectionError(f"the server sent Content-Length {length[:20]!r}")
         total = begin + int(length) if length else None
+        _refuse_size(total or 0, limit_bytes)
         n_there = begin
+        began, n_began = time.monotonic(), n_there
         with open(part, "ab" if begin else "wb") as file:
-            while block := response.read(1 << 18):
+            while block := response.read1(1 << 18):  # what is there, for a slow server would fill a block in days
                 file.write(block)
                 n_there += len(block)
+                _refuse_size(n_there, limit_bytes)
                 progress(n_there, total)
+                if (passed := time.monotonic() - began) > WINDOW_S:
+                    if n_there - n_began < MIN_BYTES_PER_S * passed:
+                        raise _TooSlow(f"fewer than {MIN_BYTES_PER_S} bytes/s for {WINDOW_S:.0f} s")
+                    began, n_began = time.monotonic(), n_there
             flush_to_disk(file)
     if total is not None and n_there < total:
         raise ConnectionError(f"the connection was cut at byte {n_there} of {total}")
-    return begin == 0
+    return begin == 0, redirects.headers
+
+
+def _refuse_size(n_bytes: int, limit_bytes: int) -> None:
+    if limit_bytes and n_bytes > limit_bytes:
+        raise _Refused(f"sends {n_bytes} bytes or more, of which at most {limit_bytes} are expected")

@@ -18,7 +18,7 @@ from typing import Any
 
 from jaxgpt.data.tokenizer import tokenizer_from_json
 from jaxgpt.errors import InputError
-from jaxgpt.files import write_atomically
+from jaxgpt.files import read_bounded, write_atomically
 
 MANIFEST = "manifest.json"
 FORMAT = 1
@@ -94,12 +94,9 @@ def read_manifest(directory: Path) -> Manifest:
 
 def _parse(path: Path) -> dict[str, Any]:
     try:
-        with open(path, "rb") as file:
-            content = file.read(LIMIT_BYTES + 1)
+        content = read_bounded(path, LIMIT_BYTES)
     except OSError as error:
         raise InputError(f"{path} cannot be read: {error.strerror}; prepare the data, or check permissions") from error
-    if len(content) > LIMIT_BYTES:
-        raise InputError(f"{path} has more than {LIMIT_BYTES} bytes; it is not a manifest, prepare the data again")
     try:
         values = json.loads(content.decode("utf-8"))
     except UnicodeDecodeError as error:

@@ -14,6 +14,7 @@ from typing import Any
 
 from jaxgpt.data.tokenizer import CharTokenizer
 from jaxgpt.errors import InputError
+from jaxgpt.files import read_bounded
 
 META = "meta.pkl"
 LIMIT_BYTES = 4 << 20
@@ -37,12 +38,9 @@ def read_meta(path: Path) -> CharTokenizer:
       InputError: the file cannot be read, is no such pickle, or its fields are not a vocabulary of characters.
     """
     try:
-        with open(path, "rb") as file:
-            data = file.read(LIMIT_BYTES + 1)
+        data = read_bounded(path, LIMIT_BYTES)
     except OSError as error:
-        raise InputError(f"{path} cannot be read: {error.strerror}; check its permissions") from error
-    if len(data) > LIMIT_BYTES:
-        raise InputError(f"{path} has more than {LIMIT_BYTES} bytes; it is not a character vocabulary, move it away")
+        raise InputError(f"{path} cannot be read: {error.strerror}; move it away, or check its permissions") from error
     _refuse_programs(path, data)
     try:
         value = _PlainUnpickler(io.BytesIO(data)).load()

@@ -13,6 +13,7 @@ import functools
 import hashlib
 import os
 import re
+import shlex
 from bisect import bisect_right
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
@@ -22,10 +23,12 @@ from typing import Any
 
 import numpy as np
 
+from jaxgpt.data.digests import hash_files, require_digest
 from jaxgpt.data.manifest import MANIFEST, Entry, read_manifest
 from jaxgpt.data.nanogpt_meta import META, read_meta
 from jaxgpt.data.tokenizer import GPT2Tokenizer, Tokenizer
 from jaxgpt.errors import InputError
+from jaxgpt.files import open_regular
 
 HEADER_BYTES = 1024
 MAGIC = int.from_bytes(b"JGPT", "little")
@@ -41,7 +44,8 @@ class _OpenFile:
     """A file descriptor that is closed with the last reference to it."""
 
     def __init__(self, path: Path):
-        self.fd = os.open(path, os.O_RDONLY)
+        with open_regular(path) as file:
+            self.fd = os.dup(file.fileno())
 
     def __del__(self):
         if hasattr(self, "fd"):
@@ -145,7 +149,13 @@ class Dataset:
     """See `tokenizer_from_json`. GPT-2's is assumed for llm.c files; characters where nanoGPT's meta.pkl lists them;
     None where the format does not say."""
     digest: str
-    """SHA-256 (hex) that changes with the content. Without a manifest: of names, sizes and both ends of each file."""
+    """SHA-256 (hex) of what the manifest says. Without a manifest: of names, sizes and both ends of each file. `verify`
+    looks at the rest."""
+
+    @property
+    def has_manifest(self) -> bool:
+        """Whether a manifest names the SHA-256 of each file."""
+        return all(file.sha256 for file in self.train.files + self.val.files)
 
 
 def pick_dtype(n_ids: int) -> np.dtype:
@@ -168,7 +178,7 @@ def inspect_shard(path: Path, *, wants: str = "") -> ShardFile:
       InputError: names the file, what it says, what it holds and the fix.
     """
     try:
-        with open(path, "rb") as file:
+        with open_regular(path) as file:
             head = file.read(HEADER_BYTES)
             size = os.fstat(file.fileno()).st_size
     except FileNotFoundError:
@@ -245,8 +255,8 @@ def open_dataset(directory: str | Path) -> Dataset:
 
 def _prepare_command(directory: Path) -> str:
     name = directory.name or "NAME"
-    out = "" if directory == Path("data", name) else f" --out {directory}"
-    return f"`python -m jaxgpt.prepare {name}{'' if name in CORPUS_NAMES else ' --input FILE'}{out}`"
+    out = "" if directory == Path("data", name) else f" --out {shlex.quote(str(directory))}"
+    return f"`python -m jaxgpt.prepare {shlex.quote(name)}{'' if name in CORPUS_NAMES else ' --input FILE'}{out}`"
 
 
 def _open_prepared(directory: Path) -> Dataset:
@@ -339,7 +349,7 @@ def _refuse_gaps(directory: Path, numbered: list[tuple[int, Path]]) -> None:
 
 
 def _fingerprint(path: Path, size: int) -> tuple[int, str]:
-    with open(path, "rb") as file:
+    with open_regular(path) as file:
         digest = hashlib.sha256(file.read(1 << 16))
         file.seek(max(0, size - (1 << 16)))
         digest.update(file.read(1 << 16))
@@ -385,28 +395,21 @@ def raise_bad_id(split: Split, position: int, n_ids: int) -> None:
     )
 
 
-def sha256_of(path: Path, progress: Callable[[int], None] = lambda n_bytes: None) -> str:
-    """SHA-256 (hex) of a file. `progress` is called with the bytes of each block."""
-    digest = hashlib.sha256()
-    with open(path, "rb") as file:
-        while block := file.read(BLOCK_BYTES):
-            digest.update(block)
-            progress(len(block))
-    return digest.hexdigest()
+def verify(data: Dataset, *, again: bool = False) -> dict[str, str]:
+    """Checks every file's SHA-256 against the manifest.
 
+    Args:
+      again: reads all of them; else files that did not change since they were read last are not read again.
 
-def verify(data: Dataset, progress: Callable[[int], None] = lambda n_bytes: None) -> None:
-    """Reads every file and checks its SHA-256 against the manifest. `progress` is called with the bytes of each block.
+    Returns:
+      name -> SHA-256 of each file; what a foreign directory holds, which has no manifest to compare with.
 
     Raises:
-      InputError: the first file that differs; or a foreign directory, which has nothing to compare with.
+      InputError: the first file that differs, or cannot be read.
     """
-    for file in data.train.files + data.val.files:
-        if not file.sha256:
-            raise InputError(f"{data.directory} has no {MANIFEST} to verify against; prepare writes one")
-        found = sha256_of(file.path, progress)
-        if found != file.sha256:
-            raise InputError(
-                f"shard {file.path} has SHA-256 {found[:16]}..., {MANIFEST} says {file.sha256[:16]}...; "
-                "it changed since it was prepared: restore it, or prepare again"
-            )
+    files = data.train.files + data.val.files
+    found = hash_files([file.path for file in files], again=again)
+    for file in files:
+        if file.sha256:
+            require_digest(file.path, found[file.path], file.sha256, MANIFEST)
+    return {path.name: digest for path, digest in found.items()}

@@ -21,9 +21,9 @@ from jaxgpt.config.steps import PlannedStep
 from jaxgpt.data.batch import Batch
 from jaxgpt.data.batches import Batches, eval_rows
 from jaxgpt.data.packing import Packing
-from jaxgpt.data.shards import Dataset, Split, check_ids, open_dataset
+from jaxgpt.data.shards import Dataset, Split, check_ids, open_dataset, verify
 from jaxgpt.data.text_batches import PackedRows, TextBatches, require_lanes, val_rows
-from jaxgpt.data.text_data import TextData, open_text
+from jaxgpt.data.text_data import TextData, open_text, verify_text
 from jaxgpt.data.tokenizer import Tokenizer, tokenizer_from_json
 from jaxgpt.errors import InputError
 
@@ -117,7 +117,8 @@ class Source:
     Attributes:
       data: the token shards or the text shards.
       tokenizer, tokenizer_json: None for token shards that name none.
-      digest: changes when the tokens do.
+      digest: of what the data says of itself: a manifest, or names, sizes and ends of files.
+      files: SHA-256 of each file, by name, where `digest` does not contain them.
       n_ids: of the tokenizer; 0 where it is not known.
       n_train_tokens: None for text, whose tokens are not counted.
     """
@@ -127,6 +128,7 @@ class Source:
     tokenizer: Tokenizer | None
     tokenizer_json: dict[str, Any] | None
     digest: str
+    files: dict[str, str]
     n_ids: int
     n_train_tokens: int | None
 
@@ -201,11 +203,14 @@ class Source:
                 check_ids(split, n_rows)
 
 
-def open_source(config: DataConfig) -> Source:
-    """Opens the data that a config names.
+def open_source(config: DataConfig, *, verify_again: bool = False) -> Source:
+    """Opens the data that a config names, and checks all of its content.
+
+    Args:
+      verify_again: read also the files that were checked before and did not change since.
 
     Raises:
-      InputError: the data is missing or damaged, or data.sampling does not apply to its kind.
+      InputError: the data is missing, damaged or changed, or data.sampling does not apply to its kind.
     """
     if has_text(config.dir) and not config.is_text:
         raise InputError(
@@ -215,10 +220,15 @@ def open_source(config: DataConfig) -> Source:
     if config.is_text:
         text = open_text(config.dir, config.tokenizer)
         n_ids = text.tokenizer.vocab_size
-        return Source(config, text, text.tokenizer, text.tokenizer_json, text.digest, n_ids, None)
+        files = verify_text(text.train, text.val, again=verify_again)
+        return Source(config, text, text.tokenizer, text.tokenizer_json, text.digest, files, n_ids, None)
     data = open_dataset(config.dir)
+    files = verify(data, again=verify_again)
     tokenizer = tokenizer_from_json(data.tokenizer_json) if data.tokenizer_json else None
-    return Source(config, data, tokenizer, data.tokenizer_json, data.digest, data.vocab_size or 0, data.train.n_tokens)
+    return Source(
+        config, data, tokenizer, data.tokenizer_json, data.digest, {} if data.has_manifest else files,
+        data.vocab_size or 0, data.train.n_tokens,
+    )  # fmt: skip
 
 
 def has_text(directory: str) -> bool:
@@ -226,7 +236,7 @@ def has_text(directory: str) -> bool:
     return any(Path(directory).glob("shard_*.parquet"))
 
 
-def open_directory(directory: str, like: DataConfig | None = None) -> Source:
+def open_directory(directory: str, like: DataConfig | None = None, *, verify_again: bool = False) -> Source:
     """Opens a directory that no config names: with the settings of `like` where they apply to its kind of shards.
 
     Raises:
@@ -235,7 +245,7 @@ def open_directory(directory: str, like: DataConfig | None = None) -> Source:
     like = like or DataConfig()
     if like.is_text != has_text(directory):
         like = dataclasses.replace(like, sampling="best_fit" if has_text(directory) else "sequential", tokenizer="")
-    return open_source(dataclasses.replace(like, dir=directory))
+    return open_source(dataclasses.replace(like, dir=directory), verify_again=verify_again)
 
 
 def count_token_bytes(source: Source, say: Callable[[str], None]) -> np.ndarray | None:

@@ -12,6 +12,7 @@ import hashlib
 import json
 import os
 import re
+import shlex
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,9 +20,12 @@ from typing import Any
 
 import numpy as np
 
-from jaxgpt.data.shards import CORPUS_NAMES, sha256_of
+from jaxgpt.data.digests import hash_files, require_digest, sha256_of
+from jaxgpt.data.shards import CORPUS_NAMES
+from jaxgpt.data.text_manifest import TEXT_MANIFEST, read_text_manifest
 from jaxgpt.data.tokenizer import Tokenizer, tokenizer_from_json
 from jaxgpt.errors import InputError
+from jaxgpt.files import open_regular, read_bounded
 
 TEXT_CORPUS_NAMES = ("climbmix", "fineweb-edu")
 """Corpora that `jaxgpt.prepare` fetches as text; listed here for messages, defined in `text_shards`."""
@@ -166,7 +170,7 @@ def open_splits(directory: Path) -> tuple[TextSplit, TextSplit]:
     prepare = _prepare_command(directory)
     try:
         if not directory.is_dir():
-            own = f"`python -m jaxgpt.prepare NAME --input FILES --format text --out {directory}`"
+            own = f"`python -m jaxgpt.prepare NAME --input FILES --format text --out {shlex.quote(str(directory))}`"
             raise InputError(f"data.dir={directory} does not exist; {prepare} fetches text, {own} uses yours")
         names = [path.name for path in directory.iterdir() if path.is_file()]
     except OSError as error:
@@ -191,6 +195,33 @@ def open_splits(directory: Path) -> tuple[TextSplit, TextSplit]:
     return train, val
 
 
+def verify_text(train: TextSplit, val: TextSplit, *, again: bool = False) -> dict[str, str]:
+    """Checks the SHA-256 of the files that text.json names.
+
+    Args:
+      again: reads all of them; else files that did not change since they were read last are not read again.
+
+    Returns:
+      name -> SHA-256 of each file, also of those that text.json does not name.
+
+    Raises:
+      InputError: the first file that is missing or differs, or cannot be read; or text.json is damaged.
+    """
+    has_manifest = (train.directory / TEXT_MANIFEST).exists()
+    entries = read_text_manifest(train.directory)["files"] if has_manifest else []
+    missing = [entry["name"] for entry in entries if not (train.directory / entry["name"]).is_file()]
+    if missing:  # without it another file would be the one for validation, or other rows would be read
+        raise InputError(
+            f"shard {train.directory / missing[0]} is missing, and {TEXT_MANIFEST} names it; restore it, or prepare "
+            "the text again"
+        )
+    wanted = {entry["name"]: entry["sha256"] for entry in entries if entry.get("sha256")}
+    found = hash_files([file.path for file in train.files + val.files], again=again)
+    for path, digest in found.items():
+        require_digest(path, digest, wanted.get(path.name, digest), TEXT_MANIFEST)
+    return {path.name: digest for path, digest in found.items()}
+
+
 def _prepare_command(directory: Path) -> str:
     name = directory.name.removesuffix("_text")
     if name in CORPUS_NAMES:
@@ -198,7 +229,7 @@ def _prepare_command(directory: Path) -> str:
     else:
         default = name if name in TEXT_CORPUS_NAMES else "climbmix"
         what = f"{default} --shards 8"
-    out = "" if directory == Path("data", default) else f" --out {directory}"
+    out = "" if directory == Path("data", default) else f" --out {shlex.quote(str(directory))}"
     return f"`python -m jaxgpt.prepare {what}{out}`"
 
 
@@ -210,7 +241,7 @@ def _inspect(path: Path) -> TextFile:
         with parquet.ParquetFile(path) as source:
             schema, metadata = source.schema_arrow, source.metadata
             group_rows = tuple(metadata.row_group(i).num_rows for i in range(metadata.num_row_groups))
-        with open(path, "rb") as file:
+        with open_regular(path) as file:
             head = file.read(_HEAD_BYTES)
             size = file.seek(0, os.SEEK_END)
             file.seek(-8, os.SEEK_END)
@@ -240,13 +271,9 @@ def _refuse_copy(train: TextSplit, val: TextFile) -> None:
 
 
 def _read_tokenizer(path: Path, directory: Path) -> tuple[Tokenizer, dict[str, Any]]:
-    train_it = f"`python -m jaxgpt.train_tokenizer --data {directory}`"
+    train_it = f"`python -m jaxgpt.train_tokenizer --data {shlex.quote(str(directory))}`"
     try:
-        with open(path, "rb") as file:
-            content = file.read(_TOKENIZER_LIMIT_BYTES + 1)
-        if len(content) > _TOKENIZER_LIMIT_BYTES:
-            raise InputError(f"it has more than {_TOKENIZER_LIMIT_BYTES} bytes")
-        value = json.loads(content.decode("utf-8"))
+        value = json.loads(read_bounded(path, _TOKENIZER_LIMIT_BYTES).decode("utf-8"))
         tokenizer = tokenizer_from_json(value)
     except FileNotFoundError:
         raise InputError(f"the tokenizer {path} is missing; {train_it} creates one") from None

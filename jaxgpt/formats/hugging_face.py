@@ -10,23 +10,30 @@ import dataclasses
 import json
 import os
 from collections import ChainMap
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
-from rich.console import Console
-from rich.progress import DownloadColumn, Progress
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
 from jaxgpt.config.families import GPT2Config
+from jaxgpt.data.digests import hash_files
 from jaxgpt.data.download import download
 from jaxgpt.errors import InputError
+from jaxgpt.files import open_regular, read_bounded
 from jaxgpt.formats.stored import Params, Stored, first_line, read_model
 from jaxgpt.models import param_shapes
 from jaxgpt.models.layers import LAYER_NORM_EPS
+from jaxgpt.run.progress import Progress
 
 HUB = "https://huggingface.co"
+JSON_LIMIT_BYTES = 16 << 20
+WEIGHTS_LIMIT_BYTES = 8 << 30
+"""GPT-2 XL has 6.4 GB."""
+HEADER_LIMIT_BYTES = 1 << 20
+"""Of a safetensors file. GPT-2 XL's has 60 kB; checking one takes a time that grows with its square."""
 
 PRETRAINED = {
     "gpt2": (
@@ -81,19 +88,28 @@ def fetch_hf(name: str) -> Path:
     revision, sha256 = PRETRAINED[name]
     directory = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "jaxgpt" / name
     config, tensors = directory / "config.json", directory / "model.safetensors"
+    if config.is_file() and not _is_config(config):
+        config.unlink()  # a login page, say; fetched again below
     base = f"{os.environ.get('HF_ENDPOINT', HUB).rstrip('/')}/openai-community/{name}"
     if config.is_file() and tensors.is_file():
+        found = hash_files([tensors])[tensors]
+        if found != sha256:
+            raise InputError(
+                f"{tensors} has SHA-256 {found[:16]}..., {name}'s weights have {sha256[:16]}...; remove it to fetch it "
+                "again, or give the directory by path to use it as it is"
+            )
         return directory
     try:
         directory.mkdir(parents=True, exist_ok=True)
-        with Progress(*Progress.get_default_columns(), DownloadColumn(), console=Console(stderr=True)) as bar:
-            task = bar.add_task(f"{name} into {directory}", total=None)
-
-            def show(n_bytes: int, total: int | None) -> None:
-                bar.update(task, completed=n_bytes, total=total)
-
-            download(f"{base}/resolve/{revision}/{config.name}", config, n_tries=3)
-            download(f"{base}/resolve/{revision}/{tensors.name}", tensors, sha256=sha256, n_tries=3, progress=show)
+        with Progress() as bars:
+            download(
+                f"{base}/resolve/{revision}/{config.name}", config, n_tries=3, limit_bytes=JSON_LIMIT_BYTES,
+                check=_check_config,
+            )  # fmt: skip
+            download(
+                f"{base}/resolve/{revision}/{tensors.name}", tensors, sha256=sha256, n_tries=3,
+                progress=bars.download(f"{name} into {directory}"), limit_bytes=WEIGHTS_LIMIT_BYTES,
+            )  # fmt: skip
     except (InputError, OSError) as error:
         raise InputError(
             f"{name} cannot be downloaded: {first_line(error)}; by hand: put config.json and model.safetensors "
@@ -102,11 +118,16 @@ def fetch_hf(name: str) -> Path:
     return directory
 
 
-def save_hf(directory: str | Path, config: GPT2Config, params: Params) -> None:
+def save_hf(
+    directory: str | Path, config: GPT2Config, params: Params, special_ids: Mapping[str, int | None] | None = None
+) -> None:
     """Writes config.json and model.safetensors, which `transformers.GPT2LMHeadModel.from_pretrained` loads.
 
     Hugging Face's GPT-2 always has biases: a model without them gets zeros, which computes the same. The
     vocabulary keeps the rows it was padded with. Weights are written as float32.
+
+    Args:
+      special_ids: bos_token_id and eos_token_id of the tokenizer; None: there are none.
     """
     directory = Path(directory)
     n_vocab = params["wte.weight"].shape[0]
@@ -126,7 +147,7 @@ def save_hf(directory: str | Path, config: GPT2Config, params: Params) -> None:
         "n_embd": config.n_embd,
         "n_positions": config.seq_len,
         "vocab_size": n_vocab,
-        **dict.fromkeys(("bos_token_id", "eos_token_id"), 50256 if n_vocab > 50256 else None),
+        **(special_ids or dict.fromkeys(("bos_token_id", "eos_token_id"))),
         **dict.fromkeys(("embd_pdrop", "attn_pdrop", "resid_pdrop"), config.dropout),
         "tie_word_embeddings": True,
     }
@@ -160,12 +181,25 @@ def _read_hf_config(path: Path) -> GPT2Config:
     )  # fmt: skip
 
 
+def _is_config(path: Path) -> bool:
+    try:
+        _check_config(path)
+    except InputError:
+        return False
+    return True
+
+
+def _check_config(path: Path) -> None:
+    """Raises InputError unless the file is a GPT-2's config.json: a login page is not."""
+    _read_hf_config(path)
+
+
 def _read_json(path: Path) -> dict[str, Any]:
     try:
-        values = json.loads(path.read_text(encoding="utf-8"))
+        values = json.loads(read_bounded(path, JSON_LIMIT_BYTES))
     except FileNotFoundError as error:
         raise InputError(f"{path} does not exist; give a directory with config.json and model.safetensors") from error
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise InputError(f"{path} cannot be read as JSON: {first_line(error)}; fetch it again") from error
     if not isinstance(values, dict):
         raise InputError(f"{path} is not a JSON object; fetch it again")
@@ -192,6 +226,13 @@ def _list_safetensors(directory: Path) -> list[Path]:
 
 def _open_safetensors(path: Path) -> dict[str, Stored]:
     try:
+        with open_regular(path) as opened:
+            n_header_bytes = int.from_bytes(opened.read(8), "little")
+        if n_header_bytes > HEADER_LIMIT_BYTES:
+            raise InputError(
+                f"{path} says that its header has {n_header_bytes} bytes, a GPT-2's has fewer than "
+                f"{HEADER_LIMIT_BYTES}; fetch it again"
+            )
         file = safe_open(path, framework="np")
     except FileNotFoundError as error:
         raise InputError(f"{path} is missing, but its index names it; fetch it again") from error

@@ -24,5 +24,5 @@ def initial_params(
     loaded, weights = load_pretrained(config.train.init_from)
     params = adapt(loaded, weights, config.model)
     if note := gelu_note(config.train.init_from, loaded, config.model):
-        console.print(note, soft_wrap=True, markup=False)
+        console.say(note)
     return {path: jax.device_put(params[path].astype(leaf.dtype), leaf.sharding) for path, leaf in shapes.items()}

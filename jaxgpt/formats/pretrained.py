@@ -34,6 +34,8 @@ def load_pretrained(source: str) -> tuple[GPT2Config, Params]:
         raise InputError(f"{path} is one file of a model; give the directory that holds it and config.json")
     if path.is_file():
         return load_nanogpt(path)
+    if path.exists():
+        raise InputError(f"{source} is a pipe or a device, not a file; copy it to a file")
     raise InputError(
         f"{source} does not exist; give one of {', '.join(PRETRAINED)}, "
         "a directory with config.json and model.safetensors, or a nanoGPT ckpt.pt"

@@ -33,6 +33,9 @@ def read_model(
 ) -> Params:
     """Checks names, shapes and dtypes against the model, then reads. Errors name the tensors as the file does."""
     name_of = {name.removeprefix("transformer."): name for name in stored}
+    if len(name_of) < len(stored):
+        twice = next(name for name in stored if name_of[name.removeprefix("transformer.")] != name)
+        raise InputError(f"{source} holds {twice} twice, with and without transformer.; save it again")
     n_blocks = len({path.split(".")[1] for path in name_of if path.startswith("h.")})
     if n_blocks != config.n_layer:  # before building a model as deep as an unchecked file says
         raise InputError(
@@ -55,6 +58,9 @@ def read_model(
     params = {}
     for path, flip in is_flipped.items():
         weight = np.asarray(stored[name_of[path]].read(), np.float32)
+        if not np.isfinite(weight).all():
+            what = "NaN" if np.isnan(weight).any() else "infinite"
+            raise InputError(f"{source}: {name_of[path]} holds {what} values; its training diverged, use other weights")
         params[path] = np.ascontiguousarray(weight.T) if flip else weight
     if "lm_head.weight" in name_of:
         head_VD = np.asarray(stored[name_of["lm_head.weight"]].read(), np.float32)

@@ -7,6 +7,8 @@ from RUN/config.py. The verbs that take such a model share the arguments that na
 
 import argparse
 import dataclasses
+import sys
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, NoReturn
@@ -19,14 +21,16 @@ from jaxgpt.config.families import ModelConfig
 from jaxgpt.data.sources import Source
 from jaxgpt.data.tokenizer import GPT2Tokenizer, Tokenizer, tokenizer_from_json
 from jaxgpt.errors import InputError
+from jaxgpt.files import user_path
 from jaxgpt.formats.hugging_face import PRETRAINED
 from jaxgpt.formats.pretrained import load_pretrained
+from jaxgpt.formats.vocabulary import find_other_vocabulary
 from jaxgpt.inference.engine import Engine
 from jaxgpt.models import param_shapes
 from jaxgpt.parallel.compile_cache import remember_programs
 from jaxgpt.parallel.mesh import make_mesh
 from jaxgpt.parallel.sharding import shard_params
-from jaxgpt.run.checkpoints import list_steps
+from jaxgpt.run.checkpoints import choose_checkpoint, list_steps
 from jaxgpt.run.resume import read_config
 from jaxgpt.training.checkpoint import Checkpoints
 from jaxgpt.training.step import param_dtype
@@ -76,7 +80,10 @@ def open_trained(source: str, *, step: int | None = None, platform: str = "", n_
     config, loaded = load_pretrained(source)
     shapes = place_params(config, "float32", mesh)
     params = {path: jax.device_put(loaded[path], shape.sharding) for path, shape in shapes.items()}
-    tokenizer = choose_tokenizer(None, config)
+    other = find_other_vocabulary(Path(source)) if Path(source).is_dir() else ""
+    tokenizer = None if other else choose_tokenizer(None, config)
+    if other:
+        print(f"note: {source} has a vocabulary other than GPT-2's ({other}), which is not read", file=sys.stderr)
     dtype = "float32" if mesh.devices.flat[0].platform == "cpu" else "bfloat16"
     return Trained(None, config, params, tokenizer, dtype, mesh, source)
 
@@ -96,8 +103,7 @@ def open_run(directory: str, *, step: int | None = None, platform: str = "", n_d
     checkpoints = run_dir / "checkpoints"
     if not checkpoints.is_dir():
         there = "has no checkpoints" if run_dir.is_dir() else "does not exist"
-        runs = ", ".join(sorted(str(path.parent) for path in Path("runs").glob("*/checkpoints"))) or "none"
-        raise InputError(f"--run={directory} {there}; runs in this directory: {runs}")
+        raise InputError(f"--run={directory} {there}; runs that can be opened: {', '.join(list_runs()) or 'none'}")
     steps = list_steps(checkpoints)
     if step is not None and step not in steps:
         raise InputError(f"--step={step} is not in {checkpoints}; there: {', '.join(map(str, steps[::-1])) or 'none'}")
@@ -113,6 +119,18 @@ def open_run(directory: str, *, step: int | None = None, platform: str = "", n_d
         state = saved.restore({"params": shapes}, chosen, is_part=True)
     origin = f"{directory} step {chosen.step}"
     return Trained(config, config.model, state["params"], tokenizer, config.train.dtype, mesh, origin)
+
+
+def list_runs() -> list[str]:
+    """Runs below runs/ that `open_run` can open, read or not: by their manifests, without the digests of files."""
+    found = []
+    for checkpoints in sorted(Path("runs").glob("*/checkpoints")):
+        with suppress(InputError, OSError):
+            chosen = choose_checkpoint(checkpoints, verify=False, warn=lambda _: None)
+            if chosen and "_METADATA" in chosen.manifest["files"]:  # orbax's; torch_ref's checkpoints have none
+                _read_about(chosen.about, str(chosen.path))
+                found.append(str(checkpoints.parent))
+    return found
 
 
 def place_params(config: ModelConfig, dtype, mesh: Mesh) -> dict[str, jax.ShapeDtypeStruct]:
@@ -185,9 +203,12 @@ def source_parser(prog: str, doc: str) -> argparse.ArgumentParser:
         f"python -m {prog}", description=doc, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
     )
     source = parser.add_mutually_exclusive_group(required=True)
-    source.add_argument("--run", metavar="DIR", help="a run directory, such as runs/quickstart")
+    source.add_argument("--run", metavar="DIR", type=user_path, help="a run directory, such as runs/quickstart")
     source.add_argument(
-        "--model", metavar="NAME", help=f"{', '.join(PRETRAINED)}, a Hugging Face directory, or a nanoGPT ckpt.pt"
+        "--model",
+        metavar="NAME",
+        type=user_path,
+        help=f"{', '.join(PRETRAINED)}, a Hugging Face directory, or a nanoGPT ckpt.pt",
     )
     parser.add_argument("--step", type=int, metavar="N", help="with --run: this checkpoint; default: the newest")
     parser.add_argument(

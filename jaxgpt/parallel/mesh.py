@@ -1,5 +1,7 @@
 """The mesh of devices: data x fsdp x tensor."""
 
+import os
+
 import jax
 import numpy as np
 from jax.sharding import AxisType, Mesh
@@ -8,6 +10,7 @@ from jaxgpt.config import MeshConfig
 from jaxgpt.errors import InputError
 from jaxgpt.parallel.cpu_threads import enough_threads
 from jaxgpt.parallel.malloc import keep_freed_memory
+from jaxgpt.parallel.xla_flags import check_xla_flags
 
 
 def make_mesh(config: MeshConfig, devices: list | None = None) -> Mesh:
@@ -21,12 +24,17 @@ def make_mesh(config: MeshConfig, devices: list | None = None) -> Mesh:
     if devices is None:
         # A CPU runs programs in this thread, the only one for which glibc keeps large blocks.
         jax.config.update("jax_cpu_enable_async_dispatch", False)
+        check_xla_flags(os.environ.get("XLA_FLAGS", ""))
         try:
             with enough_threads():
                 devices = jax.devices(config.platform or None)
-        except RuntimeError as error:
+        except (RuntimeError, AssertionError) as error:  # the second where a platform has no plugin
+            name, asked = "mesh.platform", config.platform
+            if not asked:
+                name, asked = "JAX_PLATFORMS", os.environ.get("JAX_PLATFORMS", "")
+            first_line = next(iter(str(error).splitlines()), "JAX has no plugin for it")
             raise InputError(
-                f"mesh.platform={config.platform} is not available; jax sees {jax.default_backend()}; "
+                f"{name}={asked} is not available: {first_line[:300]}; "
                 "install the extra jaxgpt[cuda] or jaxgpt[tpu], or drop the setting"
             ) from error
         if devices[0].platform == "cpu":

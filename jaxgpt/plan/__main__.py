@@ -19,28 +19,30 @@ import time
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from rich.console import Console
-from rich.markup import escape
 from rich.table import Table
+from rich.text import Text
 
 from jaxgpt import config as config_lib
 from jaxgpt.config import Config
 from jaxgpt.config.command_line import apply_overrides, field_paths, parse_args
 from jaxgpt.data.shards import open_dataset
 from jaxgpt.errors import EXIT_DONE, Failure, InputError, run_verb
+from jaxgpt.files import user_path
 from jaxgpt.plan.compiler import CompileCache
 from jaxgpt.plan.estimate import known_gap
 from jaxgpt.plan.fit import Fit, fit_depth, fit_micro_batch
 from jaxgpt.plan.forecast import Forecast, look, place
 from jaxgpt.plan.report import draw_sweep, write_page
 from jaxgpt.plan.topology import Topology, missing_plugin, parse_topology
-from jaxgpt.run.console import console, print_facts
+from jaxgpt.run.console import PlainConsole, console, print_facts, working
+from jaxgpt.streams import one_line
 from jaxgpt.training.memory import GIB, gib
 
 ASSUMED_IDS = 50_304
 """For model.vocab_size=0 where the data does not exist: GPT-2's, padded. Larger than any small tokenizer's."""
 CACHE = Path(os.path.expanduser("~"), ".cache", "jaxgpt", "plan")
 PORTABLE_DEVICES = ("h100", "v6e", "h100x8", "v6ex8")
+PATHS = ("cache", "png", "report")
 WITH_VALUE = ("device", "dollars_per_hour", "memory_fraction", "cache", "png", "report")
 WITH_LIST = ("sweep", "portable")
 SWITCHES = {
@@ -98,8 +100,8 @@ def main(args: list[str]) -> int:
             search(config, topology, ask, is_depth=given["max_depth"], dollars=dollars)
         return EXIT_DONE
     if "sweep" in request.values:
-        for topology in topologies:
-            sweep(config, topology, ask, request.values["sweep"], request.one("png"))
+        swept = [sweep(config, topology, ask, request.values["sweep"]) for topology in topologies]
+        draw_sweeps(swept, topologies, request.one("png"), config.run.dir)
         return EXIT_DONE
     if len(topologies) == 1:
         print_forecast(ask(config, topologies[0]), dollars)
@@ -122,7 +124,7 @@ def ask_each(
         try:
             rows.append((label, ask(apply_overrides(config, overrides), topology)))
         except (InputError, Failure) as error:
-            console.print(f"{label}: {error}", soft_wrap=True, highlight=False, markup=False, style="yellow")
+            console.say(f"{label}: {error}", "yellow")
     if not rows:
         raise InputError("no case can run; the reason of each is above")
     return rows
@@ -138,7 +140,9 @@ def read_request(args: list[str]) -> Request:
         if name in WITH_VALUE:
             if not has_value and (not rest or rest[0].startswith("--")):
                 raise InputError(f"{arg} needs a value")
-            request.values.setdefault(name, []).append(text if has_value else rest.pop(0))
+            text = text if has_value else rest.pop(0)
+            text = user_path(text, arg.partition("=")[0]) if name in PATHS else text
+            request.values.setdefault(name, []).append(text)
         elif name in WITH_LIST:
             found = request.values.setdefault(name, [text] if has_value else [])
             while rest and not rest[0].startswith("--"):
@@ -172,20 +176,19 @@ class Asker:
         install = missing_plugin(topology.platform)
         if install and not self.wants_estimate and topology.platform not in self.warned:
             self.warned.add(topology.platform)
-            console.print(
+            console.say(
                 f"no compiler for {topology.platform} is installed: the figures for {topology.name} are an "
                 f"ESTIMATE; for the compiler's: {install}",
-                soft_wrap=True, highlight=False, markup=False, style="yellow",
-            )  # fmt: skip
+                "yellow",
+            )
         if self.wants_estimate or install:
             return self.estimate(config, topology)
         is_known = self.cache.knows(place(config, topology), topology)
         if not is_known:
-            console.print(
-                f"compiling for {topology.name}: {self._setting(config)}{self._eta()}", style="dim", soft_wrap=True
-            )
+            console.say(f"compiling for {topology.name}: {self._setting(config)}{self._eta()}", "dim")
         begin = time.perf_counter()
-        forecast = look(config, topology, self.cache, self.fraction)
+        with working(f"compiling for {topology.name}"):
+            forecast = look(config, topology, self.cache, self.fraction)
         if not is_known:
             self.seconds.append(time.perf_counter() - begin)
         return forecast
@@ -212,10 +215,11 @@ def fill_vocabulary(config: Config) -> Config:
     except InputError:
         n_ids = 0
     if not n_ids:
-        console.print(
+        console.say(
             f"model.vocab_size=0 and {config.data.dir} does not exist: {ASSUMED_IDS:,} is assumed; "
-            "--model.vocab_size=N overrides it", style="dim", soft_wrap=True,
-        )  # fmt: skip
+            "--model.vocab_size=N overrides it",
+            "dim",
+        )
     n_rows = config.model.complete(n_ids or ASSUMED_IDS).vocab_size
     return dataclasses.replace(config, model=dataclasses.replace(config.model, vocab_size=n_rows))
 
@@ -257,7 +261,7 @@ def print_forecast(forecast: Forecast, dollars: float | None) -> None:
         "inputs, program": gib(one.inputs_bytes + one.code_bytes),
         "total": f"{gib(one.total_bytes)} of {gib(forecast.usable_bytes)} usable"
         + (f" ({gib(device.visible_bytes)} on the card)" if device.is_gpu else ""),
-        "verdict": f"[bold]{forecast.verdict}",
+        "verdict": forecast.verdict,
         "FLOPs": f"{forecast.flops_per_token / 1e6:,.1f} M per token; "
         f"{forecast.step_flops / 1e12:,.1f} T executed per step",
         "bounds": f"compute {seconds(bound.compute_s)}, memory {seconds(bound.memory_s)}, "
@@ -267,7 +271,7 @@ def print_forecast(forecast: Forecast, dollars: float | None) -> None:
         "horizon": f"{forecast.n_steps:,} steps, {forecast.n_tokens:,} tokens, at best {forecast.days:.2f} days"
         + (f", {price(forecast, dollars)}" if dollars else ""),
     }  # fmt: skip
-    print_facts(f"{Path(config.run.dir).name} on {forecast.topology.name}", facts)
+    print_facts(f"{Path(config.run.dir).name} on {forecast.topology.name}", facts, {"verdict": "bold"})
 
 
 def print_table(rows: list[tuple[str, Forecast]], title: str, dollars: float | None = None) -> None:
@@ -280,16 +284,16 @@ def print_table(rows: list[tuple[str, Forecast]], title: str, dollars: float | N
     for label, forecast in rows:
         one = forecast.footprint
         parts = (one.params_bytes, one.opt_state_bytes, one.gradients_bytes, one.activations_bytes + one.code_bytes)
-        verdict = "fits" if forecast.fits else "[red]no"
+        verdict, style = ("fits", "") if forecast.fits else ("no", "red")
         if forecast.needs_fraction:
-            verdict = f"[yellow]fraction {forecast.needs_fraction}"
+            verdict, style = f"fraction {forecast.needs_fraction}", "yellow"
         table.add_row(
             label, *(f"{part / GIB:.2f}" for part in (*parts, one.total_bytes, forecast.usable_bytes)),
-            f"{verdict} {forecast.margin_bytes / GIB:+.1f}", seconds(forecast.bound.step_s),
+            Text(f"{verdict} {forecast.margin_bytes / GIB:+.1f}", style), seconds(forecast.bound.step_s),
             f"{forecast.tokens_per_s:,.0f}", f"{forecast.days:.2f}", *([price(forecast, dollars)] if dollars else []),
             "ESTIMATE" if forecast.is_estimate else f"{forecast.compile_s:.0f} s",
         )  # fmt: skip
-    wide = Console(width=max(console.width, 160), force_terminal=console.is_terminal, quiet=console.quiet)
+    wide = PlainConsole(width=max(console.width, 160), force_terminal=console.is_terminal, quiet=console.quiet)
     with wide.capture() as captured:
         wide.print(table)
     console.out(captured.get(), end="", highlight=False)
@@ -315,11 +319,11 @@ def search(config: Config, topology: Topology, ask: Asker, *, is_depth: bool, do
     micro = " then ".join(str(count) for count in found.n_micro)
     console.print(f"{found.forecast.verdict}; {micro} microbatch(es) a step keep the batch. To paste:")
     pasted = " ".join(f"--{name}={value}" for name, value in found.overrides.items())
-    console.print(pasted, soft_wrap=True, highlight=False)
+    console.say(pasted)
 
 
-def sweep(config: Config, topology: Topology, ask: Asker, settings: list[str], png: str) -> None:
-    """--sweep: all combinations of some settings, as a table and a picture."""
+def sweep(config: Config, topology: Topology, ask: Asker, settings: list[str]) -> list[tuple[str, Forecast]]:
+    """--sweep: all combinations of some settings, as a table. Returns its rows."""
     names, choices = zip(*(read_setting(text) for text in settings), strict=True)
     combinations = list(itertools.product(*choices))
     ask.n_expected, ask.seconds = len(combinations), []
@@ -329,10 +333,19 @@ def sweep(config: Config, topology: Topology, ask: Asker, settings: list[str], p
     ]
     rows = ask_each(config, cases, ask)
     print_table(rows, topology.name)
-    path = Path(png or f"{config.run.dir}/plan_{topology.name.replace(':', '_')}.png")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    draw_sweep(rows, path)
-    console.print(f"picture: {path}")
+    return rows
+
+
+def draw_sweeps(swept: list[list[tuple[str, Forecast]]], topologies: list[Topology], png: str, run_dir: str) -> None:
+    """All devices in one picture, where --png names it; else a picture for each in the run directory."""
+    pictures = {Path(png): swept} if png else {
+        Path(run_dir, f"plan_{topology.name.replace(':', '_')}.png"): [rows]
+        for topology, rows in zip(topologies, swept, strict=True)
+    }  # fmt: skip
+    for path, panels in pictures.items():
+        path.parent.mkdir(parents=True, exist_ok=True)
+        draw_sweep(panels, path)
+        console.say(f"picture: {path}")
 
 
 def read_setting(text: str) -> tuple[str, list[str]]:
@@ -366,7 +379,7 @@ def print_portable(paths: list[str], topologies: list[Topology], cache: CompileC
                 forecast = ask(spread(given, topology), topology)
             except (InputError, Failure) as error:
                 is_good = is_good and isinstance(error, InputError)
-                cells.append(f"[red]no: {escape(str(error))}")
+                cells.append(Text(one_line(f"no: {error}"), "red"))
                 continue
             one = forecast.footprint
             cells.append(f"{one.attention[0]}, {one.total_bytes / GIB:.1f} GiB{'' if forecast.fits else ', too large'}")
@@ -391,4 +404,4 @@ def spread(config: Config, topology: Topology) -> Config:
 
 
 if __name__ == "__main__":
-    run_verb(main)
+    run_verb(main, prints="result")

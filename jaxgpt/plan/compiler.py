@@ -26,7 +26,10 @@ from jaxgpt.plan.topology import ENVIRONMENT, Topology, missing_plugin
 PACKAGES = ("jax", "jaxlib", "jax-cuda13-plugin", "nvidia-cudnn-cu13", "libtpu")
 SECTIONS = ("model", "train", "optim", "mesh")
 """Parts of a config that the compiled step depends on."""
-FREE_FIELDS = {"train": ("init_from", "max_skips"), "mesh": ("platform",)}
+FREE_FIELDS = {
+    "train": ("init_from", "max_skips", "spike_window", "spike_sigmas", "spike_rollback", "watchdog_s"),
+    "mesh": ("platform",),
+}
 """Fields of those that it does not depend on."""
 
 

@@ -6,6 +6,7 @@ Also the picture of a sweep. Every figure of the page is computed when the page 
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from jaxgpt import config as config_lib
 from jaxgpt.config import Config
@@ -15,6 +16,7 @@ from jaxgpt.errors import Failure, InputError
 from jaxgpt.plan.compiler import PACKAGES, installed_version
 from jaxgpt.plan.forecast import Forecast
 from jaxgpt.plan.topology import Topology, parse_topology
+from jaxgpt.run.curve import import_pyplot
 
 Ask = Callable[[Config, Topology], Forecast]
 NEAR = 0.15
@@ -200,13 +202,20 @@ def _error(real: Forecast, guessed: Forecast) -> float:
     return guessed.footprint.total_bytes / real.footprint.total_bytes - 1
 
 
-def draw_sweep(rows: list[tuple[str, Forecast]], path: Path) -> None:
-    """Memory against setting as stacked bars, with the line of what the device can give."""
-    import matplotlib
+def draw_sweep(panels: list[list[tuple[str, Forecast]]], path: Path) -> None:
+    """Memory against setting as stacked bars, with the line of what the device can give: a panel for each device."""
+    plt = import_pyplot()
+    width = max(6.0, 1.6 * max(map(len, panels)) + 1)
+    figure, below_each_other = plt.subplots(
+        len(panels), figsize=(width, 4.5 * len(panels)), layout="constrained", squeeze=False
+    )
+    for axes, rows in zip(below_each_other[:, 0], panels, strict=True):
+        _draw_panel(axes, rows)
+    figure.savefig(path, dpi=150)
+    plt.close(figure)
 
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
 
+def _draw_panel(axes: Any, rows: list[tuple[str, Forecast]]) -> None:
     labels = [label.replace(" ", "\n") for label, _ in rows]
     footprints = [forecast.footprint for _, forecast in rows]
     parts = {
@@ -216,7 +225,6 @@ def draw_sweep(rows: list[tuple[str, Forecast]], path: Path) -> None:
         "activations, temporaries": [one.activations_bytes + one.inputs_bytes + one.code_bytes for one in footprints],
     }
     forecast = rows[0][1]
-    figure, axes = plt.subplots(figsize=(max(6.0, 1.6 * len(rows) + 1), 4.5), layout="constrained")
     bottom = [0.0] * len(rows)
     for name, values in parts.items():
         heights = [value / GIB for value in values]
@@ -229,5 +237,3 @@ def draw_sweep(rows: list[tuple[str, Forecast]], path: Path) -> None:
     )
     axes.tick_params("x", labelsize="small")
     axes.legend(fontsize="small")
-    figure.savefig(path, dpi=150)
-    plt.close(figure)

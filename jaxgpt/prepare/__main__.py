@@ -6,8 +6,13 @@
     python -m jaxgpt.prepare mydocs --input 'crawl/*.parquet' --format text
     python -m jaxgpt.prepare climbmix --shards 8
 
-A single text file is split by position, its last part for validation; documents (several files, lines of .jsonl,
-rows of .parquet) are split by a hash of their index. GPT-2's end-of-text token follows every document; the character
+--input reads text files (.txt, .md, and others that you name), .jsonl or .ndjson, .json, .csv, .tsv, .parquet, .arrow
+and directories that Hugging Face's datasets saved, also compressed (.gz, .zst, .bz2, .xz). Where its name does not say
+what a file is, its content does. Documents without text and empty files are left out and counted; a list of texts
+becomes one document of as many lines.
+
+A single text file is split by position, its last part for validation; documents (several files, lines, entries or
+rows) are split by a hash of their index. GPT-2's end-of-text token follows every document; the character
 and byte tokenizers, which have none, put a blank line there.
 
 --format text writes parquet files, a document per row, the last file for validation. Models like nanochat's train on
@@ -20,48 +25,54 @@ files are kept.
 """
 
 import argparse
+import contextlib
 import difflib
 import hashlib
 import os
 import re
+import shlex
 import shutil
-import sys
 import time
+from collections import Counter
 from pathlib import Path
 from typing import Any, NoReturn
 
 import numpy as np
 
+from jaxgpt import signals
+from jaxgpt.data.digests import sha256_of
 from jaxgpt.data.download import download
 from jaxgpt.data.manifest import read_manifest
-from jaxgpt.data.shards import Split, check_ids, inspect_shard, open_dataset, sha256_of, split_blocks
+from jaxgpt.data.shards import Split, check_ids, inspect_shard, open_dataset, split_blocks
 from jaxgpt.data.text_data import TOKENIZER, open_splits
+from jaxgpt.data.text_manifest import read_text_manifest
 from jaxgpt.data.tokenizer import GPT2Tokenizer
 from jaxgpt.errors import EXIT_DONE, InputError, run_verb
+from jaxgpt.files import user_path
 from jaxgpt.prepare.corpora import (
     CORPORA,
     FINEWEB_TRAIN_SHARDS,
     SHAKESPEARE_BYTES,
+    SHARD_LIMIT_BYTES,
     Corpus,
-    find_inputs,
     fineweb_names,
     fineweb_url,
     open_corpus,
-    open_files,
 )
 from jaxgpt.prepare.destination import FORMS, claim, is_prepared, publish, publish_text, train_command
 from jaxgpt.prepare.encode import describe_tokens, encode_source
+from jaxgpt.prepare.inputs import READERS, find_inputs, open_files
+from jaxgpt.prepare.source import describe_left_out
 from jaxgpt.prepare.text_shards import (
     GROUP_DOCUMENTS,
     SHARD_CHARS,
     TEXT_CORPORA,
     fetch_text_shards,
-    read_text_manifest,
     write_text_shards,
 )
+from jaxgpt.run.console import console
 from jaxgpt.run.progress import Progress
 
-EXIT_INTERRUPTED = 130
 USUAL = {
     "shard_tokens": 100_000_000,
     "shard_chars": SHARD_CHARS,
@@ -70,8 +81,8 @@ USUAL = {
 }
 """Counts where none is given."""
 TAKES = {
-    "tokens": ("input", "tokenizer", "val_fraction", "shard_tokens", "text_field"),
-    "text": ("input", "val_fraction", "shard_chars", "group_documents", "text_field"),
+    "tokens": ("input", "tokenizer", "val_fraction", "shard_tokens", "text_field", "input_format"),
+    "text": ("input", "val_fraction", "shard_chars", "group_documents", "text_field", "input_format"),
     "fineweb10B": ("input", "shards"),
     "fetched": ("shards",),
 }
@@ -85,14 +96,19 @@ def dashed(flag: str) -> str:
 def main(args: list[str]) -> int:
     options = parse_args(args)
     out = Path(options.out)
+    kept = "is unchanged; run the same command to start again"
+    if options.name in TEXT_CORPORA:
+        kept = "keeps what was fetched; run the same command to continue"
+    signals.enter(signals.Phase(f"interrupted; {out} {kept}"))
     try:
         if options.name in TEXT_CORPORA:
             return fetch_text(options, out)
         corpus = CORPORA.get(options.name, Corpus("", "documents", "char", 0.1))
-        inputs = find_local(options, corpus)
+        left_out: Counter[str] = Counter()
+        inputs = find_local(options, corpus, left_out)
         request = describe_request(options, corpus, inputs)
         if is_prepared(out, options.form, options.name, request, options.force):
-            print(f"{out} is already prepared from the same input; --force prepares it again")
+            console.say(f"{out} is already prepared from the same input; --force prepares it again")
             return report(out, options.form)
         began = time.monotonic()
         with claim(out) as scratch, Progress() as progress:
@@ -101,16 +117,23 @@ def main(args: list[str]) -> int:
                 made = gather_shards(inputs, options.shards, out, scratch, progress)
                 publish(out, scratch, {"format": 1, **about, **made})
             else:
-                source = open_files(inputs, options.text_field) if inputs else None
+                source = open_files(inputs, options.text_field, options.input_format or "") if inputs else None
                 source = source or open_corpus(options.name, scratch / "downloads", progress.download(options.name))
-                wants = {name: value for name, value in request.items() if name not in ("input", "text_field")}
+                if source.note:
+                    console.say(f"note: {source.note}")
+                named = ("input", "text_field", "input_format")
+                wants = {name: value for name, value in request.items() if name not in named}
                 wants["progress"] = progress.count(source.total, source.unit)
                 if options.form == "text":
                     publish_text(out, scratch, about | write_text_shards(source, scratch / "shards", **wants))
                 else:
                     made = encode_source(source, scratch / "shards", n_threads=options.workers, **wants)
                     publish(out, scratch, {"format": 1, **about, **made})
-        print(f"{out} is prepared, in {time.monotonic() - began:.1f} s")
+                left_out.update(source.left_out)
+        signals.enter(signals.Phase(f"interrupted; {out} is prepared"))
+        console.say(f"{out} is prepared, in {time.monotonic() - began:.1f} s")
+        if words := describe_left_out(left_out):
+            console.say(f"left out: {words}")
         return report(out, options.form)
     except BrokenPipeError:
         raise  # the reader of our output left; run_verb handles it
@@ -118,12 +141,6 @@ def main(args: list[str]) -> int:
         raise InputError(
             f"{error.filename or out}: {error.strerror or error}; free space or choose another --out"
         ) from error
-    except KeyboardInterrupt:
-        kept = "is unchanged; run the same command to start again"
-        if options.name in TEXT_CORPORA:
-            kept = "keeps what was fetched; run the same command to continue"
-        print(f"interrupted; {out} {kept}", file=sys.stderr)
-        return EXIT_INTERRUPTED
 
 
 # What is asked for
@@ -145,12 +162,17 @@ def parse_args(args: list[str]) -> argparse.Namespace:
         allow_abbrev=False,
     )
     parser.add_argument("name", help="a corpus of the list, or a name for --input")
-    parser.add_argument("--input", nargs="+", metavar="PATH", default=[], help="files, directories or globs to read")
-    parser.add_argument("--out", metavar="DIR", default="", help="where the shards go (data/<name>, data/<name>_text)")
+    parser.add_argument(
+        "--input", nargs="+", metavar="PATH", type=user_path, default=[], help="files, directories or globs to read"
+    )
+    parser.add_argument(
+        "--out", metavar="DIR", type=user_path, default="", help="where the shards go (data/<name>, data/<name>_text)"
+    )
     parser.add_argument("--tokenizer", choices=("char", "byte", "gpt2"), help="(the corpus's own; char for --input)")
     parser.add_argument("--val-fraction", type=float, metavar="X", help="part for validation (the corpus's own; 0.1)")
     parser.add_argument("--format", dest="form", choices=tuple(FORMS), help="what to write (tokens)")
-    parser.add_argument("--text-field", metavar="NAME", help=".jsonl, .parquet: where the text is (text)")
+    parser.add_argument("--text-field", metavar="NAME", help="name of the field or column that holds the text (text)")
+    parser.add_argument("--input-format", choices=tuple(READERS), help="how to read all files (each file's own format)")
     for flag, about_flag in (
         ("shards", "published corpora: number of train shards (of fineweb10B all, 103)"),
         ("shard_tokens", "tokens per file"),
@@ -214,15 +236,15 @@ def refuse_flags(options: argparse.Namespace) -> None:
         raise InputError(f"--force does not apply to {name}; remove the files that you do not trust, and run it again")
 
 
-def find_local(options: argparse.Namespace, corpus: Corpus) -> list[Path]:
-    """The files that --input names."""
+def find_local(options: argparse.Namespace, corpus: Corpus, left_out: Counter[str]) -> list[Path]:
+    """The files that --input names. Counts those that it leaves out."""
     if not options.input:
         return []
     if corpus.kind == "shards":
         return find_inputs(options.input, (".bin",))
-    inputs = find_inputs(options.input)
+    inputs = find_inputs(options.input, left_out=left_out)
     if corpus.kind == "text" and (n_bytes := sum(path.stat().st_size for path in inputs)) != SHAKESPEARE_BYTES:
-        print(f"note: --input has {n_bytes} bytes, {options.name} has {SHAKESPEARE_BYTES}; counts will differ")
+        console.say(f"note: --input has {n_bytes} bytes, {options.name} has {SHAKESPEARE_BYTES}; counts will differ")
     return inputs
 
 
@@ -234,6 +256,8 @@ def describe_request(options: argparse.Namespace, corpus: Corpus, inputs: list[P
     if corpus.kind == "shards":
         return {**request, "shards": options.shards or "all"}
     request |= {"val_fraction": options.val_fraction or corpus.val_fraction, "text_field": options.text_field}
+    if options.input_format:
+        request["input_format"] = options.input_format
     if options.form == "text":
         return {**request, "shard_chars": options.shard_chars, "group_documents": options.group_documents}
     return {**request, "tokenizer": options.tokenizer or corpus.tokenizer, "shard_tokens": options.shard_tokens}
@@ -247,13 +271,14 @@ def gather_shards(
 ) -> dict[str, Any]:
     """Fetches FineWeb's shards into `out` (existing ones are kept) and describes them for the manifest."""
     local = {path.name: path for path in inputs}
+    known = known_digests(out)
     if inputs and n_shards is None:
         n_shards = sum(name.startswith("fineweb_train_") for name in local)
     tokenizer = GPT2Tokenizer()
     token_bytes = tokenizer.token_bytes().astype(np.int64)
     splits = {name: {"files": [], "n_tokens": 0, "n_bytes": 0, "n_documents": 0} for name in ("train", "val")}
     for name in fineweb_names(n_shards or FINEWEB_TRAIN_SHARDS):
-        path = place_shard(name, local, out, scratch, progress)
+        path = place_shard(name, local, known.get(name, ""), out, scratch, progress)
         file = inspect_shard(path, wants="llmc")
         split = splits["val" if "_val_" in name else "train"]
         whole = Split(name, path.parent, (file,))
@@ -271,13 +296,26 @@ def gather_shards(
     return describe_tokens(tokenizer, np.dtype(np.uint16), splits)
 
 
-def place_shard(name: str, local: dict[str, Path], out: Path, scratch: Path, progress: Progress) -> Path:
-    """Where the shard is now: in `out`, or in scratch/downloads after a copy or a download."""
+def known_digests(out: Path) -> dict[str, str]:
+    """SHA-256 of the shards that were fetched into `out` before."""
+    with contextlib.suppress(InputError):
+        return {entry.name: entry.sha256 for entries in read_manifest(out).splits.values() for entry in entries}
+    return {}
+
+
+def place_shard(name: str, local: dict[str, Path], sha256: str, out: Path, scratch: Path, progress: Progress) -> Path:
+    """Where the shard is now: in `out`, or in scratch/downloads after a copy or a download.
+
+    Args:
+      sha256: that it had when it was fetched before; empty: none is known.
+    """
     if (out / name).exists():
-        return out / name
+        if not sha256 or sha256_of(out / name) == sha256:
+            return out / name
+        console.say(f"{out / name} changed since it was fetched; fetching it again")
     path = scratch / "downloads" / name
     if not local:
-        download(fineweb_url(name), path, progress=progress.download(name))
+        download(fineweb_url(name), path, limit_bytes=SHARD_LIMIT_BYTES, progress=progress.download(name))
     elif name not in local:
         raise InputError(f"--input has no {name}; fetch it, or ask for fewer with --shards")
     else:
@@ -291,12 +329,16 @@ def place_shard(name: str, local: dict[str, Path], out: Path, scratch: Path, pro
 def fetch_text(options: argparse.Namespace, out: Path) -> int:
     """Fetches the requested shards that are missing."""
     corpus, began = TEXT_CORPORA[options.name], time.monotonic()
-    about = {"corpus": options.name, "request": {"repository": corpus.repository}}
+    about: dict[str, Any] = {"corpus": options.name, "request": {"repository": corpus.repository}}
     names = sorted(path.name for path in out.iterdir() if path.name != ".tmp") if out.is_dir() else []
     if FORMS["text"].manifest in names:
         there = read_text_manifest(out)
         if there.get("corpus") != options.name:
             raise InputError(f"--out {out} holds {there.get('corpus')}; choose another --out for {options.name}")
+        about["files"] = there["files"]
+        revision = there["request"].get("revision") if isinstance(there.get("request"), dict) else None
+        if isinstance(revision, str) and re.fullmatch("[0-9a-f]{40}", revision):
+            about["request"]["revision"] = revision
     elif names or out.is_file():
         what = f"holds {', '.join(names[:4])}, and nothing says that this is {options.name}" if names else "is a file"
         raise InputError(f"--out {out} {what}; choose another --out")
@@ -306,9 +348,11 @@ def fetch_text(options: argparse.Namespace, out: Path) -> int:
             progress=progress.download,
         )  # fmt: skip
     if n_fetched:
-        print(f"{out}: {n_fetched} files fetched, in {time.monotonic() - began:.1f} s")
+        revision = read_text_manifest(out).get("request", {}).get("revision", "main, which is not pinned")
+        console.say(f"{out}: {n_fetched} files fetched, in {time.monotonic() - began:.1f} s")
+        console.say(f"from {corpus.repository}, revision {revision}")
     else:
-        print(f"{out} already has the {options.shards} shards for training, and the one for validation")
+        console.say(f"{out} already has the {options.shards} shards for training, and the one for validation")
     return report(out, "text")
 
 
@@ -317,7 +361,6 @@ def fetch_text(options: argparse.Namespace, out: Path) -> int:
 
 def report(out: Path, form: str) -> int:
     """Opens the directory as training will, prints what it is, and what to type next."""
-    from rich.console import Console
     from rich.table import Table
 
     next_verb = ""
@@ -335,14 +378,15 @@ def report(out: Path, form: str) -> int:
         table.add_column(title, justify="left" if title == "split" else "right")
     for row in rows[1:]:
         table.add_row(*row)
-    Console(highlight=False).print(table)
-    print(f"next: {next_verb or train_command(out, form)}")
+    console.print(table)
+    console.say(f"next: {next_verb or train_command(out, form)}")
     return EXIT_DONE
 
 
 def describe_text(out: Path) -> tuple[list[tuple[str, ...]], str]:
     """The rows of a table, and the command that makes the tokenizer if there is none."""
-    chars = {entry["name"]: entry["n_chars"] for entry in read_text_manifest(out).get("files", [])}
+    files = read_text_manifest(out)["files"]
+    chars = {entry["name"]: entry["n_chars"] for entry in files if "n_chars" in entry}
     rows: list[tuple[str, ...]] = [("split", "documents", "characters", "MB on disk", "files")]
     for split in open_splits(out):
         names = [file.path.name for file in split.files]
@@ -352,7 +396,7 @@ def describe_text(out: Path) -> tuple[list[tuple[str, ...]], str]:
     if (out / TOKENIZER).exists():
         return rows, ""
     size = " --vocab-size 4096" if chars and sum(chars.values()) < 50_000_000 else ""
-    return rows, f"python -m jaxgpt.train_tokenizer --data {out}{size}"
+    return rows, f"python -m jaxgpt.train_tokenizer --data {shlex.quote(str(out))}{size}"
 
 
 if __name__ == "__main__":

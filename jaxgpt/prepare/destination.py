@@ -7,18 +7,25 @@ and written last.
 import contextlib
 import os
 import re
+import shlex
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from jaxgpt.data.manifest import MANIFEST, read_manifest, write_manifest
-from jaxgpt.data.shards import open_dataset
-from jaxgpt.data.text_data import TOKENIZER, open_splits
+from jaxgpt.data.shards import open_dataset, verify
+from jaxgpt.data.text_data import TOKENIZER, open_splits, verify_text
+from jaxgpt.data.text_manifest import (
+    TEXT_MANIFEST,
+    TEXT_SHARD,
+    read_text_manifest,
+    require_sizes,
+    write_text_manifest,
+)
 from jaxgpt.errors import InputError
 from jaxgpt.files import take_lock
-from jaxgpt.prepare.text_shards import TEXT_MANIFEST, TEXT_SHARD, read_text_manifest, write_text_manifest
 
 
 @dataclass(frozen=True)
@@ -31,7 +38,13 @@ class Form:
     read: Callable[[Path], dict[str, Any]]
     """The manifest's values."""
     open: Callable[[Path], object]
-    """What training does first; raises InputError where the directory cannot be used."""
+    """What training does first; raises InputError where the directory cannot be used, or changed."""
+
+
+def _read_text(out: Path) -> dict[str, Any]:
+    values = read_text_manifest(out)
+    require_sizes(out, values)
+    return values
 
 
 FORMS = {
@@ -39,13 +52,13 @@ FORMS = {
         MANIFEST,
         re.compile(r"(fineweb_)?(train|val)_\d{6}\.bin|manifest\.json(\.(\d+\.)?tmp)?|\.tmp"),
         lambda out: read_manifest(out).values,
-        open_dataset,
+        lambda out: verify(open_dataset(out)),
     ),
     "text": Form(
         TEXT_MANIFEST,
         re.compile(TEXT_SHARD.pattern + r"|text\.json(\.(\d+\.)?tmp)?|tokenizer\.json|\.tmp"),
-        read_text_manifest,
-        open_splits,
+        _read_text,
+        lambda out: verify_text(*open_splits(out)),
     ),
 }
 
@@ -160,11 +173,19 @@ def publish_text(out: Path, scratch: Path, values: dict[str, Any]) -> None:
     write_text_manifest(out, values)
 
 
-def train_command(out: Path, form: str) -> str:
-    """What trains on the directory: a shipped config that names it, else one for its form with --data.dir."""
-    for path in sorted(Path("configs").glob("*.py")):
-        text = path.read_text(encoding="utf-8")
-        if f'"{out.as_posix()}"' in text and "jaxgpt.train" in text:
-            return f"python -m jaxgpt.train --config {path}"
-    config = "configs/nanochat_cpu.py" if form == "text" else "configs/quickstart.py"
-    return f"python -m jaxgpt.train --config {config} --data.dir={out}"
+def train_command(out: Path, form: str, settings: Sequence[str] = ()) -> str:
+    """What trains on the directory, to be pasted into a shell: a config that names it, else one for its form.
+
+    Where the shipped configs are not at hand, it says which one would do.
+    """
+    command, configs = ["python", "-m", "jaxgpt.train", "--config"], sorted(Path("configs").glob("*.py"))
+    for path in configs:
+        with contextlib.suppress(OSError, UnicodeError):
+            text = path.read_text(encoding="utf-8")
+            if f'"{out.as_posix()}"' in text and "jaxgpt.train" in text:
+                return shlex.join([*command, str(path), *settings])
+    config = Path("configs", "nanochat_cpu.py" if form == "text" else "quickstart.py")
+    settings = [f"--data.dir={out}", *settings]
+    if config in configs:
+        return shlex.join([*command, str(config), *settings])
+    return f"{shlex.join([*command, 'FILE', *settings])}  # FILE: a config, such as the repository's {config.name}"

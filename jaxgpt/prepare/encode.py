@@ -12,8 +12,8 @@ import numpy as np
 from jaxgpt.data.shards import pick_dtype
 from jaxgpt.data.tokenizer import ByteTokenizer, CharTokenizer, GPT2Tokenizer, Tokenizer
 from jaxgpt.errors import InputError
-from jaxgpt.prepare.corpora import PIECE_CHARS, Piece, Source, is_val
 from jaxgpt.prepare.shard_writer import ShardWriter
+from jaxgpt.prepare.source import PIECE_CHARS, Piece, Source, is_val
 
 Progress = Callable[[str], Callable[[float], None]]
 """Given the name of a pass over the source, returns a function that is called with each n_read of it."""

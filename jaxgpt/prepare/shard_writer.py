@@ -6,7 +6,8 @@ from typing import Any, BinaryIO
 
 import numpy as np
 
-from jaxgpt.data.shards import DTYPES, HEADER_BYTES, MAGIC, VERSION, sha256_of
+from jaxgpt.data.digests import sha256_of
+from jaxgpt.data.shards import DTYPES, HEADER_BYTES, MAGIC, VERSION
 from jaxgpt.files import put_in_place
 
 

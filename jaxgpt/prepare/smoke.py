@@ -5,6 +5,7 @@ It answers "does this config run here" within a minute, on any machine, and is h
 
 import dataclasses
 import json
+import os
 import shutil
 from pathlib import Path
 
@@ -14,8 +15,8 @@ from jaxgpt.config import CheckpointConfig, Config, EvalConfig, LogConfig, MeshC
 from jaxgpt.data.bpe import train_bpe
 from jaxgpt.data.manifest import FORMAT, write_manifest
 from jaxgpt.errors import InputError
-from jaxgpt.prepare.corpora import open_files
 from jaxgpt.prepare.encode import encode_source
+from jaxgpt.prepare.inputs import open_files
 from jaxgpt.prepare.text_shards import write_text_shards
 
 STEPS = 6
@@ -40,19 +41,23 @@ TEXT = (
 )
 WORDS = tuple(TEXT.split())
 """The text is drawn from these: the same on every machine and under every version of Python."""
+MARK = "made_by_smoke"
+"""A file in a directory that --smoke made, and so may delete."""
 
 
-def shrink(config: Config) -> Config:
-    """The config in miniature, with its data written below runs/smoke/<name>, which is replaced.
+def shrink(config: Config, args: list[str]) -> Config:
+    """The config in miniature, with its data written into its run directory, which is replaced.
+
+    That is the one of `--run.dir`, if the command line has it, else <parent of the run's>/smoke/<name of the run>.
 
     Raises:
-      InputError: that directory holds something else.
+      InputError: that directory holds something else, or cannot be written.
     """
-    run_dir = Path(config.run.dir).parent / "smoke" / Path(config.run.dir).name
-    if run_dir.exists() and not (run_dir / "data").is_dir():
-        raise InputError(f"--smoke writes to {run_dir}, which it did not create; move it away")
-    shutil.rmtree(run_dir, ignore_errors=True)
-    (run_dir / "data").mkdir(parents=True)
+    run_dir = Path(config.run.dir)
+    is_named = any(arg.partition("=")[0] == "--run.dir" for arg in args)
+    if not is_named:
+        run_dir = run_dir.parent / "smoke" / run_dir.name
+    make_directory(run_dir, MARK if is_named else "data")
     write_data(run_dir / "data", is_text=config.data.is_text)
     stages = tuple(
         dataclasses.replace(stage, from_step=2 + i, batch_tokens=0) for i, stage in enumerate(config.train.stages)
@@ -73,6 +78,24 @@ def shrink(config: Config) -> Config:
         checkpoint=CheckpointConfig(every=STEPS // 2),
         sample=SampleConfig(every=STEPS, max_tokens=16),
     )  # fmt: skip
+
+
+def make_directory(run_dir: Path, mark: str) -> None:
+    """Makes an empty run directory; replaces one with the mark in it.
+
+    Args:
+      mark: what --smoke alone would have written there. Somebody's own directory may well have `data` in it.
+    """
+    try:
+        is_free = not os.path.lexists(run_dir) or (run_dir.is_dir() and not any(run_dir.iterdir()))
+        if run_dir.is_symlink() or not (is_free or (run_dir / mark).exists()):
+            raise InputError(f"--smoke writes to {run_dir}, which it did not create; move it away")
+        if run_dir.exists():
+            shutil.rmtree(run_dir)
+        (run_dir / "data").mkdir(parents=True)
+        (run_dir / MARK).write_text("the next --smoke deletes this directory\n")
+    except OSError as error:
+        raise InputError(f"--smoke cannot write {run_dir}: {error.strerror}; choose another --run.dir") from error
 
 
 def write_data(directory: Path, *, is_text: bool) -> None:

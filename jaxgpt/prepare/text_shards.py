@@ -1,19 +1,17 @@
 """A directory of text as `data.documents` reads it: written from any source, or fetched where it is published.
 
     shard_00000.parquet ... shard_00004.parquet    a column `text`, a document per row, zstd
-    text.json                                      what was asked for
+    text.json                                      what was asked for, and what the files are
 
 The last file in the order of names is for validation, so it is the first to be put in place: a directory whose work
 was interrupted has fewer documents to train on, and never a training file where the validation file should be.
 
 A text without documents (one book) is cut into pages, each a document: of a document that is longer than its row a
-packer uses the front and discards the rest. Documents of more than `corpora.PIECE_CHARS` are cut at a line end.
+packer uses the front and discards the rest. Documents of more than `source.PIECE_CHARS` are cut at a line end.
 """
 
 import contextlib
-import json
 import os
-import re
 import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor, as_completed
@@ -24,22 +22,21 @@ from typing import Any, BinaryIO
 import pyarrow
 import pyarrow.parquet
 
+from jaxgpt.data.digests import hash_files, sha256_of
 from jaxgpt.data.download import download
 from jaxgpt.data.text_data import COLUMN
+from jaxgpt.data.text_manifest import TEXT_SHARD, write_text_manifest
 from jaxgpt.errors import InputError
-from jaxgpt.files import flush_to_disk, write_atomically
-from jaxgpt.prepare.corpora import HUB, Source, is_val
+from jaxgpt.files import flush_to_disk
+from jaxgpt.prepare.corpora import HUB, SHARD_LIMIT_BYTES
+from jaxgpt.prepare.source import Source, is_val
 
-TEXT_MANIFEST = "text.json"
-FORMAT = 1
-TEXT_SHARD = re.compile(r"shard_\d{5,}\.parquet")
 SHARD_CHARS = 250_000_000
 GROUP_DOCUMENTS = 1000
 PAGE_CHARS = 2048
 """One text is cut into documents of at most this length."""
 _GROUP_CHARS = 64 << 20
 """A row group ends here too: what the writer and a reader hold at a time."""
-_LIMIT_BYTES = 64 << 20
 _SCHEMA = pyarrow.schema([(COLUMN, pyarrow.string())])
 
 
@@ -51,6 +48,9 @@ class TextCorpus:
     repository: str
     """On the Hugging Face hub. Its files are numbered from 0; the last is for validation."""
     n_files: int
+    revision: str = "main"
+    """Not pinned: no commit is known to this version. The one that the hub names with the first file is kept in
+    text.json, and later files come from it."""
 
     @property
     def n_train(self) -> int:
@@ -225,46 +225,7 @@ class _Writer:
             flush_to_disk(file)
             size_bytes = file.tell()
         entry = {"n_documents": self._n_documents, "n_chars": self._n_chars, "size_bytes": size_bytes}
-        self._closed.append((Path(file.name), entry))
-
-
-# The manifest of a directory
-
-
-def write_text_manifest(directory: Path, values: dict[str, Any]) -> None:
-    """Writes text.json in one step."""
-    write_atomically(directory / TEXT_MANIFEST, json.dumps({"format": FORMAT, **values}, indent=1))
-
-
-def read_text_manifest(directory: Path) -> dict[str, Any]:
-    """text.json: `corpus`, `request` and, if the files were written here, `files`, which are as it says.
-
-    Raises:
-      InputError: it is damaged, or of another version; or a file is missing or has another size.
-    """
-    path = directory / TEXT_MANIFEST
-    try:
-        with open(path, "rb") as file:
-            content = file.read(_LIMIT_BYTES + 1)
-        values = json.loads(content[:_LIMIT_BYTES].decode("utf-8"))
-    except OSError as error:
-        raise InputError(f"{path} cannot be read: {error.strerror}; check its permissions") from error
-    except (ValueError, RecursionError) as error:
-        raise InputError(f"{path} is not JSON; it is damaged, prepare the text again") from error
-    files = values.get("files", []) if isinstance(values, dict) else None
-    if not isinstance(values, dict) or values.get("format") != FORMAT or not isinstance(files, list):
-        raise InputError(f"{path} is not of format {FORMAT}; prepare the text again")
-    for entry in files:
-        name = entry.get("name") if isinstance(entry, dict) else None
-        if not isinstance(name, str) or not TEXT_SHARD.fullmatch(name) or type(entry.get("n_chars")) is not int:
-            raise InputError(f"{path}: {str(entry)[:60]} describes no shard; it is damaged, prepare the text again")
-        found = (directory / name).stat().st_size if (directory / name).is_file() else "missing"
-        if found != entry.get("size_bytes"):
-            raise InputError(
-                f"{directory / name} has size_bytes={found}, {TEXT_MANIFEST} says {entry.get('size_bytes')}; "
-                "it changed since it was prepared: restore it, or prepare again"
-            )
-    return values
+        self._closed.append((Path(file.name), entry | {"sha256": sha256_of(Path(file.name))}))
 
 
 # Fetching
@@ -290,7 +251,7 @@ def fetch_text_shards(
 
     Args:
       scratch: where downloads are until then; one that was interrupted is resumed.
-      manifest: contents of text.json, which is written before the first file.
+      manifest: contents of text.json, which is written before the first file and names each file's SHA-256.
       progress: given a file's name, returns a function that is called with the bytes on disk, and the total.
 
     Returns:
@@ -299,7 +260,18 @@ def fetch_text_shards(
     Raises:
       InputError: a download fails, or is not text. It ends the other downloads, which resume when tried again.
     """
-    stopped = threading.Event()
+    stopped, writing = threading.Event(), threading.Lock()
+    entries = {entry["name"]: entry for entry in manifest.get("files", [])}
+    request = dict(manifest["request"])
+
+    def note(name: str, path: Path, sha256: str, commit: str = "") -> None:
+        """Writes a file's SHA-256 into text.json, and the commit that it came from."""
+        entry = {"name": name, "size_bytes": path.stat().st_size, "sha256": sha256}
+        with writing:
+            entries[name] = entry
+            if commit:
+                request.setdefault("revision", commit)
+            write_text_manifest(directory, {**manifest, "request": request, "files": list(entries.values())})
 
     def fetch(name: str) -> None:
         show = progress(name)
@@ -310,15 +282,14 @@ def fetch_text_shards(
             show(n_bytes, total)
 
         hub = os.environ.get("HF_ENDPOINT", HUB).rstrip("/")
-        url = f"{hub}/datasets/{corpus.repository}/resolve/main/{name}"
-        download(url, scratch / name, progress=watch, fix="try again later")
+        url = f"{hub}/datasets/{corpus.repository}/resolve/{request.get('revision', corpus.revision)}/{name}"
+        origin = download(url, scratch / name, progress=watch, limit_bytes=SHARD_LIMIT_BYTES, fix="try again later")
         try:
             check_text_shard(scratch / name)
         except InputError as error:
             (scratch / name).unlink()
             raise InputError(f"{url} is damaged, or not the expected file: {error}") from error
-        if not (directory / TEXT_MANIFEST).exists():
-            write_text_manifest(directory, manifest)
+        note(name, scratch / name, origin.sha256 or sha256_of(scratch / name), origin.commit)
         os.replace(scratch / name, directory / name)
 
     def fetch_or_stop(name: str) -> None:
@@ -334,6 +305,13 @@ def fetch_text_shards(
     names = [shard_name(corpus.n_train), *map(shard_name, range(n_train))]
     there = sorted(path.name for path in directory.iterdir() if TEXT_SHARD.fullmatch(path.name))
     missing = [name for name in dict.fromkeys(names + there) if not _is_whole(directory / name)]
+    whole = [directory / name for name in there if name not in missing]
+    for path, digest in hash_files(whole).items():
+        if path.name not in entries:
+            note(path.name, path, digest)  # fetched by a version that kept none
+        elif entries[path.name].get("sha256", digest) != digest:
+            print(f"{path} changed since it was fetched; fetching it again")
+            missing.append(path.name)
     if names[0] in missing:
         fetch(names[0])
     with ThreadPoolExecutor(n_threads) as pool:

@@ -26,8 +26,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
 
+from jaxgpt import streams
 from jaxgpt.errors import Failure, InputError
-from jaxgpt.files import flush_directory
+from jaxgpt.files import flush_directory, refuse_link
 from jaxgpt.run.manifest import Damaged, make_manifest, read_manifest, verify_manifest, write_manifest
 
 FREE_DISK_FACTOR = 1.2
@@ -36,7 +37,15 @@ _LEFTOVER = re.compile(r"\d+\.(saving|deleting)(\.orbax-checkpoint-tmp.*)?")
 
 
 class CheckpointError(Failure):
-    """A checkpoint could not be saved. The message is one line; older checkpoints are unchanged."""
+    """A checkpoint could not be saved. The message is one line; older checkpoints are unchanged.
+
+    Attributes:
+      is_earlier: it is about a save before this one, which is under way.
+    """
+
+    def __init__(self, message: str, *, is_earlier: bool = False):
+        super().__init__(message)
+        self.is_earlier = is_earlier
 
 
 def one_line(error: BaseException) -> str:
@@ -45,7 +54,7 @@ def one_line(error: BaseException) -> str:
 
 
 def print_warning(message: str) -> None:
-    print(f"warning: {message}", file=sys.stderr, flush=True)
+    print(f"warning: {streams.one_line(message)}", file=sys.stderr, flush=True)
 
 
 @dataclass(frozen=True)
@@ -92,7 +101,7 @@ def list_steps(directory: Path) -> list[int]:
     """Steps that have a directory, whatever is in it, newest first."""
     if not directory.is_dir():
         return []
-    names = [path.name for path in directory.iterdir() if path.is_dir()]
+    names = [path.name for path in directory.iterdir() if path.is_dir() and not path.is_symlink()]
     return sorted((int(name) for name in names if re.fullmatch(r"0|[1-9]\d*", name)), reverse=True)
 
 
@@ -144,6 +153,8 @@ class CheckpointDirectory(abc.ABC):
 
     packages: tuple[str, ...]
     """Whose versions a manifest notes."""
+    _unproven: int | None = None
+    """The newest checkpoint, while no step after it is known to be finite."""
 
     def __init__(
         self,
@@ -159,11 +170,12 @@ class CheckpointDirectory(abc.ABC):
         self.keep, self.keep_best, self.read_only, self.warn = keep, keep_best, read_only, warn
         if read_only or self._process_index() != 0:
             return
+        refuse_link(self.directory, "put the directory in its place, or choose another --run.dir")
         try:
             self.directory.mkdir(parents=True, exist_ok=True)
             for path in self.directory.iterdir():
-                if _LEFTOVER.fullmatch(path.name) and path.is_dir():
-                    shutil.rmtree(path)
+                if _LEFTOVER.fullmatch(path.name):
+                    shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink()
         except OSError as error:
             raise InputError(f"{directory} cannot be written: {error}; choose another --run.dir") from error
 
@@ -176,8 +188,14 @@ class CheckpointDirectory(abc.ABC):
     # What a framework gives
 
     @abc.abstractmethod
-    def save(self, step: int, state: Any, about: dict, *, val_loss: float | None = None) -> None:
-        """Saves a state. Raises CheckpointError where that failed."""
+    def save(
+        self, step: int, state: Any, about: dict, *, val_loss: float | None = None, is_proven: bool = True
+    ) -> None:
+        """Saves a state. Raises CheckpointError where that failed.
+
+        Args:
+          is_proven: it is good, so older ones may go; False: `confirm` tells later.
+        """
 
     @abc.abstractmethod
     def _process_index(self) -> int:
@@ -196,6 +214,36 @@ class CheckpointDirectory(abc.ABC):
         """Reads the arrays. Raises InputError where they cannot be read."""
 
     # Choosing and reading
+
+    def steps(self) -> list[int]:
+        """Steps that have a checkpoint, newest first, once the save under way is over. Asks no other process."""
+        self._finish_background()
+        return list_steps(self.directory)
+
+    def reject_from(self, step: int, why: str = "training diverged from it") -> int | None:
+        """Sets checkpoints from a step on aside. Asks no other process.
+
+        Returns:
+          The newest that is left, if there is one.
+        """
+        steps = self.steps()
+        if self._process_index() == 0:
+            for bad in [other for other in steps if other >= step]:
+                self._set_aside(bad, why)
+        return next((other for other in steps if other < step), None)
+
+    def raise_if_failed(self) -> None:  # noqa: B027 - a framework may save in the background
+        """Raises the CheckpointError of a save in the background, once. Cheap, and local to this process."""
+
+    def confirm(self, good_step: int) -> None:
+        """Tells that a step was finite. If it began after the newest checkpoint, that is good, and older ones may go.
+
+        A state whose values are all finite can still give no finite step, so until then `keep` others are kept.
+        """
+        if self._unproven is not None and good_step > self._unproven:
+            self._unproven = None
+            if self._process_index() == 0:
+                self._delete_in_background()
 
     def choose(self, step: int | None = None, *, verify: bool = True) -> Checkpoint | None:
         """The checkpoint to read: `choose_checkpoint` by process 0, so that no two processes read different ones."""
@@ -234,17 +282,17 @@ class CheckpointDirectory(abc.ABC):
         state = self._read(abstract_state, chosen, is_part)
         if not self.read_only and self._process_index() == 0:
             for newer in [other for other in list_steps(self.directory) if other > chosen.step]:
-                self._set_aside(newer, chosen.step)
+                self._set_aside(newer, f"the run resumes from step {chosen.step}")
         return state
 
-    def _set_aside(self, step: int, chosen: int) -> None:
+    def _set_aside(self, step: int, why: str) -> None:
         n_before = sum(1 for _ in self.directory.glob(f"{step}.rejected*"))
         aside = self._path(step, f".rejected{n_before or ''}")
         try:
             os.rename(self._path(step), aside)
         except OSError as error:
             raise InputError(f"{self._path(step)} cannot be renamed: {error}; move it away") from error
-        self.warn(f"{self._path(step)} is renamed to {aside.name}: the run resumes from step {chosen}")
+        self.warn(f"{self._path(step)} is renamed to {aside.name}: {why}")
 
     # Steps of a save
 
@@ -258,7 +306,10 @@ class CheckpointDirectory(abc.ABC):
         latest = max(list_steps(self.directory), default=-1)
         if step <= latest:
             return f"{self._path(latest)} already exists, and step numbers only rise"
-        free_bytes = shutil.disk_usage(self.directory).free
+        try:
+            free_bytes = shutil.disk_usage(self.directory).free
+        except OSError as error:  # the run's directory was removed, or its disk is gone
+            return f"{self.directory}: {error.strerror}"
         if free_bytes < FREE_DISK_FACTOR * state_bytes:
             sizes = f"{free_bytes / 1e9:.3f} GB free, a save of {state_bytes / 1e9:.3f} GB"
             return f"{self.directory} has {sizes} needs {FREE_DISK_FACTOR} times its size"
@@ -275,19 +326,32 @@ class CheckpointDirectory(abc.ABC):
             shutil.rmtree(path, ignore_errors=True)
 
     def _delete_old(self) -> None:
-        """Deletes what is neither among the newest `keep` nor the best. Runs only after a newer one is committed."""
+        """Deletes what is neither among the newest `keep` nor the best. Runs only after a newer one is committed.
+
+        One that is not proven to be good takes no place among them.
+        """
         val_losses = {}
         for step in list_steps(self.directory):
             with contextlib.suppress(Damaged):
                 val_losses[step] = read_manifest(self._path(step))["val_loss"]
-        kept = set(list(val_losses)[: self.keep])
-        judged = [(loss, step) for step, loss in val_losses.items() if loss is not None]
+        unproven = {self._unproven}
+        kept = set([step for step in val_losses if step not in unproven][: self.keep]) | unproven
+        judged = [(loss, step) for step, loss in val_losses.items() if loss is not None and step not in unproven]
         if self.keep_best and judged:
             kept.add(min(judged)[1])
         for step in val_losses.keys() - kept:
             # Under another name first: a kill half-way must not leave half a checkpoint.
             os.rename(self._path(step), self._path(step, ".deleting"))
             shutil.rmtree(self._path(step, ".deleting"))
+
+    def _finish_background(self) -> None:  # noqa: B027 - a framework may have a save under way
+        pass
+
+    def _delete_in_background(self) -> None:
+        try:
+            self._delete_old()
+        except OSError as error:
+            self.warn(f"an older checkpoint is not deleted: {error}")
 
     def _path(self, step: int, suffix: str = "") -> Path:
         return self.directory / f"{step}{suffix}"

@@ -5,6 +5,7 @@ runs/x/config.py, metrics.jsonl, loss.png, checkpoints/
 
 from pathlib import Path
 
+from jaxgpt import signals
 from jaxgpt.config import Config, to_dict, to_source
 from jaxgpt.errors import EXIT_DONE, EXIT_STOPPED, InputError
 from jaxgpt.files import write_atomically
@@ -24,14 +25,18 @@ def refuse_old_run(run_dir: Path) -> None:
 
 def open_logs(config: Config, run_dir: Path, first_step: int) -> list[MetricsFile | Sinks]:
     """Writes config.py, and opens metrics.jsonl and the sinks."""
-    write_atomically(run_dir / "config.py", to_source(config))
-    log = config.log
-    sinks = Sinks(run_dir, to_dict(config), tensorboard=log.tensorboard, wandb_project=log.wandb_project)
-    return [MetricsFile(run_dir / "metrics.jsonl", first_step), sinks]
+    try:
+        write_atomically(run_dir / "config.py", to_source(config))
+    except OSError as error:
+        console.warn(f"{run_dir}/config.py cannot be written ({error.strerror}); training continues")
+    metrics = MetricsFile(run_dir / "metrics.jsonl", first_step, console.warn)
+    return [metrics, Sinks(run_dir, to_dict(config), config.log, first_step)]
 
 
 def close_run(run_dir: Path, exit_code: int, way_on: str, *, is_first: bool) -> int:
     """Writes loss.png, once there is something to draw, and says what to do next.
+
+    After a signal nothing is drawn.
 
     Args:
       way_on: the command that uses a run that is done.
@@ -39,11 +44,16 @@ def close_run(run_dir: Path, exit_code: int, way_on: str, *, is_first: bool) -> 
     """
     if not is_first:
         return exit_code
-    records = read_metrics(run_dir / "metrics.jsonl")
-    if records:
-        draw_losses(records, run_dir / "loss.png")
+    signals.enter(signals.Phase(f"the run is over; {run_dir}/loss.png is not drawn", exit_code))
+    fault = "a signal came" if signals.received() else ""
+    try:
+        fault = fault or draw_losses(read_metrics(run_dir / "metrics.jsonl"), run_dir / "loss.png")
+    except OSError as error:
+        fault = f"{run_dir}/loss.png was not drawn: {run_dir}/metrics.jsonl: {error.strerror}"
+    if fault:
+        console.warn(fault)
     if exit_code == EXIT_STOPPED:
-        console.print("stopped; checkpoint saved. Run the same command with --resume to continue")
+        console.say("stopped; checkpoint saved. Run the same command with --resume to continue")
     elif exit_code == EXIT_DONE:
-        console.print(f"done: {run_dir}/loss.png; next: {way_on}", soft_wrap=True)
+        console.say(f"done: {run_dir if fault else run_dir / 'loss.png'}; next: {way_on}")
     return exit_code

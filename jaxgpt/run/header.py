@@ -36,7 +36,7 @@ def print_header(
     tokens = schedule.tokens_before(config, train.steps)
     n_epochs = f" = {tokens / source.n_train_tokens:.2f} epochs" if source.n_train_tokens else ""
     for warning in derivation.warnings:
-        console.print(f"[yellow]warning: {warning}")
+        console.warn(warning)
     print_facts(
         config.run.dir,
         {
@@ -50,8 +50,7 @@ def print_header(
                 for n_tokens, n_micro in dict(zip(config.stage_batch_tokens(), plan.n_micro, strict=True)).items()
             ),
             "steps": f"{train.steps:,}, {tokens:,} tokens{n_epochs}"
-            + (f"; from step {first_step}" if first_step else "")
-            + ("; the warm-up is longer than the run" if config.optim.schedule.warmup_steps > train.steps else ""),
+            + (f"; from step {first_step}" if first_step else ""),
             "optimizer": "; ".join(
                 f"{name}: {len(n)} tensor{'s' * (len(n) > 1)}, {sum(n):,}" for name, n in counted.items()
             ),

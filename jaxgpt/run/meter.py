@@ -10,16 +10,28 @@ from collections.abc import Callable
 from jaxgpt.config import Config, schedule
 from jaxgpt.config.flops import flops_per_token, mfu
 from jaxgpt.run.bar import Progress
-from jaxgpt.run.metrics import MetricsFile, describe
+from jaxgpt.run.metrics import MetricsFile, describe, describe_parts
 from jaxgpt.run.sinks import Sinks
+from jaxgpt.run.spikes import Spikes
 
 
 class Diverged(RuntimeError):
-    """Too many steps in a row were not finite. None of them was applied."""
+    """Too many steps in a row were not finite, and none of them was applied; or the last state gives no finite loss.
+
+    Attributes:
+      n_done: after so many steps the state was what gives no finite step; skipped ones did not change it.
+    """
+
+    def __init__(self, message: str, n_done: int):
+        super().__init__(message)
+        self.n_done = n_done
 
 
 class Meter:
     """From (step, metrics) to records in metrics.jsonl, on the sinks, the progress bar and the console."""
+
+    LINE_EVERY_S = 10.0
+    """Without a bar a step is told after so long, whether or not it is due for a record."""
 
     def __init__(
         self, config: Config, device_kind: str, n_devices: int,
@@ -30,6 +42,17 @@ class Meter:
         self._device = (device_kind, n_devices, config.train.dtype)
         self._pending = None
         self._record: dict = {}
+        self.n_skipped = 0
+        """Steps of this process that were not finite, and so changed nothing."""
+        self._said_at_s = time.perf_counter()
+        self.n_skipped_in_row = 0
+        """Steps that were not finite, up to the one that was read last."""
+        self.spike_step = 0
+        """The last step that began a loss spike; 0: none did."""
+        self._is_new_spike = False
+        self.good_step = -1
+        """The last step that was finite: so was all that it began with."""
+        self.spikes = Spikes(config.train.spike_window, config.train.spike_sigmas)
         self.resume()
 
     def push(self, n_done: int, metrics: dict) -> None:
@@ -38,6 +61,11 @@ class Meter:
         if previous:
             self._read(*previous)
             self._report(is_due=previous[0] % self._config.log.every == 0)
+
+    def take_spike(self) -> bool:
+        """Whether a spike began since this was last asked."""
+        is_new, self._is_new_spike = self._is_new_spike, False
+        return is_new
 
     def settle(self) -> None:
         """Waits for the step last dispatched. Its record is open for `add` until `resume`."""
@@ -62,7 +90,8 @@ class Meter:
         self._n_tokens += schedule.batch_tokens_at(self._config, n_done - 1)
         n_tokens = self._n_tokens_before + self._n_tokens
         tokens_per_s = n_tokens / max(time.perf_counter() - self._clock_before, 1e-9)
-        n_skipped_in_row = int(values.pop("n_skipped_in_row"))
+        self.n_skipped_in_row = n_skipped_in_row = int(values.pop("n_skipped_in_row"))
+        self.good_step = n_done if n_skipped_in_row == 0 else self.good_step
         self._record = {
             "step": n_done,
             "train_loss": values.pop("loss"),
@@ -73,22 +102,32 @@ class Meter:
             "n_skipped": int(values.pop("n_skipped")),
             **values,
         }
-        self._progress.advance(n_done, describe(self._record))
+        self.n_skipped += n_skipped_in_row > 0
+        self._progress.advance(n_done, describe_parts(self._record))
         if n_skipped_in_row >= self._config.train.max_skips:
             self._report(is_due=True)
             raise Diverged(
                 f"loss or gradient was not finite for train.max_skips={n_skipped_in_row} steps in a row, "
-                f"the last of them step {n_done}; lower optim.lr, or continue from a checkpoint with --resume"
+                f"the last of them step {n_done}",
+                n_done - n_skipped_in_row,
+            )
+        if (usual := self.spikes.check(self._record["train_loss"])) is not None:
+            self.spike_step, self._is_new_spike = n_done, True
+            self._say(
+                f"step {n_done} begins a loss spike: {self._record['train_loss']:.4f}, where the median of the last "
+                f"train.spike_window={self._config.train.spike_window} steps is {usual:.4f}"
             )
 
     def _report(self, *, is_due: bool) -> None:
         record, self._record = self._record, {}
+        is_overdue = time.perf_counter() - self._said_at_s >= self.LINE_EVERY_S
+        if (is_due and "val_loss" in record) or (not self._progress.is_shown and (is_due or is_overdue)):
+            self._said_at_s = time.perf_counter()
+            self._say(describe(record))
         if not is_due:
             return
         for file in self._files:
             file.write(record)
-        if "val_loss" in record or not self._progress.is_shown:
-            self._say(describe(record))
         # Speed is over the last two records: a device that works while the host waits has the next step done at once.
         self._clock_before, self._clock = self._clock, time.perf_counter()
         self._n_tokens_before, self._n_tokens = self._n_tokens, 0

@@ -14,7 +14,8 @@ from jaxgpt.config import Config, to_dict
 from jaxgpt.config.derive import Derivation, derive
 from jaxgpt.data.sources import Source, count_token_bytes, open_source
 from jaxgpt.data.tokenizer import Tokenizer
-from jaxgpt.run.console import console
+from jaxgpt.errors import InputError
+from jaxgpt.run.console import console, working
 
 
 @dataclass(frozen=True)
@@ -47,25 +48,46 @@ class Run:
     @cached_property
     def token_bytes(self) -> np.ndarray | None:
         """UTF-8 bytes of each id, [V]; None, and a line on the console, where the vocabulary is not available."""
-        return count_token_bytes(self.source, console.print)
+        return count_token_bytes(self.source, console.say)
+
+    def sample_prompt(self) -> list[int]:
+        """The ids that samples while training begin with; empty where none are asked for or nothing can read them.
+
+        Raises:
+          InputError: the tokenizer has no id for a part of sample.prompt.
+        """
+        if not self.tokenizer or not self.config.sample.every:
+            return []
+        prompt = self.config.sample.prompt
+        try:
+            return self.tokenizer.encode_prompt(prompt)
+        except InputError as error:
+            raise InputError(
+                f"sample.prompt={prompt!r} cannot be read: {error}; or choose another text by --sample.prompt"
+            ) from error
 
     def about(self) -> dict[str, Any]:
         """What a checkpoint says of the run, as JSON."""
         return {
             "config": to_dict(self.config),
             "data_sha256": self.source.digest,
+            "data_files": self.source.files,
             "tokenizer": self.source.tokenizer_json,
         }
 
 
-def open_run(given: Config) -> Run:
+def open_run(given: Config, *, verify_again: bool = False) -> Run:
     """Opens the data of a config and completes it.
+
+    Args:
+      verify_again: see `open_source`.
 
     Raises:
       InputError: the data are missing, damaged, or of another vocabulary than the model's; or a value is open that no
         rule gives.
     """
-    source = open_source(given.data)
+    with working(f"opening the data in {given.data.dir}"):
+        source = open_source(given.data, verify_again=verify_again)
     derivation = derive(given, source.n_ids)
     source.check_vocabulary(derivation.config.model.vocab_size)
     return Run(given, derivation, source)

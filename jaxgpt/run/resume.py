@@ -1,25 +1,31 @@
-"""Saving and resuming a run, for both training loops: what a checkpoint says about it, and what must not change."""
+"""Resuming a run, for both training loops: what must not have changed since its checkpoint."""
 
 import dataclasses
+import hashlib
 import json
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from jaxgpt.config import Config, flatten, from_dict, to_dict
 from jaxgpt.errors import InputError
-from jaxgpt.run.checkpoints import CheckpointDirectory, CheckpointError
-from jaxgpt.run.console import console
+from jaxgpt.run.agreement import check_agreement
+from jaxgpt.run.checkpoints import CheckpointDirectory, list_steps
+from jaxgpt.run.console import console, working
 
 
-def list_changes(then: dict[str, Any], now: dict[str, Any], n_done: int, directory: Path) -> str:
+def list_changes(
+    then: dict[str, Any], now: dict[str, Any], n_done: int, directory: Path, *, allow_change: bool = False
+) -> str:
     """Differences between a checkpoint's config and the one to resume with, in words; empty if there are none.
 
     Args:
-      then, now: `about` of the checkpoint and of this process: config, data_sha256, tokenizer.
+      then, now: `about` of the checkpoint and of this process: config, data_sha256, data_files, tokenizer.
+      allow_change: whether settings that decide what the next steps read may differ.
 
     Raises:
-      InputError: the architecture, the data or the tokenizer is another one.
+      InputError: the architecture, the data or the tokenizer is another one, or the next steps would read others.
     """
     old = flatten(to_dict(read_config(then, f"{directory}/{n_done}")))
     changed = {name: (old.get(name), value) for name, value in flatten(now["config"]).items() if old.get(name) != value}
@@ -31,13 +37,36 @@ def list_changes(then: dict[str, Any], now: dict[str, Any], n_done: int, directo
             f"checkpoint {n_done} in {directory} is another model: {'; '.join(listed[name] for name in architecture)}; "
             f"to resume it pass {settings}"
         )
+    files = then.get("data_files")  # not in older checkpoints
+    for name, digest in now.get("data_files", {}).items():
+        if isinstance(files, dict) and files.get(name, digest) != digest:
+            raise InputError(
+                f"the data in {now['config']['data']['dir']}/{name} changed since checkpoint {n_done} of {directory} "
+                f"(SHA-256 {digest[:16]}...); restore the old file, or start a new run with train.init_from"
+            )
     for name, what in (("data_sha256", "data"), ("tokenizer", "tokenizer")):
-        if then[name] not in (None, now[name]):  # None: an older version could not read the tokenizer of this data
+        if then.get(name) not in (None, now[name]):  # None: an older version could not read the tokenizer of this data
             raise InputError(
                 f"the {what} in data.dir={now['config']['data']['dir']} changed since checkpoint {n_done} of "
                 f"{directory}; restore the old {what}, or start a new run with train.init_from"
             )
+    reading = [name for name in listed if _decides_batches(name, *changed[name])]
+    if reading and not allow_change:
+        settings = " ".join(f"--{name}={changed[name][0]}" for name in reading if name != "train.stages")
+        raise InputError(
+            f"{'; '.join(listed[name] for name in reading)} since checkpoint {n_done} in {directory}: the next steps "
+            f"would read other data; {f'pass {settings}' if settings else 'restore train.stages'}, "
+            "or --allow-change to resume with other batches"
+        )
     return "; ".join(listed.values())
+
+
+def _decides_batches(name: str, was: Any, is_now: Any) -> bool:
+    """Whether another value of the setting changes which rows a step reads."""
+    if name == "train.stages":
+        batches = [[(stage["from_step"], stage["batch_tokens"]) for stage in stages] for stages in (was or [], is_now)]
+        return batches[0] != batches[1]
+    return name in ("run.seed", "data.sampling", "train.batch_tokens")
 
 
 FREE_MODEL_FIELDS = ("model.dropout",)
@@ -68,39 +97,63 @@ def read_config(about: dict[str, Any], source: str) -> Config:
         raise InputError(f"{source}: {error}") from error
 
 
-def resume(saved: CheckpointDirectory, abstract_state: Any, about: dict) -> tuple[int, Any, dict | None]:
-    """Step, state and data cursors of the newest valid checkpoint, if it is of this run.
+ALLOW_CHANGE = "with --resume: accept another seed, sampling, batch size or stages, and so other data from here on"
+"""Help of the flag --allow-change, of both training loops."""
+
+
+def take_step(args: list[str]) -> tuple[list[str], int | None]:
+    """`--resume-from STEP` out of a command line: the rest of it, and the step; None where it is not given."""
+    rest, given = [], []
+    left = iter(args)
+    for arg in left:
+        name, has_value, text = arg.partition("=")
+        if name.replace("_", "-") != "--resume-from":
+            rest.append(arg)
+            continue
+        text = text if has_value else next(left, "")
+        if not re.fullmatch(r"\d{1,18}", text):
+            raise InputError(f"--resume-from={text} is no step; give the number of a directory in run.dir/checkpoints")
+        given.append(int(text))
+    if len(given) > 1:
+        raise InputError("--resume-from is given twice; keep one")
+    return rest, given[0] if given else None
+
+
+def resume(
+    saved: CheckpointDirectory,
+    abstract_state: Any,
+    about: dict,
+    exchange_texts: Callable[[str], list[str]],
+    step: int | None = None,
+    *,
+    allow_change: bool = False,
+) -> tuple[int, Any, dict[str, Any]]:
+    """Step and state of the newest valid checkpoint, if it is of this run, or of that of a step; and its `about`.
+
+    Newer ones are set aside by `CheckpointDirectory.restore`.
 
     Args:
       abstract_state: see `CheckpointDirectory.restore`.
       about: of this process, as it will be saved.
+      exchange_texts: between the processes, which must have chosen the same checkpoint.
+      allow_change: see `list_changes`.
 
     Raises:
-      InputError: no checkpoint; or the architecture, the data or the tokenizer is another one.
+      InputError: no checkpoint; or the architecture, the data or the tokenizer is another one, or the next steps would
+        read others.
     """
-    chosen = saved.choose()
+    steps = list_steps(saved.directory)
+    if step is not None and step not in steps:
+        there = ", ".join(str(other) for other in reversed(steps)) or "none"
+        raise InputError(f"--resume-from={step} is not among the checkpoints in {saved.directory}: {there}")
+    with working(f"verifying the checkpoints in {saved.directory}"):
+        chosen = saved.choose(step)
     if chosen is None:
         raise InputError(f"{saved.directory} has no checkpoint to resume from; start without --resume")
-    changes = list_changes(chosen.about, about, chosen.step, saved.directory)
-    state = saved.restore(abstract_state, chosen)
-    console.print(f"resuming from step {chosen.step}" + (f"; changed: {changes}" if changes else ""))
-    return chosen.step, state, chosen.about.get("cursors")
-
-
-def gather_cursors(cursors: dict, gather_texts: Callable[[str], list[str]]) -> dict:
-    """What a checkpoint says of the data: where the lanes of all processes stand; nothing where batches need none."""
-    parts = [json.loads(text) for text in gather_texts(json.dumps(cursors))]
-    merged = {lane: cursor for part in parts for lane, cursor in part.items()}
-    return {"cursors": merged} if merged else {}
-
-
-def save(
-    saved: CheckpointDirectory, n_done: int, state: Any, about: dict, val_loss: float | None, *, must: bool
-) -> None:
-    """Saves a state. A failure ends the run only if this is its last save; otherwise it is a warning."""
-    try:
-        saved.save(n_done, state, about, val_loss=val_loss)
-    except CheckpointError as error:
-        if must:
-            raise
-        console.print(f"[red]{error}")
+    changes = list_changes(chosen.about, about, chosen.step, saved.directory, allow_change=allow_change)
+    manifest = hashlib.sha256(json.dumps(chosen.manifest, sort_keys=True).encode()).hexdigest()
+    check_agreement({"the checkpoint's step": chosen.step, "the checkpoint": manifest}, exchange_texts)
+    with working(f"reading checkpoint {chosen.step}"):
+        state = saved.restore(abstract_state, chosen)
+    console.say(f"resuming from step {chosen.step}" + (f"; changed: {changes}" if changes else ""))
+    return chosen.step, state, chosen.about

@@ -11,7 +11,10 @@ directory as the latest, keeps failed saves, and returns False for a step that i
 import contextlib
 import functools
 import logging
+import sys
 import threading
+import types
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
@@ -35,15 +38,17 @@ def _is_finite(leaf: jax.Array) -> jax.Array:
     return jnp.isfinite(leaf).all()
 
 
-def _name_non_finite(state: Any) -> str:
-    """The path of the first leaf with a NaN or an infinity; or empty.
+def _floats(state: Any) -> dict[str, Any]:
+    return {path: leaf for path, leaf in _by_path(state).items() if jnp.issubdtype(leaf.dtype, jnp.inexact)}
 
-    Reduced leaf by leaf on the device: one function of the whole state takes seconds to compile, and a model
-    has few distinct shapes.
-    """
-    floats = {path: leaf for path, leaf in _by_path(state).items() if jnp.issubdtype(leaf.dtype, jnp.inexact)}
-    is_finite = jax.device_get({path: _is_finite(leaf) for path, leaf in floats.items()})
-    return next((path for path in floats if not is_finite[path]), "")
+
+def _layout(leaf: Any) -> tuple[Any, ...]:
+    return leaf.shape, leaf.dtype, leaf.sharding
+
+
+def _show_unraisable(show: Callable[[Any], None], unraisable: Any) -> None:
+    if str(unraisable.exc_value) != "Event loop is closed":
+        show(unraisable)
 
 
 class Checkpoints(CheckpointDirectory):
@@ -55,20 +60,43 @@ class Checkpoints(CheckpointDirectory):
     packages = ("jax", "orbax-checkpoint")
     _thread: threading.Thread | None = None
     _failure = ""
+    _checks: Mapping[tuple[Any, ...], Callable[[jax.Array], jax.Array]] = types.MappingProxyType({})
+
+    def prepare(self, abstract_state: Any) -> None:
+        """Loads and compiles what a save needs, so that a signal's save does not wait for it."""
+        assert self._orbax
+        layouts = {_layout(leaf): leaf for leaf in _floats(abstract_state).values()}
+        self._checks = {layout: _is_finite.lower(leaf).compile() for layout, leaf in layouts.items()}
+
+    def _name_non_finite(self, state: Any) -> str:
+        """The path of the first leaf with a NaN or an infinity; or empty.
+
+        Reduced leaf by leaf on the device: one function of the whole state takes seconds to compile, and a model
+        has few distinct shapes.
+        """
+        floats = _floats(state)
+        found = {path: self._checks.get(_layout(leaf), _is_finite)(leaf) for path, leaf in floats.items()}
+        is_finite = jax.device_get(found)
+        return next((path for path in floats if not is_finite[path]), "")
 
     @functools.cached_property
     def _orbax(self):
         # Here, because listing checkpoints needs no orbax, and its import takes half a second.
         import orbax.checkpoint as ocp
 
-        # Each failure that is raised here in one line is logged by orbax in pages of tracebacks.
-        logging.getLogger("absl").setLevel(logging.CRITICAL)
+        # Each failure that is raised here in one line is logged by orbax in pages of tracebacks, and its writes that
+        # still run when the first has failed report to an event loop that is closed.
+        for name in ("absl", "asyncio"):
+            logging.getLogger(name).setLevel(logging.CRITICAL)
+        sys.unraisablehook = functools.partial(_show_unraisable, sys.unraisablehook)
         # Directories made in the background leave threads behind when that fails, which hold the process at
         # its end for ten minutes.
         options = ocp.options.AsyncOptions(create_directories_asynchronously=False)
         return ocp.AsyncCheckpointer(ocp.PyTreeCheckpointHandler(), async_options=options)
 
-    def save(self, step: int, state: Any, about: dict, *, val_loss: float | None = None) -> None:
+    def save(
+        self, step: int, state: Any, about: dict, *, val_loss: float | None = None, is_proven: bool = True
+    ) -> None:
         """Starts to save a state; returns when it is copied from the device and may be donated.
 
         Waits for the save before it. What goes wrong later is raised by `raise_if_failed`, the next `save`,
@@ -79,6 +107,7 @@ class Checkpoints(CheckpointDirectory):
           state: tree of jax.Arrays, of any sharding.
           about: what the run must know to resume, as JSON: config, digests of data and tokenizer, versions.
           val_loss: in nats per token, for keep_best.
+          is_proven: see CheckpointDirectory.save.
 
         Raises:
           CheckpointError: the save before it failed; or this step is not saved, because it is not above the
@@ -88,7 +117,7 @@ class Checkpoints(CheckpointDirectory):
         manifest = self._make_manifest(step, state, about, val_loss)
         earlier = self._join()
         refusal = ""
-        if path := _name_non_finite(state):
+        if path := self._name_non_finite(state):
             refusal = f"{path} is not finite"
         elif self._process_index() == 0:
             refusal = self._find_obstacle(step, sum(leaf.nbytes for leaf in jax.tree.leaves(state)))
@@ -102,10 +131,11 @@ class Checkpoints(CheckpointDirectory):
             self._give_up(step)
             failure = f"checkpoint {step} is not saved: {one_line(error)}"
             raise CheckpointError(f"{earlier and earlier + '; '}{failure}") from error
+        self._unproven = None if is_proven else step
         self._thread = threading.Thread(target=self._finish, args=(step, manifest), name=f"checkpoint {step}")
         self._thread.start()
         if earlier:
-            raise CheckpointError(earlier)
+            raise CheckpointError(earlier, is_earlier=True)
 
     def _finish(self, step: int, manifest: dict) -> None:
         """In its own thread: waits for orbax, makes the step count, deletes old ones."""
@@ -143,7 +173,7 @@ class Checkpoints(CheckpointDirectory):
         return failure
 
     def raise_if_failed(self) -> None:
-        """Raises the CheckpointError of a background save, once. Cheap, and local to this process."""
+        """As in the base class."""
         if self._failure:
             raise CheckpointError(self._take_failure())
 
@@ -170,6 +200,16 @@ class Checkpoints(CheckpointDirectory):
             self._thread.join()
             if self._failure:
                 self.warn(self._take_failure())
+
+    def _finish_background(self) -> None:
+        if self._thread is not None:
+            self._thread.join()
+
+    def _delete_in_background(self) -> None:
+        if self._thread is not None and self._thread.is_alive():
+            return  # it deletes when the save is done, or the next one does
+        self._thread = threading.Thread(target=super()._delete_in_background, name="checkpoint deletion")
+        self._thread.start()
 
     def choose(self, step: int | None = None, *, verify: bool = True) -> Checkpoint | None:
         """As in CheckpointDirectory; first waits for the save under way, and raises CheckpointError where it failed."""

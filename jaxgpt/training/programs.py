@@ -16,6 +16,7 @@ import numpy as np
 from jaxgpt.config import schedule
 from jaxgpt.config.steps import Plan
 from jaxgpt.data.batch import Batch
+from jaxgpt.run.console import working
 from jaxgpt.training.memory import describe_memory
 from jaxgpt.training.step import Step
 
@@ -34,17 +35,22 @@ def lower_evaluate(step: Step, n_rows: int) -> Any:
     return step.evaluate.lower(step.state_shapes.params, batch, jax.ShapeDtypeStruct((n_rows, seq_len, 2), np.bool_))
 
 
-def compile_programs(step: Step, plan: Plan, say: Callable[[str], None]) -> tuple[list[Any], Step]:
+def compile_programs(
+    step: Step, plan: Plan, say: Callable[[str], None], also: Callable[[], None] = lambda: None
+) -> tuple[list[Any], Step]:
     """The training step by stage, and the step with its evaluation compiled. Call under the step's mesh.
 
     Stages whose steps have as many microbatches share one program.
 
     Args:
       say: receives a line about each program.
+      also: called beside the compilers.
     """
     counts = list(dict.fromkeys(plan.n_micro))
     names = [f"the step ({count} x {plan.n_rows} rows)" for count in counts] + ["the evaluation"]
-    lowered = [lower_train(step, count, plan.n_rows) for count in counts] + [lower_evaluate(step, plan.n_rows)]
+    say(f"compiling {', '.join(names)} ...")
+    with working("tracing the step"):
+        lowered = [lower_train(step, count, plan.n_rows) for count in counts] + [lower_evaluate(step, plan.n_rows)]
 
     def compile_one(name: str, program: Any) -> Any:
         begin = time.perf_counter()
@@ -52,9 +58,11 @@ def compile_programs(step: Step, plan: Plan, say: Callable[[str], None]) -> tupl
         say(f"compiled {name} in {time.perf_counter() - begin:.1f} s")
         return compiled
 
-    n_threads = 1 if jax.process_count() > 1 else len(lowered)  # processes that compile together keep one order
-    with ThreadPoolExecutor(n_threads) as pool:
+    n_threads = 1 if jax.process_count() > 1 else len(lowered) + 1  # processes that compile together keep one order
+    with working("compiling"), ThreadPoolExecutor(n_threads) as pool:
+        beside = pool.submit(also)
         *steps, evaluate = pool.map(compile_one, names, lowered)
+        beside.result()
     for count, compiled in zip(counts, steps, strict=True):
         n_tokens = count * plan.n_rows * step.model.config.seq_len
         say(f"memory for {n_tokens:,} tokens a step: {describe_memory(compiled, step.mesh)}, by the compiler")

@@ -4,10 +4,12 @@ import numpy as np
 
 from jaxgpt.data.sources import Rows
 from jaxgpt.parallel.sharding import own_rows, put_rows
+from jaxgpt.run.console import working
 from jaxgpt.run.evaluation import Evaluation, conclude, make_masks
 from jaxgpt.training.step import Evaluator, Step
 
 
+@working("evaluating")
 def evaluate_split(
     step: Step | Evaluator, params, rows: Rows, starts: np.ndarray, n_rows: int, token_bytes: np.ndarray | None = None
 ) -> Evaluation:

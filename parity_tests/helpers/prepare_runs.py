@@ -15,6 +15,9 @@ from jaxgpt.prepare import __main__ as prepare
 DOCUMENTS = [f"Document {i}, which says: {'tick ' * (i % 7)}{chr(960 + i)}.\n" * (1 + i % 3) for i in range(40)]
 
 
+BAD_LENGTH = "abc"
+
+
 def run(*args) -> int:
     return prepare.main([str(arg) for arg in args])
 
@@ -58,6 +61,7 @@ class Server:
 
     def __init__(self, files: dict[str, bytes], plan=()):
         self.files, self.plan, self.log = files, list(plan), []
+        self.hub = {}  # headers that a redirect to the content has, as on the hub
         outer = self
 
         class Handler(BaseHTTPRequestHandler):
@@ -85,6 +89,14 @@ class Server:
         self.log.append((request.path.rpartition("/")[2], wanted))
         action = self.plan.pop(0) if self.plan else "serve"
         request.close_connection = True
+        if action == "redirect" or (self.hub and not request.path.startswith("/content/")):
+            request.send_response(302)
+            for name, value in self.hub.items():
+                request.send_header(name, value(request.path) if callable(value) else value)
+            request.send_header("Location", f"{self.url}/content/{request.path.rpartition('/')[2]}")
+            request.send_header("Content-Length", "0")
+            request.end_headers()
+            return
         content = self.files.get(request.path.rpartition("/")[2])
         if content is None or isinstance(action, int):
             request.send_response(404 if content is None else action)
@@ -102,7 +114,7 @@ class Server:
         if begin:
             shift = 1 if action == "wrong range" else 0
             request.send_header("Content-Range", f"bytes {begin + shift}-{len(content) - 1}/{len(content)}")
-        request.send_header("Content-Length", str(len(content) - begin))
+        request.send_header("Content-Length", BAD_LENGTH if action == "bad length" else str(len(content) - begin))
         request.end_headers()
         body = content[begin:]
         request.wfile.write(body[: len(body) // 2] if action == "cut" else body)

@@ -1,6 +1,7 @@
 """jaxgpt/parallel/hosts.py in PyTorch: processes are started by torchrun."""
 
 import os
+from datetime import timedelta
 
 import torch
 import torch.distributed as dist
@@ -8,12 +9,15 @@ import torch.distributed as dist
 from jaxgpt.config import HostsConfig
 from jaxgpt.errors import InputError
 
+COLLECTIVE_TIMEOUT_S = 600
+"""How long a process waits in a collective: others wait there while process 0 saves or evaluates."""
+
 
 def start_hosts(config: HostsConfig, platform: str) -> None:
     """Joins the processes that torchrun started (RANK, WORLD_SIZE, LOCAL_RANK, MASTER_ADDR, MASTER_PORT).
 
     Raises:
-      InputError: hosts.* is set, which is jaxgpt's way.
+      InputError: hosts.* is set, which is jaxgpt's way; torchrun's variables are not complete, or nobody answers.
     """
     if config.coordinator or config.count > 1:
         raise InputError(
@@ -22,7 +26,15 @@ def start_hosts(config: HostsConfig, platform: str) -> None:
         )
     if "RANK" in os.environ and not dist.is_initialized():
         is_cuda = pick_device(platform).type == "cuda"
-        dist.init_process_group("cpu:gloo,cuda:nccl" if is_cuda else "gloo")
+        try:
+            dist.init_process_group(
+                "cpu:gloo,cuda:nccl" if is_cuda else "gloo", timeout=timedelta(seconds=COLLECTIVE_TIMEOUT_S)
+            )
+        except (ValueError, RuntimeError) as error:
+            first_line = next(iter(str(error).splitlines()), type(error).__name__)
+            raise InputError(
+                f"RANK={os.environ['RANK']}: the processes did not join: {first_line}; start them with torchrun"
+            ) from error
 
 
 def stop_hosts() -> None:
@@ -45,4 +57,9 @@ def pick_device(platform: str) -> torch.device:
         raise InputError(f"mesh.platform={platform} is not available; torch sees {'cuda' if has_cuda else 'cpu'}")
     if platform == "cpu" or not has_cuda:
         return torch.device("cpu")
-    return torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
+    rank = os.environ.get("LOCAL_RANK", "0")
+    if not rank.isdigit() or int(rank) >= torch.cuda.device_count():
+        raise InputError(
+            f"LOCAL_RANK={rank} is not one of the {torch.cuda.device_count()} GPUs here; start fewer processes per host"
+        )
+    return torch.device("cuda", int(rank))

@@ -30,7 +30,9 @@ def _name_non_finite(state: Any) -> str:
 class Checkpoints(CheckpointDirectory):
     packages = ("torch", "safetensors")
 
-    def save(self, step: int, state: Any, about: dict, *, val_loss: float | None = None) -> None:
+    def save(
+        self, step: int, state: Any, about: dict, *, val_loss: float | None = None, is_proven: bool = True
+    ) -> None:
         manifest = self._make_manifest(step, state, about, val_loss)
         failure = ""
         if self._process_index() == 0:
@@ -41,11 +43,9 @@ class Checkpoints(CheckpointDirectory):
                 failure = self._write(step, state, manifest)
         if failure := self._find_first(failure):
             raise CheckpointError(f"checkpoint {step} is not saved: {failure}")
+        self._unproven = None if is_proven else step
         if self._process_index() == 0:
-            try:
-                self._delete_old()
-            except OSError as error:
-                self.warn(f"checkpoint {step} is saved, but an older one is not deleted: {error}")
+            self._delete_in_background()
 
     def _write(self, step: int, state: Any, manifest: dict) -> str:
         """Writes the directory and makes it count. What failed, as a clause; or empty."""

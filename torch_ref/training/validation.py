@@ -4,11 +4,13 @@ import numpy as np
 import torch
 
 from jaxgpt.data.sources import Rows
+from jaxgpt.run.console import working
 from jaxgpt.run.evaluation import Evaluation, conclude, make_masks
 from torch_ref.parallel.sharding import add_over_processes, own_rows, put_rows
 from torch_ref.training.step import Step
 
 
+@working("evaluating")
 def evaluate_split(
     step: Step, params, rows: Rows, starts: np.ndarray, n_rows: int, token_bytes: np.ndarray | None = None
 ) -> Evaluation:

@@ -4,6 +4,8 @@ from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from typing import ClassVar, Self
 
+from jaxgpt.config.section import Section
+
 Axes = tuple[str | None, ...]
 """The mesh axis that splits each axis of a parameter; None, or a missing entry: it is not split."""
 
@@ -42,13 +44,14 @@ class ParamCount:
     scaling: int
 
 
-class Family(ABC):
+class Family(Section, ABC):
     """The base of every family's dataclass, which has these fields or properties.
 
     A config in which something is left open (a 0, an empty string, None) is filled in by `complete`; everything else
     here asks for a complete one.
     """
 
+    PATH: ClassVar = "model."
     RULES: ClassVar[tuple[ParamRule, ...]]
     """Facts about each parameter; the first match counts."""
     DIAL: ClassVar[str] = ""

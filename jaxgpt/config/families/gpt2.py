@@ -43,9 +43,14 @@ class GPT2Config(Family):
     """erf: nanoGPT. tanh: the approximation that OpenAI's and Hugging Face's GPT-2 weights expect."""
 
     def __post_init__(self):
-        for name in ("seq_len", "n_layer", "n_head", "n_embd"):
+        super().__post_init__()
+        for name in ("n_layer", "n_head", "n_embd"):
             value = getattr(self, name)
             require(value >= 1, f"model.{name}={value} is below 1; choose a positive number")
+        require(
+            self.seq_len >= 2,
+            f"model.seq_len={self.seq_len} is below 2; a token needs one before it to be predicted from",
+        )
         require(self.vocab_size >= 0, f"model.vocab_size={self.vocab_size} is negative; 0 uses the tokenizer's size")
         require(0 <= self.dropout < 1, f"model.dropout={self.dropout} is outside [0, 1); 0 turns it off")
         lower = self.n_embd // self.n_head * self.n_head

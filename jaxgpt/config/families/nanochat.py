@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import ClassVar, Literal, Self
 
 from jaxgpt.config.families.family import Family, ParamCount, ParamRule
+from jaxgpt.config.section import show
 from jaxgpt.errors import InputError, require
 
 GATE_CHANNELS = {"smear": 24, "value_embed": 12}
@@ -93,9 +94,14 @@ class NanochatConfig(Family):
     """How weights start: normal (2025), uniform (2026); empty: as the era."""
 
     def __post_init__(self):
-        for name in ("seq_len", "depth", "aspect_ratio", "head_dim"):
+        super().__post_init__()
+        for name in ("depth", "aspect_ratio", "head_dim"):
             value = getattr(self, name)
             require(value >= 1, f"model.{name}={value} is below 1; choose a positive number")
+        require(
+            self.seq_len >= 2,
+            f"model.seq_len={self.seq_len} is below 2; a token needs one before it to be predicted from",
+        )
         for name in ("vocab_size", "n_embd", "n_kv_head", "short_window", "rope_base", "qk_scale"):
             value = getattr(self, name)
             require(value >= 0, f"model.{name}={value} is negative; 0 derives it")
@@ -103,7 +109,7 @@ class NanochatConfig(Family):
         require(self.head_dim % 2 == 0, f"model.head_dim={self.head_dim} is odd; rotary positions rotate pairs")
         require(
             set(self.window_pattern.upper()) <= set("SL"),
-            f"model.window_pattern={self.window_pattern} has other letters than S and L; SSSL is nanochat's",
+            f"model.window_pattern={show(self.window_pattern)} has other letters than S and L; SSSL is nanochat's",
         )
         lower = self.n_embd // self.head_dim * self.head_dim
         require(
@@ -138,6 +144,12 @@ class NanochatConfig(Family):
         rounding = VOCAB_ROUNDING if self.era == "2026" else 1
         short_window = math.ceil(self.seq_len / 4 / WINDOW_ROUNDING) * WINDOW_ROUNDING + 1
         n_embd, head_dim = (self.n_embd, self.head_dim) if self.n_embd else self._choose_width()
+        for name, gate in (("smear", "smear"), ("value_embeds", "value_embed")):
+            require(
+                not chosen[name] or n_embd >= GATE_CHANNELS[gate],
+                f"model.n_embd={n_embd} is below the {GATE_CHANNELS[gate]} channels that model.{name} reads; "
+                f"set --model.{name}=false, or widen the model",
+            )
         return dataclasses.replace(
             self,
             **chosen | {"window_pattern": str(chosen["window_pattern"]).upper()},

@@ -63,9 +63,19 @@ class Tokenizer(ABC):
         return self.encode_array(text).tolist()
 
     def encode_prompt(self, text: str) -> list[int]:
-        """The ids of a text that a document begins with: behind begin_of_text, where there is one."""
+        """The ids of a text that a document begins with: behind begin_of_text, where there is one.
+
+        Nothing is what a document begins with too: begin_of_text alone, or the end_of_text of the document before.
+
+        Raises:
+          InputError: there is no text and no such token, or a character without an id.
+        """
+        if not text and not self.stop_ids():
+            raise InputError(f"the prompt is empty, and {self.name} has no token that begins a text; give some text")
         ids = self.encode(text)
-        return ids if self.begin_of_text is None else [self.begin_of_text, *ids]
+        if self.begin_of_text is not None:
+            return [self.begin_of_text, *ids]
+        return ids or [*self.stop_ids()]
 
     def stop_ids(self) -> tuple[int, ...]:
         """The ids after which a text ends: its end, or the beginning of the next."""

@@ -43,6 +43,10 @@ class _TiktokenTokenizer(Tokenizer):
         return self._bpe.encode_to_numpy(text, disallowed_special=())
 
 
+GPT2_SPLIT_PATTERN = r"'(?:[sdmt]|ll|ve|re)| ?\p{L}++| ?\p{N}++| ?[^\s\p{L}\p{N}]++|\s++$|\s+(?!\S)|\s"
+"""Where GPT-2's BPE cuts text, as tiktoken spells it; `GPT2Tokenizer` takes it from tiktoken."""
+
+
 class GPT2Tokenizer(_TiktokenTokenizer):
     """GPT-2's byte-level BPE."""
 

@@ -1,0 +1,1 @@
+"""Random faults against short runs: `python -m parity_tests.chaos`."""

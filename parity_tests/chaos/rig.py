@@ -1,0 +1,284 @@
+"""What every trial starts from: data, configs, and the uninterrupted runs that a trial must end equal to.
+
+All processes share one cache of compiled programs and one of digests, so that a run of 30 steps takes a few seconds.
+"""
+
+import dataclasses
+import json
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from itertools import islice
+from pathlib import Path
+
+import numpy as np
+
+from parity_tests.helpers.environment import REPO, environment
+from parity_tests.helpers.train_runs import TEXT
+
+N_STEPS = 30
+EVERY = 5
+"""Steps between checkpoints; evaluations come at every second one."""
+PATIENCE_S = 150.0
+"""After so long a process counts as hung. A run alone takes 4 to 8 s; the machine may be busy."""
+LAUNCHER_S = 15.0
+"""A process whose peer has failed is sent SIGTERM after so long: it may wait for minutes for one that never joins."""
+FRAMEWORKS = {"jaxgpt": "jaxgpt.train", "torch_ref": "torch_ref.train"}
+KINDS = ("shards", "documents", "nanogpt")
+"""Of data: shards of one long text, documents packed with a cursor, and nanoGPT's files, which have no manifest."""
+_CONFIG = """
+from jaxgpt.config import *
+config = Config(
+    data=DataConfig(dir={data!r}, sampling={sampling!r}),
+    model=GPT2Config(seq_len=16, n_layer=1, n_head=2, n_embd=16, vocab_size={vocab_size}),
+    train=TrainConfig(steps={n_steps}, batch_tokens=128, micro_batch_size=8, dtype="float32"),
+    optim=OptimConfig(lr=1e-2, schedule=ScheduleConfig(warmup_steps=3)),
+    eval=EvalConfig(every={eval_every}, tokens=400),
+    log=LogConfig(every=1),
+    checkpoint=CheckpointConfig(every={every}, keep=3),
+    mesh=MeshConfig(data=1),
+)
+"""
+
+
+@dataclasses.dataclass(frozen=True)
+class Ended:
+    """A process that ended, or was ended: code None means that it hung and was killed."""
+
+    code: int | None
+    shown: str
+    errors: str
+    seconds: float
+
+    @property
+    def text(self) -> str:
+        return self.shown + self.errors
+
+    @property
+    def error_lines(self) -> list[str]:
+        return [line for line in self.errors.splitlines() if line.startswith(("error:", "failed:"))]
+
+
+class Running:
+    """A training process under observation.
+
+    Args:
+      file_kb: no file that it writes may be larger; 0: no limit.
+      stdout: where standard output goes; by default it is kept.
+      n_lines: standard output is closed after so many lines.
+    """
+
+    def __init__(
+        self,
+        command: list[str],
+        env: dict[str, str],
+        *,
+        file_kb: int = 0,
+        stdout: int | None = None,
+        n_lines: int = 10**9,
+    ):
+        if file_kb:
+            command = ["/bin/sh", "-c", 'ulimit -f "$0"; exec "$@"', str(2 * file_kb), *command]  # blocks of 512 bytes
+        self.begin = time.monotonic()
+        self.process = subprocess.Popen(
+            command, env=env, cwd=REPO, stdin=subprocess.DEVNULL, stderr=subprocess.PIPE,
+            stdout=subprocess.PIPE if stdout is None else stdout,
+        )  # fmt: skip
+        self._n_lines = n_lines
+        self._texts = {"stdout": bytearray(), "stderr": bytearray()}
+        self._readers = [threading.Thread(target=self._read, args=(name,), daemon=True) for name in self._texts]
+        for reader in self._readers:
+            reader.start()
+
+    def _read(self, name: str) -> None:
+        pipe = getattr(self.process, name)
+        if pipe is None:
+            return
+        n_left = self._n_lines if name == "stdout" else 10**9
+        for line in islice(pipe, n_left):
+            self._texts[name] += line
+        pipe.close()
+
+    @property
+    def is_alive(self) -> bool:
+        return self.process.poll() is None
+
+    def send(self, number: int) -> None:
+        if self.is_alive:
+            self.process.send_signal(number)
+
+    def wait(self) -> Ended:
+        try:
+            code = self.process.wait(PATIENCE_S)
+        except subprocess.TimeoutExpired:
+            self.process.kill()
+            self.process.wait()
+            code = None
+        for reader in self._readers:
+            reader.join(5)
+        shown, errors = (bytes(self._texts[name]).decode(errors="replace") for name in ("stdout", "stderr"))
+        return Ended(code, shown, errors, time.monotonic() - self.begin)
+
+
+@dataclasses.dataclass(frozen=True)
+class Straight:
+    """An uninterrupted run: step -> (train loss, val loss), and how long it took."""
+
+    losses: dict[int, tuple]
+    seconds: float
+
+
+class Rig:
+    """Data of every kind, and for each framework and kind the uninterrupted run.
+
+    Args:
+      directory: a scratch directory; everything is made there.
+    """
+
+    def __init__(self, directory: Path):
+        self.directory = directory
+        self._straight: dict[tuple[str, str, bool], Straight] = {}
+        cache = {
+            "JAX_ENABLE_COMPILATION_CACHE": "true",
+            "JAX_COMPILATION_CACHE_DIR": str(directory / "compiled"),
+            "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
+            "XDG_CACHE_HOME": str(directory / "cache"),
+            "OMP_NUM_THREADS": "1",
+        }
+        self.env = environment() | cache
+        for kind in KINDS:
+            self._make_data(kind)
+
+    def _make_data(self, kind: str) -> None:
+        where = self.directory / kind
+        where.mkdir()
+        if kind == "nanogpt":
+            ids = np.random.default_rng(0).integers(0, 60, 6000).astype(np.uint16)
+            ids[:5000].tofile(where / "train.bin")
+            ids[5000:].tofile(where / "val.bin")
+            return
+        source = self.directory / f"{kind}.txt"
+        source.write_text(TEXT)
+        prepare = ["jaxgpt.prepare", kind, "--input", str(source), "--out", str(where)]
+        if kind == "documents":
+            self._call(*prepare, "--format", "text", "--shard-chars", "6000", "--group-documents", "4")
+            self._call("jaxgpt.train_tokenizer", "--data", str(where), "--vocab-size", "300")
+        else:
+            self._call(*prepare, "--tokenizer", "char")
+
+    def _call(self, module: str, *arguments: str) -> None:
+        command = [sys.executable, "-m", module, *arguments]
+        made = subprocess.run(command, env=self.env, cwd=REPO, capture_output=True, text=True)
+        assert made.returncode == 0, made.stdout + made.stderr
+
+    def copy_data(self, kind: str, where: Path) -> Path:
+        """A copy of the data that a trial may damage."""
+        shutil.copytree(self.directory / kind, where)
+        return where
+
+    def write_config(self, path: Path, data: Path, kind: str) -> Path:
+        vocab_size = 64 if kind == "nanogpt" else 0
+        sampling = "best_fit" if kind == "documents" else "random"
+        values = {"data": str(data), "sampling": sampling, "vocab_size": vocab_size, "n_steps": N_STEPS, "every": EVERY}
+        path.write_text(_CONFIG.format(**values, eval_every=2 * EVERY))
+        return path
+
+    def start(self, framework: str, config: Path, run_dir: Path, *more: str, env=None, **observed) -> Running:
+        command = [sys.executable, "-m", FRAMEWORKS[framework], f"--config={config}", f"--run.dir={run_dir}", *more]
+        return Running(command, self.env | (env or {}), **observed)
+
+    def start_pair(self, framework: str, config: Path, run_dir: Path, *more: str, other: tuple = ()) -> list[Running]:
+        """Two processes that train one model.
+
+        Args:
+          other: further arguments of the second process.
+        """
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            port = free.getsockname()[1]
+        pair = []
+        for index in range(2):
+            settings, env = [*more, *(other if index else ())], {}
+            if framework == "jaxgpt":
+                hosts = [f"--hosts.coordinator=127.0.0.1:{port}", "--hosts.count=2", f"--hosts.index={index}"]
+                settings += ["--mesh.data=1", "--mesh.fsdp=2", *hosts]
+            else:
+                names = {"RANK": index, "LOCAL_RANK": index, "WORLD_SIZE": 2, "LOCAL_WORLD_SIZE": 2}
+                env = {name: str(value) for name, value in (names | {"MASTER_PORT": port}).items()}
+                env |= {"MASTER_ADDR": "127.0.0.1"}
+                settings += ["--mesh.data=2"]
+            settings += ["--train.micro_batch_size=4"]
+            pair.append(self.start(framework, config, run_dir, *settings, env=env))
+        return pair
+
+    def wait_for_pair(self, pair: list[Running]) -> list[Ended]:
+        """Waits for both. As torchrun and srun do, one that failed ends the other, here after `LAUNCHER_S`."""
+        while all(running.is_alive for running in pair) and time.monotonic() < pair[0].begin + PATIENCE_S:
+            time.sleep(0.05)
+        failed_at = time.monotonic()
+        while any(running.process.poll() for running in pair) and time.monotonic() < failed_at + LAUNCHER_S:
+            time.sleep(0.05)
+            if not any(running.is_alive for running in pair):
+                break
+        if any(running.process.poll() for running in pair):
+            for running in pair:
+                running.send(signal.SIGTERM)
+        return [running.wait() for running in pair]
+
+    def straight(self, framework: str, kind: str, *, is_pair: bool = False) -> Straight:
+        """The uninterrupted run; trained once, when a trial first needs it."""
+        key = framework, kind, is_pair
+        if key not in self._straight:
+            config = self.write_config(self.directory / f"{kind}.py", self.directory / kind, kind)
+            for turn in range(2):  # the second finds its programs compiled
+                run_dir = self.directory / f"straight_{framework}_{kind}_{is_pair}_{turn}"
+                start = self.start_pair if is_pair else self.start
+                started = start(framework, config, run_dir)
+                ended = [process.wait() for process in (started if isinstance(started, list) else [started])]
+                assert [one.code for one in ended] == [0] * len(ended), "".join(one.text for one in ended)
+                if is_pair:
+                    break
+            self._straight[key] = Straight(read_losses(run_dir), ended[0].seconds)
+        return self._straight[key]
+
+    def half_way(self, framework: str, kind: str) -> Path:
+        """A run that was killed after step 17, with checkpoints 5, 10 and 15. To be copied, not changed."""
+        run_dir = self.directory / f"half_{framework}_{kind}"
+        if not run_dir.exists():
+            self.straight(framework, kind)
+            running = self.start(framework, self.directory / f"{kind}.py", run_dir)
+            while running.is_alive and not (
+                max(read_losses(run_dir), default=0) >= 17 and list_checkpoints(run_dir)[-1:] == [15]
+            ):
+                time.sleep(0.01)
+            running.send(signal.SIGKILL)
+            running.wait()
+        return run_dir
+
+
+def read_losses(run_dir: Path) -> dict[int, tuple]:
+    """Step -> (train loss, val loss) of the lines of metrics.jsonl that can be read."""
+    found = {}
+    path = run_dir / "metrics.jsonl"
+    for line in path.read_text(errors="replace").splitlines() if path.is_file() else []:
+        try:
+            record = json.loads(line)
+            found[record["step"]] = record["train_loss"], record.get("val_loss")
+        except (ValueError, TypeError, KeyError):
+            continue
+    return found
+
+
+def list_checkpoints(run_dir: Path) -> list[int]:
+    """Steps of the checkpoints that were committed, whatever became of them."""
+    names = [path.name for path in (run_dir / "checkpoints").glob("*") if (path / "manifest.json").exists()]
+    return sorted(int(name) for name in names if name.isdigit())
+
+
+def is_root() -> bool:
+    return os.geteuid() == 0

@@ -1,0 +1,93 @@
+"""What the environment says wrongly is one line that names the variable, before anything is trained."""
+
+import subprocess
+import sys
+
+import jax
+import pytest
+
+from jaxgpt.config import Config, MeshConfig
+from jaxgpt.errors import InputError
+from jaxgpt.parallel.hosts import start_hosts
+from jaxgpt.parallel.mesh import make_mesh
+from jaxgpt.parallel.xla_flags import check_xla_flags
+from parity_tests.helpers.environment import REPO, environment
+
+
+@pytest.mark.parametrize(
+    ("variables", "message"),
+    [
+        ({"JAX_NUM_PROCESSES": "two"}, "JAX_NUM_PROCESSES='two' in the environment is not a number"),
+        ({"JAX_PROCESS_ID": "-1"}, "JAX_PROCESS_ID='-1' in the environment is not a number"),
+        ({"JAX_NUM_PROCESSES": "2"}, "hosts.count=2 needs hosts.coordinator=HOST:PORT of process 0"),
+        ({"JAX_PROCESS_ID": "1"}, "hosts.index=1 needs hosts.coordinator=HOST:PORT"),
+        ({"JAX_COORDINATOR_ADDRESS": "h:1"}, "hosts.coordinator=h:1 needs hosts.count and hosts.index below it"),
+        (
+            {"JAX_COORDINATOR_ADDRESS": "h:1", "JAX_NUM_PROCESSES": "2", "JAX_PROCESS_ID": "2"},
+            "they are 2 and 2",
+        ),
+        ({"SLURM_NTASKS": "many"}, "SLURM_NTASKS='many' in the environment is not a number"),
+        ({"OMPI_COMM_WORLD_SIZE": "3x"}, "OMPI_COMM_WORLD_SIZE='3x' in the environment is not a number"),
+    ],
+)
+def test_a_wrong_environment_is_one_line(variables, message, monkeypatch):
+    """Faults: C17."""
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    with pytest.raises(InputError) as caught:
+        start_hosts(Config().hosts, "")
+    assert message in str(caught.value) and "\n" not in str(caught.value)
+
+
+def test_an_allocation_without_srun_runs_alone_and_says_so(monkeypatch, capsys):
+    """Faults: C17."""
+    monkeypatch.setenv("SLURM_NTASKS", "2")
+    monkeypatch.setenv("SLURM_JOB_ID", "5")
+    start_hosts(Config().hosts, "")
+    assert "SLURM allocated 2 tasks, but srun did not start this process" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("error", [RuntimeError("Unable to initialize backend 'cuda': why\nmore"), AssertionError()])
+def test_a_platform_that_is_not_here(error, monkeypatch):
+    """Named as it was asked for: by the setting or by the variable. Faults: C15, C17."""
+
+    def devices(platform):
+        raise error
+
+    monkeypatch.setattr(jax, "devices", devices)
+    monkeypatch.setenv("JAX_PLATFORMS", "cuda")
+    for config, name in ((MeshConfig(), "JAX_PLATFORMS=cuda"), (MeshConfig(platform="tpu"), "mesh.platform=tpu")):
+        with pytest.raises(InputError) as caught:
+            make_mesh(config)
+        assert str(caught.value).startswith(f"{name} is not available: ") and "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        ("--xla_no_such_flag=1", "XLA_FLAGS=--xla_no_such_flag=1 in the environment is no flag of this XLA"),
+        ("--xla_dump_to=/tmp --xla_gpu_no_such", "XLA_FLAGS=--xla_gpu_no_such in the environment is no flag"),
+        ("nowhere", "XLA_FLAGS=nowhere in the environment is neither a flag nor a file"),
+    ],
+)
+def test_an_unknown_flag_of_xla(flags, message):
+    """XLA itself would end the process. Faults: C17."""
+    with pytest.raises(InputError) as caught:
+        check_xla_flags(flags)
+    assert message in str(caught.value)
+
+
+def test_known_flags_of_xla_are_accepted():
+    check_xla_flags("")
+    check_xla_flags("--xla_gpu_deterministic_ops=true --xla_backend_optimization_level=0")
+
+
+@pytest.mark.parametrize(("name", "value"), [("JAX_ENABLE_X64", "maybe"), ("JAX_NUM_CPU_DEVICES", "two")])
+def test_a_variable_at_which_jax_cannot_be_imported(name, value):
+    """Faults: C17."""
+    done = subprocess.run(
+        [sys.executable, "-m", "jaxgpt.evaluate", "--run", "x"],
+        capture_output=True, text=True, cwd=REPO, env=environment() | {name: value}, check=False,
+    )  # fmt: skip
+    assert done.returncode == 2 and done.stderr.count("\n") == 1, done.stderr
+    assert done.stderr.startswith(f"error: {name}={value}: ")

@@ -1,0 +1,66 @@
+"""`~` is the home directory in every path that a user can give: no shell replaces it in --run.dir=~/x."""
+
+import os
+
+import pytest
+
+from jaxgpt import evaluate, sample, train_tokenizer
+from jaxgpt.bench import __main__ as bench
+from jaxgpt.config import DataConfig, RunConfig, TrainConfig
+from jaxgpt.config.command_line import parse_args
+from jaxgpt.errors import InputError
+from jaxgpt.files import user_path
+from jaxgpt.plan import __main__ as plan
+from jaxgpt.prepare import __main__ as prepare
+from parity_tests import compare, convert
+
+
+@pytest.fixture(autouse=True)
+def home(tmp_path, monkeypatch):
+    """A home directory, and a working directory in which no directory named ~ may appear."""
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    monkeypatch.chdir(tmp_path)
+    yield tmp_path / "home"
+    assert not os.path.lexists(tmp_path / "~")
+
+
+def test_settings(home):
+    """Faults: C13."""
+    assert RunConfig(dir="~/r").dir == f"{home}/r"
+    data, train = DataConfig(dir="~", tokenizer="~/t.json"), TrainConfig(init_from="~/gpt2")
+    assert (data.dir, data.tokenizer, train.init_from) == (f"{home}", f"{home}/t.json", f"{home}/gpt2")
+    assert TrainConfig(init_from="gpt2").init_from == "gpt2"
+    home.mkdir()
+    (home / "c.py").write_text("from jaxgpt.config import *\nconfig = Config()")
+    config, _ = parse_args(["--config=~/c.py", "--run.dir=~/r"], {}, "")
+    assert config.run.dir == f"{home}/r"
+
+
+def test_arguments_of_the_verbs(home):
+    given = sample.parse_args(["--run", "~/r", "--data=~/d", "--prompt-file=~/p"])
+    assert (given.run, given.data, given.prompt_file) == (f"{home}/r", f"{home}/d", f"{home}/p")
+    assert evaluate.parse_args(["--model=~/m", "--data=~/d"]).model == f"{home}/m"
+    assert plan.read_request(["--png=~/x.png"]).one("png") == f"{home}/x.png"
+    assert bench.read_arguments(["--config=c.py", "--json=~/b.json"])[0].json == home / "b.json"
+    assert compare.read_arguments(["--out=~/o"])[0].out == home / "o"
+
+
+@pytest.mark.parametrize(
+    ("main", "args"),
+    [
+        (sample.main, ["--run=r", "--prompt=@~/nowhere.txt"]),
+        (convert.main, ["--from=~/nowhere", "--to=torch", "out"]),
+        (train_tokenizer.main, ["--data=~/nowhere"]),
+        (prepare.main, ["x", "--input=~/nowhere.txt", "--out=out"]),
+    ],
+)
+def test_messages_name_the_whole_path(home, main, args):
+    with pytest.raises(InputError, match=f"{home}/nowhere"):
+        main(args)
+
+
+def test_a_path_that_cannot_be_meant_is_refused():
+    for text, message in (("a\nb", "control character"), ("a\0", "control character"), ("~no_such_user/x", "no home")):
+        with pytest.raises(InputError, match=message):
+            user_path(text)
+    assert user_path("a ~/b[c]") == "a ~/b[c]"
