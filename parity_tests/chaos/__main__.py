@@ -18,8 +18,8 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from parity_tests.chaos.faults import NEEDS_ROOT, Trial, Wrong, available
-from parity_tests.chaos.rig import FRAMEWORKS, KINDS, Rig, is_root
+from parity_tests.chaos.faults import NEEDS_MOUNT, Trial, Wrong, available
+from parity_tests.chaos.rig import FRAMEWORKS, KINDS, Rig, can_mount
 
 RUNS = tuple(itertools.product(FRAMEWORKS, KINDS))
 """Frameworks and kinds of data that trials choose among."""
@@ -59,8 +59,8 @@ def main(args: list[str]) -> int:
     parser.add_argument("--only", nargs="+", default=[], choices=list(available()), help="only these faults")
     given = parser.parse_args(args)
     numbers = range(given.runs) if given.trial is None else [given.trial]
-    if not is_root():
-        print(f"without root, left out: {', '.join(sorted(NEEDS_ROOT))}")
+    if not can_mount():
+        print(f"nothing can be mounted here; left out: {', '.join(sorted(NEEDS_MOUNT))}")
     for number in (signal.SIGINT, signal.SIGHUP):  # ignored in what runs in the background; children would inherit it
         if signal.getsignal(number) == signal.SIG_IGN:
             signal.signal(number, signal.SIG_DFL)

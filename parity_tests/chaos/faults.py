@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from jaxgpt.errors import EXIT_BAD_INPUT, EXIT_DIVERGED, EXIT_DONE, EXIT_FAILED, EXIT_STOPPED
-from parity_tests.chaos.rig import EVERY, N_STEPS, Ended, Rig, Running, is_root, list_checkpoints, read_losses
+from parity_tests.chaos.rig import EVERY, N_STEPS, Ended, Rig, Running, can_mount, list_checkpoints, read_losses
 
 LEAVE_S = 10.0
 """A process that was told to leave must be gone after so long, here, where a step takes milliseconds and other work may
@@ -456,9 +456,9 @@ FAULTS: dict[str, Callable[[Trial], str]] = {
         directory_vanishes, damaged_run, changed_data, data_vanish, diverge, peers_differ, peer_dies,
     )
 }  # fmt: skip
-NEEDS_ROOT = {"full-disk"}
+NEEDS_MOUNT = {"full-disk"}
 
 
 def available() -> dict[str, Callable[[Trial], str]]:
-    """The faults that this user can cause: mounting a file system needs root."""
-    return {name: fault for name, fault in FAULTS.items() if name not in NEEDS_ROOT or is_root()}
+    """The faults that this user can cause: not all may mount a file system."""
+    return {name: fault for name, fault in FAULTS.items() if name not in NEEDS_MOUNT or can_mount()}
