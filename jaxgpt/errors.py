@@ -36,13 +36,17 @@ def require(is_good: bool, message: str) -> None:
 
 
 def explain_variables() -> None:
-    """Turns what JAX raises at its import, for a variable of the environment that it cannot read, into one line."""
+    """Turns what JAX raises at its import, for a variable of the environment that it cannot read, into one line.
+
+    Everything else goes to the hook that was there, by which `signals` knows what a signal has ended.
+    """
+    before = sys.excepthook
 
     def hook(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
         text = str(error)
         named = [name for name in os.environ if name.startswith("JAX_") and (name in text or name.lower() in text)]
         if kind is not ValueError or not named or "--traceback" in sys.argv:
-            sys.__excepthook__(kind, error, trace)
+            before(kind, error, trace)
             return
         print(f"error: {named[0]}={os.environ[named[0]]}: {error}; correct or unset the variable", file=sys.stderr)
         sys.stderr.flush()

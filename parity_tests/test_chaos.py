@@ -6,8 +6,9 @@ import signal
 import pytest
 
 from parity_tests.chaos.__main__ import run_trial
-from parity_tests.chaos.faults import Trial, Wrong, check_calm, check_refused, check_stopped, find_resumed_step
+from parity_tests.chaos.faults import check_stopped
 from parity_tests.chaos.rig import N_STEPS, Ended, Rig
+from parity_tests.chaos.trial import Trial, Wrong, check_calm, check_refused, find_resumed_step
 
 SEED = 0
 RUNS = (("jaxgpt", "documents"), ("torch_ref", "nanogpt"))

@@ -7,7 +7,7 @@ import jax
 import pytest
 
 from jaxgpt.config import Config, MeshConfig
-from jaxgpt.errors import InputError
+from jaxgpt.errors import InputError, explain_variables
 from jaxgpt.parallel.hosts import start_hosts
 from jaxgpt.parallel.mesh import make_mesh
 from jaxgpt.parallel.xla_flags import check_xla_flags
@@ -91,3 +91,32 @@ def test_a_variable_at_which_jax_cannot_be_imported(name, value):
     )  # fmt: skip
     assert done.returncode == 2 and done.stderr.count("\n") == 1, done.stderr
     assert done.stderr.startswith(f"error: {name}={value}: ")
+
+
+def test_other_exceptions_at_import_go_to_the_hook_of_signals(monkeypatch):
+    """It knows that a signal ended the command, whatever a library made of that: exit code 130, not 1. Faults: F9."""
+    seen = []
+    monkeypatch.setattr(sys, "excepthook", lambda *found: seen.append(found))
+    explain_variables()
+    error = RuntimeError("a library's")
+    sys.excepthook(RuntimeError, error, None)
+    assert seen == [(RuntimeError, error, None)]
+
+
+def test_an_interruption_that_a_library_turns_into_an_error_keeps_its_exit_code():
+    """Faults: F9."""
+    code = """
+import sys
+sys.argv[:1] = ["-m"]  # as while the interpreter looks for the module to run
+sys.orig_argv[1:] = ["-m", "jaxgpt.evaluate"]
+import os, signal, jaxgpt
+from jaxgpt import signals
+signals.enter(signals.RUNNING)
+try:
+    os.kill(os.getpid(), signal.SIGINT)
+    while True: pass
+except BaseException as error:
+    raise RuntimeError("a library's") from error
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=REPO, check=False)
+    assert (done.returncode, done.stderr) == (130, "SIGINT: interrupted\n")

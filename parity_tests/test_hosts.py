@@ -62,7 +62,7 @@ def test_hosts_with_other_data_or_code_are_refused(config, tmp_path, monkeypatch
     ours, theirs = facts_of(config), facts_of(dataclasses.replace(config, data=DataConfig(dir=str(other))))
     assert "hosts differ: the data in data.dir is " in refuse(ours, theirs)
     assert "the tokenizer" in {name for name in ours if ours[name] != theirs[name]}
-    monkeypatch.setattr(agreement, "hash_sources", lambda: "another")
+    monkeypatch.setattr(agreement, "hash_code", lambda: "another")
     assert "hosts differ: jaxgpt's sources is " in refuse(ours, facts_of(config))
 
 

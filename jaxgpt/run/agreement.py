@@ -42,13 +42,13 @@ def facts(run: Run, flags: Mapping[str, Any], packages: tuple[str, ...]) -> dict
         **{f"the data in data.dir, {name}": digest for name, digest in run.source.files.items()},
         "the tokenizer": hashlib.sha256(tokenizer.encode()).hexdigest(),
         "jaxgpt's version": jaxgpt.__version__,
-        "jaxgpt's sources": hash_sources(),
+        "jaxgpt's sources": hash_code(),
         **{f"{name}'s version": importlib.metadata.version(name) for name in packages},
     }
 
 
 @functools.cache
-def hash_sources() -> str:
+def hash_code() -> str:
     """SHA-256 of the sources of jaxgpt and, where it lies beside it, torch_ref."""
     digest = hashlib.sha256()
     root = Path(jaxgpt.__file__).parent

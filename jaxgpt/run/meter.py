@@ -31,7 +31,7 @@ class Meter:
     """From (step, metrics) to records in metrics.jsonl, on the sinks, the progress bar and the console."""
 
     LINE_EVERY_S = 10.0
-    """Without a bar a step is told after so long, whether or not it is due for a record."""
+    """Without a bar a step is printed after so long, whether or not it is due for a record."""
 
     def __init__(
         self, config: Config, device_kind: str, n_devices: int,

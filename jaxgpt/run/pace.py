@@ -105,7 +105,7 @@ class Pace:
         next_s, pause_s = self._said.get(kind, (0.0, FIRST_PAUSE_S))
         if now >= next_s:
             self._said[kind] = (now + pause_s, 2 * pause_s)
-            self._say(f"{message}")
+            self._say(message)
 
     def _guard(self, is_over: threading.Event) -> None:
         """The thread that keeps the watchdog quiet while steps are made, and tells when it was not."""

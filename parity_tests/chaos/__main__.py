@@ -18,8 +18,9 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from parity_tests.chaos.faults import NEEDS_MOUNT, Trial, Wrong, available
+from parity_tests.chaos.faults import NEEDS_MOUNT, available
 from parity_tests.chaos.rig import FRAMEWORKS, KINDS, Rig, can_mount
+from parity_tests.chaos.trial import Trial, Wrong
 
 RUNS = tuple(itertools.product(FRAMEWORKS, KINDS))
 """Frameworks and kinds of data that trials choose among."""
