@@ -38,7 +38,7 @@ VERBS = {
     "train_tokenizer": ["jaxgpt.train_tokenizer", "--data", "{texts}", "--out", "{place}/t.json", "--vocab-size=300"],
     "plan": ["jaxgpt.plan", *TRAIN, "--device", "a100-40gb", "--estimate"],
     "bench": ["jaxgpt.bench", *TRAIN, "--rounds", "1", "--steps", "2"],
-    "compare": ["parity_tests.compare", *TRAIN, "--steps", "3", "--out", "{place}/compared"],
+    "compare": ["jaxgpt.compare", *TRAIN, "--steps", "3", "--out", "{place}/compared"],
 }
 """A short command of every verb."""
 ENVIRONMENT = {"PYTHONUNBUFFERED": "1", "PYTHONPATH": str(REPO), "OMP_NUM_THREADS": "1"}

@@ -9,13 +9,13 @@ import functools
 from contextlib import ExitStack
 from dataclasses import dataclass
 
+from jaxgpt.compare.gates import Row, compare
+from jaxgpt.compare.tolerances import PARITY
+from jaxgpt.compare.trajectories import Arrays, Trajectory, draw_params, first_batch, run_jax, run_torch
 from jaxgpt.data.batch import Batch
-from parity_tests.gates import Row, compare
 from parity_tests.mutations import MUTATIONS, Mutation, Plan
 from parity_tests.nanochat_mutations import NANOCHAT_MUTATIONS
 from parity_tests.small_runs import make_batches, make_config
-from parity_tests.tolerances import PARITY
-from parity_tests.trajectories import Arrays, Trajectory, draw_params, first_batch, run_jax, run_torch
 from parity_tests.updates import Update, draw_gradients, update_jax, update_torch
 
 ALL_MUTATIONS = MUTATIONS | NANOCHAT_MUTATIONS

@@ -16,11 +16,11 @@ from unittest import mock
 import jax
 import jax.numpy as jnp
 
+from jaxgpt.compare.trajectories import Arrays
 from jaxgpt.config import Config, schedule
 from jaxgpt.models import attention, gpt2, layers, loss
 from jaxgpt.optim import clip, orthogonalize
 from jaxgpt.training import step
-from parity_tests.trajectories import Arrays
 
 ADAMW, MUON = (importlib.import_module(f"jaxgpt.optim.{name}") for name in ("adamw", "muon"))
 """Modules: jaxgpt.optim.adamw and jaxgpt.optim.muon, as attributes, are the functions in them."""

@@ -1,4 +1,6 @@
-"""docs/parity.md: the floors of every recipe without a bug, and which gate sees which planted bug, measured anew.
+"""Measures the floors of every recipe without a bug, and which gate sees which planted bug, and writes them down:
+
+    python -m parity_tests.report docs/parity.md
 
 A mutant is judged by the least that can show its bug; where that is inside all gates it is trained. So "no" means that
 training did not show it either.
@@ -8,14 +10,14 @@ import datetime
 import os
 from pathlib import Path
 
-from jaxgpt.errors import InputError
+from jaxgpt.compare.gates import Row, compare, find_loudest
+from jaxgpt.compare.tables import describe_machine
+from jaxgpt.compare.tolerances import DTYPES, PARITY
+from jaxgpt.compare.trajectories import import_torch
+from jaxgpt.errors import InputError, run_verb
 from jaxgpt.run.console import console
-from parity_tests.gates import Row, compare, find_loudest
 from parity_tests.mutation_trials import ALL_MUTATIONS, make_trials, run_reference, run_unmutated
 from parity_tests.small_runs import RECIPES
-from parity_tests.tables import describe_machine
-from parity_tests.tolerances import DTYPES, PARITY
-from parity_tests.trajectories import import_torch
 
 N_FLOOR_STEPS = {"float64": 200, "float32": 200, "bfloat16": 60}
 N_MUTANT_STEPS = 8
@@ -46,7 +48,7 @@ def write_report(path: Path) -> int:
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(format_report(floors, seen), encoding="utf-8")
     except OSError as error:
-        raise InputError(f"--report={path} cannot be written: {error}; choose another path") from error
+        raise InputError(f"{path} cannot be written: {error}; choose another path") from error
     console.print(f"wrote {path}")
     unseen = [name for name, by_dtype in seen.items() if by_dtype["float64"] is None]
     outside = [(key, row.quantity) for key, rows in floors.items() for row in rows if not row.is_inside]
@@ -71,15 +73,15 @@ def format_report(floors: Floors, seen: Seen) -> str:
         "# Parity of jaxgpt and torch_ref, measured",
         "",
         "Written by a command; run it again instead of editing:",
-        "`python -m parity_tests.compare --report docs/parity.md`.",
+        "`python -m parity_tests.report docs/parity.md`.",
         f"{today}; {machine['device']}; {versions}{flags}.",
         "",
         "Four recipes: GPT-2 with AdamW and with Muon, and nanochat of November 2025 and of July 2026 with its own",
         "optimizer. Models have 2 layers (nanochat: 4; mutants: 1 and 3), width 32, context 32 (short windows: 9), and",
         "64 ids of a Markov chain; 8 rows in 2 microbatches. `parity_tests/small_runs.py` has the rest. Both",
         "frameworks start from one set of weights, no matrix of them zero, and read the same batches. Gates, with",
-        "their reasons, stand in `parity_tests/tolerances.py`. A config of one's own:",
-        "`python -m parity_tests.compare --config configs/x.py --steps 200 --dtype float32`.",
+        "their reasons, stand in `jaxgpt/compare/tolerances.py`. A config of one's own:",
+        "`python -m jaxgpt.compare --config configs/x.py --steps 200 --dtype float32`.",
         "",
         "## Floors: without a bug",
         "",
@@ -127,3 +129,13 @@ def _floor_table(floors: Floors, dtype: str) -> list[str]:
 
 def _format_table(heads: list[str], rows: list[list[str]]) -> list[str]:
     return [f"| {' | '.join(cells)} |" for cells in (heads, ["---"] * len(heads), *rows)]
+
+
+def main(args: list[str]) -> int:
+    if len(args) != 1 or args[0].startswith("-"):
+        raise InputError("give one path, such as docs/parity.md")
+    return write_report(Path(args[0]))
+
+
+if __name__ == "__main__":
+    run_verb(main)

@@ -5,6 +5,7 @@ from typing import Any
 
 import numpy as np
 
+from jaxgpt.compare.trajectories import settle
 from jaxgpt.config import (
     NANOCHAT_2025,
     NANOCHAT_2026,
@@ -18,7 +19,6 @@ from jaxgpt.config import (
     TrainConfig,
 )
 from jaxgpt.data.batch import Batch
-from parity_tests.trajectories import settle
 
 VOCAB = 64
 N_ROWS = 8

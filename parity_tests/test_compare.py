@@ -8,13 +8,14 @@ from types import SimpleNamespace
 import pytest
 import torch
 
+from jaxgpt.compare import __main__ as compare
+from jaxgpt.compare import finished_runs
+from jaxgpt.compare.trajectories import draw_params, run_torch
 from jaxgpt.config import to_source
 from jaxgpt.errors import InputError
 from jaxgpt.models import gpt2, layers
-from parity_tests import compare, finished_runs
 from parity_tests.helpers.train_runs import TEXT, write_text
 from parity_tests.small_runs import make_batches, make_config
-from parity_tests.trajectories import draw_params, run_torch
 from torch_ref.models import weights
 from torch_ref.training import step as torch_step
 

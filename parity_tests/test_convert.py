@@ -9,11 +9,11 @@ import pytest
 import torch
 
 from jaxgpt import train as jax_train
+from jaxgpt.compare import tolerances
 from jaxgpt.config import NanochatConfig
+from jaxgpt.convert.__main__ import main, params_of, read_run
 from jaxgpt.errors import InputError
 from jaxgpt.formats.hugging_face import load_hf
-from parity_tests import tolerances
-from parity_tests.convert import main, params_of, read_run
 from parity_tests.helpers.train_runs import TEXT, write_text
 from torch_ref import train as torch_train
 
@@ -151,7 +151,7 @@ def test_hugging_face_has_no_nanochat_of_2026(changing, tmp_path, monkeypatch):
     saved = read_run(changing / "a")
     model = NanochatConfig(depth=4, seq_len=saved.config.model.seq_len).complete(64)
     saved = dataclasses.replace(saved, config=dataclasses.replace(saved.config, model=model))
-    monkeypatch.setattr("parity_tests.convert.read_run", lambda run: saved)
+    monkeypatch.setattr("jaxgpt.convert.__main__.read_run", lambda run: saved)
     expected = "transformers' NanoChat is that of 2025: it has no model.value_embeds=true"
     assert expected in refusal("--from", changing / "a", "--to=hf", tmp_path / "hf")
 

@@ -5,10 +5,10 @@ import dataclasses
 import numpy as np
 import pytest
 
+from jaxgpt.compare import gates
+from jaxgpt.compare.tolerances import PARITY
+from jaxgpt.compare.trajectories import Trajectory
 from jaxgpt.errors import InputError
-from parity_tests import gates
-from parity_tests.tolerances import PARITY
-from parity_tests.trajectories import Trajectory
 
 
 def test_two_models_are_not_compared():

@@ -5,10 +5,11 @@ import dataclasses
 import jax
 import pytest
 
+from jaxgpt.compare import tolerances
 from jaxgpt.config import schedule
 from jaxgpt.config.steps import Plan
 from jaxgpt.errors import InputError
-from parity_tests import golden, tolerances
+from parity_tests import golden
 
 QUICK = golden.REPO / "configs" / "quickstart.py"
 

@@ -7,6 +7,8 @@ import numpy as np
 import pytest
 import torch
 
+from jaxgpt.compare import tolerances
+from jaxgpt.compare.trajectories import to_arrays
 from jaxgpt.config import (
     Config,
     DataConfig,
@@ -23,9 +25,7 @@ from jaxgpt.parallel.mesh import count_batch_devices, make_mesh
 from jaxgpt.run.opening import open_run
 from jaxgpt.training.feed import make_feed
 from jaxgpt.training.step import make_step
-from parity_tests import tolerances
 from parity_tests.helpers.train_runs import TEXT, write_text
-from parity_tests.trajectories import to_arrays
 from torch_ref.models import weights
 from torch_ref.parallel.mesh import make_mesh as make_torch_mesh
 from torch_ref.training import feed as torch_feed

@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from jaxgpt.compare import tolerances
 from jaxgpt.config import Config, GPT2Config, TrainConfig
 from jaxgpt.config.flops import flops_per_token
 from jaxgpt.errors import InputError
@@ -14,7 +15,6 @@ from jaxgpt.models.layers import dropout, gelu, layer_norm, linear
 from jaxgpt.models.loss import cross_entropy
 from jaxgpt.models.splash import splash
 from jaxgpt.optim.orthogonalize import POLAR_EXPRESS, quintic
-from parity_tests import tolerances
 
 torch = pytest.importorskip("torch")
 

@@ -15,10 +15,10 @@ import pytest
 from flax import nnx
 
 import jaxgpt.optim
+from jaxgpt.compare import tolerances
 from jaxgpt.config import NANOCHAT_2026, MuonConfig, OptimConfig
 from jaxgpt.config.param_groups import param_groups
 from jaxgpt.optim.optimizer import optimizer
-from parity_tests import tolerances
 
 N_STEPS = 3
 PATH = "h.0.attn.c_q.weight"

@@ -2,10 +2,10 @@
 
 import pytest
 
-from parity_tests.gates import compare, find_loudest
+from jaxgpt.compare.gates import compare, find_loudest
+from jaxgpt.compare.tolerances import PARITY
 from parity_tests.mutation_trials import make_trials, run_unmutated
 from parity_tests.mutations import MUTATIONS, Mutation
-from parity_tests.tolerances import PARITY
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

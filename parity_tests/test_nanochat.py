@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from jaxgpt.compare import tolerances
 from jaxgpt.config import NANOCHAT_2025, NANOCHAT_2026, Config, MeshConfig, NanochatConfig, TrainConfig
 from jaxgpt.config.derive import derive
 from jaxgpt.config.flops import flops_per_token
@@ -20,7 +21,6 @@ from jaxgpt.models import Model, init_params, nanochat, param_shapes
 from jaxgpt.parallel.mesh import make_mesh
 from jaxgpt.parallel.sharding import put_rows
 from jaxgpt.training.step import loss_sum, make_step
-from parity_tests import tolerances
 
 VOCAB = 40
 ERAS = ("2025", "2026")

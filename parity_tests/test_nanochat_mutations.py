@@ -2,11 +2,11 @@
 
 import pytest
 
-from parity_tests.gates import compare, find_loudest
+from jaxgpt.compare.gates import compare, find_loudest
+from jaxgpt.compare.tolerances import PARITY
 from parity_tests.mutation_trials import make_trials
 from parity_tests.mutations import Mutation
 from parity_tests.nanochat_mutations import NANOCHAT_MUTATIONS
-from parity_tests.tolerances import PARITY
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

@@ -8,6 +8,7 @@ import numpy as np
 import optax
 import pytest
 
+from jaxgpt.compare import tolerances
 from jaxgpt.config import GPT2Config, GroupConfig, MuonConfig, OptimConfig
 from jaxgpt.config.param_groups import param_groups
 from jaxgpt.errors import InputError
@@ -15,7 +16,6 @@ from jaxgpt.models import param_shapes
 from jaxgpt.optim.clip import clip_by_global_norm, global_norm
 from jaxgpt.optim.optimizer import optimizer
 from jaxgpt.optim.orthogonalize import newton_schulz
-from parity_tests import tolerances
 
 torch = pytest.importorskip("torch")
 

@@ -7,13 +7,13 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from jaxgpt.compare.gates import compare, trace
+from jaxgpt.compare.tolerances import PARITY
+from jaxgpt.compare.trajectories import draw_params, run_jax, run_torch, walk
 from jaxgpt.config import MeshConfig
 from jaxgpt.models import Model, gpt2, layers, nanochat
-from parity_tests.gates import compare, trace
 from parity_tests.mutation_trials import run_reference, run_unmutated
 from parity_tests.small_runs import CLIP, RECIPES, make_batches, make_config
-from parity_tests.tolerances import PARITY
-from parity_tests.trajectories import draw_params, run_jax, run_torch, walk
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

@@ -17,6 +17,7 @@ import torch
 import transformers
 
 from jaxgpt import evaluate, sample
+from jaxgpt.compare import tolerances
 from jaxgpt.config import Config, DataConfig, EvalConfig, GPT2Config, MeshConfig, TrainConfig, to_dict
 from jaxgpt.data.batches import eval_rows
 from jaxgpt.data.shards import open_dataset
@@ -30,7 +31,6 @@ from jaxgpt.parallel.mesh import make_mesh
 from jaxgpt.prepare.__main__ import main as prepare
 from jaxgpt.training.checkpoint import Checkpoints
 from jaxgpt.training.step import make_step
-from parity_tests import tolerances
 
 REPO = Path(__file__).parents[1]
 TEXT = "".join(f"{i} green bottles, hanging on the wall; {i * 7 % 13} fell.\n" for i in range(400))

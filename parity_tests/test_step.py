@@ -8,6 +8,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from jaxgpt.compare import tolerances
+from jaxgpt.compare.trajectories import to_arrays
 from jaxgpt.config import Config, GPT2Config, MeshConfig, OptimConfig, ScheduleConfig, TrainConfig
 from jaxgpt.data.batch import Batch
 from jaxgpt.errors import InputError
@@ -15,8 +17,6 @@ from jaxgpt.models.loss import cross_entropy
 from jaxgpt.parallel.mesh import make_mesh
 from jaxgpt.parallel.sharding import put_rows, shard_params
 from jaxgpt.training.step import make_step
-from parity_tests import tolerances
-from parity_tests.trajectories import to_arrays
 
 VOCAB = 64
 N_ROWS = 16

@@ -10,6 +10,7 @@ import pytest
 import torch
 from torch import nn
 
+from jaxgpt.compare import tolerances
 from jaxgpt.config import (
     Config,
     GPT2Config,
@@ -30,7 +31,6 @@ from jaxgpt.parallel.mesh import make_mesh as make_jax_mesh
 from jaxgpt.prepare.shard_writer import write_shard
 from jaxgpt.training import step as jax_step
 from jaxgpt.training.validation import evaluate_split as jax_evaluate_split
-from parity_tests import tolerances
 from torch_ref.models import Model, attention, init_params, loss, weights
 from torch_ref.optim.adamw import adamw_fused, adamw_step
 from torch_ref.optim.clip import global_norm

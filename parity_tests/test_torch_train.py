@@ -13,10 +13,10 @@ import numpy as np
 import pytest
 import torch
 
+from jaxgpt.compare import tolerances
 from jaxgpt.errors import EXIT_DIVERGED, EXIT_STOPPED, InputError
 from jaxgpt.prepare.__main__ import main as prepare
 from jaxgpt.run.manifest import FORMAT, MANIFEST, read_manifest, write_manifest
-from parity_tests import tolerances
 from torch_ref import train
 from torch_ref.training.checkpoint import STATE, CheckpointError, Checkpoints
 
@@ -236,7 +236,7 @@ def test_checkpoint_of_jaxgpt_is_refused_with_the_way_out(home, copied):
     (directory / "d").write_bytes(b"orbax")
     write_manifest(directory, manifest | {"format": FORMAT})
     message = refusal(home / "config.py", copied, "--resume")
-    assert f"20 is jaxgpt's, it holds no {STATE}; python -m parity_tests.convert --from {copied}" in message
+    assert f"20 is jaxgpt's, it holds no {STATE}; python -m jaxgpt.convert --from {copied}" in message
 
 
 def test_checkpoints_keep_the_newest_and_the_best(tmp_path):

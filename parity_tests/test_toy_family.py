@@ -39,9 +39,9 @@ import dataclasses, json, numpy as np
 from jaxgpt.config import load
 from jaxgpt.config.flops import flops_per_token
 from jaxgpt.data.batch import Batch
-from parity_tests.gates import compare
-from parity_tests.tolerances import PARITY
-from parity_tests.trajectories import draw_params, run_jax, run_torch, settle
+from jaxgpt.compare.gates import compare
+from jaxgpt.compare.tolerances import PARITY
+from jaxgpt.compare.trajectories import draw_params, run_jax, run_torch, settle
 config = load("toy.py")
 config = dataclasses.replace(config, mesh=dataclasses.replace(config.mesh, platform="cpu"))
 config = settle(config, 4, "float64")

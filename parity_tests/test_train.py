@@ -10,10 +10,10 @@ import numpy as np
 import pytest
 
 from jaxgpt import signals, train
+from jaxgpt.compare import tolerances
 from jaxgpt.errors import EXIT_DIVERGED, EXIT_STOPPED, InputError
 from jaxgpt.run.spikes import Spikes
 from jaxgpt.run.stop_signal import StopSignal
-from parity_tests import tolerances
 from parity_tests.helpers.environment import REPO
 from parity_tests.helpers.train_runs import TEXT, losses, records, run, start, wait_for_step, write_text
 

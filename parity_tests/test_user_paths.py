@@ -6,13 +6,14 @@ import pytest
 
 from jaxgpt import evaluate, sample, train_tokenizer
 from jaxgpt.bench import __main__ as bench
+from jaxgpt.compare import __main__ as compare
 from jaxgpt.config import DataConfig, RunConfig, TrainConfig
 from jaxgpt.config.command_line import parse_args
+from jaxgpt.convert import __main__ as convert
 from jaxgpt.errors import InputError
 from jaxgpt.files import user_path
 from jaxgpt.plan import __main__ as plan
 from jaxgpt.prepare import __main__ as prepare
-from parity_tests import compare, convert
 
 
 @pytest.fixture(autouse=True)

@@ -18,6 +18,7 @@ import transformers
 from safetensors.numpy import load_file, save_file
 
 from jaxgpt import train
+from jaxgpt.compare import tolerances
 from jaxgpt.config import (
     Config,
     DataConfig,
@@ -35,7 +36,6 @@ from jaxgpt.formats.hugging_face import load_hf, save_hf
 from jaxgpt.formats.nanogpt import load_nanogpt
 from jaxgpt.formats.pretrained import adapt, crop, gelu_note, load_pretrained
 from jaxgpt.models import Model, init_params, param_shapes
-from parity_tests import tolerances
 
 CONFIGS = Path(__file__).parents[1] / "configs"
 TINY = GPT2Config(vocab_size=211, seq_len=256, n_layer=3, n_head=4, n_embd=64, bias=True, gelu="tanh")

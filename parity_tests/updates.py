@@ -11,9 +11,9 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
+from jaxgpt.compare.trajectories import Arrays, enter_jax, import_torch, to_arrays
 from jaxgpt.config import Config, schedule
 from jaxgpt.training import step as jax_step
-from parity_tests.trajectories import Arrays, enter_jax, import_torch, to_arrays
 
 Update = tuple[Arrays, Arrays, Arrays]
 """Parameters after the first step, after the last one, and the optimizer's state then."""

@@ -165,7 +165,7 @@ def train(args: list[str], resume_step: int | None) -> int:
                 if is_stopped and not is_last:
                     end.exit_code = EXIT_STOPPED
                     break
-        next_command = f"python -m parity_tests.convert --from {shlex.quote(str(run.dir))} --to jax DIR"
+        next_command = f"python -m jaxgpt.convert --from {shlex.quote(str(run.dir))} --to jax DIR"
         return close_run(run.dir, end.exit_code, next_command, is_first=process_index() == 0)
 
 
@@ -209,7 +209,7 @@ def initial_params(config: Config, step: Step) -> dict[str, torch.Tensor]:
     if config.train.init_from:
         raise InputError(
             f"train.init_from={config.train.init_from} is for jaxgpt; start the run there (--train.steps=1), then "
-            "python -m parity_tests.convert --from RUN --to torch DIR, and continue here with --resume"
+            "python -m jaxgpt.convert --from RUN --to torch DIR, and continue here with --resume"
         )
     return step.init_params(config.run.seed)
 

@@ -9,9 +9,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from jaxgpt.compare.tolerances import Gate
+from jaxgpt.compare.trajectories import Arrays, Trajectory
 from jaxgpt.errors import InputError
-from parity_tests.tolerances import Gate
-from parity_tests.trajectories import Arrays, Trajectory
 
 
 @dataclass(frozen=True)

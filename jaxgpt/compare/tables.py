@@ -11,11 +11,11 @@ import numpy as np
 from rich.table import Table
 from rich.text import Text
 
+from jaxgpt.compare.gates import Row
+from jaxgpt.compare.trajectories import import_torch
 from jaxgpt.config import Config
 from jaxgpt.run.console import console
 from jaxgpt.run.curve import import_pyplot
-from parity_tests.gates import Row
-from parity_tests.trajectories import import_torch
 
 
 def print_rows(rows: Iterable[Row], title: str) -> None:

@@ -1,7 +1,7 @@
 """What a run of one framework leaves behind, and the runs themselves: the same weights, the same batches.
 
 `run_jax` and `run_torch` take the training steps of a config on one machine, from given weights, and give the numbers
-that `parity_tests.compare` judges. With is_traced they also walk the model layer by layer, forward and backward.
+that `jaxgpt.compare` judges. With is_traced they also walk the model layer by layer, forward and backward.
 """
 
 import contextlib

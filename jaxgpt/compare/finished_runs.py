@@ -6,12 +6,12 @@ from pathlib import Path
 import numpy as np
 
 from jaxgpt import config as config_lib
+from jaxgpt.compare.gates import Row
+from jaxgpt.compare.tolerances import PARITY
 from jaxgpt.errors import InputError
 from jaxgpt.run.checkpoints import choose_checkpoint
 from jaxgpt.run.metrics import read_metrics
 from jaxgpt.run.resume import read_config
-from parity_tests.gates import Row
-from parity_tests.tolerances import PARITY
 
 
 def compare_runs(ours: Path, theirs: Path, dtype: str) -> tuple[list[Row], dict[str, list]]:

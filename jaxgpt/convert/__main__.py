@@ -1,4 +1,4 @@
-"""Takes a run from one framework to the other: python -m parity_tests.convert --from RUN --to torch|jax|hf|gguf DIR
+"""Takes a run from one framework to the other: python -m jaxgpt.convert --from RUN --to torch|jax|hf|gguf DIR
 
 The newest checkpoint that verifies becomes a run directory DIR with a checkpoint of the other framework: parameters,
 optimizer state, step, counters and loss scale move bit for bit, and what the checkpoint says about its run goes along.
@@ -23,6 +23,7 @@ import jax
 import numpy as np
 
 from jaxgpt import config as config_lib
+from jaxgpt.compare.trajectories import import_torch, to_arrays
 from jaxgpt.config import Config, MeshConfig
 from jaxgpt.config.schedule import tokens_before
 from jaxgpt.errors import InputError, run_verb
@@ -35,7 +36,6 @@ from jaxgpt.run.console import console
 from jaxgpt.run.resume import read_config
 from jaxgpt.training import step as jax_step
 from jaxgpt.training.checkpoint import Checkpoints as JaxCheckpoints
-from parity_tests.trajectories import import_torch, to_arrays
 
 TORCH_STATE = "state.safetensors"
 """The file by which torch_ref's checkpoints are known; it is in their manifest."""
@@ -155,7 +155,7 @@ def main(args: list[str]) -> int:
             raise InputError(f"{message}; --help lists the arguments")
 
     parser = Parser(
-        "python -m parity_tests.convert",
+        "python -m jaxgpt.convert",
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False,
     )  # fmt: skip
     parser.add_argument(

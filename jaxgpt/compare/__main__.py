@@ -1,14 +1,13 @@
 """jaxgpt against torch_ref, number by number: the same weights, the same batches, one table of what differs.
 
-    python -m parity_tests.compare --config configs/x.py --steps 200 --dtype float64 [--section.field=value ...]
-    python -m parity_tests.compare --runs A B
-    python -m parity_tests.compare --report docs/parity.md
+    python -m jaxgpt.compare --config configs/x.py --steps 200 --dtype float64 [--section.field=value ...]
+    python -m jaxgpt.compare --runs A B
 
 The first runs both on this machine, from the weights that jaxgpt draws (nanochat's zeros replaced by noise), on the
 batches of the config's data, without dropout and with attention spelled out; the schedule is the config's, of which the
 first steps are taken. --trace also
 walks forward and backward pass and names the first place where the two part. --runs compares two finished runs by
-their metrics.jsonl. --report measures the floors and the mutations anew and writes them down.
+their metrics.jsonl.
 
 Precision is set on purpose on both sides: where float32 products may run as TF32, the tool refuses to judge. On a GPU
 set XLA_FLAGS=--xla_gpu_deterministic_ops=true too, so that XLA's figures are the same in the next process.
@@ -24,17 +23,16 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from jaxgpt import config as config_lib
+from jaxgpt.compare.finished_runs import compare_runs, read_run
+from jaxgpt.compare.gates import Row, compare, trace
+from jaxgpt.compare.tables import describe_machine, draw_curves, print_rows, to_json
+from jaxgpt.compare.tolerances import DTYPES, PARITY
+from jaxgpt.compare.trajectories import draw_params, read_batches, refuse_tf32, run_jax, run_torch
 from jaxgpt.config.command_line import parse_args
 from jaxgpt.errors import InputError, run_verb
 from jaxgpt.files import user_file
 from jaxgpt.run.console import console
 from jaxgpt.run.progress import Progress
-from parity_tests.finished_runs import compare_runs, read_run
-from parity_tests.gates import Row, compare, trace
-from parity_tests.report import write_report
-from parity_tests.tables import describe_machine, draw_curves, print_rows, to_json
-from parity_tests.tolerances import DTYPES, PARITY
-from parity_tests.trajectories import draw_params, read_batches, refuse_tf32, run_jax, run_torch
 
 
 def read_arguments(args: list[str]) -> tuple[argparse.Namespace, list[str]]:
@@ -44,14 +42,13 @@ def read_arguments(args: list[str]) -> tuple[argparse.Namespace, list[str]]:
         def error(self, message: str) -> NoReturn:
             raise InputError(f"{message}; --help lists the arguments")
 
-    parser = Parser("python -m parity_tests.compare", add_help=False, allow_abbrev=False)
+    parser = Parser("python -m jaxgpt.compare", add_help=False, allow_abbrev=False)
     parser.add_argument("--steps", type=int, default=200)
     parser.add_argument("--dtype", choices=DTYPES)
     parser.add_argument("--out", type=user_file)
     parser.add_argument("--json", type=user_file)
     parser.add_argument("--trace", action="store_true")
     parser.add_argument("--runs", nargs=2, type=user_file, metavar=("A", "B"))
-    parser.add_argument("--report", type=user_file)
     given, rest = parser.parse_known_args(args)
     if given.steps < 1:
         raise InputError(f"--steps={given.steps} is below 1; choose a positive number")
@@ -61,8 +58,6 @@ def read_arguments(args: list[str]) -> tuple[argparse.Namespace, list[str]]:
 def main(args: list[str]) -> int:
     given, rest = read_arguments(args)
     os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")  # or JAX leaves no memory of a GPU to torch
-    if given.report:
-        return write_report(given.report)
     if given.runs:
         return show_finished_runs(given, rest)
     config, _ = parse_args(rest, {}, __doc__ or "")

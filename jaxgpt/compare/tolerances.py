@@ -34,7 +34,7 @@ MUON_FP32 = 2e-5
 
 
 class Gate(NamedTuple):
-    """What `parity_tests.compare` permits: the limit, None where a figure is only shown; and the measured floor."""
+    """What `jaxgpt.compare` permits: the limit, None where a figure is only shown; and the measured floor."""
 
     limit: float | None
     floor: float
@@ -113,7 +113,7 @@ PARITY = {
         "trace, backward": Gate(BF16_GRAD, 1e-2),
     },
 }
-"""Gates of `parity_tests.compare` by dtype and quantity.
+"""Gates of `jaxgpt.compare` by dtype and quantity.
 
 The floors are the largest of four recipes', GPT-2's and nanochat's (docs/parity.md has each). Parameters in
 bfloat16 carry no gate: AdamW turns a gradient near 0 of the wrong sign into a step of the wrong sign. Nor do key

@@ -1,0 +1,1 @@
+"""jaxgpt against torch_ref, number by number. A command: `jaxgpt compare`."""
