@@ -55,6 +55,23 @@ def explain_variables() -> None:
     sys.excepthook = hook
 
 
+def answer_early(read: Callable[[list[str]], object]) -> None:
+    """Reads a verb's command line ahead of its imports, which take seconds: --help and a mistake end the process here.
+
+    Args:
+      read: as the verb will call it again.
+    """
+    signals.start()
+    protect_streams()
+
+    def read_only(args: list[str]) -> None:
+        read(args)
+
+    code = _attempt(read_only)
+    if code is not None:
+        sys.exit(_close(code, "result"))
+
+
 def run_verb(main: Callable[[list[str]], int], prints: Literal["log", "result", "stream"] = "log") -> None:
     """Runs a command line tool, `main(arguments) -> exit code`, and ends the process with its code.
 
@@ -64,27 +81,35 @@ def run_verb(main: Callable[[list[str]], int], prints: Literal["log", "result", 
     """
     signals.start()
     signals.enter(signals.RUNNING)
-    args = sys.argv[1:]
-    show_traceback = "--traceback" in args
     protect_streams(is_stdout_needed=prints == "stream")
+    sys.exit(_close(_attempt(main) or EXIT_DONE, prints))
+
+
+def _attempt(call: Callable[[list[str]], int | None]) -> int | None:
+    """Calls it with the arguments of this process. What it raises becomes a line and an exit code."""
+    show_traceback = "--traceback" in sys.argv[1:]
     try:
-        code = main([arg for arg in args if arg != "--traceback"])
+        return call([arg for arg in sys.argv[1:] if arg != "--traceback"])
     except InputError as error:
         if show_traceback:
             raise
         print(f"error: {one_line(error)}", file=sys.stderr)
-        code = EXIT_BAD_INPUT
+        return EXIT_BAD_INPUT
     except Failure as error:
         if show_traceback:
             raise
         print(f"failed: {one_line(error)}", file=sys.stderr)
-        code = EXIT_FAILED
+        return EXIT_FAILED
     except (BrokenPipeError, Unwritten):
-        code = EXIT_DONE
+        return EXIT_DONE
     except SystemExit as end:  # --help, or a signal
-        code = end.code if isinstance(end.code, int) else EXIT_DONE
+        return end.code if isinstance(end.code, int) else EXIT_DONE
+
+
+def _close(code: int, prints: Literal["log", "result", "stream"]) -> int:
+    """Flushes what was printed; the exit code of the process."""
     lost = finish_streams()
     if lost and prints != "log" and code == EXIT_DONE:
         print(f"failed: stdout cannot be written ({lost.strerror}); free space, or write elsewhere", file=sys.stderr)
         code = EXIT_FAILED
-    sys.exit(signals.finish(code))
+    return signals.finish(code)

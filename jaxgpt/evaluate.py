@@ -1,55 +1,46 @@
-"""Evaluates a trained model on held-out text: loss in nats per token, perplexity, bits per byte.
+"""Evaluates a model on held-out text: loss per token, perplexity, bits per byte.
 
 The rows are the same each time: whole contexts, apart from each other, spread evenly over the split. A run is
 evaluated with its own settings, so the loss on val agrees with the one that training logged.
 
-  python -m jaxgpt.evaluate --run runs/quickstart
-  python -m jaxgpt.evaluate --run runs/owt --split both --tokens 0
-  python -m jaxgpt.evaluate --model gpt2 --data data/openwebtext --json
-  python -m jaxgpt.evaluate --config configs/eval_gpt2.py --split both
+  jaxgpt evaluate --run runs/quickstart
+  jaxgpt evaluate --run runs/owt --split both --tokens 0
+  jaxgpt evaluate --model gpt2 --data data/openwebtext --json
+  jaxgpt evaluate --config configs/eval_gpt2.py --split both
 """
 
+# ruff: noqa: E402 - mistakes are answered before the imports that take seconds
 import argparse
-import dataclasses
-import json
-from typing import Any, Literal
 
-import jax
-from rich.table import Table
-
-from jaxgpt.config import Config, EvalConfig, MeshConfig, TrainConfig, load
-from jaxgpt.data.sources import Source, open_directory
-from jaxgpt.errors import EXIT_DONE, InputError, run_verb
+from jaxgpt.config import load
+from jaxgpt.errors import InputError, answer_early
 from jaxgpt.files import user_path
-from jaxgpt.inference.trained import Trained, open_source, source_parser, with_tokenizer_of
-from jaxgpt.parallel.mesh import count_batch_devices
-from jaxgpt.run.console import console
-from jaxgpt.training.step import Evaluator, make_evaluator
-from jaxgpt.training.validation import Evaluation, evaluate_split
+from jaxgpt.inference.arguments import source_parser
 
 DEFAULT_TOKENS = 1_000_000
 DEFAULT_ROWS = 8
 
 
-def main(args: list[str]) -> int:
-    settings = parse_args(expand_config(args))
-    trained = open_source(settings, n_devices=0)
-    directory = settings.data or (trained.config.data.dir if trained.config else "")
-    if not directory:
-        raise InputError(f"--data is missing: {trained.origin} names no data; give a directory that prepare wrote")
-    like = trained.config.data if trained.config else None
-    source = open_directory(directory, like, verify_again=settings.verify)
-    trained = with_tokenizer_of(trained, source)
-    config = evaluation_config(trained, settings)
-    evaluator = make_evaluator(config, trained.mesh)
-    splits: list[Literal["train", "val"]] = ["train", "val"] if settings.split == "both" else [settings.split]
-    results = {split: evaluate(trained, evaluator, source, split, config) for split in splits}
-    facts = {"model": trained.origin, "data": str(source.data.directory), "dtype": config.train.dtype}
-    if settings.json:
-        print(json.dumps(facts | {"splits": {split: as_dict(result) for split, result in results.items()}}))
-    else:
-        print_table(facts, results)
-    return EXIT_DONE
+def read_arguments(args: list[str]) -> argparse.Namespace:
+    parser = source_parser("jaxgpt evaluate", __doc__, "[--data DIR] [flags]", "--run runs/quickstart --split both")
+    parser.add_argument("--config", metavar="FILE", help="weights and data of a config with init_from")
+    parser.add_argument("--data", metavar="DIR", type=user_path, help="data directory (the run's)")
+    parser.add_argument("--split", choices=("train", "val", "both"), default="val", help="what to evaluate on (val)")
+    parser.add_argument(
+        "--tokens", type=int, metavar="N", help=f"tokens; 0: all (the run's eval.tokens, else {DEFAULT_TOKENS:,})"
+    )
+    parser.add_argument(
+        "--micro-batch-size", type=int, metavar="N", help=f"rows per device (the run's, else {DEFAULT_ROWS})"
+    )
+    parser.add_argument("--dtype", choices=("bfloat16", "float16", "float32"), help="(the run's; float32 on a CPU)")
+    parser.add_argument("--verify", action="store_true", help="hash all of the data again")
+    parser.add_argument("--json", action="store_true", help="print one JSON object")
+    settings = parser.read(expand_config(args))
+    if settings.tokens is not None and settings.tokens < 0:
+        raise InputError(f"--tokens={settings.tokens} is negative; 0 uses the whole split")
+    if settings.micro_batch_size is not None and settings.micro_batch_size < 1:
+        raise InputError(f"--micro-batch-size={settings.micro_batch_size} is below 1; choose a positive number")
+    return settings
 
 
 def expand_config(args: list[str]) -> list[str]:
@@ -73,33 +64,49 @@ def expand_config(args: list[str]) -> list[str]:
         "--tokens": config.eval.tokens,
         "--micro-batch-size": config.train.micro_batch_size,
     }
-    return [*(f"{name}={value}" for name, value in named.items()), *rest]
+    given = {arg.partition("=")[0].replace("_", "-") for arg in rest}
+    return [*(f"{name}={value}" for name, value in named.items() if name not in given), *rest]
 
 
-def parse_args(args: list[str]) -> argparse.Namespace:
-    parser = source_parser("jaxgpt.evaluate", __doc__ or "")
-    parser.add_argument("--data", metavar="DIR", type=user_path, help="data directory (default: the run's)")
-    parser.add_argument("--split", choices=("train", "val", "both"), default="val", help="default: val")
-    parser.add_argument(
-        "--tokens", type=int, metavar="N",
-        help=f"tokens to evaluate; 0: all (default: the run's eval.tokens, else {DEFAULT_TOKENS:,})",
-    )  # fmt: skip
-    parser.add_argument(
-        "--micro-batch-size", type=int, metavar="N",
-        help=f"rows per device at one time (default: the run's, else {DEFAULT_ROWS})",
-    )  # fmt: skip
-    parser.add_argument(
-        "--dtype", choices=("bfloat16", "float16", "float32"),
-        help="dtype of the computation (default: the run's, else bfloat16, float32 on a CPU)",
-    )  # fmt: skip
-    parser.add_argument("--verify", action="store_true", help="hash all of the data again, also what was hashed before")
-    parser.add_argument("--json", action="store_true", help="print one JSON object")
-    settings = parser.parse_args(args)
-    if settings.tokens is not None and settings.tokens < 0:
-        raise InputError(f"--tokens={settings.tokens} is negative; 0 uses the whole split")
-    if settings.micro_batch_size is not None and settings.micro_batch_size < 1:
-        raise InputError(f"--micro-batch-size={settings.micro_batch_size} is below 1; choose a positive number")
-    return settings
+if __name__ == "__main__":
+    answer_early(read_arguments)
+
+import dataclasses
+import json
+from typing import Any, Literal
+
+import jax
+from rich.table import Table
+
+from jaxgpt.config import Config, EvalConfig, MeshConfig, TrainConfig
+from jaxgpt.data.sources import Source, open_directory
+from jaxgpt.errors import EXIT_DONE, run_verb
+from jaxgpt.inference.trained import Trained, open_source, with_tokenizer_of
+from jaxgpt.parallel.mesh import count_batch_devices
+from jaxgpt.run.console import console
+from jaxgpt.training.step import Evaluator, make_evaluator
+from jaxgpt.training.validation import Evaluation, evaluate_split
+
+
+def main(args: list[str]) -> int:
+    settings = read_arguments(args)
+    trained = open_source(settings, n_devices=0)
+    directory = settings.data or (trained.config.data.dir if trained.config else "")
+    if not directory:
+        raise InputError(f"--data is missing: {trained.origin} names no data; give a directory that prepare wrote")
+    like = trained.config.data if trained.config else None
+    source = open_directory(directory, like, verify_again=settings.verify)
+    trained = with_tokenizer_of(trained, source)
+    config = evaluation_config(trained, settings)
+    evaluator = make_evaluator(config, trained.mesh)
+    splits: list[Literal["train", "val"]] = ["train", "val"] if settings.split == "both" else [settings.split]
+    results = {split: evaluate(trained, evaluator, source, split, config) for split in splits}
+    facts = {"model": trained.origin, "data": str(source.data.directory), "dtype": config.train.dtype}
+    if settings.json:
+        print(json.dumps(facts | {"splits": {split: as_dict(result) for split, result in results.items()}}))
+    else:
+        print_table(facts, results)
+    return EXIT_DONE
 
 
 def evaluation_config(trained: Trained, settings: argparse.Namespace) -> Config:

@@ -3,14 +3,53 @@
 The prompt and the generated text go to stdout as they come; facts and speed go to stderr. Text ends after --max-tokens,
 or where the model ends it (GPT-2's <|endoftext|>). When the context is full, the model continues from its last half.
 
-  python -m jaxgpt.sample --run runs/quickstart --prompt "To be"
-  python -m jaxgpt.sample --model gpt2 --prompt "The answer is" --max-tokens 100 --temperature 0
-  python -m jaxgpt.sample --run runs/owt --step 20000 --prompt @question.txt
-  python -m jaxgpt.sample --model ckpt.pt --data DIR --prompt "ROMEO:"       (nanoGPT's; DIR holds its meta.pkl)
-  python -m jaxgpt.sample --model gpt2-xl --samples 4 --top-k 0 --top-p 0.95 > texts.txt
+  jaxgpt sample --run runs/quickstart --prompt "To be"
+  jaxgpt sample --model gpt2 --prompt "The answer is" --max-tokens 100 --temperature 0
+  jaxgpt sample --run runs/owt --step 20000 --prompt @question.txt
+  jaxgpt sample --model ckpt.pt --data DIR --prompt "ROMEO:"       (nanoGPT's; DIR holds its meta.pkl)
+  jaxgpt sample --model gpt2-xl --samples 4 --top-k 0 --top-p 0.95 > texts.txt
 """
 
+# ruff: noqa: E402 - mistakes are answered before the imports that take seconds
 import argparse
+
+from jaxgpt.errors import answer_early
+from jaxgpt.files import user_path
+from jaxgpt.inference.arguments import source_parser
+from jaxgpt.inference.request import check_settings
+
+
+def read_arguments(args: list[str]) -> argparse.Namespace:
+    parser = source_parser(
+        "jaxgpt sample", __doc__, "[--prompt TEXT] [flags]", '--run runs/quickstart --prompt "To be" --max-tokens 100'
+    )
+    prompt = parser.add_mutually_exclusive_group()
+    prompt.add_argument("--prompt", default="\n", metavar="TEXT", help="to continue; @FILE reads a file (a newline)")
+    prompt.add_argument("--prompt-file", metavar="FILE", type=user_path, help="the same, to its last byte; - is stdin")
+    for flag, kind, usual, about in (
+        ("--max-tokens", int, 500, "length of a sample (500)"),
+        ("--temperature", float, 0.8, "0: the likeliest token; 1: as the model says (0.8)"),
+        ("--top-k", int, None, "among the N likeliest tokens; 0: all (200, or all)"),
+        ("--top-p", float, 1.0, "among the likeliest of this total probability (1)"),
+        ("--samples", int, 1, "texts to write, all at once (1)"),
+        ("--seed", int, 1337, "same seed, same text (1337)"),
+    ):
+        parser.add_argument(flag, type=kind, default=usual, metavar="N" if kind is int else "X", help=about)
+    parser.add_argument(
+        "--data", metavar="DIR", type=user_path, help="data whose tokenizer fits, if the model has none"
+    )
+    parser.add_argument("--verify", action="store_true", help="with --data: hash all of the data again")
+    settings = parser.read(args)
+    check_settings(
+        max_tokens=settings.max_tokens, temperature=settings.temperature, top_k=settings.top_k or 0,
+        top_p=settings.top_p, seed=settings.seed, n_samples=settings.samples,
+    )  # fmt: skip
+    return settings
+
+
+if __name__ == "__main__":
+    answer_early(read_arguments)
+
 import sys
 import time
 from collections.abc import Iterator
@@ -18,9 +57,8 @@ from collections.abc import Iterator
 from jaxgpt.data.sources import open_directory
 from jaxgpt.data.tokenizer import StreamDecoder, Tokenizer
 from jaxgpt.errors import EXIT_DONE, InputError, run_verb
-from jaxgpt.files import read_bounded, user_path
-from jaxgpt.inference.request import check_settings
-from jaxgpt.inference.trained import open_source, source_parser, with_tokenizer_of
+from jaxgpt.files import read_bounded
+from jaxgpt.inference.trained import open_source, with_tokenizer_of
 from jaxgpt.streams import visible
 
 SEPARATOR = "---------------"
@@ -28,47 +66,7 @@ PROMPT_LIMIT_BYTES = 16 << 20
 
 
 def main(args: list[str]) -> int:
-    return sample(parse_args(args))
-
-
-def parse_args(args: list[str]) -> argparse.Namespace:
-    parser = source_parser("jaxgpt.sample", __doc__ or "")
-    prompt = parser.add_mutually_exclusive_group()
-    prompt.add_argument(
-        "--prompt",
-        default="\n",
-        metavar="TEXT",
-        help="text to continue, '' to begin one; @FILE reads a file (default: a newline)",
-    )
-    prompt.add_argument(
-        "--prompt-file", metavar="FILE", type=user_path, help="text to continue, to the last byte; - reads stdin"
-    )
-    parser.add_argument("--max-tokens", type=int, default=500, metavar="N", help="length of a sample (default: 500)")
-    parser.add_argument(
-        "--temperature", type=float, default=0.8, metavar="X",
-        help="0 chooses the most likely token, 1 samples from the model's distribution (default: 0.8)",
-    )  # fmt: skip
-    parser.add_argument(
-        "--top-k", type=int, metavar="N", help="sample among the N most likely tokens; 0: all (default: 200, or all)"
-    )
-    parser.add_argument(
-        "--top-p", type=float, default=1.0, metavar="X",
-        help="sample among the most likely tokens that together have this probability (default: 1, all)",
-    )  # fmt: skip
-    parser.add_argument("--samples", type=int, default=1, metavar="N", help="texts to write, all at once (default: 1)")
-    parser.add_argument("--seed", type=int, default=1337, metavar="N", help="same seed, same text (default: 1337)")
-    parser.add_argument(
-        "--data", metavar="DIR", type=user_path, help="data directory to take the tokenizer from, if the model has none"
-    )
-    parser.add_argument(
-        "--verify", action="store_true", help="with --data: hash all of the data again, also what was hashed before"
-    )
-    settings = parser.parse_args(args)
-    check_settings(
-        max_tokens=settings.max_tokens, temperature=settings.temperature, top_k=settings.top_k or 0,
-        top_p=settings.top_p, seed=settings.seed, n_samples=settings.samples,
-    )  # fmt: skip
-    return settings
+    return sample(read_arguments(args))
 
 
 def sample(settings: argparse.Namespace) -> int:

@@ -5,8 +5,9 @@ interpreter's C handler also writes the signal's number into a pipe, and a threa
 the line, and ends the process where the main thread does not do so in time. What a signal means is the phase that the
 command is in (`enter`): most are left at once, a training loop first finishes its step and saves.
 
-`python -m` of a package of this repository starts this before anything else is imported (`guard_command`); importing
-the packages as a library changes no handler. Imports nothing that takes time: all before it is not guarded.
+The command `jaxgpt`, and `python -m` of a package of this repository, start this before anything else is imported
+(`guard_command`); importing the packages as a library changes no handler. Imports nothing that takes time: all before
+it is not guarded.
 """
 
 import _thread
@@ -85,10 +86,17 @@ def received() -> int:
 
 
 def guard_command(package: str) -> None:
-    """Starts the watch where this process is `python -m <package>.<verb>`. The package's first statement."""
-    if sys.argv[:1] == ["-m"]:  # so it stands while the interpreter looks for the module to run
-        if any(arg.removeprefix("-m").split(".")[0] == package for arg in sys.orig_argv[1:]):
-            start()
+    """Starts the watch where this process is a command of the package. The package's first statement.
+
+    That is `python -m <package>.<verb>`, or a script with the package's name, which pip made.
+    """
+    script = "".join(sys.argv[:1]).rpartition("/")[2]
+    names = [script]
+    if script == "-m":  # so it stands while the interpreter looks for the module to run
+        names = [arg.removeprefix("-m").split(".")[0] for arg in sys.orig_argv[1:]]
+    if package in names:
+        start()
+    if script in ("-m", "jaxgpt"):  # where jaxgpt/__init__.py blocked them
         signal.pthread_sigmask(signal.SIG_UNBLOCK, NUMBERS)
 
 

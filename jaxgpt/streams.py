@@ -38,11 +38,12 @@ class SafeStream:
     """stdout or stderr, whose failures are reported once and not raised.
 
     Attributes:
+      is_needed: raise Unwritten where something cannot be written.
       failure: why something could not be written; None: all was. A pipe that its reader closed counts as well.
     """
 
     def __init__(self, stream: TextIO, name: str, *, is_needed: bool = False):
-        self._stream, self._name, self._is_needed = stream, name, is_needed
+        self._stream, self._name, self.is_needed = stream, name, is_needed
         self.failure: OSError | None = None
         with contextlib.suppress(AttributeError, ValueError):  # not a text file of its own, as under a test
             stream.reconfigure(errors="backslashreplace")  # pyright: ignore[reportAttributeAccessIssue]
@@ -69,14 +70,14 @@ class SafeStream:
 
     def finish(self) -> None:
         """Flushes. The work is over, so nothing is raised any more."""
-        self._is_needed = False
+        self.is_needed = False
         self.flush()
 
     def _failed(self, error: OSError) -> None:
         is_first, self.failure = self.failure is None, error
         if error.errno == errno.EPIPE:
             self._drop()  # nobody will read on; a full disk may have room later
-        if self._is_needed:
+        if self.is_needed:
             self._drop()
             raise Unwritten(error.errno, error.strerror)
         if is_first and self._name == "stdout" and sys.stderr is not None:
@@ -106,7 +107,9 @@ def protect_streams(*, is_stdout_needed: bool = False) -> None:
         if stream is None:
             stream = open(os.devnull, "w")  # noqa: SIM115 - lives as long as the process
         if not isinstance(stream, SafeStream):
-            setattr(sys, name, SafeStream(stream, name, is_needed=is_stdout_needed and name == "stdout"))
+            stream = SafeStream(stream, name)
+            setattr(sys, name, stream)
+        stream.is_needed = is_stdout_needed and name == "stdout"
 
 
 def finish_streams() -> OSError | None:

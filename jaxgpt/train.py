@@ -1,9 +1,18 @@
-"""Trains a GPT: python -m jaxgpt.train --config configs/quickstart.py [--section.field=value ...] [--resume]
+"""Trains a GPT, as a config says.
 
 The run directory gets config.py, metrics.jsonl, checkpoints/ and loss.png. Exit codes: 0 done, 2 bad input,
 3 diverged, 75 stopped by a signal after saving a checkpoint: the same command with --resume continues bit for bit.
 """
 
+# ruff: noqa: E402 - mistakes are answered before the imports that take seconds
+from jaxgpt.errors import answer_early
+from jaxgpt.run.arguments import flags_of, training_parser
+
+PARSER = training_parser("jaxgpt train", __doc__)
+if __name__ == "__main__":
+    answer_early(PARSER.read_run)
+
+import argparse
 import functools
 import shlex
 from contextlib import ExitStack
@@ -12,7 +21,6 @@ import jax
 
 from jaxgpt import signals
 from jaxgpt.config import Config, schedule
-from jaxgpt.config.command_line import parse_args
 from jaxgpt.config.steps import Plan
 from jaxgpt.data.prefetch import prefetch
 from jaxgpt.data.tokenizer import Tokenizer
@@ -34,7 +42,7 @@ from jaxgpt.run.header import print_header
 from jaxgpt.run.meter import Meter
 from jaxgpt.run.opening import open_run
 from jaxgpt.run.pace import Pace, stacks_path
-from jaxgpt.run.resume import ALLOW_CHANGE, resume, take_step
+from jaxgpt.run.resume import resume
 from jaxgpt.run.rollback import RolledBack, read_skips, roll_back
 from jaxgpt.run.saving import Saving
 from jaxgpt.run.sinks import check_trackers
@@ -46,33 +54,21 @@ from jaxgpt.training.programs import compile_programs
 from jaxgpt.training.step import Step, make_step
 from jaxgpt.training.validation import evaluate_split
 
-FLAGS = {
-    "resume": "continue from the newest valid checkpoint in run.dir",
-    "allow_change": ALLOW_CHANGE,
-    "verify": "hash all of the data again, also the files that did not change since they were hashed last",
-    "resume_from STEP": "continue from the checkpoint of a step; newer ones are set aside as <step>.rejected",
-    "smoke": "run a few steps of a small copy of this config on generated text, to see whether it works on this "
-    "machine",
-}
-
 
 def main(args: list[str]) -> int:
-    args, resume_step = take_step(args)
+    given, flags = PARSER.read_run(args)
+    given = shrink(given, flags.settings) if flags.smoke else given
     while True:
         try:
-            return train(args, resume_step)
+            return train(given, flags)
         except RolledBack as back:
-            resume_step = back.step
+            flags.resume_from = back.step
 
 
-def train(args: list[str], resume_step: int | None) -> int:
-    # config
-    given, flags = parse_args(args, FLAGS, __doc__ or "")
-    is_resumed = flags["resume"] or resume_step is not None
-    given = shrink(given, args) if flags["smoke"] else given
-
+def train(given: Config, flags: argparse.Namespace) -> int:
     # data
-    run = open_run(given, verify_again=flags["verify"])
+    run = open_run(given, verify_again=flags.verify)
+    is_resumed = flags.resume or flags.resume_from is not None
     config, tokenizer, about = run.config, run.tokenizer, run.about()
     val_rows, val_starts = run.source.val_rows(config)
     prompt = run.sample_prompt()
@@ -81,7 +77,7 @@ def train(args: list[str], resume_step: int | None) -> int:
         # devices
         signals.enter(BEFORE)
         stack.enter_context(with_peers(config.hosts, config.mesh.platform))
-        check_agreement(facts(run, flags | {"resume-from": resume_step}, ("jax", "jaxlib")), exchange_texts)
+        check_agreement(facts(run, flags_of(flags), ("jax", "jaxlib")), exchange_texts)
         mesh = open_devices(config)
         plan = Plan(config, count_batch_devices(mesh))
         console.quiet = jax.process_index() != 0
@@ -103,7 +99,7 @@ def train(args: list[str], resume_step: int | None) -> int:
         first_step, then = 0, {}
         if is_resumed:
             first_step, state, then = resume(
-                saved, step.state_shapes, about, exchange_texts, resume_step, allow_change=flags["allow_change"]
+                saved, step.state_shapes, about, exchange_texts, flags.resume_from, allow_change=flags.allow_change
             )
         else:
             with working("making the weights"):
@@ -168,7 +164,7 @@ def train(args: list[str], resume_step: int | None) -> int:
                 if is_stopped and not is_last:
                     end.exit_code = EXIT_STOPPED
                     break
-    next_command = f"python -m jaxgpt.sample --run {shlex.quote(str(run.dir))}"
+    next_command = f"jaxgpt sample --run {shlex.quote(str(run.dir))}"
     return close_run(run.dir, end.exit_code, next_command, is_first=jax.process_index() == 0)
 
 

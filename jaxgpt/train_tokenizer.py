@@ -1,21 +1,80 @@
 """Learns a tokenizer from text: a byte-level BPE, whose tokens are the most frequent pieces of words in this text.
 
-    python -m jaxgpt.prepare pydocs --format text
-    python -m jaxgpt.train_tokenizer --data data/pydocs_text --vocab-size 4096
-    python -m jaxgpt.train_tokenizer --data data/climbmix
-    python -m jaxgpt.train_tokenizer --input 'crawl/*.jsonl.gz' --out tokenizer.json
+    jaxgpt prepare pydocs --format text
+    jaxgpt train_tokenizer --data data/pydocs_text --vocab-size 4096
+    jaxgpt train_tokenizer --data data/climbmix
+    jaxgpt train_tokenizer --input 'crawl/*.jsonl.gz' --out tokenizer.json
 
 DIR holds text shards: shard_*.parquet, a column `text`, a document per row. All but the last file, which is for
 validation, are read in order until more than --max-chars characters are read, and of each document the first --doc-cap
 characters, so that a few long ones do not decide. The tokenizer goes to DIR/tokenizer.json, where training on DIR finds
-it. --input reads files instead, the same ones as `python -m jaxgpt.prepare --input`.
+it. --input reads files instead, the same ones as `jaxgpt prepare --input`.
 
 A larger vocabulary makes fewer tokens of a text, and more rows of the embedding: 32768 suits nanochat's models, 4096 a
 model of a few million parameters. Its last nine ids are control tokens (<|bos|>, <|user_start|> ...), which text never
 becomes. The same text and settings give the same tokenizer.
 """
 
+# ruff: noqa: E402 - mistakes are answered before the imports that take seconds
 import argparse
+from pathlib import Path
+
+from jaxgpt.config.parser import Parser
+from jaxgpt.data.bpe import MAX_CHARS, MAX_DOCUMENT_CHARS, check_vocab_size
+from jaxgpt.data.text_data import TOKENIZER
+from jaxgpt.errors import InputError, answer_early
+from jaxgpt.files import user_path
+from jaxgpt.prepare.inputs import READERS
+
+
+def read_arguments(args: list[str]) -> argparse.Namespace:
+    """The command line, checked before any text is read."""
+    parser = Parser(
+        "jaxgpt train_tokenizer", __doc__, "(--data DIR | --input PATH ... --out FILE) [flags]",
+        "--data data/pydocs_text --vocab-size 4096",
+    )  # fmt: skip
+    texts = parser.add_mutually_exclusive_group(required=True)
+    texts.add_argument("--data", metavar="DIR", type=user_path, default="", help="a directory of text shards")
+    texts.add_argument(
+        "--input", nargs="+", metavar="PATH", type=user_path, default=[], help="files, directories or globs to read"
+    )
+    parser.add_argument("--text-field", metavar="NAME", default="text", help="--input: field of the text (text)")
+    parser.add_argument(
+        "--input-format", metavar="NAME", choices=tuple(READERS), default="", help=f"--input: {', '.join(READERS)}"
+    )
+    for flag, usual, about in (
+        ("--vocab-size", 32768, "all tokens"),
+        ("--max-chars", 2_000_000_000, "characters to learn from"),
+        ("--doc-cap", 10_000, "characters of one document"),
+    ):
+        parser.add_argument(flag, type=int, metavar="N", default=usual, help=f"{about} ({usual})")
+    parser.add_argument("--out", metavar="FILE", type=user_path, default="", help=f"file to write (DIR/{TOKENIZER})")
+    parser.add_argument("--force", action="store_true", help="replace an existing tokenizer")
+    options = parser.read(args)
+    try:
+        check_vocab_size(options.vocab_size)
+    except InputError as error:
+        raise InputError(f"--{str(error).replace('_', '-', 1)}") from None
+    for flag, most in (("max_chars", MAX_CHARS), ("doc_cap", MAX_DOCUMENT_CHARS)):
+        value, usual = getattr(options, flag), parser.get_default(flag)
+        if not 1 <= value <= most:
+            raise InputError(f"--{flag.replace('_', '-')}={value} is outside [1, {most}]; {usual} is usual")
+    if options.input and not options.out:
+        raise InputError("--input needs --out FILE, such as --out tokenizer.json")
+    options.out = options.out or str(Path(options.data, TOKENIZER))
+    out = Path(options.out)
+    if out.is_dir() or not out.parent.is_dir():
+        problem = "is a directory" if out.is_dir() else f"has no directory {out.parent}"
+        if options.input or Path(options.data).is_dir():
+            raise InputError(f"--out {out} {problem}; name a file, such as {Path(options.data, TOKENIZER)}")
+    if out.exists() and not options.force:
+        raise InputError(f"--out {out} exists, and runs may need it; pass --force to replace it, or name another file")
+    return options
+
+
+if __name__ == "__main__":
+    answer_early(read_arguments)
+
 import json
 import os
 import shlex
@@ -23,16 +82,15 @@ import time
 from collections import Counter
 from collections.abc import Iterator
 from itertools import islice
-from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
-from jaxgpt.data.bpe import MAX_CHARS, MAX_DOCUMENT_CHARS, check_vocab_size, train_bpe
-from jaxgpt.data.text_data import TOKENIZER, TextSplit, open_splits, verify_text
+from jaxgpt.data.bpe import train_bpe
+from jaxgpt.data.text_data import TextSplit, open_splits, verify_text
 from jaxgpt.data.tokenizer import GPT2Tokenizer, Tokenizer
-from jaxgpt.errors import EXIT_DONE, InputError, run_verb
-from jaxgpt.files import user_path, write_atomically
+from jaxgpt.errors import EXIT_DONE, run_verb
+from jaxgpt.files import write_atomically
 from jaxgpt.prepare.destination import train_command
-from jaxgpt.prepare.inputs import READERS, find_inputs, open_files
+from jaxgpt.prepare.inputs import find_inputs, open_files
 from jaxgpt.prepare.source import Source, describe_left_out
 from jaxgpt.prepare.text_shards import PAGE_CHARS
 from jaxgpt.run.console import console
@@ -43,7 +101,7 @@ COMPARED_CHARS = 5_000_000
 
 
 def main(args: list[str]) -> int:
-    options = parse_args(args)
+    options = read_arguments(args)
     out = Path(options.out)
     try:
         source, val = open_input(options) if options.input else open_data(options.data)
@@ -71,67 +129,12 @@ def main(args: list[str]) -> int:
     return EXIT_DONE
 
 
-class _Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> NoReturn:
-        raise InputError(f"{message}; python -m jaxgpt.train_tokenizer --help lists the options")
-
-
-def parse_args(args: list[str]) -> argparse.Namespace:
-    """The command line, checked before any text is read."""
-    parser = _Parser(
-        prog="python -m jaxgpt.train_tokenizer",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
-    )
-    texts = parser.add_mutually_exclusive_group(required=True)
-    texts.add_argument("--data", metavar="DIR", type=user_path, default="", help="a directory of text shards")
-    texts.add_argument(
-        "--input", nargs="+", metavar="PATH", type=user_path, default=[], help="files, directories or globs to read"
-    )
-    parser.add_argument(
-        "--text-field", metavar="NAME", default="text", help="--input: field or column of the text (text)"
-    )
-    parser.add_argument("--input-format", choices=tuple(READERS), default="", help="--input: how to read all files")
-    parser.add_argument("--vocab-size", type=int, metavar="N", default=32768, help="all tokens (%(default)s)")
-    parser.add_argument(
-        "--max-chars", type=int, metavar="N", default=2_000_000_000, help="characters to learn from (%(default)s)"
-    )
-    parser.add_argument(
-        "--doc-cap", type=int, metavar="N", default=10_000, help="characters of one document (%(default)s)"
-    )
-    parser.add_argument(
-        "--out", metavar="FILE", type=user_path, default="", help=f"the file to write (DIR/{TOKENIZER})"
-    )
-    parser.add_argument("--force", action="store_true", help="replace an existing tokenizer")
-    options = parser.parse_args(args)
-    try:
-        check_vocab_size(options.vocab_size)
-    except InputError as error:
-        raise InputError(f"--{str(error).replace('_', '-', 1)}") from None
-    for flag, most in (("max_chars", MAX_CHARS), ("doc_cap", MAX_DOCUMENT_CHARS)):
-        value, usual = getattr(options, flag), parser.get_default(flag)
-        if not 1 <= value <= most:
-            raise InputError(f"--{flag.replace('_', '-')}={value} is outside [1, {most}]; {usual} is usual")
-    if options.input and not options.out:
-        raise InputError("--input needs --out FILE, such as --out tokenizer.json")
-    options.out = options.out or str(Path(options.data, TOKENIZER))
-    out = Path(options.out)
-    if out.is_dir() or not out.parent.is_dir():
-        problem = "is a directory" if out.is_dir() else f"has no directory {out.parent}"
-        if options.input or Path(options.data).is_dir():
-            raise InputError(f"--out {out} {problem}; name a file, such as {Path(options.data, TOKENIZER)}")
-    if out.exists() and not options.force:
-        raise InputError(f"--out {out} exists, and runs may need it; pass --force to replace it, or name another file")
-    return options
-
-
 def open_data(directory: str) -> tuple[TextSplit, TextSplit]:
     """The documents of the directory, for training and for validation, if they are what was prepared."""
     if not Path(directory).is_dir():
         raise InputError(
             f"--data {directory} is not a directory; "
-            f"`python -m jaxgpt.prepare NAME --format text --out {shlex.quote(directory)}` creates one"
+            f"`jaxgpt prepare NAME --format text --out {shlex.quote(directory)}` creates one"
         )
     try:
         train, val = open_splits(Path(directory))

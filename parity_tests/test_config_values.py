@@ -190,7 +190,7 @@ def test_a_saved_config_of_another_form_is_one_line(change, message):
         ),
         (
             lambda: parse_args(
-                ["--config=configs/quickstart.py", "--train.steps=5", "--optim.schedule.warmup_steps=500"], {}, ""
+                ["--config=configs/quickstart.py", "--train.steps=5", "--optim.schedule.warmup_steps=500"]
             ),
             "optim.schedule.warmup_steps=500 is above train.steps=5; lower the warm-up",
         ),

@@ -162,7 +162,7 @@ def test_refusals(changing, tmp_path):
     assert "has no checkpoints" in refusal("--from", tmp_path, "--to=torch", tmp_path / "y")
     (tmp_path / "checkpoints").mkdir()
     assert "has no checkpoint yet" in refusal("--from", tmp_path, "--to=torch", tmp_path / "y")
-    assert "invalid choice: 'tf'" in refusal("--from", changing / "a", "--to=tf", tmp_path / "y")
+    assert "--to=tf is not one of torch, jax" in refusal("--from", changing / "a", "--to=tf", tmp_path / "y")
     assert not (tmp_path / "y").exists()
 
 

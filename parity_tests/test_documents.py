@@ -15,7 +15,7 @@ from jaxgpt.data.documents import Encoder, Lane, Position
 from jaxgpt.data.text_data import TextData, open_text
 from jaxgpt.data.tokenizer import ByteTokenizer
 from jaxgpt.errors import InputError
-from jaxgpt.prepare.text_shards import TEXT_CORPORA
+from jaxgpt.prepare.corpora import TEXT_CORPORA
 from parity_tests.helpers.text_directories import (
     DELIMITER,
     MarkedBytes,
@@ -252,8 +252,8 @@ def writes(name, content):
 
 
 FAULTS = {
-    lacks_directory: "data.dir={0} does not exist; `python -m jaxgpt.prepare climbmix --shards 8 --out {0}` fetches",
-    has_one_file: "{0} has only shard_00000.parquet; the last file is for validation, so it needs two; `python",
+    lacks_directory: "data.dir={0} does not exist; `jaxgpt prepare climbmix --shards 8 --out {0}` fetches",
+    has_one_file: "{0} has only shard_00000.parquet; the last file is for validation, so it needs two; `jaxgpt",
     has_no_files: "{0} has no shard_00000.parquet and so on; the last file is for validation",
     lacks_text_column: "{0}/shard_00001.parquet: no column 'text' (it has: content, n); rename",
     has_numbers_for_text: "{0}/shard_00001.parquet: column 'text' is int64, not string",
@@ -264,7 +264,7 @@ FAULTS = {
     has_no_rows(0, 1, 2): "{0}: shard_00000.parquet, shard_00001.parquet, shard_00002.parquet (train) has no rows",
     has_a_copy_for_validation: "{0}: shard_00003.parquet, which is for validation, has the same content as shard_00000",
     lambda d: (d / "tokenizer.json").unlink(): (
-        "the tokenizer {0}/tokenizer.json is missing; `python -m jaxgpt.train_tokenizer --data {0}` creates one"
+        "the tokenizer {0}/tokenizer.json is missing; `jaxgpt train_tokenizer --data {0}` creates one"
     ),
     writes("tokenizer.json", b"\xff"): "the tokenizer {0}/tokenizer.json is not JSON (",
     writes("tokenizer.json", b"{"): "the tokenizer {0}/tokenizer.json is not JSON (",
@@ -471,7 +471,5 @@ def test_footers_are_enough_to_open(tmp_path, monkeypatch):
 def test_a_missing_directory_is_prepared_by_its_name(directory, command, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     assert tuple(TEXT_CORPORA) == text_data.TEXT_CORPUS_NAMES
-    with pytest.raises(
-        InputError, match=f"data.dir={directory} does not exist; `python -m jaxgpt.prepare {command}` fetches"
-    ):
+    with pytest.raises(InputError, match=f"data.dir={directory} does not exist; `jaxgpt prepare {command}` fetches"):
         open_text(directory)

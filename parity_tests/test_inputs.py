@@ -364,11 +364,11 @@ def test_what_to_type_next_can_be_pasted_and_names_what_is_there(tmp_path, monke
     Path("a.jsonl").write_bytes(json_lines(rows()))
     for form, config in (("tokens", "quickstart.py"), ("text", "nanochat_cpu.py")):
         out = f"my $HOME's {form}"
-        assert train_command(Path(out), form).startswith("python -m jaxgpt.train --config FILE ")
+        assert train_command(Path(out), form).startswith("jaxgpt train --config FILE ")
         assert config in train_command(Path(out), form)
         monkeypatch.chdir(REPO)
         words = shlex.split(train_command(Path(out), form, ["--data.tokenizer=a b"]))
-        assert words[3:] == ["--config", f"configs/{config}", f"--data.dir={out}", "--data.tokenizer=a b"]
+        assert words[2:] == ["--config", f"configs/{config}", f"--data.dir={out}", "--data.tokenizer=a b"]
         monkeypatch.chdir(tmp_path)
         assert run("x", "--input", "a.jsonl", "--out", out, "--format", form) == 0
         said = capsys.readouterr().out.splitlines()[-1].removeprefix("next: ")

@@ -41,7 +41,7 @@ def test_shakespeare_char(shakespeare, capsys):
     assert (shakespeare.stat().st_size, sha256_of(shakespeare)) == (SHAKESPEARE_BYTES, SHAKESPEARE_SHA256)
     out = capsys.readouterr().out
     assert "1,003,854" in out and "111,540" in out and "note:" not in out
-    assert "next: python -m jaxgpt.train --config" in out and "--data.dir=data/shakespeare_char" in out
+    assert "next: jaxgpt train --config" in out and "--data.dir=data/shakespeare_char" in out
 
 
 def test_shakespeare_bpe(shakespeare, gpt2_vocabulary):
@@ -240,12 +240,12 @@ def test_bad_parquet_columns():
             "no corpus shakespeare_chr; did you mean shakespeare_char? corpora: pydocs, shakespeare_char",
         ),
         (["zzz"], "no corpus zzz; corpora: pydocs"),
-        ([], "the following arguments are required: name"),
-        (["pydocs", "--shrads", "3"], "unrecognized arguments"),
+        ([], "the following arguments are required: NAME"),
+        (["pydocs", "--shrads", "3"], "--shrads is no flag of prepare; did you mean --shards?"),
         (["pydocs", "--shards", "3"], "--shards=3 is not for pydocs as tokens; options: --input, --tokenizer"),
         (["pydocs", "--input", "x"], "pydocs reads no --input"),
         (["../x", "--input", "x"], "'../x' is not a name"),
-        (["pydocs", "--tokenizer", "bpe"], "invalid choice: 'bpe'"),
+        (["pydocs", "--tokenizer", "bpe"], "--tokenizer=bpe is not one of char, byte, gpt2"),
         (["pydocs", "--val-fraction", "1"], "--val-fraction=1.0 is outside (0, 1)"),
         (["pydocs", "--val-fraction", "nan"], "--val-fraction=nan is outside (0, 1)"),
         (["pydocs", "--shard-tokens", "0"], "--shard-tokens=0"),

@@ -268,10 +268,10 @@ def test_damaged_nanogpt_file(tmp_path, content, expected):
 @pytest.mark.parametrize(
     ("name", "command"),
     [
-        ("data/pydocs", "`python -m jaxgpt.prepare pydocs`"),
-        ("data/openwebtext", "`python -m jaxgpt.prepare openwebtext`"),
-        ("elsewhere/shakespeare", "`python -m jaxgpt.prepare shakespeare --out elsewhere/shakespeare`"),
-        ("data/mine", "`python -m jaxgpt.prepare mine --input FILE`"),
+        ("data/pydocs", "`jaxgpt prepare pydocs`"),
+        ("data/openwebtext", "`jaxgpt prepare openwebtext`"),
+        ("elsewhere/shakespeare", "`jaxgpt prepare shakespeare --out elsewhere/shakespeare`"),
+        ("data/mine", "`jaxgpt prepare mine --input FILE`"),
     ],
 )
 def test_missing_directory_names_the_command(tmp_path, monkeypatch, name, command):

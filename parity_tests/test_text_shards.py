@@ -19,8 +19,9 @@ from jaxgpt.data.text_data import open_splits, verify_text
 from jaxgpt.errors import InputError
 from jaxgpt.prepare import __main__ as prepare
 from jaxgpt.prepare import corpora, destination, source, text_shards
+from jaxgpt.prepare.corpora import TEXT_CORPORA, TextCorpus
 from jaxgpt.prepare.source import is_val
-from jaxgpt.prepare.text_shards import PAGE_CHARS, TEXT_CORPORA, TextCorpus, check_text_shard
+from jaxgpt.prepare.text_shards import PAGE_CHARS, check_text_shard
 from parity_tests.helpers.prepare_runs import DOCUMENTS, Server, leftovers, refused, run, write_jsonl, write_parquet
 
 pytestmark = pytest.mark.usefixtures("in_tmp_path")
@@ -71,7 +72,7 @@ def test_documents_keep_their_order(kind, capsys):
     assert [entry["size_bytes"] for entry in entries] == [file.size_bytes for file in train.files + val.files]
     out = capsys.readouterr().out
     assert f"train         {len(expected['train'])}" in out and f"{sum(map(len, expected['val'])):,}" in out
-    assert out.endswith("next: python -m jaxgpt.train_tokenizer --data data/x_text --vocab-size 4096\n")
+    assert out.endswith("next: jaxgpt train_tokenizer --data data/x_text --vocab-size 4096\n")
 
 
 def test_files_are_zstd_with_checksums():

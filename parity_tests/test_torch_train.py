@@ -236,7 +236,7 @@ def test_checkpoint_of_jaxgpt_is_refused_with_the_way_out(home, copied):
     (directory / "d").write_bytes(b"orbax")
     write_manifest(directory, manifest | {"format": FORMAT})
     message = refusal(home / "config.py", copied, "--resume")
-    assert f"20 is jaxgpt's, it holds no {STATE}; python -m jaxgpt.convert --from {copied}" in message
+    assert f"20 is jaxgpt's, it holds no {STATE}; jaxgpt convert --from {copied}" in message
 
 
 def test_checkpoints_keep_the_newest_and_the_best(tmp_path):
@@ -287,7 +287,7 @@ def test_resume_of_another_model_or_optimizer_names_it(home, straight):
         (["--train.attention=cudnn"], "train.attention=cudnn cannot run: the platform is cpu"),
         (["--hosts.coordinator=a:1"], "start torch_ref with torchrun"),
         (["--train.init_from=gpt2"], "train.init_from=gpt2 is for jaxgpt"),
-        (["--compile", "--no_compile"], "--compile and --no_compile are both given"),
+        (["--compile", "--no_compile"], "--compile and --no-compile are both given"),
         (["--train.batch_tokens=100"], "train.batch_tokens=100 is not a multiple"),
     ],
 )

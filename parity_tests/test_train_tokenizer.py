@@ -199,8 +199,8 @@ def test_another_tokenizer_is_replaced_by_force_only():
     ("args", "expected"),
     [
         ([], "one of the arguments --data --input is required"),
-        (["--data", "none"], "--data none is not a directory; `python -m jaxgpt.prepare NAME --format text --out"),
-        (["--data", "d", "--vocab", "300"], "unrecognized arguments"),
+        (["--data", "none"], "--data none is not a directory; `jaxgpt prepare NAME --format text --out"),
+        (["--data", "d", "--vocab", "300"], "--vocab is no flag of train_tokenizer; did you mean --vocab-size?"),
         (["--data", "d", "--vocab-size", "264"], "--vocab-size=264 is outside [265, 1048576]"),
         (["--data", "d", "--vocab-size", "2000000"], "--vocab-size=2000000 is outside"),
         (["--data", "d", "--max-chars", "0"], "--max-chars=0 is outside [1, 2147221503]; 2000000000 is usual"),
@@ -258,6 +258,6 @@ def test_a_full_disk_is_one_line_and_keeps_the_old(monkeypatch):
 
 def test_help_teaches(capsys):
     with pytest.raises(SystemExit):
-        run("--help")
+        run("--help", "all")
     out = capsys.readouterr().out
-    assert "python -m jaxgpt.prepare pydocs --format text" in out and "32768" in out and "--doc-cap" in out
+    assert "jaxgpt prepare pydocs --format text" in out and "32768" in out and "--doc-cap" in out

@@ -33,17 +33,17 @@ def test_settings(home):
     assert TrainConfig(init_from="gpt2").init_from == "gpt2"
     home.mkdir()
     (home / "c.py").write_text("from jaxgpt.config import *\nconfig = Config()")
-    config, _ = parse_args(["--config=~/c.py", "--run.dir=~/r"], {}, "")
+    config = parse_args(["--config=~/c.py", "--run.dir=~/r"])
     assert config.run.dir == f"{home}/r"
 
 
 def test_arguments_of_the_verbs(home):
-    given = sample.parse_args(["--run", "~/r", "--data=~/d", "--prompt-file=~/p"])
+    given = sample.read_arguments(["--run", "~/r", "--data=~/d", "--prompt-file=~/p"])
     assert (given.run, given.data, given.prompt_file) == (f"{home}/r", f"{home}/d", f"{home}/p")
-    assert evaluate.parse_args(["--model=~/m", "--data=~/d"]).model == f"{home}/m"
-    assert plan.read_request(["--png=~/x.png"]).one("png") == f"{home}/x.png"
-    assert bench.read_arguments(["--config=c.py", "--json=~/b.json"])[0].json == home / "b.json"
-    assert compare.read_arguments(["--out=~/o"])[0].out == home / "o"
+    assert evaluate.read_arguments(["--model=~/m", "--data=~/d"]).model == f"{home}/m"
+    assert plan.PARSER.read(["--png=~/x.png"]).png == f"{home}/x.png"
+    assert bench.PARSER.read(["--config=c.py", "--json=~/b.json"]).json == home / "b.json"
+    assert compare.PARSER.read(["--out=~/o"]).out == home / "o"
 
 
 @pytest.mark.parametrize(

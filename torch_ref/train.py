@@ -1,10 +1,21 @@
-"""Trains a GPT in PyTorch: python -m torch_ref.train --config configs/quickstart.py [--section.field=value] [--resume]
+"""Trains a GPT in PyTorch, as a config says.
 
-The same run as `python -m jaxgpt.train`, in runs/<config>-torch unless --run.dir names another directory. On one CUDA
+The same run as `jaxgpt train`, in runs/<config>-torch unless --run.dir names another directory. On one CUDA
 device or the CPU; on several devices by `torchrun --nproc_per_node=N -m torch_ref.train --config ...`.
 Exit codes as there: 0 done, 2 bad input, 3 diverged, 75 stopped by a signal after saving a checkpoint.
 """
 
+# ruff: noqa: E402 - mistakes are answered before the imports that take seconds
+from jaxgpt.errors import answer_early
+from jaxgpt.run.arguments import flags_of, training_parser
+
+PARSER = training_parser("python -m torch_ref.train", __doc__)
+PARSER.add_argument("--compile", action="store_true", help="use torch.compile; the default on CUDA")
+PARSER.add_argument("--no-compile", action="store_true", help="do not; the default on a CPU")
+if __name__ == "__main__":
+    answer_early(PARSER.read_run)
+
+import argparse
 import dataclasses
 import shlex
 import time
@@ -15,7 +26,6 @@ from torch._dynamo.exc import TorchDynamoException
 
 from jaxgpt import signals
 from jaxgpt.config import Config, load, rows_that_divide, schedule
-from jaxgpt.config.command_line import parse_args
 from jaxgpt.config.steps import Plan
 from jaxgpt.data.prefetch import prefetch
 from jaxgpt.errors import EXIT_DONE, EXIT_STOPPED, InputError, run_verb
@@ -30,7 +40,7 @@ from jaxgpt.run.header import print_header
 from jaxgpt.run.meter import Meter
 from jaxgpt.run.opening import open_run
 from jaxgpt.run.pace import Pace, stacks_path
-from jaxgpt.run.resume import ALLOW_CHANGE, resume, take_step
+from jaxgpt.run.resume import resume
 from jaxgpt.run.rollback import RolledBack, read_skips, roll_back
 from jaxgpt.run.saving import Saving
 from jaxgpt.run.sinks import check_trackers
@@ -45,36 +55,22 @@ from torch_ref.training.feed import make_feed
 from torch_ref.training.step import Step, TrainState, make_step
 from torch_ref.training.validation import evaluate_split
 
-FLAGS = {
-    "resume": "continue from the newest valid checkpoint in run.dir",
-    "allow_change": ALLOW_CHANGE,
-    "verify": "hash all of the data again, also the files that did not change since they were hashed last",
-    "resume_from STEP": "continue from the checkpoint of a step; newer ones are set aside as <step>.rejected",
-    "smoke": "run a few steps of a small copy of this config on generated text, to see whether it works on this "
-    "machine",
-    "compile": "compile forward and backward pass with torch.compile; the default on CUDA",
-    "no_compile": "do not; the default on a CPU",
-}
-
 
 def main(args: list[str]) -> int:
-    args, resume_step = take_step(args)
+    given, flags = PARSER.read_run(args)
+    given = name_run(given, flags)
+    given = shrink(given, flags.settings) if flags.smoke else given
     while True:
         try:
-            return train(args, resume_step)
+            return train(given, flags)
         except RolledBack as back:
-            resume_step = back.step
+            flags.resume_from = back.step
 
 
-def train(args: list[str], resume_step: int | None) -> int:
-    # config
-    given, flags = parse_args(args, FLAGS, __doc__ or "")
-    is_resumed = flags["resume"] or resume_step is not None
-    given = name_run(given, args)
-    given = shrink(given, args) if flags["smoke"] else given
-
+def train(given: Config, flags: argparse.Namespace) -> int:
     # data
-    run = open_run(given, verify_again=flags["verify"])
+    run = open_run(given, verify_again=flags.verify)
+    is_resumed = flags.resume or flags.resume_from is not None
     config, about = run.config, run.about()
     val_rows, val_starts = run.source.val_rows(config)
 
@@ -82,7 +78,7 @@ def train(args: list[str], resume_step: int | None) -> int:
         # devices
         signals.enter(BEFORE)
         stack.enter_context(with_peers(config.hosts, config.mesh.platform))
-        check_agreement(facts(run, flags | {"resume-from": resume_step}, ("torch",)), exchange_texts)
+        check_agreement(facts(run, flags_of(flags), ("torch",)), exchange_texts)
         mesh = open_devices(config)
         plan = Plan(config, count_batch_devices(mesh))
         console.quiet = process_index() != 0
@@ -103,7 +99,7 @@ def train(args: list[str], resume_step: int | None) -> int:
         first_step, then = 0, {}
         if is_resumed:
             first_step, state, then = resume(
-                saved, step.state_shapes, about, exchange_texts, resume_step, allow_change=flags["allow_change"]
+                saved, step.state_shapes, about, exchange_texts, flags.resume_from, allow_change=flags.allow_change
             )
             state = step.put_state(state)
         else:
@@ -165,24 +161,22 @@ def train(args: list[str], resume_step: int | None) -> int:
                 if is_stopped and not is_last:
                     end.exit_code = EXIT_STOPPED
                     break
-        next_command = f"python -m jaxgpt.convert --from {shlex.quote(str(run.dir))} --to jax DIR"
+        next_command = f"jaxgpt convert --from {shlex.quote(str(run.dir))} --to jax DIR"
         return close_run(run.dir, end.exit_code, next_command, is_first=process_index() == 0)
 
 
-def name_run(config: Config, args: list[str]) -> Config:
+def name_run(config: Config, flags: argparse.Namespace) -> Config:
     """A run directory that nobody named is runs/<config>-torch: jaxgpt's of the same config lies beside it."""
-    names = [arg.partition("=")[0] for arg in args]
-    at = names.index("--config")
-    path = args[at].partition("=")[2] or args[at + 1]
-    if "--run.dir" in names or load(path).run.dir:
+    is_named = any(arg.partition("=")[0] == "--run.dir" for arg in flags.settings)
+    if is_named or load(flags.config).run.dir:
         return config
     return dataclasses.replace(config, run=dataclasses.replace(config.run, dir=f"{config.run.dir}-torch"))
 
 
-def wants_compile(flags: dict[str, bool], mesh: Mesh) -> bool:
-    if flags["compile"] and flags["no_compile"]:
-        raise InputError("--compile and --no_compile are both given; keep one")
-    return flags["compile"] or (mesh.device.type == "cuda" and not flags["no_compile"])
+def wants_compile(flags: argparse.Namespace, mesh: Mesh) -> bool:
+    if flags.compile and flags.no_compile:
+        raise InputError("--compile and --no-compile are both given; keep one")
+    return flags.compile or (mesh.device.type == "cuda" and not flags.no_compile)
 
 
 @contextmanager
@@ -209,7 +203,7 @@ def initial_params(config: Config, step: Step) -> dict[str, torch.Tensor]:
     if config.train.init_from:
         raise InputError(
             f"train.init_from={config.train.init_from} is for jaxgpt; start the run there (--train.steps=1), then "
-            "python -m jaxgpt.convert --from RUN --to torch DIR, and continue here with --resume"
+            "jaxgpt convert --from RUN --to torch DIR, and continue here with --resume"
         )
     return step.init_params(config.run.seed)
 
@@ -227,7 +221,7 @@ def compile_step(step: Step, n_rows: int, state: TrainState) -> None:
             step.warm_up(state.params, batch_BT)
     except TorchDynamoException as error:
         first_line = next(iter(str(error).splitlines()), type(error).__name__)
-        raise InputError(f"torch.compile failed: {first_line}; --no_compile runs without") from error
+        raise InputError(f"torch.compile failed: {first_line}; --no-compile runs without") from error
     console.say(f"compiled the step ({n_rows} rows) in {time.perf_counter() - begin:.1f} s")
 
 

@@ -1,1 +1,1 @@
-"""Timings in turns: `python -m jaxgpt.bench`."""
+"""Timings in turns: `jaxgpt bench`."""

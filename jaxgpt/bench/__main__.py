@@ -1,32 +1,78 @@
-"""Times a run on this machine: python -m jaxgpt.bench [PART] --config configs/x.py [--vs torch] [--section.field=value]
+"""Times a run on this machine, alone or in turns with PyTorch.
 
 Without PART the real training step: its batches, its optimizer. PART is attention, loss, optimizer or decode, at the
 shapes of the config, or data: the loader alone, which must supply ten times what the step uses.
 
 Programs run in turns, each in a separate process, after compiling and warming up. --vs torch adds torch_ref, eager
-and compiled; --vs plain a GPT in plain PyTorch (for GPT-2 with AdamW); both: --vs torch,plain.
-
-  --rounds N       turns of each program (default 8)
-  --steps N        steps of a turn (default: about a second of them)
-  --json FILE      where the result goes (default runs/bench/CONFIG-PART.json); FILE with .png is the picture
-  --profile        also trace jaxgpt and torch_ref for TensorBoard and Perfetto, and print their costliest operations
-  --report FILE    add the result to a page such as docs/benchmarks.md
-  --label TEXT     what sets this result apart from others of the config on the page
+and compiled; --vs plain a GPT in plain PyTorch (for GPT-2 with AdamW); both: --vs torch,plain. --profile traces jaxgpt
+and torch_ref for TensorBoard and Perfetto. --report adds the result to a page such as docs/benchmarks.md; --label says
+what sets it apart from others of the config there. Beside the JSON, FILE with .png is the picture.
 
 Exit codes: 0 done, 1 the loader is too slow, 2 bad input. JSON: `ratio` is jaxgpt's median over torch_ref's best.
 """
 
+# ruff: noqa: E402 - mistakes are answered before the imports that take seconds
 import argparse
-import datetime
 import importlib.util
+import sys
+from pathlib import Path
+
+from jaxgpt.config.command_line import parse_args
+from jaxgpt.config.parser import Parser
+from jaxgpt.errors import InputError, answer_early
+from jaxgpt.files import user_file
+
+PARTS = ("step", "attention", "loss", "optimizer", "decode", "data")
+RIVALS = ("torch", "plain")
+PARSER = Parser(
+    "jaxgpt bench", __doc__, "[PART] --config FILE [--section.field=value ...] [flags]",
+    "--config configs/quickstart.py --vs torch --rounds 4", takes_config=True,
+)  # fmt: skip
+PARSER.add_argument("part", nargs="?", default="step", metavar="PART", help=", ".join(PARTS))
+PARSER.add_argument("--vs", default="", metavar="NAMES", help="against torch, plain or torch,plain")
+PARSER.add_argument("--rounds", type=int, default=8, metavar="N", help="turns of each program (8)")
+PARSER.add_argument("--steps", type=int, default=0, metavar="N", help="steps of a turn (about a second of them)")
+PARSER.add_argument("--json", type=user_file, metavar="FILE", help="the result (runs/bench/CONFIG-PART.json)")
+PARSER.add_argument("--profile", action="store_true", help="trace, and print the costliest operations")
+PARSER.add_argument("--report", type=user_file, metavar="FILE", help="add the result to this page")
+PARSER.add_argument("--label", default="", metavar="TEXT", help="what sets this result apart on the page")
+
+
+def read_arguments(args: list[str]) -> argparse.Namespace:
+    """The bench's own options; what is in `settings` goes to each program. The programs it starts read theirs."""
+    given = PARSER.read(args)
+    part = given.part
+    if part not in PARTS:
+        raise InputError(f"bench {part}: no such part; choose one of {', '.join(PARTS)}")
+    given.vs = [name for name in given.vs.split(",") if name]
+    for name in given.vs:
+        if name not in RIVALS:
+            raise InputError(f"--vs={name} is not one of {', '.join(RIVALS)}")
+        if importlib.util.find_spec("torch") is None:
+            raise InputError(f"--vs={name} needs PyTorch; pip install 'jaxgpt[torch]'")
+    if given.vs and part in ("decode", "data"):
+        raise InputError(f"bench {part} has no --vs; torch_ref has no such part")
+    if "plain" in given.vs and part != "step":
+        raise InputError(f"bench {part} has no --vs plain; --vs torch does")
+    if given.profile and part in ("decode", "data"):
+        raise InputError(f"bench {part} has no --profile")
+    given.json = given.json or Path("runs/bench", f"{Path(given.config or '').stem}-{part}.json")
+    for name in ("rounds", "steps"):
+        if getattr(given, name) < (name == "rounds"):
+            raise InputError(f"--{name}={getattr(given, name)} is too small")
+    parse_args(given.settings)
+    return given
+
+
+if __name__ == "__main__" and sys.argv[1:2] != ["worker"]:
+    answer_early(read_arguments)
+
+import datetime
 import json
 import shlex
-import sys
 import time
 from contextlib import ExitStack
-from pathlib import Path
 from statistics import median
-from typing import NoReturn
 
 import numpy as np
 
@@ -46,16 +92,12 @@ from jaxgpt.bench.record import (
     write_page,
 )
 from jaxgpt.config import Config
-from jaxgpt.config.command_line import parse_args
 from jaxgpt.config.steps import Plan
 from jaxgpt.data.sources import Source
-from jaxgpt.errors import EXIT_DONE, EXIT_FAILED, InputError, run_verb
-from jaxgpt.files import user_file
+from jaxgpt.errors import EXIT_DONE, EXIT_FAILED, run_verb
 from jaxgpt.run.console import console, working
 from jaxgpt.run.opening import open_run
 
-PARTS = ("step", "attention", "loss", "optimizer", "decode", "data")
-RIVALS = ("torch", "plain")
 PLAIN = "plain torch"
 TURN_S = 1.0
 """Length of a turn, unless --steps says otherwise."""
@@ -70,15 +112,15 @@ WANTED_APPETITES = 10
 def main(args: list[str]) -> int:
     if args[:1] == ["worker"]:
         return work(args[1], args[2:])
-    given, rest = read_arguments(args)
-    config, _ = parse_args(rest, {}, __doc__ or "")
+    given = read_arguments(args)
+    config, rest = parse_args(given.settings), given.settings
     run = open_run(config)
     config = run.config.without_stages()
     record = {
         "config": given.config,
         "part": given.part,
         "label": given.label,
-        "command": shlex.join(["python", "-m", "jaxgpt.bench", *args]),
+        "command": shlex.join(["jaxgpt", "bench", *args]),
         "date": datetime.datetime.now().astimezone().isoformat(timespec="minutes"),
         "machine": describe_machine(),
         "batch_tokens": config.train.batch_tokens,
@@ -91,52 +133,11 @@ def main(args: list[str]) -> int:
     return EXIT_FAILED if record.get("is_too_slow") else EXIT_DONE
 
 
-def read_arguments(args: list[str]) -> tuple[argparse.Namespace, list[str]]:
-    """The bench's own options, and what is left: --config and the overrides."""
-
-    class Parser(argparse.ArgumentParser):
-        def error(self, message: str) -> NoReturn:
-            raise InputError(f"{message}; --help lists the options")
-
-    part = "step"
-    if args and not args[0].startswith("-"):
-        part, args = args[0], args[1:]
-    if part not in PARTS:
-        raise InputError(f"bench {part}: no such part; choose one of {', '.join(PARTS)}")
-    parser = Parser(add_help=False, allow_abbrev=False)
-    parser.add_argument("--config")
-    parser.add_argument("--vs", default="")
-    parser.add_argument("--rounds", type=int, default=8)
-    parser.add_argument("--steps", type=int, default=0)
-    parser.add_argument("--json", type=user_file)
-    parser.add_argument("--profile", action="store_true")
-    parser.add_argument("--report", type=user_file)
-    parser.add_argument("--label", default="")
-    given, rest = parser.parse_known_args(args)
-    given.part, given.vs = part, [name for name in given.vs.split(",") if name]
-    for name in given.vs:
-        if name not in RIVALS:
-            raise InputError(f"--vs={name} is not one of {', '.join(RIVALS)}")
-        if importlib.util.find_spec("torch") is None:
-            raise InputError(f"--vs={name} needs PyTorch; pip install 'jaxgpt[torch]'")
-    if given.vs and part in ("decode", "data"):
-        raise InputError(f"bench {part} has no --vs; torch_ref has no such part")
-    if "plain" in given.vs and part != "step":
-        raise InputError(f"bench {part} has no --vs plain; --vs torch does")
-    if given.profile and part in ("decode", "data"):
-        raise InputError(f"bench {part} has no --profile")
-    given.json = given.json or Path("runs/bench", f"{Path(given.config or '').stem}-{part}.json")
-    for name in ("rounds", "steps"):
-        if getattr(given, name) < (name == "rounds"):
-            raise InputError(f"--{name}={getattr(given, name)} is too small")
-    return given, ["--config", given.config, *rest] if given.config else rest
-
-
 def work(part: str, rest: list[str]) -> int:
     """jaxgpt's program: `bench worker PART --config FILE ...`, which the bench itself starts."""
     from jaxgpt.bench.workload import prepare  # here, so that the bench itself takes no memory of a GPU
 
-    config, _ = parse_args(rest, {}, __doc__ or "")
+    config = parse_args(rest)
     return serve(lambda: prepare(config, part))
 
 

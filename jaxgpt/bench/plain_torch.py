@@ -1,4 +1,4 @@
-"""A GPT as one writes it in plain PyTorch, for `python -m jaxgpt.bench --vs plain`: a second opinion on torch_ref.
+"""A GPT as one writes it in plain PyTorch, for `jaxgpt bench --vs plain`: a second opinion on torch_ref.
 
 torch.nn modules, F.scaled_dot_product_attention, F.cross_entropy on whole logits, torch.optim.AdamW and
 clip_grad_norm_, with biases and dropout as the config says: what nanoGPT's training loop does in a step, on the same
@@ -28,7 +28,7 @@ WARM_UP_STEPS = 3
 
 
 def main(args: list[str]) -> int:
-    config, _ = parse_args(args, {}, __doc__ or "")
+    config = parse_args(args)
     return serve(lambda: PlainRun(config))
 
 

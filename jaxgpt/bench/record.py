@@ -189,7 +189,7 @@ the whole square, `causal` with the half that counts. Peak memory is that of the
 
 On a GPU the same command does it, once the data is prepared:
 
-    python -m jaxgpt.bench --config configs/gpt2_124m.py --mesh.platform=gpu --vs torch --profile --report {page}
+    jaxgpt bench --config configs/gpt2_124m.py --mesh.platform=gpu --vs torch --profile --report {page}
 """
 
 

@@ -1,4 +1,4 @@
-"""The PyTorch side of `python -m jaxgpt.bench --vs torch`, which starts this and asks it by `jaxgpt.bench.interleave`.
+"""The PyTorch side of `jaxgpt bench --vs torch`, which starts this and asks it by `jaxgpt.bench.interleave`.
 
     python -m jaxgpt.bench.torch_workload PART eager|compiled --config FILE [--section.field=value ...]
 
@@ -39,9 +39,9 @@ MODES = ("eager", "compiled")
 
 def main(args: list[str]) -> int:
     if len(args) < 2 or args[0] not in PARTS or args[1] not in MODES:
-        raise InputError(f"start this by python -m jaxgpt.bench --vs torch; parts: {', '.join(PARTS)}")
+        raise InputError(f"start this by jaxgpt bench --vs torch; parts: {', '.join(PARTS)}")
     part, mode, *rest = args
-    config, _ = parse_args(rest, {}, __doc__ or "")
+    config = parse_args(rest)
     return serve(lambda: begin(config, part, is_compiled=mode == "compiled"))
 
 

@@ -1,7 +1,7 @@
-"""jaxgpt against torch_ref, number by number: the same weights, the same batches, one table of what differs.
+"""jaxgpt against torch_ref, number by number: the same weights, the same batches, one table.
 
-    python -m jaxgpt.compare --config configs/x.py --steps 200 --dtype float64 [--section.field=value ...]
-    python -m jaxgpt.compare --runs A B
+    jaxgpt compare --config configs/x.py --steps 200 --dtype float64 [--section.field=value ...]
+    jaxgpt compare --runs A B
 
 The first runs both on this machine, from the weights that jaxgpt draws (nanochat's zeros replaced by noise), on the
 batches of the config's data, without dropout and with attention spelled out; the schedule is the config's, of which the
@@ -15,52 +15,62 @@ set XLA_FLAGS=--xla_gpu_deterministic_ops=true too, so that XLA's figures are th
 Exit codes: 0 inside all gates, 1 outside of one, 2 bad input. The gates, with reasons, are in tolerances.py.
 """
 
+# ruff: noqa: E402 - mistakes are answered before the imports that take seconds
 import argparse
+
+from jaxgpt.compare.tolerances import DTYPES
+from jaxgpt.config.command_line import parse_args
+from jaxgpt.config.parser import Parser
+from jaxgpt.errors import InputError, answer_early
+from jaxgpt.files import user_file
+
+PARSER = Parser(
+    "jaxgpt compare", __doc__, "(--config FILE | --runs A B) [--section.field=value ...]",
+    "--config configs/quickstart.py --steps 9", takes_config=True,
+)  # fmt: skip
+PARSER.add_argument("--steps", type=int, default=200, metavar="N", help="of both, on the same batches (200)")
+PARSER.add_argument("--dtype", choices=DTYPES, help="of the computation (the config's)")
+PARSER.add_argument("--runs", nargs=2, type=user_file, metavar=("A", "B"), help="two finished runs instead")
+PARSER.add_argument("--trace", action="store_true", help="name the first layer where the two differ")
+PARSER.add_argument("--out", type=user_file, metavar="DIR", help="for the table and curves (runs/parity-...)")
+PARSER.add_argument("--json", type=user_file, metavar="FILE", help="the table as JSON (OUT/parity.json)")
+
+
+def read_arguments(args: list[str]) -> argparse.Namespace:
+    given = PARSER.read(args)
+    if given.steps < 1:
+        raise InputError(f"--steps={given.steps} is below 1; choose a positive number")
+    if not given.runs:
+        parse_args(given.settings)
+    return given
+
+
+if __name__ == "__main__":
+    answer_early(read_arguments)
+
 import json
 import os
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 from jaxgpt import config as config_lib
 from jaxgpt.compare.finished_runs import compare_runs, read_run
 from jaxgpt.compare.gates import Row, compare, trace
 from jaxgpt.compare.tables import describe_machine, draw_curves, print_rows, to_json
-from jaxgpt.compare.tolerances import DTYPES, PARITY
+from jaxgpt.compare.tolerances import PARITY
 from jaxgpt.compare.trajectories import draw_params, read_batches, refuse_tf32, run_jax, run_torch
-from jaxgpt.config.command_line import parse_args
-from jaxgpt.errors import InputError, run_verb
-from jaxgpt.files import user_file
+from jaxgpt.errors import run_verb
 from jaxgpt.run.console import console
 from jaxgpt.run.progress import Progress
 
 
-def read_arguments(args: list[str]) -> tuple[argparse.Namespace, list[str]]:
-    """The tool's own arguments, and the rest, which are a config's."""
-
-    class Parser(argparse.ArgumentParser):
-        def error(self, message: str) -> NoReturn:
-            raise InputError(f"{message}; --help lists the arguments")
-
-    parser = Parser("python -m jaxgpt.compare", add_help=False, allow_abbrev=False)
-    parser.add_argument("--steps", type=int, default=200)
-    parser.add_argument("--dtype", choices=DTYPES)
-    parser.add_argument("--out", type=user_file)
-    parser.add_argument("--json", type=user_file)
-    parser.add_argument("--trace", action="store_true")
-    parser.add_argument("--runs", nargs=2, type=user_file, metavar=("A", "B"))
-    given, rest = parser.parse_known_args(args)
-    if given.steps < 1:
-        raise InputError(f"--steps={given.steps} is below 1; choose a positive number")
-    return given, rest
-
-
 def main(args: list[str]) -> int:
-    given, rest = read_arguments(args)
+    given = read_arguments(args)
     os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")  # or JAX leaves no memory of a GPU to torch
     if given.runs:
-        return show_finished_runs(given, rest)
-    config, _ = parse_args(rest, {}, __doc__ or "")
+        return show_finished_runs(given)
+    config = parse_args(given.settings)
     dtype = given.dtype or config.train.dtype
     if dtype not in DTYPES:
         raise InputError(f"train.dtype={dtype} has no gates; choose --dtype from {', '.join(DTYPES)}")
@@ -105,9 +115,9 @@ def explain(rows: Iterable[Row], dtype: str) -> str:
     )
 
 
-def show_finished_runs(given: argparse.Namespace, rest: list[str]) -> int:
-    if rest:
-        raise InputError(f"{rest[0]} has no meaning beside --runs, which trains nothing; drop it")
+def show_finished_runs(given: argparse.Namespace) -> int:
+    if given.settings:
+        raise InputError(f"{given.settings[0]} has no meaning beside --runs, which trains nothing; drop it")
     if given.trace:
         raise InputError("--trace needs both models at work; give --config instead of --runs")
     ours, theirs = given.runs

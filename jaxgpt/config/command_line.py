@@ -1,4 +1,4 @@
-"""The command line of a verb: `--config FILE --section.field=value ...`, and `--help` from the dataclasses.
+"""The settings on a command line: `--config FILE --section.field=value ...`.
 
 A command line is collected whole and applied once, so `--model.n_head=3 --model.n_embd=96` is checked as a pair.
 """
@@ -6,7 +6,6 @@ A command line is collected whole and applied once, so `--model.n_head=3 --model
 import dataclasses
 import difflib
 import re
-import sys
 import types
 import typing
 from decimal import Decimal
@@ -32,7 +31,8 @@ def field_paths(kind: Any = Config, prefix: str = "") -> list[str]:
     return list(dict.fromkeys(paths))
 
 
-def _unknown(path: str) -> InputError:
+def unknown_field(path: str) -> InputError:
+    """The error for a name that no setting has, with the nearest one."""
     known = field_paths()
     by_leaf = [name for name in known if name.split(".")[-1] == path.split(".")[-1]]
     near = by_leaf or difflib.get_close_matches(path, known, n=1, cutoff=0.5)
@@ -96,7 +96,7 @@ def _replace(value: Any, path: list[str], overrides: dict[str, str]) -> Any:
     for name in sorted({name.split(".")[len(path)] for name in below}):
         full = ".".join([*path, name])
         if name not in hints:
-            raise _unknown(next(n for n in sorted(below) if n.split(".")[len(path)] == name))
+            raise unknown_field(next(n for n in sorted(below) if n.split(".")[len(path)] == name))
         current = getattr(value, name)
         if full in overrides:
             if dataclasses.is_dataclass(current):
@@ -107,7 +107,7 @@ def _replace(value: Any, path: list[str], overrides: dict[str, str]) -> Any:
         elif dataclasses.is_dataclass(current) or isinstance(current, tuple):
             changes[name] = _replace(current, [*path, name], overrides)
         else:
-            raise _unknown(next(n for n in sorted(below) if n.startswith(full + ".")))
+            raise unknown_field(next(n for n in sorted(below) if n.startswith(full + ".")))
     return dataclasses.replace(value, **changes)
 
 
@@ -116,32 +116,24 @@ def apply_overrides(config: Config, overrides: dict[str, str]) -> Config:
     return _replace(config, [], overrides) if overrides else config
 
 
-def parse_args(args: list[str], flags: dict[str, str], doc: str) -> tuple[Config, dict[str, bool]]:
-    """Reads `--config FILE --section.field=value ...` and the verb's own flags.
+def parse_args(args: list[str], config: Config | None = None) -> Config:
+    """Reads `--config FILE --section.field=value ...`; a value may also follow after a space.
 
     Args:
-      args: the command line after the verb.
-      flags: name -> help of switches that are not settings, such as {"resume": "..."}.
-      doc: what --help says first.
+      args: the settings of a command line. A verb's own flags are its `Parser`'s.
+      config: what the overrides change, where --config is not given.
 
     Returns:
-      The config with its overrides and run.dir set, and for each flag whether it was given.
+      The config with its overrides and run.dir set.
     """
-    given = dict.fromkeys(flags, False)
     overrides: dict[str, str] = {}
-    path, wants_help, rest = "", False, list(args)
+    path, rest = "", list(args)
     while rest:
         arg = rest.pop(0)
-        if arg in ("-h", "--help"):
-            wants_help = True
-            continue
         if not arg.startswith("--"):
             raise InputError(f"unexpected argument {arg}; settings are written --section.field=value")
         name, has_value, text = arg[2:].partition("=")
         name = name.replace("-", "_")
-        if name in flags and not has_value:
-            given[name] = True
-            continue
         if not has_value:
             has_next = bool(rest) and not rest[0].startswith("--")
             text = rest.pop(0) if has_next else "true"
@@ -151,31 +143,18 @@ def parse_args(args: list[str], flags: dict[str, str], doc: str) -> tuple[Config
             path = text
         else:
             overrides[name] = text
-    if not path and not wants_help:
+    if not path and config is None:
+        known = field_paths()
+        for name in overrides:
+            if not any(name == field or name.startswith(f"{field}.") for field in known):
+                raise unknown_field(name)
         shipped = ", ".join(sorted(str(p) for p in Path("configs").glob("*.py")))
         raise InputError(f"--config is missing; try one of: {shipped or 'configs/*.py of the repository'}")
-    config = load(path) if path else Config()
+    config = load(path) if path or config is None else config
     config = apply_overrides(config, overrides)
     warmup_steps, steps = config.optim.schedule.warmup_steps, config.train.steps
     if "optim.schedule.warmup_steps" in overrides and warmup_steps > steps > 0:
         raise InputError(f"optim.schedule.warmup_steps={warmup_steps} is above train.steps={steps}; lower the warm-up")
-    if not config.run.dir:
-        name = Path(path).stem or "default"
-        config = dataclasses.replace(config, run=dataclasses.replace(config.run, dir=f"runs/{name}"))
-    if wants_help:
-        _print_help(config, flags, doc)
-    return config, given
-
-
-def _print_help(config: Config, flags: dict[str, str], doc: str) -> typing.NoReturn:
-    import tyro  # here, because nothing but --help needs it
-
-    switches = "\n".join(f"--{name}: {text}" for name, text in flags.items())
-    about = f"{doc.strip()}\n\n--config FILE: the run; the defaults below are its values.\n{switches}"
-    kind = tyro.conf.AvoidSubcommands[
-        tyro.conf.FlagConversionOff[Config]
-    ]  # --log.tensorboard true, not --log.no_tensorboard
-    spec = sys.modules["__main__"].__spec__  # as python -m found it
-    prog = f"python -m {spec.name.removesuffix('.__main__')}" if spec else None
-    tyro.cli(kind, prog=prog, default=config, description=about, args=["--help"], use_underscores=True)
-    raise SystemExit(0)
+    if not config.run.dir and path:
+        config = dataclasses.replace(config, run=dataclasses.replace(config.run, dir=f"runs/{Path(path).stem}"))
+    return config

@@ -33,7 +33,7 @@ class RunConfig(Section):
 
 @dataclass(frozen=True)
 class DataConfig(Section):
-    """The tokens: a directory that `python -m jaxgpt.prepare` wrote, or one in nanoGPT's or llm.c's format."""
+    """The tokens: a directory that `jaxgpt prepare` wrote, or one in nanoGPT's or llm.c's format."""
 
     PATH: ClassVar = "data."
 
@@ -51,7 +51,7 @@ class DataConfig(Section):
 
     def __post_init__(self):
         super().__post_init__()
-        require(self.dir != "", "data.dir is empty; name a directory that jaxgpt.prepare wrote")
+        require(self.dir != "", "data.dir is empty; name a directory that jaxgpt prepare wrote")
         for name in ("tokenizer_threads", "lanes"):
             value = getattr(self, name)
             require(value >= 1, f"data.{name}={value} is below 1; choose a positive number")
@@ -278,16 +278,27 @@ class Config(Section):
     """One training run."""
 
     run: RunConfig = field(default_factory=RunConfig)
+    """directory, seed"""
     model: ModelConfig = field(default_factory=GPT2Config)
+    """family, layers, width"""
     data: DataConfig = field(default_factory=DataConfig)
+    """directory, reading order"""
     train: TrainConfig = field(default_factory=TrainConfig)
+    """steps, batch, dtype"""
     optim: OptimConfig = field(default_factory=OptimConfig)
+    """AdamW, Muon, schedule"""
     mesh: MeshConfig = field(default_factory=MeshConfig)
+    """layout of the devices"""
     hosts: HostsConfig = field(default_factory=HostsConfig)
+    """several processes"""
     eval: EvalConfig = field(default_factory=EvalConfig)
+    """validation"""
     log: LogConfig = field(default_factory=LogConfig)
+    """records, trackers"""
     checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
+    """when, how many"""
     sample: SampleConfig = field(default_factory=SampleConfig)
+    """text while training"""
 
     def __post_init__(self):
         super().__post_init__()

@@ -1,23 +1,34 @@
-"""Takes a run from one framework to the other: python -m jaxgpt.convert --from RUN --to torch|jax|hf|gguf DIR
+"""Takes a run from one framework to the other, or exports its model.
 
 The newest checkpoint that verifies becomes a run directory DIR with a checkpoint of the other framework: parameters,
 optimizer state, step, counters and loss scale move bit for bit, and what the checkpoint says about its run goes along.
 metrics.jsonl is copied, and config.py is the run's settings with run.dir=DIR, so that the run continues by
 
-    python -m torch_ref.train --config DIR/config.py --resume      (or jaxgpt.train)
+    python -m torch_ref.train --config DIR/config.py --resume      (or jaxgpt train)
 
 hf writes a directory that transformers' pipeline loads: weights, tokenizer, settings, a model card; gguf one file for
 llama.cpp. RUN is only read, and nothing in it is executed.
 """
 
-import argparse
+# ruff: noqa: E402 - mistakes are answered before the imports that take seconds
+from jaxgpt.config.parser import Parser
+from jaxgpt.errors import answer_early
+from jaxgpt.files import user_file
+
+PARSER = Parser("jaxgpt convert", __doc__, "--from RUN --to FORM DIR", "--from runs/quickstart --to hf exported")
+PARSER.add_argument("--from", dest="run", metavar="RUN", type=user_file, required=True, help="of either framework")
+PARSER.add_argument("--to", choices=("torch", "jax", "hf", "gguf"), required=True, help="what to make of it")
+PARSER.add_argument("out", metavar="DIR", type=user_file, help="where it goes; must be empty or not exist")
+if __name__ == "__main__":
+    answer_early(PARSER.read)
+
 import dataclasses
 import shlex
 import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 import jax
 import numpy as np
@@ -27,7 +38,6 @@ from jaxgpt.compare.trajectories import import_torch, to_arrays
 from jaxgpt.config import Config, MeshConfig
 from jaxgpt.config.schedule import tokens_before
 from jaxgpt.errors import InputError, run_verb
-from jaxgpt.files import user_file
 from jaxgpt.formats.export import FORMS, export
 from jaxgpt.inference.trained import choose_tokenizer
 from jaxgpt.parallel.mesh import make_mesh
@@ -150,22 +160,7 @@ def params_of(leaves: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
 
 
 def main(args: list[str]) -> int:
-    class Parser(argparse.ArgumentParser):
-        def error(self, message: str) -> NoReturn:
-            raise InputError(f"{message}; --help lists the arguments")
-
-    parser = Parser(
-        "python -m jaxgpt.convert",
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False,
-    )  # fmt: skip
-    parser.add_argument(
-        "--from", dest="run", metavar="RUN", type=user_file, required=True, help="a run of either framework"
-    )
-    parser.add_argument("--to", choices=("torch", "jax", *FORMS), required=True)
-    parser.add_argument(
-        "out", metavar="DIR", type=user_file, help="where the converted run goes; must be empty or not exist"
-    )
-    given = parser.parse_args(args)
+    given = PARSER.read(args)
     run, out = given.run, given.out
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise InputError(f"{out} already exists and is not empty; choose another directory")
@@ -181,8 +176,8 @@ def main(args: list[str]) -> int:
             done = f"wrote {out}: {export(given.to, out, saved.config, params, tokenizer, facts)}"
         else:
             write_run(saved, given.to, run, out)
-            verb = {"torch": "torch_ref", "jax": "jaxgpt"}[given.to]
-            done = f"next: python -m {verb}.train --config {shlex.quote(str(out / 'config.py'))} --resume"
+            verb = {"torch": "python -m torch_ref.train", "jax": "jaxgpt train"}[given.to]
+            done = f"next: {verb} --config {shlex.quote(str(out / 'config.py'))} --resume"
     except OSError as error:
         raise InputError(f"{out} cannot be written: {error}; choose another directory") from error
     console.print(f"step {saved.step} of {run}, {saved.framework} -> {given.to}; {done}", soft_wrap=True, markup=False)

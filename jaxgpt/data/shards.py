@@ -256,7 +256,7 @@ def open_dataset(directory: str | Path) -> Dataset:
 def _prepare_command(directory: Path) -> str:
     name = directory.name or "NAME"
     out = "" if directory == Path("data", name) else f" --out {shlex.quote(str(directory))}"
-    return f"`python -m jaxgpt.prepare {shlex.quote(name)}{'' if name in CORPUS_NAMES else ' --input FILE'}{out}`"
+    return f"`jaxgpt prepare {shlex.quote(name)}{'' if name in CORPUS_NAMES else ' --input FILE'}{out}`"
 
 
 def _open_prepared(directory: Path) -> Dataset:

@@ -28,7 +28,7 @@ from jaxgpt.errors import InputError
 from jaxgpt.files import open_regular, read_bounded
 
 TEXT_CORPUS_NAMES = ("climbmix", "fineweb-edu")
-"""Corpora that `jaxgpt.prepare` fetches as text; listed here for messages, defined in `text_shards`."""
+"""Corpora that `jaxgpt prepare` fetches as text; listed here for messages, defined in `corpora`."""
 TOKENIZER = "tokenizer.json"
 COLUMN = "text"
 _SHARD = re.compile(r"shard_(\d+)\.parquet", re.ASCII)
@@ -170,7 +170,7 @@ def open_splits(directory: Path) -> tuple[TextSplit, TextSplit]:
     prepare = _prepare_command(directory)
     try:
         if not directory.is_dir():
-            own = f"`python -m jaxgpt.prepare NAME --input FILES --format text --out {shlex.quote(str(directory))}`"
+            own = f"`jaxgpt prepare NAME --input FILES --format text --out {shlex.quote(str(directory))}`"
             raise InputError(f"data.dir={directory} does not exist; {prepare} fetches text, {own} uses yours")
         names = [path.name for path in directory.iterdir() if path.is_file()]
     except OSError as error:
@@ -230,7 +230,7 @@ def _prepare_command(directory: Path) -> str:
         default = name if name in TEXT_CORPUS_NAMES else "climbmix"
         what = f"{default} --shards 8"
     out = "" if directory == Path("data", default) else f" --out {shlex.quote(str(directory))}"
-    return f"`python -m jaxgpt.prepare {what}{out}`"
+    return f"`jaxgpt prepare {what}{out}`"
 
 
 def _inspect(path: Path) -> TextFile:
@@ -271,7 +271,7 @@ def _refuse_copy(train: TextSplit, val: TextFile) -> None:
 
 
 def _read_tokenizer(path: Path, directory: Path) -> tuple[Tokenizer, dict[str, Any]]:
-    train_it = f"`python -m jaxgpt.train_tokenizer --data {shlex.quote(str(directory))}`"
+    train_it = f"`jaxgpt train_tokenizer --data {shlex.quote(str(directory))}`"
     try:
         value = json.loads(read_bounded(path, _TOKENIZER_LIMIT_BYTES).decode("utf-8"))
         tokenizer = tokenizer_from_json(value)

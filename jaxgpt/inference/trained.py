@@ -11,7 +11,7 @@ import sys
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, NoReturn
+from typing import Any, Literal
 
 import jax
 from jax.sharding import Mesh
@@ -21,8 +21,6 @@ from jaxgpt.config.families import ModelConfig
 from jaxgpt.data.sources import Source
 from jaxgpt.data.tokenizer import GPT2Tokenizer, Tokenizer, tokenizer_from_json
 from jaxgpt.errors import InputError
-from jaxgpt.files import user_path
-from jaxgpt.formats.hugging_face import PRETRAINED
 from jaxgpt.formats.pretrained import load_pretrained
 from jaxgpt.formats.vocabulary import find_other_vocabulary
 from jaxgpt.inference.engine import Engine
@@ -182,39 +180,6 @@ def _read_about(about: dict[str, Any], source: str) -> tuple[Config, Tokenizer |
 def _make_mesh(platform: str, n_devices: int) -> Mesh:
     remember_programs()
     return make_mesh(dataclasses.replace(MeshConfig(data=n_devices), platform=platform))
-
-
-# The arguments that name a trained model
-
-
-def source_parser(prog: str, doc: str) -> argparse.ArgumentParser:
-    """A parser with --run, --model, --step and --platform, whose errors are InputErrors of one line.
-
-    Args:
-      prog: such as jaxgpt.sample.
-      doc: what --help says first.
-    """
-
-    class Parser(argparse.ArgumentParser):
-        def error(self, message: str) -> NoReturn:
-            raise InputError(f"{message}; --help lists the arguments")
-
-    parser = Parser(
-        f"python -m {prog}", description=doc, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
-    )
-    source = parser.add_mutually_exclusive_group(required=True)
-    source.add_argument("--run", metavar="DIR", type=user_path, help="a run directory, such as runs/quickstart")
-    source.add_argument(
-        "--model",
-        metavar="NAME",
-        type=user_path,
-        help=f"{', '.join(PRETRAINED)}, a Hugging Face directory, or a nanoGPT ckpt.pt",
-    )
-    parser.add_argument("--step", type=int, metavar="N", help="with --run: this checkpoint; default: the newest")
-    parser.add_argument(
-        "--platform", choices=("cpu", "gpu", "tpu"), default="", help="default: the fastest that is here"
-    )
-    return parser
 
 
 def open_source(args: argparse.Namespace, *, n_devices: int = 1) -> Trained:

@@ -1,107 +1,117 @@
-"""Will it fit, and how fast can it be: python -m jaxgpt.plan --config configs/gpt2_124m.py --device a100-40gb
+"""Says whether a run fits a GPU or TPU, and how fast it can be at best.
 
 Compiles the run's real training step for devices that this machine need not have; prints memory, roofline and price.
 Devices: a100-40gb, a100-80gb, h100, h200, b200, rtx3090, rtx4090, l4, t4; v4, v5e, v5p, v6e; counts as in h100x8 or
 v5e-256, laid out by --mesh.fsdp and the rest. --device given several times makes one table.
 
---fit: the largest micro_batch_size, under the cheapest remat policy that fits. --max-depth: nanochat's dial.
---sweep micro_batch_size=2,4,8 remat=none,block: a table and a PNG (--png FILE).
---portable configs/*.py: which config compiles for which device, and what it sends.
---report docs/memory.md: the recipes that people ask about, as a page.
---estimate: from first principles, without a compiler. --dollars-per-hour N: what a device costs.
---memory-fraction F: the XLA_CLIENT_MEM_FRACTION that the run will have. --cache DIR: where answers are cached.
+--fit finds the largest micro_batch_size, under the cheapest remat policy that fits; --max-depth nanochat's dial.
+--sweep micro_batch_size=2,4,8 remat=none,block is a table and a PNG; --portable configs/*.py says which config compiles
+for which device, and what it sends; --report docs/memory.md writes the recipes that people ask about as a page.
+--memory-fraction is the XLA_CLIENT_MEM_FRACTION that the run will have.
 """
+
+# ruff: noqa: E402 - mistakes are answered before the imports that take seconds
+import argparse
+import os
+from pathlib import Path
+
+from jaxgpt.config.command_line import parse_args
+from jaxgpt.config.parser import Parser
+from jaxgpt.errors import InputError, answer_early
+from jaxgpt.files import user_path
+from jaxgpt.plan.topology import parse_topology
+
+CACHE = Path(os.path.expanduser("~"), ".cache", "jaxgpt", "plan")
+
+
+PARSER = Parser(
+    "jaxgpt plan", __doc__, "--config FILE --device NAME [--section.field=value ...]",
+    "--config configs/quickstart.py --device h100 --fit", takes_config=True,
+)  # fmt: skip
+PARSER.add_argument(
+    "--device", action="append", default=[], metavar="NAME", help="a100-40gb, h100x8, v5e-256; several make a table"
+)
+PARSER.add_argument("--fit", action="store_true", help="find the largest micro_batch_size")
+PARSER.add_argument("--max-depth", action="store_true", help="find the deepest nanochat")
+PARSER.add_argument("--estimate", action="store_true", help="without a compiler")
+PARSER.add_argument("--sweep", nargs="+", metavar="X=1,2", help="all combinations of settings, as table and PNG")
+PARSER.add_argument("--portable", nargs="+", metavar="FILE", help="which config compiles for which device")
+PARSER.add_argument("--report", metavar="FILE", type=user_path, help="write the recipes as a page")
+PARSER.add_argument("--png", metavar="FILE", type=user_path, default="", help="picture of --sweep (in run.dir)")
+PARSER.add_argument("--dollars-per-hour", metavar="N", type=float, help="price of a device")
+PARSER.add_argument("--memory-fraction", metavar="F", type=float, help="XLA_CLIENT_MEM_FRACTION of the run")
+PARSER.add_argument("--cache", metavar="DIR", type=user_path, default=str(CACHE), help="(~/.cache/jaxgpt/plan)")
+
+
+def read_arguments(args: list[str]) -> argparse.Namespace:
+    given = PARSER.read(args)
+    for name in ("dollars_per_hour", "memory_fraction"):
+        value = getattr(given, name)
+        if value is not None and not 0 < value < float("inf"):
+            raise InputError(f"--{name.replace('_', '-')}={value:g} is not above 0; choose a positive number")
+    if given.memory_fraction and given.memory_fraction > 1:
+        raise InputError(f"--memory-fraction={given.memory_fraction:g} is above 1; it is a part of the card's memory")
+    for name in given.device:
+        parse_topology(name)
+    if not (given.report or given.portable):
+        parse_args(given.settings)
+        if not given.device:
+            raise InputError("--device is missing; try --device a100-40gb, --device h100x8 or --device v5e-8")
+    return given
+
+
+if __name__ == "__main__":
+    answer_early(read_arguments)
 
 import dataclasses
 import itertools
-import os
 import time
 from dataclasses import dataclass, field
-from pathlib import Path
 
 from rich.table import Table
 from rich.text import Text
 
 from jaxgpt import config as config_lib
 from jaxgpt.config import Config
-from jaxgpt.config.command_line import apply_overrides, field_paths, parse_args
+from jaxgpt.config.command_line import apply_overrides, field_paths
 from jaxgpt.data.shards import open_dataset
-from jaxgpt.errors import EXIT_DONE, Failure, InputError, run_verb
-from jaxgpt.files import user_path
+from jaxgpt.errors import EXIT_DONE, Failure, run_verb
 from jaxgpt.plan.compiler import CompileCache
 from jaxgpt.plan.estimate import known_gap
 from jaxgpt.plan.fit import Fit, fit_depth, fit_micro_batch
 from jaxgpt.plan.forecast import Forecast, look, place
 from jaxgpt.plan.report import draw_sweep, write_page
-from jaxgpt.plan.topology import Topology, missing_plugin, parse_topology
+from jaxgpt.plan.topology import Topology, missing_plugin
 from jaxgpt.run.console import PlainConsole, console, print_facts, working
 from jaxgpt.streams import one_line
 from jaxgpt.training.memory import GIB, gib
 
 ASSUMED_IDS = 50_304
 """For model.vocab_size=0 where the data does not exist: GPT-2's, padded. Larger than any small tokenizer's."""
-CACHE = Path(os.path.expanduser("~"), ".cache", "jaxgpt", "plan")
 PORTABLE_DEVICES = ("h100", "v6e", "h100x8", "v6ex8")
-PATHS = ("cache", "png", "report")
-WITH_VALUE = ("device", "dollars_per_hour", "memory_fraction", "cache", "png", "report")
-WITH_LIST = ("sweep", "portable")
-SWITCHES = {
-    "fit": "search for the largest train.micro_batch_size that fits",
-    "max_depth": "search for the deepest nanochat that fits",
-    "estimate": "do not compile",
-}
-
-
-@dataclass
-class Request:
-    """The verb's own part of the command line; what is left are settings."""
-
-    values: dict[str, list[str]] = field(default_factory=dict)
-    rest: list[str] = field(default_factory=list)
-
-    def one(self, name: str) -> str:
-        given = self.values.get(name, [])
-        if len(given) > 1:
-            raise InputError(f"--{name.replace('_', '-')} is given twice; keep one")
-        return given[0] if given else ""
-
-    def number(self, name: str) -> float | None:
-        text = self.one(name)
-        try:
-            value = float(text) if text else None
-        except ValueError:
-            raise InputError(f"--{name.replace('_', '-')}={text} is not a number") from None
-        if value is not None and not 0 < value < float("inf"):
-            raise InputError(f"--{name.replace('_', '-')}={text} is not above 0")
-        return value
 
 
 def main(args: list[str]) -> int:
-    request = read_request(args)
-    fraction = request.number("memory_fraction")
-    if fraction and fraction > 1:
-        raise InputError(f"--memory-fraction={fraction} is above 1; it is a part of the card's memory")
-    dollars = request.number("dollars_per_hour")
-    cache = CompileCache(Path(request.one("cache") or CACHE))
-    if "report" in request.values:
-        write_page(Path(request.one("report")), Asker(cache, fraction, False), fill_vocabulary, Path("configs"))
+    given = read_arguments(args)
+    fraction, dollars = given.memory_fraction, given.dollars_per_hour
+    cache = CompileCache(Path(given.cache))
+    if given.report:
+        write_page(Path(given.report), Asker(cache, fraction, False), fill_vocabulary, Path("configs"))
         return EXIT_DONE
-    if "portable" in request.values:
-        names = request.values.get("device", list(PORTABLE_DEVICES))
-        return print_portable(request.values["portable"], [parse_topology(name) for name in names], cache, fraction)
-    config, given = parse_args(request.rest, SWITCHES, __doc__ or "")
-    if not request.values.get("device"):
-        raise InputError("--device is missing; try --device a100-40gb, --device h100x8 or --device v5e-8")
-    topologies = [parse_topology(name) for name in request.values["device"]]
+    if given.portable:
+        names = given.device or list(PORTABLE_DEVICES)
+        return print_portable(given.portable, [parse_topology(name) for name in names], cache, fraction)
+    config = parse_args(given.settings)
+    topologies = [parse_topology(name) for name in given.device]
     config = fill_vocabulary(config)
-    ask = Asker(cache, fraction, given["estimate"])
-    if given["fit"] or given["max_depth"]:
+    ask = Asker(cache, fraction, given.estimate)
+    if given.fit or given.max_depth:
         for topology in topologies:
-            search(config, topology, ask, is_depth=given["max_depth"], dollars=dollars)
+            search(config, topology, ask, is_depth=given.max_depth, dollars=dollars)
         return EXIT_DONE
-    if "sweep" in request.values:
-        swept = [sweep(config, topology, ask, request.values["sweep"]) for topology in topologies]
-        draw_sweeps(swept, topologies, request.one("png"), config.run.dir)
+    if given.sweep:
+        swept = [sweep(config, topology, ask, given.sweep) for topology in topologies]
+        draw_sweeps(swept, topologies, given.png, config.run.dir)
         return EXIT_DONE
     if len(topologies) == 1:
         print_forecast(ask(config, topologies[0]), dollars)
@@ -128,33 +138,6 @@ def ask_each(
     if not rows:
         raise InputError("no case can run; the reason of each is above")
     return rows
-
-
-def read_request(args: list[str]) -> Request:
-    """Takes the verb's own flags off the command line."""
-    request, rest = Request(), list(args)
-    while rest:
-        arg = rest.pop(0)
-        name, has_value, text = arg.removeprefix("--").partition("=")
-        name = name.replace("-", "_") if arg.startswith("--") else ""
-        if name in WITH_VALUE:
-            if not has_value and (not rest or rest[0].startswith("--")):
-                raise InputError(f"{arg} needs a value")
-            text = text if has_value else rest.pop(0)
-            text = user_path(text, arg.partition("=")[0]) if name in PATHS else text
-            request.values.setdefault(name, []).append(text)
-        elif name in WITH_LIST:
-            found = request.values.setdefault(name, [text] if has_value else [])
-            while rest and not rest[0].startswith("--"):
-                found.append(rest.pop(0))
-            if not found:
-                raise InputError(f"{arg} needs a list, such as " + PLACEHOLDERS[name])
-        else:
-            request.rest.append(arg)
-    return request
-
-
-PLACEHOLDERS = {"sweep": "--sweep micro_batch_size=2,4,8 remat=none,block", "portable": "--portable configs/*.py"}
 
 
 @dataclass

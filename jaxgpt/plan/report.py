@@ -102,7 +102,7 @@ def write_page(path: Path, ask: Ask, fill_vocabulary: Callable[[Config], Config]
     versions = ", ".join(f"{name} {installed_version(name)}" for name in PACKAGES)
     text = f"""# Memory and speed of the recipes, by the compiler
 
-Written by `python -m jaxgpt.plan --report {path}`; do not edit. Nothing ran: each training step was compiled for the
+Written by `jaxgpt plan --report {path}`; do not edit. Nothing ran: each training step was compiled for the
 card, on a machine without it
 ({versions}).
 Figures are GiB on one device. Usable is what JAX takes of a GPU (XLA_CLIENT_MEM_FRACTION, {GPU_MEMORY_FRACTION} by
@@ -137,8 +137,8 @@ Within {NEAR:.0%} of the compiler's total: {_count_near(estimates)}. Where it is
 Not measured yet. `total` above stands against `peak memory` of a bench on the card itself:
 
     for c in gpt2_124m nanochat_d12 shakespeare_char; do
-      python -m jaxgpt.plan --config configs/$c.py --device h100
-      python -m jaxgpt.bench --config configs/$c.py
+      jaxgpt plan --config configs/$c.py --device h100
+      jaxgpt bench --config configs/$c.py
     done
 """
     path.parent.mkdir(parents=True, exist_ok=True)

@@ -1,1 +1,1 @@
-"""Corpora to shards: `python -m jaxgpt.prepare`."""
+"""Corpora to shards: `jaxgpt prepare`."""

@@ -1,10 +1,10 @@
 """Prepares data: text in, token shards and their manifest out. Or text shards, which are tokenized while training.
 
-    python -m jaxgpt.prepare shakespeare_char
-    python -m jaxgpt.prepare mytext --input book.txt
-    python -m jaxgpt.prepare mydocs --input 'crawl/*.parquet' --tokenizer gpt2
-    python -m jaxgpt.prepare mydocs --input 'crawl/*.parquet' --format text
-    python -m jaxgpt.prepare climbmix --shards 8
+    jaxgpt prepare shakespeare_char
+    jaxgpt prepare mytext --input book.txt
+    jaxgpt prepare mydocs --input 'crawl/*.parquet' --tokenizer gpt2
+    jaxgpt prepare mydocs --input 'crawl/*.parquet' --format text
+    jaxgpt prepare climbmix --shards 8
 
 --input reads text files (.txt, .md, and others that you name), .jsonl or .ndjson, .json, .csv, .tsv, .parquet, .arrow
 and directories that Hugging Face's datasets saved, also compressed (.gz, .zst, .bz2, .xz). Where its name does not say
@@ -16,7 +16,7 @@ rows) are split by a hash of their index. GPT-2's end-of-text token follows ever
 and byte tokenizers, which have none, put a blank line there.
 
 --format text writes parquet files, a document per row, the last file for validation. Models like nanochat's train on
-those, with a tokenizer that `python -m jaxgpt.train_tokenizer` learns from them. Each page of a single text is a
+those, with a tokenizer that `jaxgpt train_tokenizer` learns from them. Each page of a single text is a
 document.
 
 The work happens in DIR/.tmp and is moved into place when it is complete: until then what was in DIR stays as it is.
@@ -24,59 +24,21 @@ Preparing the same data again does nothing. Published text is fetched file by fi
 files are kept.
 """
 
+# ruff: noqa: E402 - mistakes are answered before the imports that take seconds
 import argparse
-import contextlib
 import difflib
-import hashlib
-import os
 import re
-import shlex
-import shutil
-import time
-from collections import Counter
-from pathlib import Path
-from typing import Any, NoReturn
 
-import numpy as np
-
-from jaxgpt import signals
-from jaxgpt.data.digests import sha256_of
-from jaxgpt.data.download import download
-from jaxgpt.data.manifest import read_manifest
-from jaxgpt.data.shards import Split, check_ids, inspect_shard, open_dataset, split_blocks
-from jaxgpt.data.text_data import TOKENIZER, open_splits
-from jaxgpt.data.text_manifest import read_text_manifest
-from jaxgpt.data.tokenizer import GPT2Tokenizer
-from jaxgpt.errors import EXIT_DONE, InputError, run_verb
+from jaxgpt.config.parser import Parser
+from jaxgpt.errors import InputError, answer_early
 from jaxgpt.files import user_path
-from jaxgpt.prepare.corpora import (
-    CORPORA,
-    FINEWEB_TRAIN_SHARDS,
-    SHAKESPEARE_BYTES,
-    SHARD_LIMIT_BYTES,
-    Corpus,
-    fineweb_names,
-    fineweb_url,
-    open_corpus,
-)
-from jaxgpt.prepare.destination import FORMS, claim, is_prepared, publish, publish_text, train_command
-from jaxgpt.prepare.encode import describe_tokens, encode_source
-from jaxgpt.prepare.inputs import READERS, find_inputs, open_files
-from jaxgpt.prepare.source import describe_left_out
-from jaxgpt.prepare.text_shards import (
-    GROUP_DOCUMENTS,
-    SHARD_CHARS,
-    TEXT_CORPORA,
-    fetch_text_shards,
-    write_text_shards,
-)
-from jaxgpt.run.console import console
-from jaxgpt.run.progress import Progress
+from jaxgpt.prepare.corpora import CORPORA, FINEWEB_TRAIN_SHARDS, TEXT_CORPORA
+from jaxgpt.prepare.inputs import READERS
 
 USUAL = {
     "shard_tokens": 100_000_000,
-    "shard_chars": SHARD_CHARS,
-    "group_documents": GROUP_DOCUMENTS,
+    "shard_chars": 250_000_000,
+    "group_documents": 1000,
     "workers": 4,
 }
 """Counts where none is given."""
@@ -93,88 +55,29 @@ def dashed(flag: str) -> str:
     return f"--{flag.replace('_', '-')}"
 
 
-def main(args: list[str]) -> int:
-    options = parse_args(args)
-    out = Path(options.out)
-    kept = "is unchanged; run the same command to start again"
-    if options.name in TEXT_CORPORA:
-        kept = "keeps what was fetched; run the same command to continue"
-    signals.enter(signals.Phase(f"interrupted; {out} {kept}"))
-    try:
-        if options.name in TEXT_CORPORA:
-            return fetch_text(options, out)
-        corpus = CORPORA.get(options.name, Corpus("", "documents", "char", 0.1))
-        left_out: Counter[str] = Counter()
-        inputs = find_local(options, corpus, left_out)
-        request = describe_request(options, corpus, inputs)
-        if is_prepared(out, options.form, options.name, request, options.force):
-            console.say(f"{out} is already prepared from the same input; --force prepares it again")
-            return report(out, options.form)
-        began = time.monotonic()
-        with claim(out) as scratch, Progress() as progress:
-            about = {"corpus": options.name, "request": request}
-            if corpus.kind == "shards":
-                made = gather_shards(inputs, options.shards, out, scratch, progress)
-                publish(out, scratch, {"format": 1, **about, **made})
-            else:
-                source = open_files(inputs, options.text_field, options.input_format or "") if inputs else None
-                source = source or open_corpus(options.name, scratch / "downloads", progress.download(options.name))
-                if source.note:
-                    console.say(f"note: {source.note}")
-                named = ("input", "text_field", "input_format")
-                wants = {name: value for name, value in request.items() if name not in named}
-                wants["progress"] = progress.count(source.total, source.unit)
-                if options.form == "text":
-                    publish_text(out, scratch, about | write_text_shards(source, scratch / "shards", **wants))
-                else:
-                    made = encode_source(source, scratch / "shards", n_threads=options.workers, **wants)
-                    publish(out, scratch, {"format": 1, **about, **made})
-                left_out.update(source.left_out)
-        signals.enter(signals.Phase(f"interrupted; {out} is prepared"))
-        console.say(f"{out} is prepared, in {time.monotonic() - began:.1f} s")
-        if words := describe_left_out(left_out):
-            console.say(f"left out: {words}")
-        return report(out, options.form)
-    except BrokenPipeError:
-        raise  # the reader of our output left; run_verb handles it
-    except OSError as error:
-        raise InputError(
-            f"{error.filename or out}: {error.strerror or error}; free space or choose another --out"
-        ) from error
+def make_parser(about: dict[str, str]) -> Parser:
+    """The arguments.
 
-
-# What is asked for
-
-
-class _Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> NoReturn:
-        raise InputError(f"{message}; python -m jaxgpt.prepare --help lists the options")
-
-
-def parse_args(args: list[str]) -> argparse.Namespace:
-    """The command line, checked as far as it can be without looking at files."""
-    about = {name: corpus.about for name, corpus in {**CORPORA, **TEXT_CORPORA}.items()}
+    Args:
+      about: name -> description of each corpus.
+    """
     corpora = "\n".join(f"  {name:<18}{line}" for name, line in about.items())
-    parser = _Parser(
-        prog="python -m jaxgpt.prepare",
-        description=f"{__doc__}\ncorpora:\n{corpora}\n  any other name    what --input names",
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
-    )
-    parser.add_argument("name", help="a corpus of the list, or a name for --input")
+    parser = Parser(
+        "jaxgpt prepare", f"{__doc__}\ncorpora:\n{corpora}\n  any other name    what --input names",
+        "NAME [--input PATH ...] [flags]", "mytext --input book.txt",
+    )  # fmt: skip
+    parser.add_argument("name", metavar="NAME", help=f"{', '.join(about)}; or a name for --input")
     parser.add_argument(
         "--input", nargs="+", metavar="PATH", type=user_path, default=[], help="files, directories or globs to read"
     )
-    parser.add_argument(
-        "--out", metavar="DIR", type=user_path, default="", help="where the shards go (data/<name>, data/<name>_text)"
-    )
-    parser.add_argument("--tokenizer", choices=("char", "byte", "gpt2"), help="(the corpus's own; char for --input)")
-    parser.add_argument("--val-fraction", type=float, metavar="X", help="part for validation (the corpus's own; 0.1)")
-    parser.add_argument("--format", dest="form", choices=tuple(FORMS), help="what to write (tokens)")
-    parser.add_argument("--text-field", metavar="NAME", help="name of the field or column that holds the text (text)")
-    parser.add_argument("--input-format", choices=tuple(READERS), help="how to read all files (each file's own format)")
+    parser.add_argument("--out", metavar="DIR", type=user_path, default="", help="the result (data/NAME)")
+    parser.add_argument("--tokenizer", choices=("char", "byte", "gpt2"), help="(the corpus's; char)")
+    parser.add_argument("--val-fraction", type=float, metavar="X", help="part for validation (the corpus's; 0.1)")
+    parser.add_argument("--format", dest="form", choices=("tokens", "text"), help="what to write (tokens)")
+    parser.add_argument("--text-field", metavar="NAME", help="field or column that holds the text (text)")
+    parser.add_argument("--input-format", metavar="NAME", choices=tuple(READERS), help=f"{', '.join(READERS)}")
     for flag, about_flag in (
-        ("shards", "published corpora: number of train shards (of fineweb10B all, 103)"),
+        ("shards", "published corpora: how many training files"),
         ("shard_tokens", "tokens per file"),
         ("shard_chars", "--format text: characters per file"),
         ("group_documents", "--format text: documents per row group"),
@@ -183,7 +86,13 @@ def parse_args(args: list[str]) -> argparse.Namespace:
         usual = f" ({USUAL[flag]})" if flag in USUAL else ""
         parser.add_argument(dashed(flag), type=int, metavar="N", help=about_flag + usual)
     parser.add_argument("--force", action="store_true", help="replace what was prepared in DIR before")
-    options = parser.parse_args(args)
+    return parser
+
+
+def read_arguments(args: list[str]) -> argparse.Namespace:
+    """The command line, checked as far as it can be without looking at files."""
+    about = {name: corpus.about for name, corpus in {**CORPORA, **TEXT_CORPORA}.items()}
+    options = make_parser(about).read(args)
     name = options.name
     if not re.fullmatch(r"\w[\w.-]*", name):
         raise InputError(f"{name!r} is not a name for data; use letters, digits, - and _, and --out DIR for the place")
@@ -234,6 +143,100 @@ def refuse_flags(options: argparse.Namespace) -> None:
         raise InputError(f"--shards={options.shards} is outside [1, {n_most}]; there are that many")
     if name in TEXT_CORPORA and options.force:
         raise InputError(f"--force does not apply to {name}; remove the files that you do not trust, and run it again")
+
+
+if __name__ == "__main__":
+    answer_early(read_arguments)
+
+import contextlib
+import hashlib
+import os
+import shlex
+import shutil
+import time
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from jaxgpt import signals
+from jaxgpt.data.digests import sha256_of
+from jaxgpt.data.download import download
+from jaxgpt.data.manifest import read_manifest
+from jaxgpt.data.shards import Split, check_ids, inspect_shard, open_dataset, split_blocks
+from jaxgpt.data.text_data import TOKENIZER, open_splits
+from jaxgpt.data.text_manifest import read_text_manifest
+from jaxgpt.data.tokenizer import GPT2Tokenizer
+from jaxgpt.errors import EXIT_DONE, run_verb
+from jaxgpt.prepare.corpora import (
+    SHAKESPEARE_BYTES,
+    SHARD_LIMIT_BYTES,
+    Corpus,
+    fineweb_names,
+    fineweb_url,
+    open_corpus,
+)
+from jaxgpt.prepare.destination import FORMS, claim, is_prepared, publish, publish_text, train_command
+from jaxgpt.prepare.encode import describe_tokens, encode_source
+from jaxgpt.prepare.inputs import find_inputs, open_files
+from jaxgpt.prepare.source import describe_left_out
+from jaxgpt.prepare.text_shards import (
+    fetch_text_shards,
+    write_text_shards,
+)
+from jaxgpt.run.console import console
+from jaxgpt.run.progress import Progress
+
+
+def main(args: list[str]) -> int:
+    options = read_arguments(args)
+    out = Path(options.out)
+    kept = "is unchanged; run the same command to start again"
+    if options.name in TEXT_CORPORA:
+        kept = "keeps what was fetched; run the same command to continue"
+    signals.enter(signals.Phase(f"interrupted; {out} {kept}"))
+    try:
+        if options.name in TEXT_CORPORA:
+            return fetch_text(options, out)
+        corpus = CORPORA.get(options.name, Corpus("", "documents", "char", 0.1))
+        left_out: Counter[str] = Counter()
+        inputs = find_local(options, corpus, left_out)
+        request = describe_request(options, corpus, inputs)
+        if is_prepared(out, options.form, options.name, request, options.force):
+            console.say(f"{out} is already prepared from the same input; --force prepares it again")
+            return report(out, options.form)
+        began = time.monotonic()
+        with claim(out) as scratch, Progress() as progress:
+            about = {"corpus": options.name, "request": request}
+            if corpus.kind == "shards":
+                made = gather_shards(inputs, options.shards, out, scratch, progress)
+                publish(out, scratch, {"format": 1, **about, **made})
+            else:
+                source = open_files(inputs, options.text_field, options.input_format or "") if inputs else None
+                source = source or open_corpus(options.name, scratch / "downloads", progress.download(options.name))
+                if source.note:
+                    console.say(f"note: {source.note}")
+                named = ("input", "text_field", "input_format")
+                wants = {name: value for name, value in request.items() if name not in named}
+                wants["progress"] = progress.count(source.total, source.unit)
+                if options.form == "text":
+                    publish_text(out, scratch, about | write_text_shards(source, scratch / "shards", **wants))
+                else:
+                    made = encode_source(source, scratch / "shards", n_threads=options.workers, **wants)
+                    publish(out, scratch, {"format": 1, **about, **made})
+                left_out.update(source.left_out)
+        signals.enter(signals.Phase(f"interrupted; {out} is prepared"))
+        console.say(f"{out} is prepared, in {time.monotonic() - began:.1f} s")
+        if words := describe_left_out(left_out):
+            console.say(f"left out: {words}")
+        return report(out, options.form)
+    except BrokenPipeError:
+        raise  # the reader of our output left; run_verb handles it
+    except OSError as error:
+        raise InputError(
+            f"{error.filename or out}: {error.strerror or error}; free space or choose another --out"
+        ) from error
 
 
 def find_local(options: argparse.Namespace, corpus: Corpus, left_out: Counter[str]) -> list[Path]:
@@ -396,7 +399,7 @@ def describe_text(out: Path) -> tuple[list[tuple[str, ...]], str]:
     if (out / TOKENIZER).exists():
         return rows, ""
     size = " --vocab-size 4096" if chars and sum(chars.values()) < 50_000_000 else ""
-    return rows, f"python -m jaxgpt.train_tokenizer --data {shlex.quote(str(out))}{size}"
+    return rows, f"jaxgpt train_tokenizer --data {shlex.quote(str(out))}{size}"
 
 
 if __name__ == "__main__":

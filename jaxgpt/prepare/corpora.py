@@ -47,6 +47,31 @@ CORPORA = {
 }
 
 
+@dataclass(frozen=True)
+class TextCorpus:
+    """Text that is published in parquet files, a document per row."""
+
+    about: str
+    repository: str
+    """On the Hugging Face hub. Its files are numbered from 0; the last is for validation."""
+    n_files: int
+    revision: str = "main"
+    """Not pinned: no commit is known to this version. The one that the hub names with the first file is kept in
+    text.json, and later files come from it."""
+
+    @property
+    def n_train(self) -> int:
+        return self.n_files - 1
+
+
+TEXT_CORPORA = {
+    "climbmix": TextCorpus("ClimbMix, nanochat's text, 100 MB a shard", "karpathy/climbmix-400b-shuffle", 6543),
+    "fineweb-edu": TextCorpus(
+        "FineWeb-Edu, nanochat's text of 2025, 100 MB a shard", "karpathy/fineweb-edu-100b-shuffle", 1823
+    ),
+}
+
+
 def open_corpus(name: str, scratch: Path, progress: Callable[[int, int | None], None]) -> Source:
     """The text of a corpus that is not published as tokens.
 

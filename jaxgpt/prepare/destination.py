@@ -178,11 +178,11 @@ def train_command(out: Path, form: str, settings: Sequence[str] = ()) -> str:
 
     Where the shipped configs are not at hand, it says which one would do.
     """
-    command, configs = ["python", "-m", "jaxgpt.train", "--config"], sorted(Path("configs").glob("*.py"))
+    command, configs = ["jaxgpt", "train", "--config"], sorted(Path("configs").glob("*.py"))
     for path in configs:
         with contextlib.suppress(OSError, UnicodeError):
             text = path.read_text(encoding="utf-8")
-            if f'"{out.as_posix()}"' in text and "jaxgpt.train" in text:
+            if f'"{out.as_posix()}"' in text and re.search(r"jaxgpt[ .]train\b", text):
                 return shlex.join([*command, str(path), *settings])
     config = Path("configs", "nanochat_cpu.py" if form == "text" else "quickstart.py")
     settings = [f"--data.dir={out}", *settings]

@@ -15,7 +15,6 @@ import os
 import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor, as_completed
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -28,41 +27,14 @@ from jaxgpt.data.text_data import COLUMN
 from jaxgpt.data.text_manifest import TEXT_SHARD, write_text_manifest
 from jaxgpt.errors import InputError
 from jaxgpt.files import flush_to_disk
-from jaxgpt.prepare.corpora import HUB, SHARD_LIMIT_BYTES
+from jaxgpt.prepare.corpora import HUB, SHARD_LIMIT_BYTES, TextCorpus
 from jaxgpt.prepare.source import Source, is_val
 
-SHARD_CHARS = 250_000_000
-GROUP_DOCUMENTS = 1000
 PAGE_CHARS = 2048
 """One text is cut into documents of at most this length."""
 _GROUP_CHARS = 64 << 20
 """A row group ends here too: what the writer and a reader hold at a time."""
 _SCHEMA = pyarrow.schema([(COLUMN, pyarrow.string())])
-
-
-@dataclass(frozen=True)
-class TextCorpus:
-    """Text that is published in such files."""
-
-    about: str
-    repository: str
-    """On the Hugging Face hub. Its files are numbered from 0; the last is for validation."""
-    n_files: int
-    revision: str = "main"
-    """Not pinned: no commit is known to this version. The one that the hub names with the first file is kept in
-    text.json, and later files come from it."""
-
-    @property
-    def n_train(self) -> int:
-        return self.n_files - 1
-
-
-TEXT_CORPORA = {
-    "climbmix": TextCorpus("ClimbMix, nanochat's text, 100 MB a shard", "karpathy/climbmix-400b-shuffle", 6543),
-    "fineweb-edu": TextCorpus(
-        "FineWeb-Edu, nanochat's text of 2025, 100 MB a shard", "karpathy/fineweb-edu-100b-shuffle", 1823
-    ),
-}
 
 
 def shard_name(number: int) -> str:

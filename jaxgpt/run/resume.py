@@ -3,7 +3,6 @@
 import dataclasses
 import hashlib
 import json
-import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -95,28 +94,6 @@ def read_config(about: dict[str, Any], source: str) -> Config:
         return dataclasses.replace(config, model=model)
     except InputError as error:
         raise InputError(f"{source}: {error}") from error
-
-
-ALLOW_CHANGE = "with --resume: accept another seed, sampling, batch size or stages, and so other data from here on"
-"""Help of the flag --allow-change, of both training loops."""
-
-
-def take_step(args: list[str]) -> tuple[list[str], int | None]:
-    """`--resume-from STEP` out of a command line: the rest of it, and the step; None where it is not given."""
-    rest, given = [], []
-    left = iter(args)
-    for arg in left:
-        name, has_value, text = arg.partition("=")
-        if name.replace("_", "-") != "--resume-from":
-            rest.append(arg)
-            continue
-        text = text if has_value else next(left, "")
-        if not re.fullmatch(r"\d{1,18}", text):
-            raise InputError(f"--resume-from={text} is no step; give the number of a directory in run.dir/checkpoints")
-        given.append(int(text))
-    if len(given) > 1:
-        raise InputError("--resume-from is given twice; keep one")
-    return rest, given[0] if given else None
 
 
 def resume(

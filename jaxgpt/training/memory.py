@@ -97,6 +97,6 @@ def advise(config: Config, step: Step, usable_bytes: int) -> str:
         if rows:
             return (
                 f"--train.micro_batch_size={rows} --train.remat={remat} should fit, by an estimate; "
-                "python -m jaxgpt.plan --fit checks it with the compiler"
+                "jaxgpt plan --fit checks it with the compiler"
             )
     return "no smaller setting should fit; split the model over more devices (mesh.fsdp), or choose a smaller one"

@@ -65,7 +65,7 @@ class Checkpoints(CheckpointDirectory):
         if chosen and STATE not in chosen.manifest["files"]:
             raise InputError(
                 f"{chosen.path} is jaxgpt's, it holds no {STATE}; "
-                f"python -m jaxgpt.convert --from {self.directory.parent} --to torch DIR makes a run of it"
+                f"jaxgpt convert --from {self.directory.parent} --to torch DIR makes a run of it"
             )
         return chosen
 

@@ -1,0 +1,38 @@
+"""The arguments of both training loops, read before either framework is imported."""
+
+import argparse
+import re
+from typing import Any
+
+from jaxgpt.config.parser import Parser
+from jaxgpt.errors import InputError
+
+
+def training_parser(prog: str, doc: str | None) -> Parser:
+    """`--config`, its settings, and how a run begins."""
+    parser = Parser(
+        prog, doc, "--config FILE [--section.field=value ...]",
+        "--config configs/quickstart.py --smoke", takes_config=True,
+    )  # fmt: skip
+    parser.add_argument("--resume", action="store_true", help="continue from the newest valid checkpoint in run.dir")
+    parser.add_argument(
+        "--resume-from", type=step_number, metavar="STEP", help="continue from this one; newer ones are set aside"
+    )
+    parser.add_argument(
+        "--allow-change", action="store_true", help="resume although seed, sampling, batch or stages differ"
+    )
+    parser.add_argument("--verify", action="store_true", help="hash all data again, also what did not change")
+    parser.add_argument("--smoke", action="store_true", help="a few steps of a small copy: does it work here?")
+    return parser
+
+
+def step_number(text: str) -> int:
+    """The value of --resume-from."""
+    if not re.fullmatch(r"\d{1,18}", text):
+        raise InputError(f"--resume-from={text} is no step; give the number of a directory in run.dir/checkpoints")
+    return int(text)
+
+
+def flags_of(given: argparse.Namespace) -> dict[str, Any]:
+    """The verb's own flags by name: what hosts must agree on besides their settings."""
+    return {name.replace("_", "-"): value for name, value in vars(given).items() if name not in ("config", "settings")}
