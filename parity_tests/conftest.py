@@ -31,7 +31,7 @@ if signal.getsignal(signal.SIGHUP) is signal.SIG_IGN:  # under nohup
     signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
 FAST = {
-    "batches", "census", "config", "content", "cursors", "documents", "downloads", "fit", "gates",
+    "batches", "census", "command", "config", "content", "cursors", "documents", "downloads", "fit", "gates",
     "hardware", "inputs",
     "layout", "letters", "mirror",
     "packing", "plan", "prepare", "schedule", "shards", "text_batches", "text_shards", "tokenizer", "train_tokenizer",

@@ -53,8 +53,9 @@ def field_docs(kind: type) -> dict[str, str]:
         assert isinstance(body, ast.ClassDef)
         for node, after in zip(body.body, [*body.body[1:], None], strict=True):
             if isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name):
-                is_doc = isinstance(after, ast.Expr) and isinstance(after.value, ast.Constant)
-                found[node.target.id] = " ".join(str(after.value.value).split()) if is_doc else ""
+                found[node.target.id] = ""
+                if isinstance(after, ast.Expr) and isinstance(after.value, ast.Constant):
+                    found[node.target.id] = " ".join(str(after.value.value).split())
     return found
 
 
@@ -106,6 +107,10 @@ def describe(topic: str, config: Config, width: int) -> str:
     owner, _, leaf = topic.rpartition(".")
     if owner in found and leaf in field_types(type(found[owner])):
         return "\n".join(_field(owner, found[owner], leaf, width))
+    for family in typing.get_args(field_types(Config)["model"]):
+        if owner == "model" and leaf in field_types(family):
+            names = f"{config.model.family}; give --config of a {family.family} model"
+            raise InputError(f"--help {topic}: no setting of {names}")
     fields = [f"{path}.{name}" for path, section in found.items() for name in field_types(type(section))]
     known = [*found, *(path for path in fields if path not in found)]
     same = [path for path in known if path.rpartition(".")[2] == topic.rpartition(".")[2]]
