@@ -128,6 +128,9 @@ def describe_all(config: Config, width: int) -> str:
 
 def _section(path: str, section: Any, width: int) -> list[str]:
     doc = " ".join((inspect.getdoc(type(section)) or "").split())
+    if path == "model":
+        families = [family.family for family in typing.get_args(field_types(Config)["model"])]
+        doc += f" Families: {', '.join(families)}; the settings are those of the family in --config."
     lines = [*textwrap.wrap(f"{path}: {doc}", width), ""]
     for name in field_types(type(section)):
         lines += _field(path, section, name, width)
@@ -144,12 +147,11 @@ def _field(path: str, section: Any, name: str, width: int) -> list[str]:
     kind = field_types(type(section))[name]
     if isinstance(value, tuple):
         entries = [getattr(each, "name", "") or str(i) for i, each in enumerate(value)]
-        has = f"has {', '.join(entries)}: --{full}.{entries[0]}.<field>=..." if entries else "empty"
-        return [f"  {full}  {type_name(kind)}  in a config file  ({has})", *_below(text, width)]
-    head = f"  --{full} {type_name(kind)}"
-    shown = (
-        f"({value!r})" if isinstance(value, str) else f"({str(value).lower() if isinstance(value, bool) else value})"
-    )
+        head = f"  {full} {type_name(kind)}, in a config file"
+        shown = f"({', '.join(entries)}: --{full}.{entries[0]}.<field>=...)" if entries else "(empty)"
+    else:
+        head = f"  --{full} {type_name(kind)}"
+        shown = f"({str(value).lower() if isinstance(value, bool) else repr(value)})"
     lines = [f"{head}  {shown}"] if len(head) + len(shown) + 2 <= width else [head, f"      {shown}"]
     return [*lines, *_below(text, width)]
 

@@ -105,7 +105,7 @@ class Parser(argparse.ArgumentParser):
         for arg in own[: own.index("--")] if "--" in own else own:
             match = FLAG.fullmatch(arg)
             if match is None:
-                if re.fullmatch(r"-[A-Za-z].*", arg) and arg != "-h":
+                if re.fullmatch(r"-[A-Za-z]\S*", arg) and arg != "-h":
                     raise self._unknown(arg)
                 continue
             action = self._option_string_actions.get(match[1])
@@ -134,11 +134,12 @@ class Parser(argparse.ArgumentParser):
         if missing := re.fullmatch(r"argument (\S+): expected .*", message):
             action = self._option_string_actions[missing[1]]
             raise InputError(f"{missing[1]} needs a value, such as {missing[1]} {self._value_of(action)}")
-        unexpected = re.fullmatch(r"unrecognized arguments: (.*)", message, re.DOTALL)
-        if unexpected and self.takes_config:
-            raise InputError(f"unexpected argument {unexpected[1]}; settings are written --section.field=value")
-        if unexpected:
+        if unexpected := re.fullmatch(r"unrecognized arguments: (.*)", message, re.DOTALL):
             message = f"unexpected argument {unexpected[1]}"
+            if self.takes_config and re.fullmatch(r"[^= ]+\.py", unexpected[1]):
+                raise InputError(f"{message}; did you mean --config {unexpected[1]}?")
+            if self.takes_config:
+                raise InputError(f"{message}; settings are written --section.field=value")
         raise InputError(f"{message}; {self.prog} --help lists the arguments")
 
     def _check_value(self, action: argparse.Action, value: Any) -> None:
@@ -168,7 +169,8 @@ class Parser(argparse.ArgumentParser):
             raise InputError(f"--help {topic}: {self.prog} has no sections; --help all shows everything")
         width = terminal_width()
         if topic == "all":
-            parts = [f"usage: {self.usage}", self.doc, "\n".join(self._flag_lines(width))]
+            flags = [*self._flag_lines(width), *entry("--traceback", "show where in the program an error arose", width)]
+            parts = [f"usage: {self.usage}", self.doc, "\n".join(flags)]
             if self.takes_config:
                 parts.append(describe_all(self._shown_config(settings), width))
             return "\n\n".join(parts) + "\n"

@@ -22,8 +22,6 @@ from jaxgpt.files import user_path
 from jaxgpt.plan.topology import parse_topology
 
 CACHE = Path(os.path.expanduser("~"), ".cache", "jaxgpt", "plan")
-
-
 PARSER = Parser(
     "jaxgpt plan", __doc__, "--config FILE --device NAME [--section.field=value ...]",
     "--config configs/quickstart.py --device h100 --fit", takes_config=True,
