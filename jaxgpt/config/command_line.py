@@ -16,6 +16,7 @@ from typing import Annotated, Any
 from jaxgpt.config.python_file import load
 from jaxgpt.config.section import field_types, is_section
 from jaxgpt.config.settings import Config
+from jaxgpt.config.shipped import shipped_configs
 from jaxgpt.errors import InputError
 
 
@@ -152,8 +153,7 @@ def parse_args(args: list[str], flags: dict[str, str], doc: str) -> tuple[Config
         else:
             overrides[name] = text
     if not path and not wants_help:
-        shipped = ", ".join(sorted(str(p) for p in Path("configs").glob("*.py")))
-        raise InputError(f"--config is missing; try one of: {shipped or 'configs/*.py of the repository'}")
+        raise InputError(f"--config is missing; give a Python file, or one of: {', '.join(shipped_configs())}")
     config = load(path) if path else Config()
     config = apply_overrides(config, overrides)
     warmup_steps, steps = config.optim.schedule.warmup_steps, config.train.steps
