@@ -2,14 +2,12 @@
 
 They are the files of `configs/`. In a checkout they are read there; a wheel carries them inside the package (setup.py).
 
-What `--config` means: a value that ends in .py or has a separator is a path. Any other is the name of a shipped config,
-also where the current directory has a file of that name, or its own configs/<name>.py; write ./<name> for the file. A
-value that names no shipped config is a path again, so that a file without .py can be given.
+What `--config` means: the name of a shipped config, such as quickstart, means that config, also where the current
+directory has a file or a configs/quickstart.py of its own. Any other value is a path: quickstart.py, ./quickstart.
 """
 
 import ast
 import difflib
-import os
 import re
 from dataclasses import dataclass
 from pathlib import Path
@@ -29,9 +27,8 @@ def shipped_configs() -> dict[str, Path]:
 
 
 def find_config(text: str) -> Path:
-    """The file that `--config` names; the rule is above. Whether it exists is not checked."""
-    is_path = text.endswith(".py") or os.sep in text
-    return Path(text) if is_path else shipped_configs().get(text, Path(text))
+    """The file that `--config` means. Whether it exists is not checked."""
+    return shipped_configs().get(text, Path(text))
 
 
 def suggest(text: str) -> str:
