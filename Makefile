@@ -39,7 +39,7 @@ $(VENV)/.installed-dev: $(VENV)/.installed
 $(PLAN)/.installed: $(VENV)/.installed-dev
 	$(RUN) -m venv $(PLAN)
 	$(RUN) -c '$(PURELIB)' > $$($(PLAN)/bin/python -c '$(PURELIB)')/below.pth
-	$(PLAN)/bin/python -m pip install --quiet --editable '.[plan-gpu,plan-tpu]' && touch $@ \
+	$(PLAN)/bin/python -m pip install --quiet --editable '.[plan-gpu,plan-tpu]' 'setuptools>=77' && touch $@ \
 	  || echo "no compilers for GPU and TPU: the tests of jaxgpt.plan that ask them are skipped"
 
 clean:

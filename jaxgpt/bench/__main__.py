@@ -50,6 +50,7 @@ from jaxgpt.config.command_line import parse_args
 from jaxgpt.config.steps import Plan
 from jaxgpt.data.sources import Source
 from jaxgpt.errors import EXIT_DONE, EXIT_FAILED, InputError, run_verb
+from jaxgpt.extras import pip_install
 from jaxgpt.files import user_file
 from jaxgpt.run.console import console, working
 from jaxgpt.run.opening import open_run
@@ -118,7 +119,7 @@ def read_arguments(args: list[str]) -> tuple[argparse.Namespace, list[str]]:
         if name not in RIVALS:
             raise InputError(f"--vs={name} is not one of {', '.join(RIVALS)}")
         if importlib.util.find_spec("torch") is None:
-            raise InputError(f"--vs={name} needs PyTorch; pip install 'jaxgpt[torch]'")
+            raise InputError(f"--vs={name} needs PyTorch; {pip_install('torch')}")
     if given.vs and part in ("decode", "data"):
         raise InputError(f"bench {part} has no --vs; torch_ref has no such part")
     if "plain" in given.vs and part != "step":
