@@ -1,9 +1,9 @@
 """Every command block of the README and of docs/ is run, in the order of its page, in an empty directory.
 
-A block is a fence marked sh (or bash), console (`$ command`, and what it prints) or python. A fence without a mark
-shows output, and no line of it may begin like a command. LEFT_OUT names what is not run, and why; SMALLER what a
-command is given in the test, so that it takes seconds and no network. An `error:` in a console block must be the one
-that is printed. A console block with ^C is interrupted by hand; test_resume does that.
+A block is a fence marked sh, bash, console or python. In a console block with lines that begin with `$ `, the other
+lines are what is printed, and an `error:` among them is compared; one with ^C is interrupted by hand, which test_resume
+does. A fence without a mark shows output, and no line of it may begin like a command. NOT_HERE names the commands that
+are not run, and why; SMALLER what a command is given in the test, so that it needs seconds and no network.
 """
 
 import os
@@ -19,25 +19,30 @@ import pytest
 from parity_tests.helpers.environment import REPO, environment
 
 PAGES = [REPO / "README.md", *sorted((REPO / "docs").rglob("*.md"))]
-MARKS = ("sh", "bash", "console", "python")
+SHELLS = ("sh", "bash", "console")
 COMMAND = r"(\$ |sudo )?([A-Z_]+=\S+ )*(jaxgpt|python3?|torchrun|make|pip|source|git|docker|gcloud|sbatch|srun) "
 """How a line begins that a reader would type."""
 
-LEFT_OUT = {
-    r"make ": "builds the environment; the whole suite runs in it",
-    r"source .*activate": "the tests' own environment stands for it",
+NOT_HERE = {
+    r"(python3? -m venv|source|deactivate|make) ?": "the tests' own environment stands for it",
     r"pip (install|wheel) ": "downloads packages; test_wheel installs the wheel",
-    r"jaxgpt prepare shakespeare$": "needs the network, for GPT-2's vocabulary",
-    r"jaxgpt (train|evaluate) .*gpt2\b": "needs the network, for GPT-2's weights",
+    r"(git|docker|gcloud|ssh|scp|sbatch|srun|squeue|nvidia-smi|module) ": "needs a network, a cluster or a card",
     r".*--mesh.platform=gpu": "needs a card",
     r"jaxgpt bench ": "takes minutes; test_bench runs it",
-    r"jaxgpt convert .*--to gguf": "needs a run of days, with GPT-2's vocabulary; test_gguf writes one",
+    r"jaxgpt prepare (shakespeare$|fineweb-edu|climbmix|openwebtext)": "needs the network, for text or a vocabulary",
+    r"jaxgpt train_tokenizer --data data/(fineweb-edu|climbmix)": "needs that text",
+    r".*jaxgpt train (?!.*--smoke)--config (a100|gpt2_124m|nanochat_d|rtx4090|speedrun)": "needs that text and a card",
+    r"jaxgpt (train|evaluate) .*\bgpt2\b": "needs the network, for GPT-2's weights",
+    r"jaxgpt convert .*--to gguf": "needs a run with GPT-2's vocabulary; test_gguf writes one",
 }
 """Start of a command -> why it is not run."""
 
+PYTHON_ELSEWHERE = {"library.md": "test_library_pages.py"}
+"""Pages whose Python is run by a test of its own."""
+
 FEW = "--train.steps=4 --eval.tokens=2000 --optim.schedule.warmup_steps=0"
 SMALLER = [
-    (r"((jaxgpt |python -m torch_ref\.)train --config (?!nanochat).*)", rf"\1 {FEW} --model.n_layer=1"),
+    (r"((jaxgpt |python -m torch_ref\.)train --config (?!nanochat|.*--smoke).*)", rf"\1 {FEW} --model.n_layer=1"),
     (r"((jaxgpt |python -m torch_ref\.)train --config nanochat.*)", rf"\1 {FEW} --model.depth=1 --sample.every=0"),
     (r"(jaxgpt compare --config .*) --steps \d+(.*)", r"\1 --steps 2\2 --model.n_layer=1"),
     (r"(jaxgpt plan .*)", r"\1 --estimate"),  # by arithmetic, where no compiler is installed
@@ -52,8 +57,8 @@ def blocks(page):
     return re.findall(r"^```(\w*)[^\n]*\n(.*?)^```$", page.read_text(encoding="utf-8"), re.MULTILINE | re.DOTALL)
 
 
-def why_left_out(command):
-    return next((why for start, why in LEFT_OUT.items() if re.match(start, command)), "")
+def why_not_here(command):
+    return next((why for start, why in NOT_HERE.items() if re.match(start, command)), "")
 
 
 def make_smaller(command):
@@ -70,20 +75,14 @@ def without_comments(text):
 
 def read_block(mark, text):
     """The commands of a block, each with the error that it is to end with; empty: it ends well."""
-    if mark != "console":
+    if mark != "console" or not re.search(r"^\$ ", text, re.MULTILINE):
         return [(line, "") for line in without_comments(text) if line]
     found = []
-    if "^C" in text:
-        return found
-    for part in re.split(r"^\$ ", text, flags=re.MULTILINE)[1:]:
+    for part in [] if "^C" in text else re.split(r"^\$ ", text, flags=re.MULTILINE)[1:]:
         typed, _, printed = part.partition("\n")
         error = re.search(r"^error: .*", printed, re.MULTILINE)
         found.append((*without_comments(typed), error[0] if error else ""))
     return found
-
-
-def commands(page):
-    return [command for mark, text in blocks(page) if mark in MARKS[:3] for command in read_block(mark, text)]
 
 
 @pytest.fixture
@@ -109,19 +108,29 @@ def shell(tmp_path):
     return run
 
 
+def run_block(shell, commands):
+    """Runs what can be run here: as one script, in which a line may start a process for the next."""
+    script = ["set -eE; trap 'echo \"failed: $BASH_COMMAND\" >&2' ERR"]
+    for command, error in commands:
+        if error:
+            done = shell(command)
+            assert (done.returncode, done.stderr.splitlines()[-1]) == (2, error), command
+        elif not why_not_here(command):
+            script.append(make_smaller(command))
+    if len(script) > 1:
+        done = shell("\n".join(script))
+        assert done.returncode == 0, f"{script}\n{done.stdout[-3000:]}\n{done.stderr[-3000:]}"
+
+
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
 def test_the_commands_of_a_page_work_in_order(page, shell):
-    for typed, error in commands(page):
-        if why_left_out(typed):
-            continue
-        command = typed if error else make_smaller(typed)
-        done = shell(command)
-        if error:
-            assert (done.returncode, done.stderr.splitlines()[-1]) == (2, error), typed
-        else:
-            assert done.returncode == 0, f"{command}\n{done.stdout[-3000:]}\n{done.stderr[-3000:]}"
+    for mark, text in blocks(page):
+        if mark in SHELLS:
+            run_block(shell, read_block(mark, text))
     python = "\n".join(text for mark, text in blocks(page) if mark == "python")
-    if python:
+    if page.name in PYTHON_ELSEWHERE:
+        assert (REPO / "parity_tests" / PYTHON_ELSEWHERE[page.name]).is_file()
+    elif python:
         done = shell(f"python - <<'end of the page'\n{python}\nend of the page\n")
         assert done.returncode == 0, done.stderr
 
@@ -129,17 +138,9 @@ def test_the_commands_of_a_page_work_in_order(page, shell):
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
 def test_every_command_is_in_a_marked_block(page):
     for mark, text in blocks(page):
-        if mark not in MARKS:
+        if mark not in (*SHELLS, "python"):
             typed = [line for line in text.splitlines() if re.match(COMMAND, line)]
             assert not typed, f"mark the block as sh or console: {typed}"
-
-
-def test_what_is_left_out_occurs():
-    typed = [command for page in PAGES for command, _ in commands(page)]
-    for start in LEFT_OUT:
-        assert any(re.match(start, command) for command in typed), f"no page has a command that begins with {start}"
-    for pattern, _ in SMALLER:
-        assert any(re.match(pattern, command) for command in typed), f"no page has a command like {pattern}"
 
 
 def test_blocks_are_read_as_a_shell_reads_them():
@@ -148,7 +149,8 @@ def test_blocks_are_read_as_a_shell_reads_them():
     screen = "$ a  # why\nprinted\nerror: no; do\n$ b\n...\n"
     assert read_block("console", screen) == [("a", "error: no; do"), ("b", "")]
     assert make_smaller("jaxgpt train --config x").startswith(f"jaxgpt train --config x {FEW} ")
-    assert why_left_out("make test") and not why_left_out("jaxgpt configs")
+    assert read_block("console", "a\nb\n") == [("a", ""), ("b", "")]
+    assert why_not_here("make test") and not why_not_here("jaxgpt configs")
 
 
 def test_where_pages_lie():
