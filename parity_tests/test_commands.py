@@ -8,6 +8,7 @@ are not run, and why; SMALLER what a command is given in the test, so that it ne
 
 import os
 import re
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -25,10 +26,11 @@ COMMAND = r"(\$ |sudo )?([A-Z_]+=\S+ )*(jaxgpt|python3?|torchrun|make|pip|source
 
 NOT_HERE = {
     r"(python3? -m venv|source|deactivate|make) ?": "the tests' own environment stands for it",
-    r"pip (install|wheel) ": "downloads packages; test_wheel installs the wheel",
-    r"(git|docker|gcloud|ssh|scp|sbatch|srun|squeue|nvidia-smi|module) ": "needs a network, a cluster or a card",
+    r"pip3? (install|wheel) ": "downloads packages; test_wheel installs the wheel",
+    r"(git|docker|gcloud|ssh|scp|sbatch|srun|squeue|nvidia-smi|scripts/\S+|cd jaxgpt) ": "is for another machine",
     r".*--mesh.platform=gpu": "needs a card",
     r"jaxgpt bench ": "takes minutes; test_bench runs it",
+    r"jaxgpt train --config \w+ --smoke$": "test_recipes runs it",
     r"jaxgpt prepare (shakespeare$|fineweb-edu|climbmix|openwebtext)": "needs the network, for text or a vocabulary",
     r"jaxgpt train_tokenizer --data data/(fineweb-edu|climbmix)": "needs that text",
     r".*jaxgpt train (?!.*--smoke)--config (a100|gpt2_124m|nanochat_d|rtx4090|speedrun)": "needs that text and a card",
@@ -67,21 +69,29 @@ def make_smaller(command):
     return command
 
 
-def without_comments(text):
-    """One line for each command: continuations joined, comments taken off."""
-    lines = re.sub(r"\\\n *", "", text).splitlines()
-    return [re.sub(r"(^|\s+)#.*", "", line) for line in lines]
+def split_commands(text):
+    """One entry for each command: continuations joined, comments taken off, quotes over several lines kept together."""
+    found, pending = [], ""
+    for line in re.sub(r"\\\n *", "", text).splitlines():
+        pending = re.sub(r"(^|\s+)#.*", "", f"{pending}\n{line}" if pending else line)
+        try:
+            shlex.split(pending)
+        except ValueError:  # a quote is open
+            continue
+        found += [pending] if pending else []
+        pending = ""
+    return found
 
 
 def read_block(mark, text):
     """The commands of a block, each with the error that it is to end with; empty: it ends well."""
     if mark != "console" or not re.search(r"^\$ ", text, re.MULTILINE):
-        return [(line, "") for line in without_comments(text) if line]
+        return [(command, "") for command in split_commands(text)]
     found = []
     for part in [] if "^C" in text else re.split(r"^\$ ", text, flags=re.MULTILINE)[1:]:
         typed, _, printed = part.partition("\n")
         error = re.search(r"^error: .*", printed, re.MULTILINE)
-        found.append((*without_comments(typed), error[0] if error else ""))
+        found.append((*split_commands(typed), error[0] if error else ""))
     return found
 
 
@@ -102,7 +112,7 @@ def shell(tmp_path):
 
     def run(command):
         return subprocess.run(
-            ["bash", "-c", command], cwd=work, env=variables, capture_output=True, text=True, timeout=300, check=False
+            ["bash", "-c", command], cwd=work, env=variables, capture_output=True, text=True, timeout=600, check=False
         )
 
     return run
@@ -149,7 +159,7 @@ def test_blocks_are_read_as_a_shell_reads_them():
     screen = "$ a  # why\nprinted\nerror: no; do\n$ b\n...\n"
     assert read_block("console", screen) == [("a", "error: no; do"), ("b", "")]
     assert make_smaller("jaxgpt train --config x").startswith(f"jaxgpt train --config x {FEW} ")
-    assert read_block("console", "a\nb\n") == [("a", ""), ("b", "")]
+    assert read_block("console", "a 'b\nc'  # no\nd\n") == [("a 'b\nc'", ""), ("d", "")]
     assert why_not_here("make test") and not why_not_here("jaxgpt configs")
 
 
