@@ -35,6 +35,7 @@ NOT_HERE = {
     r"jaxgpt train_tokenizer --data data/(fineweb-edu|climbmix)": "needs that text",
     r".*jaxgpt train (?!.*--smoke)--config (a100|gpt2_124m|nanochat_d|rtx4090|speedrun)": "needs that text and a card",
     r"jaxgpt (train|evaluate) .*\bgpt2\b": "needs the network, for GPT-2's weights",
+    r"jaxgpt (train --config|sample --run) (runs/)?shakespeare_char\b": "is for a card; shakespeare_char_cpu is run",
     r"jaxgpt convert .*--to gguf": "needs a run with GPT-2's vocabulary; test_gguf writes one",
 }
 """Start of a command -> why it is not run."""
@@ -44,8 +45,9 @@ PYTHON_ELSEWHERE = {"library.md": "test_library_pages.py"}
 
 FEW = "--train.steps=4 --eval.tokens=2000 --optim.schedule.warmup_steps=0"
 SMALLER = [
-    (r"((jaxgpt |python -m torch_ref\.)train --config (?!nanochat|.*--smoke).*)", rf"\1 {FEW} --model.n_layer=1"),
-    (r"((jaxgpt |python -m torch_ref\.)train --config nanochat.*)", rf"\1 {FEW} --model.depth=1 --sample.every=0"),
+    (r"([^\"]*jaxgpt train .*) --train.steps=\d+(.*)", r"\1\2"),
+    (r"([^\"]*(jaxgpt |torch_ref\.)train --config (?!nanochat|.*--smoke).*)", rf"\1 {FEW} --model.n_layer=1"),
+    (r"([^\"]*jaxgpt train --config nanochat.*)", rf"\1 {FEW} --model.depth=1 --sample.every=0"),
     (r"(jaxgpt compare --config .*) --steps \d+(.*)", r"\1 --steps 2\2 --model.n_layer=1"),
     (r"(jaxgpt plan .*)", r"\1 --estimate"),  # by arithmetic, where no compiler is installed
     (r"(jaxgpt prepare shakespeare_char)", r"\1 --input book.txt --tokenizer char"),
