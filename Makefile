@@ -10,8 +10,13 @@ PURELIB := import sysconfig; print(sysconfig.get_path("purelib"))
 
 train: $(VENV)/.installed
 	$(RUN) -m jaxgpt.prepare pydocs
-	$(RUN) -m jaxgpt.train --config configs/quickstart.py $(if $(wildcard runs/quickstart/checkpoints),--resume)
+	$(RUN) -m jaxgpt.train --config quickstart $(if $(wildcard runs/quickstart/checkpoints),--resume)
 	$(RUN) -m jaxgpt.sample --run runs/quickstart --prompt "Return a " --max-tokens 400
+	@echo
+	@echo 'To continue, activate the environment and try, for example:'
+	@echo '  source $(VENV)/bin/activate'
+	@echo '  jaxgpt sample --run runs/quickstart --prompt "Return the "'
+	@echo '  jaxgpt configs                    # what else can be trained'
 
 test: $(VENV)/.installed-dev lint $(PLAN)/.installed
 	$$(test -e $(PLAN)/.installed && echo $(PLAN)/bin/python || echo $(RUN)) -m pytest -n 2 --dist loadfile
@@ -39,7 +44,7 @@ $(VENV)/.installed-dev: $(VENV)/.installed
 $(PLAN)/.installed: $(VENV)/.installed-dev
 	$(RUN) -m venv $(PLAN)
 	$(RUN) -c '$(PURELIB)' > $$($(PLAN)/bin/python -c '$(PURELIB)')/below.pth
-	$(PLAN)/bin/python -m pip install --quiet --editable '.[plan-gpu,plan-tpu]' && touch $@ \
+	$(PLAN)/bin/python -m pip install --quiet --editable '.[plan-gpu,plan-tpu]' 'setuptools>=77' && touch $@ \
 	  || echo "no compilers for GPU and TPU: the tests of jaxgpt.plan that ask them are skipped"
 
 clean:

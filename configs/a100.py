@@ -1,12 +1,12 @@
-"""nanochat on one A100 with 40 GB.
+"""nanochat 2025, depth 12.
 
 Model: nanochat of November 2025, depth 12: 185,597,952 parameters.
 Batch: 131,072 tokens = 32 x 4 rows x 1024. Steps: 28,320, 3.71 billion tokens, 20 for each parameter.
 Memory: 5.74 GiB, as XLA compiles this step for an A100 40GB.
-Machine: one A100 with 40 GB.
-Data: python -m jaxgpt.prepare fineweb-edu --shards 80, then
-    python -m jaxgpt.train_tokenizer --data data/fineweb-edu --vocab-size 65536
-Run: python -m jaxgpt.train --config configs/a100.py
+Machine: one A100 40 GB
+Data: jaxgpt prepare fineweb-edu --shards 80, then
+    jaxgpt train_tokenizer --data data/fineweb-edu --vocab-size 65536
+Run: jaxgpt train --config a100
 """
 
 from jaxgpt.config import nanochat_2025

@@ -1,9 +1,11 @@
-"""OpenAI's GPT-2 124M on OpenWebText: nanoGPT's eval_gpt2, 500 batches of 8 x 1024 tokens.
+"""OpenAI's GPT-2 124M, evaluated on OpenWebText.
 
-Machine: any; a GPU takes a minute. nanoGPT reports a loss of 3.11 on train and 3.12 on val.
-Data: python -m jaxgpt.prepare openwebtext
+nanoGPT's eval_gpt2: 500 batches of 8 x 1024 tokens. nanoGPT reports a loss of 3.11 on train and 3.12 on val.
+Machine: any
+Loss: 3.12 (nanoGPT)
 GELU: tanh, with which OpenAI trained these weights; nanoGPT evaluates them with erf.
-Run: python -m jaxgpt.evaluate --config configs/eval_gpt2.py --split both
+Data: jaxgpt prepare openwebtext
+Run: jaxgpt evaluate --config eval_gpt2 --split both
 The larger ones: --model gpt2-medium, gpt2-large or gpt2-xl instead of the config's weights.
 """
 

@@ -1,11 +1,12 @@
-"""Fine-tunes GPT-2 XL on Shakespeare: nanoGPT's finetune_shakespeare, 20 steps of 32,768 tokens.
+"""GPT-2 XL, fine-tuned on Shakespeare.
 
-Machine: one GPU that holds 1.56B parameters with AdamW; --train.init_from=gpt2 with
+nanoGPT's finetune_shakespeare, 20 steps of 32,768 tokens. 1.56B parameters with AdamW; --train.init_from=gpt2 with
 --model.n_layer=12 --model.n_head=12 --model.n_embd=768 for a small one.
 GELU: erf, because nanoGPT computes it with OpenAI's weights too; these were trained with tanh, and --model.gelu=tanh
 keeps that. The run prints one line about the difference. Evaluating and sampling --model gpt2-xl use tanh.
-Data: python -m jaxgpt.prepare shakespeare
-Run: python -m jaxgpt.train --config configs/finetune_shakespeare.py
+Machine: one large GPU
+Data: jaxgpt prepare shakespeare
+Run: jaxgpt train --config finetune_shakespeare
 """
 
 from jaxgpt.config import (

@@ -1,8 +1,12 @@
-"""A small character model on English about Python. The default of `make train`.
+"""A character model on English about Python, with Muon.
 
-Machine: any CPU; 3.6 minutes on 2 cores that other jobs shared. Ends at a validation loss of 1.43 nats per character.
-Data: python -m jaxgpt.prepare pydocs
-Run: make train, or python -m jaxgpt.train --config configs/quickstart.py
+The default of `make train`. Took 3.6 minutes on 2 cores that other jobs shared.
+Machine: any CPU
+Vocabulary: 96
+Loss: 1.43
+Time: 4 min on 2 cores
+Data: jaxgpt prepare pydocs
+Run: jaxgpt train --config quickstart
 """
 
 from jaxgpt.config import (

@@ -1,8 +1,12 @@
-"""nanoGPT's train_shakespeare_char: a 10.65M character model on Shakespeare.
+"""nanoGPT's character model on Shakespeare.
 
-Machine: one GPU. nanoGPT reports a best validation loss of 1.4697 after about 3 minutes on an A100.
-Data: python -m jaxgpt.prepare shakespeare_char
-Run: python -m jaxgpt.train --config configs/shakespeare_char.py
+nanoGPT's train_shakespeare_char, which reports a best validation loss of 1.4697.
+Machine: one GPU
+Vocabulary: 65
+Loss: 1.47 (nanoGPT)
+Time: 3 min on an A100 (nanoGPT)
+Data: jaxgpt prepare shakespeare_char
+Run: jaxgpt train --config shakespeare_char
 """
 
 from jaxgpt.config import (

@@ -1,9 +1,13 @@
-"""nanoGPT's CPU recipe: a small character model on Shakespeare.
+"""nanoGPT's CPU recipe: characters of Shakespeare.
 
-Machine: any CPU. nanoGPT reports a validation loss of 1.88 after about 3 minutes on a laptop. Here, seeds 1337, 1 and 2
-end at 1.895, 1.887 and 1.907 (on the whole set 1.910, 1.900, 1.924); with --optim.algorithm=muon 1.622.
-Data: python -m jaxgpt.prepare shakespeare_char
-Run: python -m jaxgpt.train --config configs/shakespeare_char_cpu.py
+nanoGPT reports a validation loss of 1.88 after about 3 minutes on a laptop. Here, seeds 1337, 1 and 2 end at 1.895,
+1.887 and 1.907 (on the whole set 1.910, 1.900, 1.924); with --optim.algorithm=muon 1.622.
+Machine: any CPU
+Vocabulary: 65
+Loss: 1.90
+Time: 3 min on 2 cores
+Data: jaxgpt prepare shakespeare_char
+Run: jaxgpt train --config shakespeare_char_cpu
 """
 
 from jaxgpt.config import (

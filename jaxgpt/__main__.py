@@ -43,7 +43,7 @@ def answer(args: list[str]) -> int:
         verbs = "\n".join(f"  {verb:<17}{about}" for verb, about in VERBS.items())
         print(f"Train GPTs in JAX, and compare them with PyTorch.\n\nusage: jaxgpt VERB [arguments]\n\n{verbs}\n")
         print("jaxgpt VERB --help: its arguments. jaxgpt --version: the version.")
-        print("example: jaxgpt prepare pydocs, then jaxgpt train --config configs/quickstart.py")
+        print("example: jaxgpt prepare pydocs, then jaxgpt train --config quickstart")
     else:
         near = difflib.get_close_matches(args[0].replace("-", "_"), VERBS, n=1)
         hint = f"did you mean jaxgpt {near[0]}?" if near else f"verbs: {', '.join(VERBS)}"

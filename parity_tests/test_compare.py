@@ -131,7 +131,7 @@ def test_bad_arguments(config_path):
 def test_without_torch(config_path, monkeypatch):
     """Faults: C110."""
     monkeypatch.setitem(sys.modules, "torch", None)
-    assert refusal(f"--config={config_path}") == "this needs PyTorch; pip install 'jaxgpt[torch]'"
+    assert refusal(f"--config={config_path}") == "this needs PyTorch; pip install 'torch>=2.10'"
 
 
 def test_foreign_weights():

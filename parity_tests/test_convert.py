@@ -180,5 +180,5 @@ def test_without_torch(changing, tmp_path, monkeypatch):
     """Faults: C110."""
     monkeypatch.setitem(sys.modules, "torch", None)
     message = refusal("--from", changing / "a", "--to=torch", tmp_path / "b")
-    assert message == "this needs PyTorch; pip install 'jaxgpt[torch]'"
+    assert message == "this needs PyTorch; pip install 'torch>=2.10'"
     assert main([f"--from={changing / 'a'}", "--to=hf", str(tmp_path / "hf")]) == 0

@@ -34,7 +34,7 @@ pytestmark = pytest.mark.usefixtures("in_tmp_path")
 
 def test_openwebtext_without_its_package(monkeypatch):
     monkeypatch.setitem(sys.modules, "datasets", None)
-    assert "pip install 'jaxgpt[hf]', or give local files" in refused("openwebtext", "--tokenizer", "byte")
+    assert "pip install 'datasets>=3', or give local files" in refused("openwebtext", "--tokenizer", "byte")
     assert not Path("data").exists() or os.listdir("data") == []
 
 

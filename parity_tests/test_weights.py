@@ -275,7 +275,7 @@ def test_broken_nanogpt_files_are_named(tmp_path, monkeypatch):
     path = write_nanogpt(tmp_path / "wide.pt", dataclasses.replace(config, n_embd=128), params)
     refused(lambda: load_nanogpt(path), "c_attn.bias", "(192,)", "(384,)")
     monkeypatch.setitem(sys.modules, "torch", None)
-    refused(lambda: load_nanogpt(tmp_path / "ckpt.pt"), "pip install 'jaxgpt[torch]'")
+    refused(lambda: load_nanogpt(tmp_path / "ckpt.pt"), "pip install 'torch>=2.10'")
 
 
 # what does not fit is named

@@ -20,6 +20,7 @@ from pathlib import Path
 from jaxgpt.config.command_line import parse_args
 from jaxgpt.config.parser import Parser
 from jaxgpt.errors import InputError, answer_early
+from jaxgpt.extras import pip_install
 from jaxgpt.files import user_file
 
 PARTS = ("step", "attention", "loss", "optimizer", "decode", "data")
@@ -49,7 +50,7 @@ def read_arguments(args: list[str]) -> argparse.Namespace:
         if name not in RIVALS:
             raise InputError(f"--vs={name} is not one of {', '.join(RIVALS)}")
         if importlib.util.find_spec("torch") is None:
-            raise InputError(f"--vs={name} needs PyTorch; pip install 'jaxgpt[torch]'")
+            raise InputError(f"--vs={name} needs PyTorch; {pip_install('torch')}")
     if given.vs and part in ("decode", "data"):
         raise InputError(f"bench {part} has no --vs; torch_ref has no such part")
     if "plain" in given.vs and part != "step":

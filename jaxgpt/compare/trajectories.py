@@ -22,6 +22,7 @@ from jaxgpt.config.derive import derive
 from jaxgpt.config.steps import Plan
 from jaxgpt.data.batch import Batch
 from jaxgpt.errors import InputError
+from jaxgpt.extras import pip_install
 from jaxgpt.formats.initial import initial_params
 from jaxgpt.models.loss import cross_entropy as jax_cross_entropy
 from jaxgpt.parallel.mesh import make_mesh as make_jax_mesh
@@ -92,7 +93,7 @@ def import_torch() -> Any:
     try:
         import torch
     except ImportError as error:
-        raise InputError("this needs PyTorch; pip install 'jaxgpt[torch]'") from error
+        raise InputError(f"this needs PyTorch; {pip_install('torch')}") from error
     return torch
 
 

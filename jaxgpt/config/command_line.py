@@ -15,6 +15,7 @@ from typing import Annotated, Any
 from jaxgpt.config.python_file import load
 from jaxgpt.config.section import field_types, is_section
 from jaxgpt.config.settings import Config
+from jaxgpt.config.shipped import shipped_configs
 from jaxgpt.errors import InputError
 
 
@@ -148,8 +149,7 @@ def parse_args(args: list[str], config: Config | None = None) -> Config:
         for name in overrides:
             if not any(name == field or name.startswith(f"{field}.") for field in known):
                 raise unknown_field(name)
-        shipped = ", ".join(sorted(str(p) for p in Path("configs").glob("*.py")))
-        raise InputError(f"--config is missing; try one of: {shipped or 'configs/*.py of the repository'}")
+        raise InputError(f"--config is missing; give a Python file, or one of: {', '.join(shipped_configs())}")
     config = load(path) if path or config is None else config
     config = apply_overrides(config, overrides)
     warmup_steps, steps = config.optim.schedule.warmup_steps, config.train.steps

@@ -17,6 +17,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from jaxgpt.config.settings import Config
+from jaxgpt.config.shipped import find_config, suggest
 from jaxgpt.errors import InputError
 from jaxgpt.files import user_path
 
@@ -30,10 +31,13 @@ OWN_PACKAGES = ("jaxgpt", "torch_ref", "parity_tests")
 def load(path: str | Path) -> Config:
     """The value named `config` in a Python file.
 
+    Args:
+      path: of a file, or the name of a shipped config; `jaxgpt.config.shipped` says which is which.
+
     Raises:
       InputError: no such file, it raises something, or it has no Config named `config`.
     """
-    path = Path(user_path(str(path), "--config"))
+    path = find_config(user_path(str(path), "--config"))
     source = _read(path)
     module = types.ModuleType(MODULE)
     module.__file__ = str(path)
@@ -70,8 +74,7 @@ def _read(path: Path) -> bytes:
         with open(os.open(path, os.O_RDONLY | os.O_NONBLOCK), "rb") as file:
             source = file.read(MAX_BYTES + 1)
     except FileNotFoundError:
-        shipped = ", ".join(sorted(str(p) for p in Path("configs").glob("*.py"))) or "none here"
-        raise InputError(f"--config={path} does not exist; configs in this directory: {shipped}") from None
+        raise InputError(f"--config={path} does not exist; {suggest(str(path))}") from None
     except OSError as error:
         raise InputError(f"--config={path} cannot be read: {error.strerror}; give another file") from error
     if len(source) > MAX_BYTES:

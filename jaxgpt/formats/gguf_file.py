@@ -14,6 +14,7 @@ import numpy as np
 from jaxgpt.config.families import GPT2Config
 from jaxgpt.data.tokenizer import Tokenizer
 from jaxgpt.errors import InputError
+from jaxgpt.extras import pip_install
 from jaxgpt.formats.stored import Params
 from jaxgpt.formats.tokenizer_json import to_tokenizer_json
 from jaxgpt.models import param_shapes
@@ -38,7 +39,7 @@ def save_gguf(path: Path, config: GPT2Config, params: Params, tokenizer: Tokeniz
     try:
         import gguf
     except ImportError as error:
-        raise InputError("--to=gguf needs the gguf package: pip install gguf") from error
+        raise InputError(f"--to=gguf needs the gguf package: {pip_install('gguf')}") from error
 
     names = gguf.get_tensor_name_map(gguf.MODEL_ARCH.GPT2, config.n_layer)
     n_vocab = params["wte.weight"].shape[0]

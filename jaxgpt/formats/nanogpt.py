@@ -13,6 +13,7 @@ from typing import Any
 
 from jaxgpt.config.families import GPT2Config
 from jaxgpt.errors import InputError
+from jaxgpt.extras import pip_install
 from jaxgpt.files import open_regular
 from jaxgpt.formats.stored import Params, Stored, first_line, read_model
 
@@ -70,9 +71,9 @@ def _load_torch(path: Path) -> Any:
     try:
         import torch  # here, because it is an extra
     except ImportError as error:
-        raise InputError(f"{path} needs torch to be read: pip install 'jaxgpt[torch]'") from error
+        raise InputError(f"{path} needs torch to be read: {pip_install('torch')}") from error
     if tuple(map(int, torch.__version__.split(".")[:2])) < (2, 10):  # CVE-2025-32434, CVE-2026-24747
-        raise InputError(f"{path}: torch {torch.__version__} reads pickles unsafely; pip install 'jaxgpt[torch]'")
+        raise InputError(f"{path}: torch {torch.__version__} reads pickles unsafely; {pip_install('torch')}")
     try:
         open_regular(path).close()
         is_zip = zipfile.is_zipfile(path)

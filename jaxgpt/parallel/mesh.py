@@ -8,6 +8,7 @@ from jax.sharding import AxisType, Mesh
 
 from jaxgpt.config import MeshConfig
 from jaxgpt.errors import InputError
+from jaxgpt.extras import pip_install
 from jaxgpt.parallel.cpu_threads import enough_threads
 from jaxgpt.parallel.malloc import keep_freed_memory
 from jaxgpt.parallel.xla_flags import check_xla_flags
@@ -35,7 +36,7 @@ def make_mesh(config: MeshConfig, devices: list | None = None) -> Mesh:
             first_line = next(iter(str(error).splitlines()), "JAX has no plugin for it")
             raise InputError(
                 f"{name}={asked} is not available: {first_line[:300]}; "
-                "install the extra jaxgpt[cuda] or jaxgpt[tpu], or drop the setting"
+                f"{pip_install('cuda')} (or {pip_install('tpu')}), or drop the setting"
             ) from error
         if devices[0].platform == "cpu":
             keep_freed_memory()

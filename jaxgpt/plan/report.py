@@ -13,6 +13,7 @@ from jaxgpt.config import Config
 from jaxgpt.config.command_line import apply_overrides
 from jaxgpt.config.hardware import GIB, GPU_MEMORY_FRACTION, GPU_RESERVE_BYTES
 from jaxgpt.errors import Failure, InputError
+from jaxgpt.extras import pip_install
 from jaxgpt.plan.compiler import PACKAGES, installed_version
 from jaxgpt.plan.forecast import Forecast
 from jaxgpt.plan.topology import Topology, parse_topology
@@ -92,7 +93,8 @@ def write_page(path: Path, ask: Ask, fill_vocabulary: Callable[[Config], Config]
     forecasts = [forecast for _, forecast in rows + others + pods if isinstance(forecast, Forecast)]
     if any(forecast.is_estimate for forecast in forecasts):
         raise Failure(
-            f"{path} holds compilers' figures only; install both plug-ins: pip install 'jaxgpt[plan-gpu,plan-tpu]'"
+            f"{path} holds compilers' figures only; install both plug-ins: {pip_install('plan-gpu')} "
+            f"and {pip_install('plan-tpu')}"
         )
     estimates = [
         (recipe, forecast, ask.estimate(forecast.config, forecast.topology))  # pyright: ignore[reportFunctionMemberAccess]

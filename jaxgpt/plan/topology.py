@@ -1,6 +1,6 @@
 """Devices that need not exist here: from a name such as h100x8 or v5e-256 to JAX devices to compile for.
 
-The plug-in of the platform must be installed (`pip install 'jaxgpt[plan-gpu]'` or `[plan-tpu]`), its hardware need not.
+The plug-in of the platform must be installed (the extras plan-gpu and plan-tpu), its hardware need not.
 Compile for a topology in a separate process with `ENVIRONMENT` set: both plug-ins look for hardware when loaded, and
 XLA ends the process on some errors.
 
@@ -13,6 +13,7 @@ from dataclasses import dataclass
 
 from jaxgpt.config.hardware import DEVICES, DEVICES_PER_HOST, Device, GpuDescription, TpuDescription
 from jaxgpt.errors import Failure, InputError
+from jaxgpt.extras import pip_install
 
 ENVIRONMENT = {
     "JAX_PLATFORMS": "cpu",
@@ -96,7 +97,7 @@ def missing_plugin(platform: str) -> str:
         is_installed = all(importlib.util.find_spec(module) for module in modules)
     except ModuleNotFoundError:
         is_installed = False
-    return "" if is_installed else f"pip install 'jaxgpt[{extra}]'"
+    return "" if is_installed else pip_install(extra)
 
 
 def open_devices(topology: Topology) -> list:
@@ -172,5 +173,5 @@ def cudnn_version() -> tuple[int, int, int]:
     try:
         major, minor, patch = (int(part) for part in version("nvidia-cudnn-cu13").split(".")[:3])
     except PackageNotFoundError as error:
-        raise Failure("flash attention needs nvidia-cudnn-cu13: pip install 'jaxgpt[plan-gpu]'") from error
+        raise Failure(f"flash attention needs nvidia-cudnn-cu13: {pip_install('plan-gpu')}") from error
     return major, minor, patch

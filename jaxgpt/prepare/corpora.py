@@ -10,6 +10,7 @@ from typing import Literal
 
 from jaxgpt.data.download import download
 from jaxgpt.errors import InputError
+from jaxgpt.extras import pip_install
 from jaxgpt.prepare.inputs import open_files
 from jaxgpt.prepare.pydocs import python_docs
 from jaxgpt.prepare.source import Piece, Source, split_document
@@ -42,7 +43,7 @@ CORPORA = {
     "pydocs": Corpus("Python's own documentation, from this interpreter; no network", "documents", "char", 0.1),
     "shakespeare_char": Corpus("tiny Shakespeare, 1.1 MB, by characters", "text", "char", 0.1),
     "shakespeare": Corpus("tiny Shakespeare, 1.1 MB, GPT-2 tokens", "text", "gpt2", 0.1),
-    "openwebtext": Corpus("OpenWebText, 8 M documents, 9 G tokens; needs jaxgpt[hf]", "documents", "gpt2", 0.0005),
+    "openwebtext": Corpus("OpenWebText, 8 M documents, 9 G tokens; needs datasets", "documents", "gpt2", 0.0005),
     "fineweb10B": Corpus("FineWeb, published as GPT-2 tokens, up to 103 shards of 200 MB", "shards", "gpt2", 0.01),
 }
 
@@ -101,7 +102,7 @@ def _openwebtext() -> Iterator[Piece]:
         import datasets  # pyright: ignore[reportMissingImports]
     except ImportError as error:
         raise InputError(
-            "openwebtext comes through the package datasets; pip install 'jaxgpt[hf]', "
+            f"openwebtext comes through the package datasets; {pip_install('hf')}, "
             "or give local files: --input DIRECTORY_OF_PARQUET"
         ) from error
     reason, n_rows = "", 0

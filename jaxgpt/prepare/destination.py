@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from jaxgpt.config.shipped import read_about, shipped_configs
 from jaxgpt.data.manifest import MANIFEST, read_manifest, write_manifest
 from jaxgpt.data.shards import open_dataset, verify
 from jaxgpt.data.text_data import TOKENIZER, open_splits, verify_text
@@ -174,18 +175,11 @@ def publish_text(out: Path, scratch: Path, values: dict[str, Any]) -> None:
 
 
 def train_command(out: Path, form: str, settings: Sequence[str] = ()) -> str:
-    """What trains on the directory, to be pasted into a shell: a config that names it, else one for its form.
-
-    Where the shipped configs are not at hand, it says which one would do.
-    """
-    command, configs = ["jaxgpt", "train", "--config"], sorted(Path("configs").glob("*.py"))
-    for path in configs:
-        with contextlib.suppress(OSError, UnicodeError):
-            text = path.read_text(encoding="utf-8")
-            if f'"{out.as_posix()}"' in text and re.search(r"jaxgpt[ .]train\b", text):
-                return shlex.join([*command, str(path), *settings])
-    config = Path("configs", "nanochat_cpu.py" if form == "text" else "quickstart.py")
-    settings = [f"--data.dir={out}", *settings]
-    if config in configs:
-        return shlex.join([*command, str(config), *settings])
-    return f"{shlex.join([*command, 'FILE', *settings])}  # FILE: a config, such as the repository's {config.name}"
+    """What trains on the directory, to paste into a shell: a shipped config that names it, else one for its form."""
+    command = ["jaxgpt", "train", "--config"]
+    for name, path in shipped_configs().items():
+        is_for_it = f'"{out.as_posix()}"' in path.read_text(encoding="utf-8")
+        if is_for_it and read_about(path).run.startswith("jaxgpt train"):
+            return shlex.join([*command, name, *settings])
+    name = "nanochat_cpu" if form == "text" else "quickstart"
+    return shlex.join([*command, name, f"--data.dir={out}", *settings])

@@ -17,6 +17,7 @@ from typing import Any
 
 from jaxgpt.config.settings import LogConfig
 from jaxgpt.errors import InputError
+from jaxgpt.extras import pip_install
 from jaxgpt.files import write_atomically
 from jaxgpt.run.console import console, working
 
@@ -45,7 +46,7 @@ def check_trackers(log: LogConfig) -> None:
         except ImportError as error:
             is_missing = isinstance(error, ModuleNotFoundError) and error.name == package
             why = "" if is_missing else f" (it is installed, but: {error})"
-            raise InputError(f"{setting} needs {package}{why}; pip install 'jaxgpt[tracking]'") from error
+            raise InputError(f"{setting} needs {package}{why}; {pip_install('tracking', package)}") from error
         except Exception as error:  # whatever a broken installation raises
             raise InputError(
                 f"{setting}: {package} cannot be imported ({type(error).__name__}: {error}); reinstall it"
