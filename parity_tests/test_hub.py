@@ -2,6 +2,8 @@
 
 import hashlib
 import os
+import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -206,6 +208,26 @@ def test_without_network_the_cached_copy_serves(server, monkeypatch, capsys):
     assert f"hf download openai-community/gpt2 --revision {COMMIT}" in refused("gpt2")
 
 
+def test_the_variables_of_huggingface_hub_count(server, tmp_path):
+    """In a process of its own: they are read when the package is imported."""
+    server.private.add(NAME)
+    script = f"""
+from jaxgpt.data import hub
+model = hub.pin(hub.Repository({NAME!r}), "config.json")
+print(hub.fetch(model, "config.json", limit_bytes=10_000))
+"""
+    environment = {"HF_ENDPOINT": server.url, "HF_HOME": str(tmp_path / "home"), "HF_TOKEN": TOKEN}
+
+    def run(**more: str) -> str:
+        given = os.environ | {"PYTHONPATH": str(Path(__file__).parents[1])} | environment | more
+        return subprocess.run([sys.executable, "-c", script], env=given, capture_output=True, text=True).stdout
+
+    place = tmp_path / "home/hub/models--owner--small/snapshots" / COMMIT / "config.json"
+    assert run() == f"{place}\n" and place.read_bytes() == server.repositories[NAME]["config.json"]
+    server.log.clear()
+    assert run(HF_HUB_OFFLINE="1", HF_TOKEN="") == f"{place}\n" and server.log == []
+
+
 # Refused
 
 
@@ -245,7 +267,7 @@ def test_the_token_goes_to_the_hub_only(server, monkeypatch):
         ("hf:gpt2", "hf=gpt2 is not a name of the hub; write OWNER/NAME"),
         ("hf:a/b/c", "is not a name"),
         ("hf:../../etc", "is not a name"),
-        ("hf:a/b@../x", "'../x' is not a revision"),
+        ("hf:a/b@../x", "hf:a/b@='../x' is not a revision; write a branch"),
         ("owner/small", "owner/small does not exist; give one of gpt2"),
     ],
 )

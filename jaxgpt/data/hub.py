@@ -90,12 +90,17 @@ def parse_name(name: str, setting: str) -> str:
     raise InputError(f"{setting}={name} is not a name of the hub; write OWNER/NAME in letters, digits, '-', '_', '.'")
 
 
+def parse_revision(revision: str, setting: str) -> str:
+    """A branch, a tag or a commit, checked: it becomes part of an address and of a path in the cache."""
+    if re.fullmatch("[A-Za-z0-9_][A-Za-z0-9._-]*(/[A-Za-z0-9_][A-Za-z0-9._-]*)*", revision) and ".." not in revision:
+        return revision
+    raise InputError(f"{setting}={revision!r} is not a revision; write a branch, a tag or a commit")
+
+
 def parse_repository(source: str) -> Repository:
     """The model behind hf:OWNER/NAME or hf:OWNER/NAME@REVISION."""
     name, at, revision = source.removeprefix("hf:").removeprefix("//").partition("@")
-    if at and (not re.fullmatch("[A-Za-z0-9][A-Za-z0-9._/-]*", revision) or ".." in revision):
-        raise InputError(f"{source}: {revision!r} is not a revision; write a branch, a tag or a commit after the @")
-    return Repository(parse_name(name, "hf"), revision or "main")
+    return Repository(parse_name(name, "hf"), parse_revision(revision, f"hf:{name}@") if at else "main")
 
 
 def pin(repository: Repository, file: str, known: Iterable[str] = ()) -> Repository:
@@ -251,17 +256,22 @@ def within(limit_s: float, call: Callable[[], T]) -> T:
     return value
 
 
-def explain(error: Exception, repository: Repository, known: Iterable[str] = ()) -> InputError:
-    """An exception of huggingface_hub in one line, with what to do."""
+def explain(error: Exception, repository: Repository, known: Iterable[str] = (), remedy: str = "") -> InputError:
+    """An exception of huggingface_hub in one line, with what to do.
+
+    Args:
+      known: names that the user may have meant.
+      remedy: where there is no network, instead of the command that fetches the repository elsewhere.
+    """
     from huggingface_hub import constants, errors, get_token
 
     response = getattr(error, "response", None)
     status = response.status_code if response is not None else 0
     page = f"{constants.ENDPOINT}/{'datasets/' if repository.kind == 'dataset' else ''}{repository.name}"
-    login = "set HF_TOKEN, or run `hf auth login`"
+    login, remedy = "set HF_TOKEN, or run `hf auth login`", remedy or _by_hand(repository)
     if isinstance(error, errors.OfflineModeIsEnabled):
         return Unreachable(
-            f"{repository} is not complete in the cache, and HF_HUB_OFFLINE is set; unset it, or {_by_hand(repository)}"
+            f"{repository} is not complete in the cache, and HF_HUB_OFFLINE is set; unset it, or {remedy}"
         )
     if isinstance(error, errors.GatedRepoError):
         return InputError(f"{repository} is gated; accept its licence at {page}, then {login} with that account")
@@ -276,9 +286,10 @@ def explain(error: Exception, repository: Repository, known: Iterable[str] = ())
         what = "refuses your token" if get_token() else "asks for a token"
         return InputError(f"{page} {what} ({status}); {login} with a token that may do this")
     if status and not _is_passing(status):
-        return InputError(f"{page} returned {status}; check HF_ENDPOINT and the name")
+        said = one_line(getattr(error, "server_message", None) or "no reason")
+        return InputError(f"{page} returned {status} ({said}); check HF_ENDPOINT and the name")
     reason = f"returned {status}" if status else f"cannot be reached ({one_line(error) or type(error).__name__})"
-    return Unreachable(f"{page} {reason}; try again, or {_by_hand(repository)}")
+    return Unreachable(f"{page} {reason}; try again, or {remedy}")
 
 
 def _by_hand(repository: Repository) -> str:

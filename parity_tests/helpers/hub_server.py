@@ -29,7 +29,7 @@ class HubServer:
 
     Attributes:
       plan: what to do with the next requests for content ("cut", "drip", "hang", a status); after it, all goes well.
-      plan_head: the same for questions about files.
+      plan_head, plan_put: the same for questions about files, and for weights that arrive.
       private, gated: names of repositories that need `TOKEN`, and that even it cannot read.
       log: method, path and Range of each request.
       tokens: host and Authorization of each request.
@@ -41,6 +41,7 @@ class HubServer:
         self.branches = {"main": COMMIT}
         self.plan: list = []
         self.plan_head: list = []
+        self.plan_put: list = []
         self.private: set[str] = set()
         self.gated: set[str] = set()
         self.lied: dict[str, int] = {}
@@ -48,7 +49,6 @@ class HubServer:
         self.tokens: list[tuple[str, str | None]] = []
         self.uploaded: dict[str, bytes] = {}
         self.commits: list[dict] = []
-        self.created: list[dict] = []
         outer = self
 
         class Handler(BaseHTTPRequestHandler):
@@ -98,8 +98,9 @@ class HubServer:
             }
             self.send_content(request, contents | self.uploaded, found[1])
         elif found := re.fullmatch("/upload/([0-9a-f]{64})", path):
-            self.uploaded[found[1]] = body
-            self.send(request, 200)
+            if not self.misbehave(request, self.plan_put.pop(0) if self.plan_put else "serve"):
+                self.uploaded[found[1]] = body
+                self.send(request, 200)
         else:
             self.api(request, method, path, body)
         return None
@@ -195,8 +196,9 @@ class HubServer:
             self.send(request, 200, {"name": "me", "type": "user", "orgs": [{"name": "us"}]})
         elif path == "/api/repos/create":
             name = f"{values.get('organization') or 'me'}/{values['name']}"
-            self.created.append(values)
             is_new = name not in self.repositories
+            if is_new and (values.get("visibility") == "private" or values.get("private")):
+                self.private.add(name)
             self.repositories.setdefault(name, {})
             self.send(request, 200 if is_new else 409, {"url": f"{self.url}/{name}", "name": name})
         elif path == "/api/validate-yaml":
@@ -231,8 +233,11 @@ class HubServer:
             self.commits.append({"revision": found[2], "summary": lines[0]["value"]["summary"]})
             url = f"{self.url}/{found[1]}/commit/{COMMIT}"
             self.send(request, 200, {"commitUrl": url, "commitOid": COMMIT, "success": True, "hookOutput": ""})
-        elif found := re.fullmatch("/api/models/(.+?)(/revision/.+)?", path):
-            self.send(request, 200, {"id": found[1], "sha": COMMIT, "siblings": [], "private": False, "tags": []})
+        elif (found := re.fullmatch("/api/models/(.+?)(/revision/.+)?", path)) and found[1] in self.repositories:
+            about = {"id": found[1], "sha": COMMIT, "siblings": [], "private": found[1] in self.private, "tags": []}
+            self.send(request, 200, about)
+        elif path.startswith("/api/models/"):
+            self.refuse(request, 404, "RepoNotFound", "Repository not found")
         else:
             self.send(request, 404)
 
