@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from huggingface_hub.errors import HTTPError
 
 from jaxgpt.data.download import download
 from jaxgpt.data.shards import LLMC_MAGIC, open_dataset, verify
@@ -56,13 +57,14 @@ def test_openwebtext(monkeypatch):
     assert texts("data/openwebtext")["val"] == DOCUMENTS[1] + "\n"
 
 
-def test_openwebtext_that_breaks_off(monkeypatch):
+@pytest.mark.parametrize("kind", [ConnectionError, HTTPError])
+def test_openwebtext_that_breaks_off(monkeypatch, kind):
     def load_dataset(*args, **kwargs):
         yield {"text": "the first"}
-        raise ConnectionError("reset")
+        raise kind("reset")
 
     monkeypatch.setitem(sys.modules, "datasets", types.SimpleNamespace(load_dataset=load_dataset))
-    assert "cannot be read after 1 documents (ConnectionError: reset)" in refused("openwebtext", "--tokenizer", "byte")
+    assert f"cannot be read after 1 documents ({kind.__name__}: reset)" in refused("openwebtext", "--tokenizer", "byte")
 
 
 # Downloads

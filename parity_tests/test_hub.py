@@ -213,7 +213,8 @@ def test_the_variables_of_huggingface_hub_count(server, tmp_path):
     server.private.add(NAME)
     script = f"""
 from jaxgpt.data import hub
-model = hub.pin(hub.Repository({NAME!r}), "config.json")
+from jaxgpt.data.hub_repository import Repository
+model = hub.pin(Repository({NAME!r}), "config.json")
 print(hub.fetch(model, "config.json", limit_bytes=10_000))
 """
     environment = {"HF_ENDPOINT": server.url, "HF_HOME": str(tmp_path / "home"), "HF_TOKEN": TOKEN}
@@ -285,6 +286,18 @@ def test_files_that_are_too_large(server, monkeypatch):
     server.lied = {}
     monkeypatch.setattr("shutil.disk_usage", lambda path: type("Usage", (), {"free": 10}))
     assert "has 0.00 GB free; free space, or set HF_HOME to another disk" in refused()
+
+
+def test_variables_that_cannot_be_used(server, monkeypatch):
+    monkeypatch.setenv("HF_TOKEN", "hf_\u00e9")
+    assert "has a character that no token has; set HF_TOKEN" in refused()
+    monkeypatch.delenv("HF_TOKEN")
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", "/proc/none")
+    assert "/proc/none/models--owner--small cannot be written" in refused()
+    monkeypatch.setenv("HF_ENDPOINT", "http://[")
+    assert "huggingface_hub cannot read its variables: Invalid IPv6 URL; check HF_ENDPOINT" in refused()
+    monkeypatch.setenv("HF_ENDPOINT", "huggingface.co")
+    assert refused() == "HF_ENDPOINT=huggingface.co is not the address of a server; write https:// before it"
 
 
 @pytest.mark.parametrize("behaviour", ["hang", "drip"])

@@ -26,7 +26,7 @@ from jaxgpt import config as config_lib
 from jaxgpt.compare.trajectories import import_torch, to_arrays
 from jaxgpt.config import Config, MeshConfig
 from jaxgpt.config.schedule import tokens_before
-from jaxgpt.data.hub import Repository
+from jaxgpt.data.hub_repository import Repository
 from jaxgpt.errors import InputError, run_verb
 from jaxgpt.files import user_file
 from jaxgpt.formats.export import FORMS, export

@@ -11,24 +11,32 @@ compared with it before it is used, also without network.
 References: https://huggingface.co/docs/huggingface_hub/guides/manage-cache (blobs, snapshots, refs, .no_exist).
 """
 
-import difflib
+import contextlib
 import hashlib
 import os
 import re
 import shutil
 import sys
-import threading
 import time
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
-from typing import Any, Literal, NamedTuple, TypeVar
+from typing import NamedTuple
 
 from jaxgpt.data.digests import hash_files
 from jaxgpt.data.download import download
+from jaxgpt.data.hub_repository import (
+    Absent,
+    Repository,
+    Unreachable,
+    explain,
+    fetch_elsewhere,
+    is_offline,
+    require_hub,
+    within,
+)
 from jaxgpt.errors import InputError
 from jaxgpt.files import read_bounded, write_atomically
-from jaxgpt.streams import one_line
 
 ANSWER_S = 30.0
 """Limit for an answer that has no content, however slowly it comes."""
@@ -36,16 +44,6 @@ WAITS_S = (1.0, 3.0)
 """Before further tries where the hub cannot be reached or is busy."""
 SMALL_BYTES = 16 << 20
 """Git keeps no larger files on the hub; they have a SHA-256."""
-
-T = TypeVar("T")
-
-
-class Unreachable(InputError):
-    """No network, offline mode, or a hub that does not answer."""
-
-
-class Absent(InputError):
-    """The repository exists, but not this file."""
 
 
 class Origin(NamedTuple):
@@ -55,52 +53,10 @@ class Origin(NamedTuple):
     commit: str
 
 
-@dataclass(frozen=True)
-class Repository:
-    """One revision of a repository of the hub: a branch, a tag, or a commit of 40 digits."""
-
-    name: str
-    revision: str = "main"
-    kind: Literal["model", "dataset"] = "model"
-
-    @property
-    def is_pinned(self) -> bool:
-        return bool(re.fullmatch("[0-9a-f]{40}", self.revision))
-
-    def __str__(self) -> str:
-        revision = "" if self.revision == "main" else f"@{self.revision}"
-        return f"{'hf:' if self.kind == 'model' else 'dataset '}{self.name}{revision}"
-
-
 class _Answer(NamedTuple):
     etag: str
     commit: str
     size_bytes: int
-
-
-def parse_name(name: str, setting: str) -> str:
-    """OWNER/NAME, checked.
-
-    Args:
-      setting: for the message, such as --push.
-    """
-    part = "[A-Za-z0-9_][A-Za-z0-9._-]*"
-    if re.fullmatch(f"{part}/{part}", name) and not re.search(r"--|\.\.|[.-](/|$)|\.git$", name) and len(name) <= 96:
-        return name
-    raise InputError(f"{setting}={name} is not a name of the hub; write OWNER/NAME in letters, digits, '-', '_', '.'")
-
-
-def parse_revision(revision: str, setting: str) -> str:
-    """A branch, a tag or a commit, checked: it becomes part of an address and of a path in the cache."""
-    if re.fullmatch("[A-Za-z0-9_][A-Za-z0-9._-]*(/[A-Za-z0-9_][A-Za-z0-9._-]*)*", revision) and ".." not in revision:
-        return revision
-    raise InputError(f"{setting}={revision!r} is not a revision; write a branch, a tag or a commit")
-
-
-def parse_repository(source: str) -> Repository:
-    """The model behind hf:OWNER/NAME or hf:OWNER/NAME@REVISION."""
-    name, at, revision = source.removeprefix("hf:").removeprefix("//").partition("@")
-    return Repository(parse_name(name, "hf"), parse_revision(revision, f"hf:{name}@") if at else "main")
 
 
 def pin(repository: Repository, file: str, known: Iterable[str] = ()) -> Repository:
@@ -122,8 +78,9 @@ def pin(repository: Repository, file: str, known: Iterable[str] = ()) -> Reposit
             print(f"note: {error}; using the cached copy {cached.parent.name}", file=sys.stderr)
         return replace(repository, revision=cached.parent.name)
     reference = _cache_of(repository) / "refs" / repository.revision
-    reference.parent.mkdir(parents=True, exist_ok=True)
-    write_atomically(reference, answer.commit)
+    with contextlib.suppress(OSError):  # a cache that is read-only may still be complete
+        reference.parent.mkdir(parents=True, exist_ok=True)
+        write_atomically(reference, answer.commit)
     return replace(repository, revision=answer.commit)
 
 
@@ -161,27 +118,12 @@ def fetch(
     except Absent:
         _note_absent(repository, file)
         raise
-    blob = _cache_of(repository) / "blobs" / answer.etag
-    place = _cache_of(repository) / "snapshots" / repository.revision / file
-    if cached:
+    if fault:
         print(f"note: {cached} {fault}; fetching it again", file=sys.stderr)
-        cached.unlink()
-        blob.unlink(missing_ok=True)
-    from huggingface_hub.utils import WeakFileLock
-
-    lock = blob.parents[2] / ".locks" / blob.parents[1].name / f"{answer.etag}.lock"  # where huggingface_hub has it
-    for path in (blob, place, lock):
-        path.parent.mkdir(parents=True, exist_ok=True)
-    with WeakFileLock(lock):
-        if blob.exists() and _fault(blob, answer.etag, limit_bytes):
-            blob.unlink()
-        _download(repository, file, answer, blob, sha256, limit_bytes, progress, "set HF_HOME to another disk")
-        if not place.exists():
-            try:
-                place.symlink_to(os.path.relpath(blob, place.parent))
-            except OSError:  # a file system without links
-                os.replace(blob, place)
-    return place
+    try:
+        return _fetch_into_cache(repository, file, answer, sha256, limit_bytes, progress)
+    except OSError as error:
+        raise InputError(f"{_cache_of(repository)} cannot be written: {error}; set HF_HOME to another place") from error
 
 
 def fetch_to(
@@ -225,83 +167,9 @@ def has(repository: Repository, file: str) -> bool:
 
 def _note_absent(repository: Repository, file: str) -> None:
     path = _cache_of(repository) / ".no_exist" / repository.revision / file
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.touch()
-
-
-def is_offline() -> bool:
-    from huggingface_hub import constants
-
-    return constants.HF_HUB_OFFLINE
-
-
-def within(limit_s: float, call: Callable[[], T]) -> T:
-    """What a call returns. A request that is answered byte by byte, or never, ends in TimeoutError."""
-    outcome: list[tuple[bool, Any]] = []
-
-    def run() -> None:
-        try:
-            outcome.append((True, call()))
-        except BaseException as error:
-            outcome.append((False, error))
-
-    thread = threading.Thread(target=run, daemon=True)
-    thread.start()
-    thread.join(limit_s)
-    if not outcome:
-        raise TimeoutError(f"no complete answer in {limit_s:.0f} s")
-    is_done, value = outcome[0]
-    if not is_done:
-        raise value
-    return value
-
-
-def explain(error: Exception, repository: Repository, known: Iterable[str] = (), remedy: str = "") -> InputError:
-    """An exception of huggingface_hub in one line, with what to do.
-
-    Args:
-      known: names that the user may have meant.
-      remedy: where there is no network, instead of the command that fetches the repository elsewhere.
-    """
-    from huggingface_hub import constants, errors, get_token
-
-    response = getattr(error, "response", None)
-    status = response.status_code if response is not None else 0
-    page = f"{constants.ENDPOINT}/{'datasets/' if repository.kind == 'dataset' else ''}{repository.name}"
-    login, remedy = "set HF_TOKEN, or run `hf auth login`", remedy or _by_hand(repository)
-    if isinstance(error, errors.OfflineModeIsEnabled):
-        return Unreachable(
-            f"{repository} is not complete in the cache, and HF_HUB_OFFLINE is set; unset it, or {remedy}"
-        )
-    if isinstance(error, errors.GatedRepoError):
-        return InputError(f"{repository} is gated; accept its licence at {page}, then {login} with that account")
-    if isinstance(error, errors.RevisionNotFoundError):
-        return InputError(f"{repository} does not exist; {page}/tree/main lists its branches and tags")
-    if isinstance(error, errors.RepositoryNotFoundError):
-        near = difflib.get_close_matches(repository.name, [*known, *_cached_names()], 1, 0.8)
-        hint = f"; did you mean {near[0]}?" if near and near[0] != repository.name else "; check the name"
-        private = "the account of your token cannot read it" if get_token() else f"if it is private, {login}"
-        return InputError(f"{repository} does not exist at {constants.ENDPOINT}, or is private{hint} ({private})")
-    if status in (401, 403):
-        what = "refuses your token" if get_token() else "asks for a token"
-        return InputError(f"{page} {what} ({status}); {login} with a token that may do this")
-    if status and not _is_passing(status):
-        said = one_line(getattr(error, "server_message", None) or "no reason")
-        return InputError(f"{page} returned {status} ({said}); check HF_ENDPOINT and the name")
-    reason = f"returned {status}" if status else f"cannot be reached ({one_line(error) or type(error).__name__})"
-    return Unreachable(f"{page} {reason}; try again, or {remedy}")
-
-
-def _by_hand(repository: Repository) -> str:
-    kind = " --repo-type dataset" if repository.kind == "dataset" else ""
-    return (
-        f"run `hf download {repository.name}{kind} --revision {repository.revision}` where there is network, "
-        "and copy HF_HOME from there"
-    )
-
-
-def _is_passing(status: int) -> bool:
-    return status in (408, 429) or status >= 500
+    with contextlib.suppress(OSError):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.touch()
 
 
 def _ask(repository: Repository, file: str, known: Iterable[str] = (), n_tries: int = len(WAITS_S) + 1) -> _Answer:
@@ -318,7 +186,7 @@ def _ask(repository: Repository, file: str, known: Iterable[str] = (), n_tries: 
             break
         except errors.RemoteEntryNotFoundError as error:
             raise Absent(f"{repository} has no {file}; check the name and the revision") from error
-        except (HTTPError, OSError) as error:
+        except (HTTPError, OSError, UnicodeEncodeError) as error:
             problem = explain(error, repository, known)
             is_final = not isinstance(problem, Unreachable) or isinstance(error, errors.OfflineModeIsEnabled)
             if is_final or i == n_tries - 1:
@@ -332,6 +200,30 @@ def _ask(repository: Repository, file: str, known: Iterable[str] = (), n_tries: 
     if repository.is_pinned and commit != repository.revision:
         raise InputError(f"{url} was answered with commit {commit}, which was not requested; check HF_ENDPOINT")
     return _Answer(etag, commit, size)
+
+
+def _fetch_into_cache(
+    repository: Repository, file: str, answer: _Answer, sha256: str, limit_bytes: int,
+    progress: Callable[[int, int | None], None],
+) -> Path:  # fmt: skip
+    from huggingface_hub.utils import WeakFileLock
+
+    blob = _cache_of(repository) / "blobs" / answer.etag
+    place = _cache_of(repository) / "snapshots" / repository.revision / file
+    lock = blob.parents[2] / ".locks" / blob.parents[1].name / f"{answer.etag}.lock"  # where huggingface_hub has it
+    for path in (blob, place, lock):
+        path.parent.mkdir(parents=True, exist_ok=True)
+    with WeakFileLock(lock):
+        for path in (blob, place):  # place: a link to the blob, or a copy where there are no links
+            if not path.exists() or _fault(path, answer.etag, limit_bytes):
+                path.unlink(missing_ok=True)
+        _download(repository, file, answer, blob, sha256, limit_bytes, progress, "set HF_HOME to another disk")
+        if not place.exists():
+            try:
+                place.symlink_to(os.path.relpath(blob, place.parent))
+            except OSError:  # a file system without links
+                os.replace(blob, place)
+    return place
 
 
 def _download(
@@ -362,7 +254,7 @@ def _download(
     try:
         download(
             url, path, sha256=etag if len(etag) == 64 else "", size=size, limit_bytes=limit_bytes, check=check,
-            authorization=authorization, progress=progress, fix=_by_hand(repository), n_tries=3,
+            authorization=authorization, progress=progress, fix=fetch_elsewhere(repository), n_tries=3,
         )  # fmt: skip
     except OSError as error:
         raise InputError(f"{path} cannot be written: {error.strerror or error}; free space, or {elsewhere}") from error
@@ -391,6 +283,7 @@ def _cache_of(repository: Repository) -> Path:
 
 
 def _find_cached(repository: Repository, file: str) -> Path | None:
+    require_hub()
     from huggingface_hub import constants, try_to_load_from_cache
 
     found = try_to_load_from_cache(
@@ -398,10 +291,3 @@ def _find_cached(repository: Repository, file: str) -> Path | None:
         repo_type=repository.kind,
     )  # fmt: skip
     return Path(found) if isinstance(found, str) else None
-
-
-def _cached_names() -> list[str]:
-    from huggingface_hub import constants
-
-    folders = Path(constants.HF_HUB_CACHE).glob("models--*--*")
-    return [folder.name.removeprefix("models--").replace("--", "/") for folder in folders]

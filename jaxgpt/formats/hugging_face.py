@@ -19,6 +19,7 @@ from safetensors.numpy import save_file
 
 from jaxgpt.config.families import GPT2Config
 from jaxgpt.data import hub
+from jaxgpt.data.hub_repository import Absent, Repository, parse_repository
 from jaxgpt.errors import InputError
 from jaxgpt.files import open_regular, read_bounded
 from jaxgpt.formats.stored import Params, Stored, first_line, read_model
@@ -86,7 +87,7 @@ def load_hf(directory: str | Path) -> tuple[GPT2Config, Params]:
 def fetch_hf(name: str) -> Path:
     """The directory with one of OpenAI's models, in huggingface_hub's cache; see `hub.fetch`."""
     revision, sha256 = PRETRAINED[name]
-    repository = hub.Repository(f"openai-community/{name}", revision)
+    repository = Repository(f"openai-community/{name}", revision)
     config = hub.fetch(repository, "config.json", limit_bytes=JSON_LIMIT_BYTES)
     _fetch_weights(repository, "model.safetensors", sha256)
     return config.parent
@@ -103,7 +104,7 @@ def fetch_model(source: str) -> Path:
       InputError: no such model, no access, no network, a file that is too large or damaged.
     """
     known = [f"openai-community/{name}" for name in PRETRAINED]
-    repository = hub.pin(hub.parse_repository(source), "config.json", known)
+    repository = hub.pin(parse_repository(source), "config.json", known)
     config = hub.fetch(repository, "config.json", limit_bytes=JSON_LIMIT_BYTES)
     _check_config(config)  # before gigabytes of weights
     found = [name for name in HUB_FILES if _fetch_if_present(repository, name, VOCABULARY_LIMIT_BYTES)]
@@ -122,14 +123,14 @@ def fetch_model(source: str) -> Path:
     return config.parent
 
 
-def _fetch_if_present(repository: hub.Repository, name: str, limit_bytes: int) -> Path | None:
+def _fetch_if_present(repository: Repository, name: str, limit_bytes: int) -> Path | None:
     try:
         return None if hub.is_absent(repository, name) else hub.fetch(repository, name, limit_bytes=limit_bytes)
-    except hub.Absent:
+    except Absent:
         return None
 
 
-def _fetch_weights(repository: hub.Repository, name: str, sha256: str = "") -> None:
+def _fetch_weights(repository: Repository, name: str, sha256: str = "") -> None:
     with Progress() as bars:
         hub.fetch(
             repository, name, sha256=sha256, limit_bytes=WEIGHTS_LIMIT_BYTES,

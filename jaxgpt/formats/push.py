@@ -9,7 +9,8 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
-from jaxgpt.data.hub import ANSWER_S, Repository, explain, is_offline, parse_name, parse_revision, within
+from jaxgpt.data.hub import ANSWER_S
+from jaxgpt.data.hub_repository import Repository, explain, is_offline, parse_name, parse_revision, require_hub, within
 from jaxgpt.errors import InputError
 from jaxgpt.streams import one_line
 
@@ -25,6 +26,7 @@ def check_push(repository: Repository, *, is_private: bool) -> None:
       InputError: a bad name, no login or one that is refused, a foreign owner, no network, or a public repository where
         a private one is wanted.
     """
+    require_hub()
     from huggingface_hub import HfApi, get_token
     from huggingface_hub.errors import HTTPError, RepositoryNotFoundError
 
@@ -44,7 +46,7 @@ def check_push(repository: Repository, *, is_private: bool) -> None:
             info = within(ANSWER_S, lambda: api.model_info(name, timeout=ANSWER_S))
         except RepositoryNotFoundError:
             return
-    except (HTTPError, OSError) as error:
+    except (HTTPError, OSError, UnicodeEncodeError) as error:
         raise _in_one_line(error, repository, "--push again later") from error
     if is_private and not info.private:
         raise InputError(f"--push={name} exists and is public, which --private does not change; choose another name")
@@ -101,10 +103,11 @@ def _quiet_unless_terminal() -> Iterator[None]:
 def _in_one_line(error: BaseException, repository: Repository, remedy: str) -> InputError:
     from huggingface_hub.errors import HTTPError
 
+    known = HTTPError | OSError | UnicodeEncodeError
     if isinstance(error, InputError):
         return error
-    while error.__cause__ and not isinstance(error, HTTPError | OSError):
+    while error.__cause__ and not isinstance(error, known):
         error = error.__cause__
-    if not isinstance(error, HTTPError | OSError):
+    if not isinstance(error, known):
         return InputError(f"{repository} cannot be uploaded: {one_line(error)}; run {remedy}")
     return explain(error, repository, remedy=f"run {remedy}")

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from jaxgpt.data import hub
 from jaxgpt.data.download import download
+from jaxgpt.data.hub_repository import Repository
 from jaxgpt.errors import InputError
 from jaxgpt.prepare.inputs import open_files
 from jaxgpt.prepare.pydocs import python_docs
@@ -19,7 +19,7 @@ SHAKESPEARE_BYTES = 1_115_394
 SHAKESPEARE_SHA256 = "86c4e6aa9db7c042ec79f339dcb96d42b0075e16b8fc2e86bf0ca57e2dc565ed"
 OPENWEBTEXT = "Skylion007/openwebtext"
 OPENWEBTEXT_DOCUMENTS = 8_013_769
-FINEWEB = hub.Repository("kjj0/fineweb10B-gpt2", "889765ea1f903759787add96995d81171b632d0c", "dataset")
+FINEWEB = Repository("kjj0/fineweb10B-gpt2", "889765ea1f903759787add96995d81171b632d0c", "dataset")
 FINEWEB_TRAIN_SHARDS = 103
 SHARD_LIMIT_BYTES = 1 << 30
 """Of a published shard; they have 100 and 200 MB."""
@@ -72,6 +72,7 @@ def open_corpus(name: str, scratch: Path, progress: Callable[[int, int | None], 
 def _openwebtext() -> Iterator[Piece]:
     try:
         import datasets  # pyright: ignore[reportMissingImports]
+        from huggingface_hub.errors import HTTPError
     except ImportError as error:
         raise InputError(
             "openwebtext comes through the package datasets; pip install 'jaxgpt[hf]', "
@@ -85,7 +86,7 @@ def _openwebtext() -> Iterator[Piece]:
                 n_rows += 1
                 yield from split_document(row["text"], 1)
             return
-        except (OSError, ValueError, RuntimeError, http.client.HTTPException) as error:
+        except (OSError, ValueError, RuntimeError, http.client.HTTPException, HTTPError) as error:
             reason = reason or f"{type(error).__name__}: {error}".splitlines()[0]
             if n_rows:
                 break

@@ -24,6 +24,7 @@ import pyarrow.parquet
 
 from jaxgpt.data import hub
 from jaxgpt.data.digests import hash_files, sha256_of
+from jaxgpt.data.hub_repository import Repository
 from jaxgpt.data.text_data import COLUMN
 from jaxgpt.data.text_manifest import TEXT_SHARD, write_text_manifest
 from jaxgpt.errors import InputError
@@ -281,7 +282,7 @@ def fetch_text_shards(
                 raise _Stopped
             show(n_bytes, total)
 
-        repository = hub.Repository(corpus.repository, request.get("revision", corpus.revision), "dataset")
+        repository = Repository(corpus.repository, request.get("revision", corpus.revision), "dataset")
         origin = hub.fetch_to(repository, name, scratch / name, limit_bytes=SHARD_LIMIT_BYTES, progress=watch)
         try:
             check_text_shard(scratch / name)
