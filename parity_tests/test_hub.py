@@ -5,6 +5,7 @@ import os
 import subprocess
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import huggingface_hub
@@ -169,7 +170,7 @@ def test_a_damaged_cached_file_is_fetched_again_once(server, files, file, capsys
     assert blob(file).read_bytes() == files[file] and server.asked("HEAD") == [file]
     assert "fetching it again" in (said := capsys.readouterr().err) and file in said
     blob(file).write_bytes(content)
-    server.plan = ["damage"]
+    server.plan = ["damage", "damage"]
     assert "has " in (message := refused(f"hf:{NAME}@{COMMIT}")) and "try again" in message
     assert parts() == [] and not list(Path("cache").rglob(f"snapshots/*/{file}"))  # nothing damaged is left
 
@@ -181,6 +182,25 @@ def test_a_damaged_file_without_network_is_refused(server, monkeypatch):
     offline(monkeypatch)
     message = refused(f"hf:{NAME}@{COMMIT}")
     assert "has digest 2d711642b726b044..., not" in message and "cannot be fetched again" in message
+
+
+def test_a_download_that_arrives_damaged_is_fetched_again_once(server, capsys):
+    """Faults: F22, C42."""
+    server.plan = ["serve", "serve", "damage"]
+    assert load_pretrained(f"hf:{NAME}")[0] == TINY and "fetching it again" in capsys.readouterr().err
+    server.plan = ["damage", "serve"]
+    server.branches["main"] = "d" * 40
+    server.repositories[NAME]["config.json"] += b"\n"
+    assert load_pretrained(f"hf:{NAME}")[0] == TINY
+
+
+def test_processes_that_want_the_same_file_fetch_it_once(server):
+    """Threads here; the lock is one of files."""
+    with ThreadPoolExecutor(4) as pool:
+        found = [pool.submit(load_pretrained, f"hf:{NAME}@{COMMIT}") for _ in range(4)]
+        assert all(done.result()[0] == TINY for done in found)
+    assert [path for method, path, _ in server.log if "/cdn/" in path] == [f"/cdn/{blob('model.safetensors').name}"]
+    assert parts() == []
 
 
 # Without network

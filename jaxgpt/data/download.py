@@ -23,6 +23,10 @@ WINDOW_S = 60.0
 """A server that is slower than MIN_BYTES_PER_S for so long has failed, even if it never falls silent."""
 
 
+class Damaged(InputError):
+    """All of it came, but not what it must be."""
+
+
 class _TooSlow(ConnectionError):
     pass
 
@@ -98,7 +102,7 @@ def download(
             return
         part.unlink()
         if is_whole:
-            raise InputError(f"{url} {problem}; it was damaged or changed: try again, or {fix}")
+            raise Damaged(f"{url} {problem}; it was damaged or changed: try again, or {fix}")
         # Else the old part may not belong to the new one: fetch it all once more.
 
 

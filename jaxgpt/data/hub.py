@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from jaxgpt.data.digests import hash_files
-from jaxgpt.data.download import download
+from jaxgpt.data.download import Damaged, download
 from jaxgpt.data.hub_repository import (
     Absent,
     Repository,
@@ -248,14 +248,22 @@ def _download(
 
     def check(part: Path) -> None:
         if fault := _fault(part, etag, limit_bytes):
-            raise InputError(f"{url} {fault}; it was damaged on its way: try again")
+            raise Damaged(f"{url} {fault}; it was damaged on its way: try again")
 
     authorization = build_hf_headers(library_name="jaxgpt").get("authorization", "")
-    try:
+
+    def fetch_once() -> None:
         download(
             url, path, sha256=etag if len(etag) == 64 else "", size=size, limit_bytes=limit_bytes, check=check,
             authorization=authorization, progress=progress, fix=fetch_elsewhere(repository), n_tries=3,
         )  # fmt: skip
+
+    try:
+        try:
+            fetch_once()
+        except Damaged as error:
+            print(f"note: {error}; fetching it again", file=sys.stderr)
+            fetch_once()
     except OSError as error:
         raise InputError(f"{path} cannot be written: {error.strerror or error}; free space, or {elsewhere}") from error
 
