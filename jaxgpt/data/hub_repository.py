@@ -113,7 +113,7 @@ def within(limit_s: float, call: Callable[[], T]) -> T:
     return value
 
 
-def explain(error: Exception, repository: Repository, known: Iterable[str] = (), remedy: str = "") -> InputError:
+def explain(error: BaseException, repository: Repository, known: Iterable[str] = (), remedy: str = "") -> InputError:
     """An exception of huggingface_hub in one line, with what to do.
 
     Args:
