@@ -32,7 +32,7 @@ if signal.getsignal(signal.SIGHUP) is signal.SIG_IGN:  # under nohup
 
 FAST = {
     "batches", "census", "command", "config", "content", "cursors", "documents", "downloads", "fit", "gates",
-    "hardware", "inputs",
+    "hardware", "hub", "inputs",
     "layout", "letters", "mirror",
     "packing", "plan", "prepare", "schedule", "shards", "shipped", "text_batches", "text_shards", "tokenizer",
     "train_tokenizer",

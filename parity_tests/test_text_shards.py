@@ -13,7 +13,6 @@ import pytest
 from pyarrow import parquet
 
 from jaxgpt import signals
-from jaxgpt.data.download import Origin
 from jaxgpt.data.shards import open_dataset
 from jaxgpt.data.text_data import open_splits, verify_text
 from jaxgpt.errors import InputError
@@ -22,7 +21,17 @@ from jaxgpt.prepare import corpora, destination, source, text_shards
 from jaxgpt.prepare.corpora import TEXT_CORPORA, TextCorpus
 from jaxgpt.prepare.source import is_val
 from jaxgpt.prepare.text_shards import PAGE_CHARS, check_text_shard
-from parity_tests.helpers.prepare_runs import DOCUMENTS, Server, leftovers, refused, run, write_jsonl, write_parquet
+from parity_tests.helpers.hub_server import use_hub
+from parity_tests.helpers.prepare_runs import (
+    COMMIT,
+    DOCUMENTS,
+    Server,
+    leftovers,
+    refused,
+    run,
+    write_jsonl,
+    write_parquet,
+)
 
 pytestmark = pytest.mark.usefixtures("in_tmp_path")
 
@@ -164,7 +173,7 @@ def test_the_same_again_does_nothing(capsys):
     assert run("x", "--input", "x.jsonl", "--format", "text") == 0
     out = capsys.readouterr().out
     assert "data/x_text is already prepared" in out
-    assert out.endswith("--data.dir=data/x_text  # FILE: a config, such as the repository's nanochat_cpu.py\n")
+    assert out.endswith("--config nanochat_cpu --data.dir=data/x_text\n")
     assert {path: path.stat().st_mtime_ns for path in before} == before
 
 
@@ -326,12 +335,12 @@ NAMES = [f"shard_{i:05d}.parquet" for i in range(6)]
 
 
 @pytest.fixture
-def server(monkeypatch):
+def server(monkeypatch, tmp_path):
     """Serves a corpus of five files for training and one for validation."""
     monkeypatch.setitem(TEXT_CORPORA, "climbmix", TextCorpus("small", "owner/name", 6))
     monkeypatch.setattr("jaxgpt.data.download.time.sleep", lambda s: None)
     with Server({name: shard(i) for i, name in enumerate(NAMES)}) as server:
-        monkeypatch.setenv("HF_ENDPOINT", server.url + "/")
+        use_hub(monkeypatch, server.url, tmp_path / "hub")
         yield server
 
 
@@ -366,18 +375,17 @@ def test_the_address_is_the_hubs(server, monkeypatch):
     seen = []
 
     def fetch(url, path, **_):
-        seen.append(url)
+        seen.append(url.removeprefix(server.url))
         path.write_bytes(shard(0))
-        return Origin()
 
-    monkeypatch.setattr(text_shards, "download", fetch)
+    server.files |= {text_shards.shard_name(1822): shard(0)}
+    monkeypatch.setattr("jaxgpt.data.hub.download", fetch)
     with pytest.raises(InputError):  # two files alike
         run("climbmix", "--shards", 1)
-    monkeypatch.delenv("HF_ENDPOINT")
     with pytest.raises(InputError):
         run("fineweb-edu", "--shards", 1)
-    assert seen[0] == f"{server.url}/datasets/owner/name/resolve/main/shard_00005.parquet"
-    hub = "https://huggingface.co/datasets/karpathy/fineweb-edu-100b-shuffle/resolve/main"
+    assert seen[0] == f"/datasets/owner/name/resolve/{COMMIT}/shard_00005.parquet"
+    hub = f"/datasets/karpathy/fineweb-edu-100b-shuffle/resolve/{COMMIT}"
     assert seen[2:] == [f"{hub}/shard_01822.parquet", f"{hub}/shard_00000.parquet"]
     assert (TEXT_CORPORA["fineweb-edu"].n_train, text_shards.shard_name(6542)) == (1822, "shard_06542.parquet")
 
@@ -387,10 +395,10 @@ def test_what_was_fetched_is_remembered_and_checked(server, capsys):
 
     Faults: F1, F22, C34, C42.
     """
-    asked_paths, answer, commit = [], server.answer, "ab" * 20
+    asked_paths, answer, commit = [], server.answer, COMMIT
     server.answer = lambda request: (asked_paths.append(request.path), answer(request))
     sums = {name: hashlib.sha256(content).hexdigest() for name, content in server.files.items()}
-    server.hub = {"X-Linked-ETag": lambda path: f'"{sums[path[-19:]]}"', "X-Repo-Commit": commit}
+    server.sums = sums
     assert run("climbmix", "--shards", 1) == 0
     about = json.loads(Path("data/climbmix/text.json").read_text())
     assert {entry["name"]: entry["sha256"] for entry in about["files"]} == {n: sums[n] for n in (NAMES[5], NAMES[0])}
@@ -455,7 +463,7 @@ def test_damaged_downloads_get_no_place(server):
     server.files[NAMES[1]] = good
     assert run("climbmix", "--shards", 2) == 0 and leftovers() == []
     del server.files[NAMES[3]]
-    assert "returned 404; check whether it moved, or try again later" in refused("climbmix", "--shards", 4)
+    assert f"has no {NAMES[3]}; check the name" in refused("climbmix", "--shards", 4)
     assert len(texts("data/climbmix")["train"]) >= 800  # what is there serves
 
 

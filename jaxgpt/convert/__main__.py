@@ -7,7 +7,7 @@ metrics.jsonl is copied, and config.py is the run's settings with run.dir=DIR, s
     python -m torch_ref.train --config DIR/config.py --resume      (or jaxgpt train)
 
 hf writes a directory that transformers' pipeline loads: weights, tokenizer, settings, a model card; gguf one file for
-llama.cpp. RUN is only read, and nothing in it is executed.
+llama.cpp. RUN is only read, and nothing in it is executed. --push uploads what hf has written to the Hugging Face hub.
 """
 
 # ruff: noqa: E402 - mistakes are answered before the imports that take seconds
@@ -19,6 +19,9 @@ PARSER = Parser("jaxgpt convert", __doc__, "--from RUN --to FORM DIR", "--from r
 PARSER.add_argument("--from", dest="run", metavar="RUN", type=user_file, required=True, help="of either framework")
 PARSER.add_argument("--to", choices=("torch", "jax", "hf", "gguf"), required=True, help="what to make of it")
 PARSER.add_argument("out", metavar="DIR", type=user_file, help="where it goes; must be empty or not exist")
+PARSER.add_argument("--push", metavar="OWNER/NAME", help="with --to hf: upload it to this model of the hub")
+PARSER.add_argument("--private", action="store_true", help="with --push: make a new repository private")
+PARSER.add_argument("--revision", metavar="BRANCH", default="main", help="with --push (main)")
 if __name__ == "__main__":
     answer_early(PARSER.read)
 
@@ -37,8 +40,10 @@ from jaxgpt import config as config_lib
 from jaxgpt.compare.trajectories import import_torch, to_arrays
 from jaxgpt.config import Config, MeshConfig
 from jaxgpt.config.schedule import tokens_before
+from jaxgpt.data.hub_repository import Repository
 from jaxgpt.errors import InputError, run_verb
 from jaxgpt.formats.export import FORMS, export
+from jaxgpt.formats.push import check_push, push
 from jaxgpt.inference.trained import choose_tokenizer
 from jaxgpt.parallel.mesh import make_mesh
 from jaxgpt.run.checkpoints import Checkpoint, choose_checkpoint
@@ -162,8 +167,15 @@ def params_of(leaves: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
 def main(args: list[str]) -> int:
     given = PARSER.read(args)
     run, out = given.run, given.out
+    hub = Repository(given.push, given.revision) if given.push is not None else None
+    if hub and given.to != "hf":
+        raise InputError(f"--push={given.push} needs --to hf, not --to {given.to}")
+    if not hub and (given.private or given.revision != "main"):
+        raise InputError("--private and --revision belong to --push OWNER/NAME; give it too")
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise InputError(f"{out} already exists and is not empty; choose another directory")
+    if hub:
+        check_push(hub, is_private=given.private)
     saved = read_run(run)
     try:
         if given.to in FORMS:
@@ -181,6 +193,11 @@ def main(args: list[str]) -> int:
     except OSError as error:
         raise InputError(f"{out} cannot be written: {error}; choose another directory") from error
     console.print(f"step {saved.step} of {run}, {saved.framework} -> {given.to}; {done}", soft_wrap=True, markup=False)
+    if hub:
+        size = sum(path.stat().st_size for path in out.iterdir())
+        console.print(f"uploading {size / 1e6:,.1f} MB to {hub}", soft_wrap=True, markup=False)
+        url = push(out, hub, is_private=given.private, message=f"step {saved.step:,} of a run of jaxgpt")
+        console.print(f"uploaded: {url}", soft_wrap=True, markup=False)
     return 0
 
 

@@ -1,20 +1,16 @@
-"""Fetching files over HTTP: with retry and resume, under their name only when complete and checked.
+"""Fetching files over HTTP: with retry and resume, under their name only when complete and checked."""
 
-The Hugging Face hub says, before it redirects to a file's content, what its SHA-256 and its commit are. Where a caller
-knows no SHA-256, that one is what the file must have; a caller can keep it and the commit for the next time.
-"""
-
-import email.message
 import errno
 import http.client
 import os
 import re
 import time
 import urllib.error
+import urllib.parse
 import urllib.request
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 from jaxgpt.data.digests import sha256_of
 from jaxgpt.errors import InputError
@@ -25,15 +21,10 @@ TIMEOUT_S = 60.0
 MIN_BYTES_PER_S = 1024
 WINDOW_S = 60.0
 """A server that is slower than MIN_BYTES_PER_S for so long has failed, even if it never falls silent."""
-_HEADERS = ("X-Linked-ETag", "X-Linked-Size", "X-Repo-Commit")
 
 
-class Origin(NamedTuple):
-    """What a server said about a file, and what holds: the file was checked against it."""
-
-    sha256: str = ""
-    commit: str = ""
-    """The revision of the hub's repository; empty where the server is no hub."""
+class Damaged(InputError):
+    """All of it came, but not what it must be."""
 
 
 class _TooSlow(ConnectionError):
@@ -52,17 +43,19 @@ def download(
     size: int = 0,
     limit_bytes: int = 0,
     check: Callable[[Path], None] = lambda part: None,
+    authorization: str = "",
     progress: Callable[[int, int | None], None] = lambda n_bytes, total: None,
     fix: str = "give a copy by --input",
     n_tries: int = 5,
     wait_s: float = 1.0,
-) -> Origin:
+) -> None:
     """Fetches a file. It has its name when it is complete and checked; until then it is <name>.part.
 
     Args:
-      sha256, size: what the file must be; empty and 0: what the server says, if it does.
+      sha256, size: what the file must be; empty and 0: not known.
       limit_bytes: a larger answer is refused; 0: `size`, or no limit.
       check: called with the complete file before it gets its name; raises InputError where it is not the expected one.
+      authorization: a header for the server of this address; a redirect to another server does not get it.
       progress: called with the bytes on disk, and the total if the server sends it. Its exceptions end the download.
       fix: what the error suggests where the server lacks the file.
       n_tries: attempts in a row without a new byte before it fails.
@@ -72,13 +65,13 @@ def download(
       InputError: the server refuses, the network fails, or the content is not what it must be.
     """
     if path.exists() and not _mismatch(path, sha256, size):
-        return Origin(sha256)
+        return
     part = path.with_name(path.name + ".part")
     n_failed, limit_bytes = 0, limit_bytes or size
     while True:
         n_before = part.stat().st_size if part.exists() else 0
         try:
-            is_whole, headers = _fetch(url, part, limit_bytes, progress)
+            is_whole = _fetch(url, part, limit_bytes, authorization, progress)
         except _Refused as error:
             part.unlink(missing_ok=True)
             raise InputError(f"{url} {error}; check the address, or {fix}") from error
@@ -98,9 +91,7 @@ def download(
                 raise InputError(f"{url} cannot be fetched ({error}), {n_failed} tries; {kept}") from error
             time.sleep(wait_s * 2 ** (n_failed - 1))
             continue
-        said = headers.get("X-Linked-ETag", "").strip('"')
-        said = said if re.fullmatch("[0-9a-f]{64}", said) else ""
-        problem = _mismatch(part, sha256 or said, size)
+        problem = _mismatch(part, sha256, size)
         if not problem:
             try:
                 check(part)
@@ -108,11 +99,10 @@ def download(
                 part.unlink()
                 raise
             os.replace(part, path)
-            commit = headers.get("X-Repo-Commit", "")
-            return Origin(sha256 or said, commit if re.fullmatch("[0-9a-f]{40}", commit) else "")
+            return
         part.unlink()
         if is_whole:
-            raise InputError(f"{url} {problem}; it was damaged or changed: try again, or {fix}")
+            raise Damaged(f"{url} {problem}; it was damaged or changed: try again, or {fix}")
         # Else the old part may not belong to the new one: fetch it all once more.
 
 
@@ -125,44 +115,43 @@ def _mismatch(path: Path, sha256: str, size: int) -> str:
 
 
 class _Redirects(urllib.request.HTTPRedirectHandler):
-    """Follows redirects, and keeps what the first answers say of the file."""
-
-    def __init__(self) -> None:
-        self.headers: dict[str, str] = {}
-
-    def keep(self, headers: email.message.Message) -> None:
-        for name in _HEADERS:
-            if name in headers:
-                self.headers.setdefault(name, str(headers[name]))
+    """Follows redirects; only those that stay on the server get the authorization."""
 
     def redirect_request(
         self, req: Any, fp: Any, code: int, msg: str, headers: http.client.HTTPMessage, newurl: str
-    ) -> Any:
-        self.keep(headers)
-        return super().redirect_request(req, fp, code, msg, headers, newurl)
+    ) -> urllib.request.Request | None:
+        followed = super().redirect_request(req, fp, code, msg, headers, newurl)
+        if followed is not None and _server_of(newurl) == _server_of(req.full_url):
+            followed.unredirected_hdrs |= req.unredirected_hdrs
+        return followed
+
+
+def _server_of(url: str) -> tuple[str, str]:
+    parts = urllib.parse.urlsplit(url)
+    return parts.scheme, parts.netloc.lower()
 
 
 def _fetch(
-    url: str, part: Path, limit_bytes: int, progress: Callable[[int, int | None], None]
-) -> tuple[bool, dict[str, str]]:
-    """Appends to `part` what is missing. Returns whether all of it was fetched now, from byte 0, and the headers."""
+    url: str, part: Path, limit_bytes: int, authorization: str, progress: Callable[[int, int | None], None]
+) -> bool:
+    """Appends to `part` what is missing. Returns whether all of it was fetched now, from byte 0."""
     begin = part.stat().st_size if part.exists() else 0
-    asked = {"User-Agent": "jaxgpt", **({"Range": f"bytes={begin}-"} if begin else {})}
-    redirects = _Redirects()
+    request = urllib.request.Request(url, headers={"User-Agent": "jaxgpt"})
+    if begin:
+        request.add_header("Range", f"bytes={begin}-")
+    if authorization:
+        request.add_unredirected_header("Authorization", authorization)
     try:
-        opener = urllib.request.build_opener(redirects)
-        response = opener.open(urllib.request.Request(url, headers=asked), timeout=TIMEOUT_S)
+        response = urllib.request.build_opener(_Redirects()).open(request, timeout=TIMEOUT_S)
     except urllib.error.HTTPError as error:
         if error.code != 416 or not begin:
             raise
         error.close()
-        redirects.keep(error.headers)
         if error.headers.get("Content-Range") == f"bytes */{begin}":
-            return False, redirects.headers  # nothing is missing
+            return False  # nothing is missing
         part.unlink()
-        return _fetch(url, part, limit_bytes, progress)
+        return _fetch(url, part, limit_bytes, authorization, progress)
     with response:
-        redirects.keep(response.headers)
         if response.status == 206 and not response.headers.get("Content-Range", "").startswith(f"bytes {begin}-"):
             part.unlink()
             raise ConnectionError("the server sent a different range than requested")
@@ -188,7 +177,7 @@ def _fetch(
             flush_to_disk(file)
     if total is not None and n_there < total:
         raise ConnectionError(f"the connection was cut at byte {n_there} of {total}")
-    return begin == 0, redirects.headers
+    return begin == 0
 
 
 def _refuse_size(n_bytes: int, limit_bytes: int) -> None:

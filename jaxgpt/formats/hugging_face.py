@@ -8,7 +8,6 @@ References: Radford et al. 2019; https://huggingface.co/openai-community/gpt2.
 
 import dataclasses
 import json
-import os
 from collections import ChainMap
 from collections.abc import Mapping
 from pathlib import Path
@@ -19,16 +18,17 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
 from jaxgpt.config.families import GPT2Config
-from jaxgpt.data.digests import hash_files
-from jaxgpt.data.download import download
+from jaxgpt.data import hub
+from jaxgpt.data.hub_repository import Absent, Repository, parse_repository
 from jaxgpt.errors import InputError
 from jaxgpt.files import open_regular, read_bounded
 from jaxgpt.formats.stored import Params, Stored, first_line, read_model
+from jaxgpt.formats.vocabulary import LIMIT_BYTES as VOCABULARY_LIMIT_BYTES
+from jaxgpt.formats.vocabulary import STRANGERS
 from jaxgpt.models import param_shapes
 from jaxgpt.models.layers import LAYER_NORM_EPS
 from jaxgpt.run.progress import Progress
 
-HUB = "https://huggingface.co"
 JSON_LIMIT_BYTES = 16 << 20
 WEIGHTS_LIMIT_BYTES = 8 << 30
 """GPT-2 XL has 6.4 GB."""
@@ -55,6 +55,11 @@ PRETRAINED = {
 }
 """OpenAI's models on the hub: name -> commit of openai-community/<name>, SHA-256 of its model.safetensors."""
 
+HUB_FILES = (
+    "generation_config.json", "tokenizer.json", "tokenizer_config.json", "vocab.json", "merges.txt", "vocab.txt",
+)  # fmt: skip
+"""Beside config.json and the weights, what is fetched of a model of the hub where it exists; never *.bin or *.py."""
+
 GELU_OF_HF: dict[str, Literal["erf", "tanh"]] = {"gelu_new": "tanh", "gelu_pytorch_tanh": "tanh", "gelu": "erf"}
 """Hugging Face's activation_function -> model.gelu."""
 
@@ -80,42 +85,57 @@ def load_hf(directory: str | Path) -> tuple[GPT2Config, Params]:
 
 
 def fetch_hf(name: str) -> Path:
-    """The directory with one of OpenAI's models, downloaded once into ~/.cache/jaxgpt (XDG_CACHE_HOME counts).
+    """The directory with one of OpenAI's models, in huggingface_hub's cache; see `hub.fetch`."""
+    revision, sha256 = PRETRAINED[name]
+    repository = Repository(f"openai-community/{name}", revision)
+    config = hub.fetch(repository, "config.json", limit_bytes=JSON_LIMIT_BYTES)
+    _fetch_weights(repository, "model.safetensors", sha256)
+    return config.parent
+
+
+def fetch_model(source: str) -> Path:
+    """The directory with a model of the hub, in huggingface_hub's cache: only its JSON, text and safetensors.
+
+    Args:
+      source: hf:OWNER/NAME or hf:OWNER/NAME@REVISION, a branch, a tag or a commit. One that is not a commit is asked
+        for at the hub each time; without network the cached one is used, with a note.
 
     Raises:
-      InputError: no network; names the directory into which the files can be put by hand.
+      InputError: no such model, no access, no network, a file that is too large or damaged.
     """
-    revision, sha256 = PRETRAINED[name]
-    directory = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "jaxgpt" / name
-    config, tensors = directory / "config.json", directory / "model.safetensors"
-    if config.is_file() and not _is_config(config):
-        config.unlink()  # a login page, say; fetched again below
-    base = f"{os.environ.get('HF_ENDPOINT', HUB).rstrip('/')}/openai-community/{name}"
-    if config.is_file() and tensors.is_file():
-        found = hash_files([tensors])[tensors]
-        if found != sha256:
-            raise InputError(
-                f"{tensors} has SHA-256 {found[:16]}..., {name}'s weights have {sha256[:16]}...; remove it to fetch it "
-                "again, or give the directory by path to use it as it is"
-            )
-        return directory
+    known = [f"openai-community/{name}" for name in PRETRAINED]
+    repository = hub.pin(parse_repository(source), "config.json", known)
+    config = hub.fetch(repository, "config.json", limit_bytes=JSON_LIMIT_BYTES)
+    _check_config(config)  # before gigabytes of weights
+    found = [name for name in HUB_FILES if _fetch_if_present(repository, name, VOCABULARY_LIMIT_BYTES)]
+    if not {"tokenizer.json", "vocab.json", "merges.txt"} & set(found):
+        for name in STRANGERS:
+            if hub.has(repository, name):
+                raise InputError(
+                    f"{repository} has its tokenizer in {name}, which is not read here; convert it with transformers "
+                    "to a directory with tokenizer.json, and give that"
+                )
+    if index := _fetch_if_present(repository, "model.safetensors.index.json", JSON_LIMIT_BYTES):
+        for name in _list_shards(index):
+            _fetch_weights(repository, name)
+    else:
+        _fetch_weights(repository, "model.safetensors")
+    return config.parent
+
+
+def _fetch_if_present(repository: Repository, name: str, limit_bytes: int) -> Path | None:
     try:
-        directory.mkdir(parents=True, exist_ok=True)
-        with Progress() as bars:
-            download(
-                f"{base}/resolve/{revision}/{config.name}", config, n_tries=3, limit_bytes=JSON_LIMIT_BYTES,
-                check=_check_config,
-            )  # fmt: skip
-            download(
-                f"{base}/resolve/{revision}/{tensors.name}", tensors, sha256=sha256, n_tries=3,
-                progress=bars.download(f"{name} into {directory}"), limit_bytes=WEIGHTS_LIMIT_BYTES,
-            )  # fmt: skip
-    except (InputError, OSError) as error:
-        raise InputError(
-            f"{name} cannot be downloaded: {first_line(error)}; by hand: put config.json and model.safetensors "
-            f"of {base} into {directory}"
-        ) from error
-    return directory
+        return None if hub.is_absent(repository, name) else hub.fetch(repository, name, limit_bytes=limit_bytes)
+    except Absent:
+        return None
+
+
+def _fetch_weights(repository: Repository, name: str, sha256: str = "") -> None:
+    with Progress() as bars:
+        hub.fetch(
+            repository, name, sha256=sha256, limit_bytes=WEIGHTS_LIMIT_BYTES,
+            progress=bars.download(f"{name} of {repository}"),
+        )  # fmt: skip
 
 
 def save_hf(
@@ -181,14 +201,6 @@ def _read_hf_config(path: Path) -> GPT2Config:
     )  # fmt: skip
 
 
-def _is_config(path: Path) -> bool:
-    try:
-        _check_config(path)
-    except InputError:
-        return False
-    return True
-
-
 def _check_config(path: Path) -> None:
     """Raises InputError unless the file is a GPT-2's config.json: a login page is not."""
     _read_hf_config(path)
@@ -211,17 +223,24 @@ def _list_safetensors(directory: Path) -> list[Path]:
         return [directory / "model.safetensors"]
     index = directory / "model.safetensors.index.json"
     if index.is_file():
-        weight_map = _read_json(index).get("weight_map")
-        if not isinstance(weight_map, dict) or not weight_map:
-            raise InputError(f"{index} has no weight_map; fetch it again")
-        files = sorted(set(map(str, weight_map.values())))
-        for file in files:
-            if Path(file).name != file:
-                raise InputError(f"{index} names {file}, which is not in its directory; it will not be read")
-        return [directory / file for file in files]
+        return [directory / file for file in _list_shards(index)]
     if list(directory.glob("*.bin")):
         raise refuse_bin(directory / "pytorch_model.bin")
     raise InputError(f"{directory} has no model.safetensors; give a directory that holds it beside config.json")
+
+
+def _list_shards(index: Path) -> list[str]:
+    """The names of the files that model.safetensors.index.json distributes the weights to."""
+    weight_map = _read_json(index).get("weight_map")
+    if not isinstance(weight_map, dict) or not weight_map:
+        raise InputError(f"{index} has no weight_map; fetch it again")
+    files = sorted(set(map(str, weight_map.values())))
+    for file in files:
+        if Path(file).name != file:
+            raise InputError(f"{index} names {file}, which is not in its directory; it will not be read")
+        if not file.endswith(".safetensors"):
+            raise InputError(f"{index} names {file}, which is not a safetensors file; it will not be read")
+    return files
 
 
 def _open_safetensors(path: Path) -> dict[str, Stored]:

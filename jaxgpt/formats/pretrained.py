@@ -9,7 +9,7 @@ import numpy as np
 
 from jaxgpt.config.families import GPT2Config, ModelConfig
 from jaxgpt.errors import InputError
-from jaxgpt.formats.hugging_face import PRETRAINED, fetch_hf, load_hf, refuse_bin
+from jaxgpt.formats.hugging_face import PRETRAINED, fetch_hf, fetch_model, load_hf, refuse_bin
 from jaxgpt.formats.nanogpt import load_nanogpt
 from jaxgpt.formats.stored import Params
 
@@ -20,12 +20,17 @@ MAX_PADDED_IDS = 1024
 def load_pretrained(source: str) -> tuple[GPT2Config, Params]:
     """Weights by name (gpt2, gpt2-medium, gpt2-large, gpt2-xl), from a Hugging Face directory or a nanoGPT ckpt.pt.
 
+    hf:OWNER/NAME is a model of the Hugging Face hub. Without the hf: it is a path: a mistyped runs/NAME must not become
+    a download.
+
     Raises:
       InputError: it does not exist, or is not a GPT-2 that this code can run.
     """
-    path = Path(source)
     if source in PRETRAINED:
         return load_hf(fetch_hf(source))
+    if source.startswith("hf:"):
+        return load_hf(fetch_model(source))
+    path = Path(source)
     if path.is_dir():
         return load_hf(path)
     if path.suffix == ".bin":
@@ -37,8 +42,8 @@ def load_pretrained(source: str) -> tuple[GPT2Config, Params]:
     if path.exists():
         raise InputError(f"{source} is a pipe or a device, not a file; copy it to a file")
     raise InputError(
-        f"{source} does not exist; give one of {', '.join(PRETRAINED)}, "
-        "a directory with config.json and model.safetensors, or a nanoGPT ckpt.pt"
+        f"{source} does not exist; give one of {', '.join(PRETRAINED)}, hf:OWNER/NAME for a model of the Hugging Face "
+        "hub, a directory with config.json and model.safetensors, or a nanoGPT ckpt.pt"
     )
 
 

@@ -21,6 +21,7 @@ from jaxgpt.config.families import ModelConfig
 from jaxgpt.data.sources import Source
 from jaxgpt.data.tokenizer import GPT2Tokenizer, Tokenizer, tokenizer_from_json
 from jaxgpt.errors import InputError
+from jaxgpt.formats.hugging_face import fetch_model
 from jaxgpt.formats.pretrained import load_pretrained
 from jaxgpt.formats.vocabulary import find_other_vocabulary
 from jaxgpt.inference.engine import Engine
@@ -67,13 +68,14 @@ class Trained:
 
 
 def open_trained(source: str, *, step: int | None = None, platform: str = "", n_devices: int = 1) -> Trained:
-    """Opens a run directory, or what `load_pretrained` takes: gpt2, a Hugging Face directory, a nanoGPT ckpt.pt.
+    """Opens a run directory, or what `load_pretrained` takes: gpt2, hf:OWNER/NAME, a directory, a ckpt.pt.
 
     Raises:
       InputError: see `open_run` and `load_pretrained`.
     """
     if step is not None or (Path(source) / "checkpoints").is_dir():
         return open_run(source, step=step, platform=platform, n_devices=n_devices)
+    origin, source = source, str(fetch_model(source)) if source.startswith("hf:") else source
     mesh = _make_mesh(platform, n_devices)
     config, loaded = load_pretrained(source)
     shapes = place_params(config, "float32", mesh)
@@ -81,9 +83,9 @@ def open_trained(source: str, *, step: int | None = None, platform: str = "", n_
     other = find_other_vocabulary(Path(source)) if Path(source).is_dir() else ""
     tokenizer = None if other else choose_tokenizer(None, config)
     if other:
-        print(f"note: {source} has a vocabulary other than GPT-2's ({other}), which is not read", file=sys.stderr)
+        print(f"note: {origin} has a vocabulary other than GPT-2's ({other}), which is not read", file=sys.stderr)
     dtype = "float32" if mesh.devices.flat[0].platform == "cpu" else "bfloat16"
-    return Trained(None, config, params, tokenizer, dtype, mesh, source)
+    return Trained(None, config, params, tokenizer, dtype, mesh, origin)
 
 
 def open_run(directory: str, *, step: int | None = None, platform: str = "", n_devices: int = 1) -> Trained:

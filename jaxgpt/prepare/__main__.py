@@ -161,8 +161,8 @@ from typing import Any
 import numpy as np
 
 from jaxgpt import signals
+from jaxgpt.data import hub
 from jaxgpt.data.digests import sha256_of
-from jaxgpt.data.download import download
 from jaxgpt.data.manifest import read_manifest
 from jaxgpt.data.shards import Split, check_ids, inspect_shard, open_dataset, split_blocks
 from jaxgpt.data.text_data import TOKENIZER, open_splits
@@ -170,11 +170,11 @@ from jaxgpt.data.text_manifest import read_text_manifest
 from jaxgpt.data.tokenizer import GPT2Tokenizer
 from jaxgpt.errors import EXIT_DONE, run_verb
 from jaxgpt.prepare.corpora import (
+    FINEWEB,
     SHAKESPEARE_BYTES,
     SHARD_LIMIT_BYTES,
     Corpus,
     fineweb_names,
-    fineweb_url,
     open_corpus,
 )
 from jaxgpt.prepare.destination import FORMS, claim, is_prepared, publish, publish_text, train_command
@@ -318,7 +318,7 @@ def place_shard(name: str, local: dict[str, Path], sha256: str, out: Path, scrat
         console.say(f"{out / name} changed since it was fetched; fetching it again")
     path = scratch / "downloads" / name
     if not local:
-        download(fineweb_url(name), path, limit_bytes=SHARD_LIMIT_BYTES, progress=progress.download(name))
+        hub.fetch_to(FINEWEB, name, path, limit_bytes=SHARD_LIMIT_BYTES, progress=progress.download(name))
     elif name not in local:
         raise InputError(f"--input has no {name}; fetch it, or ask for fewer with --shards")
     else:

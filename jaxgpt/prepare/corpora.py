@@ -1,7 +1,6 @@
 """Corpora with a name: where their text comes from."""
 
 import http.client
-import os
 import sysconfig
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -9,20 +8,19 @@ from pathlib import Path
 from typing import Literal
 
 from jaxgpt.data.download import download
+from jaxgpt.data.hub_repository import Repository
 from jaxgpt.errors import InputError
 from jaxgpt.extras import pip_install
 from jaxgpt.prepare.inputs import open_files
 from jaxgpt.prepare.pydocs import python_docs
 from jaxgpt.prepare.source import Piece, Source, split_document
 
-HUB = "https://huggingface.co"
 SHAKESPEARE_URL = "https://raw.githubusercontent.com/karpathy/char-rnn/master/data/tinyshakespeare/input.txt"
 SHAKESPEARE_BYTES = 1_115_394
 SHAKESPEARE_SHA256 = "86c4e6aa9db7c042ec79f339dcb96d42b0075e16b8fc2e86bf0ca57e2dc565ed"
 OPENWEBTEXT = "Skylion007/openwebtext"
 OPENWEBTEXT_DOCUMENTS = 8_013_769
-FINEWEB = "kjj0/fineweb10B-gpt2"
-FINEWEB_REVISION = "889765ea1f903759787add96995d81171b632d0c"
+FINEWEB = Repository("kjj0/fineweb10B-gpt2", "889765ea1f903759787add96995d81171b632d0c", "dataset")
 FINEWEB_TRAIN_SHARDS = 103
 SHARD_LIMIT_BYTES = 1 << 30
 """Of a published shard; they have 100 and 200 MB."""
@@ -100,6 +98,7 @@ def open_corpus(name: str, scratch: Path, progress: Callable[[int, int | None], 
 def _openwebtext() -> Iterator[Piece]:
     try:
         import datasets  # pyright: ignore[reportMissingImports]
+        from huggingface_hub.errors import HTTPError
     except ImportError as error:
         raise InputError(
             f"openwebtext comes through the package datasets; {pip_install('hf')}, "
@@ -113,7 +112,7 @@ def _openwebtext() -> Iterator[Piece]:
                 n_rows += 1
                 yield from split_document(row["text"], 1)
             return
-        except (OSError, ValueError, RuntimeError, http.client.HTTPException) as error:
+        except (OSError, ValueError, RuntimeError, http.client.HTTPException, HTTPError) as error:
             reason = reason or f"{type(error).__name__}: {error}".splitlines()[0]
             if n_rows:
                 break
@@ -126,9 +125,3 @@ def _openwebtext() -> Iterator[Piece]:
 def fineweb_names(n_train: int) -> list[str]:
     """The validation shard and the first `n_train` training shards."""
     return ["fineweb_val_000000.bin", *(f"fineweb_train_{i:06d}.bin" for i in range(1, n_train + 1))]
-
-
-def fineweb_url(name: str) -> str:
-    """Where a shard is. The revision is fixed, so a download may be resumed another day; HF_ENDPOINT names a mirror."""
-    hub = os.environ.get("HF_ENDPOINT", HUB).rstrip("/")
-    return f"{hub}/datasets/{FINEWEB}/resolve/{FINEWEB_REVISION}/{name}"

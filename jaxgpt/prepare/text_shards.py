@@ -21,13 +21,14 @@ from typing import Any, BinaryIO
 import pyarrow
 import pyarrow.parquet
 
+from jaxgpt.data import hub
 from jaxgpt.data.digests import hash_files, sha256_of
-from jaxgpt.data.download import download
+from jaxgpt.data.hub_repository import Repository
 from jaxgpt.data.text_data import COLUMN
 from jaxgpt.data.text_manifest import TEXT_SHARD, write_text_manifest
 from jaxgpt.errors import InputError
 from jaxgpt.files import flush_to_disk
-from jaxgpt.prepare.corpora import HUB, SHARD_LIMIT_BYTES, TextCorpus
+from jaxgpt.prepare.corpora import SHARD_LIMIT_BYTES, TextCorpus
 from jaxgpt.prepare.source import Source, is_val
 
 PAGE_CHARS = 2048
@@ -253,14 +254,13 @@ def fetch_text_shards(
                 raise _Stopped
             show(n_bytes, total)
 
-        hub = os.environ.get("HF_ENDPOINT", HUB).rstrip("/")
-        url = f"{hub}/datasets/{corpus.repository}/resolve/{request.get('revision', corpus.revision)}/{name}"
-        origin = download(url, scratch / name, progress=watch, limit_bytes=SHARD_LIMIT_BYTES, fix="try again later")
+        repository = Repository(corpus.repository, request.get("revision", corpus.revision), "dataset")
+        origin = hub.fetch_to(repository, name, scratch / name, limit_bytes=SHARD_LIMIT_BYTES, progress=watch)
         try:
             check_text_shard(scratch / name)
         except InputError as error:
             (scratch / name).unlink()
-            raise InputError(f"{url} is damaged, or not the expected file: {error}") from error
+            raise InputError(f"{name} of {repository} is damaged, or not the expected file: {error}") from error
         note(name, scratch / name, origin.sha256 or sha256_of(scratch / name), origin.commit)
         os.replace(scratch / name, directory / name)
 

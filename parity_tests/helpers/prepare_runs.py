@@ -1,6 +1,8 @@
 """What the tests of `prepare` share: running it, looking at what it wrote, and a server that misbehaves."""
 
+import hashlib
 import json
+import re
 import threading
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -16,6 +18,8 @@ DOCUMENTS = [f"Document {i}, which says: {'tick ' * (i % 7)}{chr(960 + i)}.\n" *
 
 
 BAD_LENGTH = "abc"
+COMMIT = "ab" * 20
+"""What a `Server` says that main is."""
 
 
 def run(*args) -> int:
@@ -61,7 +65,7 @@ class Server:
 
     def __init__(self, files: dict[str, bytes], plan=()):
         self.files, self.plan, self.log = files, list(plan), []
-        self.hub = {}  # headers that a redirect to the content has, as on the hub
+        self.sums: dict[str, str] = {}  # SHA-256 that the server claims, where it is not the content's
         outer = self
 
         class Handler(BaseHTTPRequestHandler):
@@ -69,6 +73,9 @@ class Server:
 
             def do_GET(self):
                 outer.answer(self)
+
+            def do_HEAD(self):
+                outer.answer_head(self)
 
             def log_message(self, *args):
                 pass
@@ -84,19 +91,26 @@ class Server:
         self._server.shutdown()
         self._server.server_close()
 
+    def answer_head(self, request):
+        """What the hub says about a file; not logged, and no part of the plan."""
+        name = request.path.rpartition("/")[2]
+        content = self.files.get(name)
+        request.close_connection = True
+        request.send_response(200 if content is not None else 404)
+        if content is not None:
+            pinned = re.search("/resolve/([0-9a-f]{40})/", request.path)
+            request.send_header("X-Repo-Commit", pinned[1] if pinned else COMMIT)
+            request.send_header("X-Linked-ETag", f'"{self.sums.get(name) or hashlib.sha256(content).hexdigest()}"')
+        else:
+            request.send_header("X-Error-Code", "EntryNotFound")
+        request.send_header("Content-Length", str(len(content or b"")))
+        request.end_headers()
+
     def answer(self, request):
         wanted = request.headers.get("Range")
         self.log.append((request.path.rpartition("/")[2], wanted))
         action = self.plan.pop(0) if self.plan else "serve"
         request.close_connection = True
-        if action == "redirect" or (self.hub and not request.path.startswith("/content/")):
-            request.send_response(302)
-            for name, value in self.hub.items():
-                request.send_header(name, value(request.path) if callable(value) else value)
-            request.send_header("Location", f"{self.url}/content/{request.path.rpartition('/')[2]}")
-            request.send_header("Content-Length", "0")
-            request.end_headers()
-            return
         content = self.files.get(request.path.rpartition("/")[2])
         if content is None or isinstance(action, int):
             request.send_response(404 if content is None else action)
