@@ -36,6 +36,7 @@ NOT_HERE = {
     r".*jaxgpt train (?!.*--smoke)--config (a100|gpt2_124m|nanochat_d|rtx4090|speedrun)": "needs that text and a card",
     r"jaxgpt (train|evaluate) .*\bgpt2\b": "needs the network, for GPT-2's weights",
     r"jaxgpt (train --config|sample --run) (runs/)?shakespeare_char\b": "is for a card; shakespeare_char_cpu is run",
+    r"jaxgpt convert .*--push ": "needs the network, and a login; test_push uploads to a local server",
     r"jaxgpt convert .*--to gguf": "needs a run with GPT-2's vocabulary; test_gguf writes one",
 }
 """Start of a command -> why it is not run."""
