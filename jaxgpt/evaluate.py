@@ -6,7 +6,7 @@ evaluated with its own settings, so the loss on val agrees with the one that tra
   jaxgpt evaluate --run runs/quickstart
   jaxgpt evaluate --run runs/owt --split both --tokens 0
   jaxgpt evaluate --model gpt2 --data data/openwebtext --json
-  jaxgpt evaluate --config configs/eval_gpt2.py --split both
+  jaxgpt evaluate --config eval_gpt2 --split both
 """
 
 # ruff: noqa: E402 - mistakes are answered before the imports that take seconds

@@ -27,7 +27,7 @@ PARTS = ("step", "attention", "loss", "optimizer", "decode", "data")
 RIVALS = ("torch", "plain")
 PARSER = Parser(
     "jaxgpt bench", __doc__, "[PART] --config FILE [--section.field=value ...] [flags]",
-    "--config configs/quickstart.py --vs torch --rounds 4", takes_config=True,
+    "--config quickstart --vs torch --rounds 4", takes_config=True,
 )  # fmt: skip
 PARSER.add_argument("part", nargs="?", default="step", metavar="PART", help=", ".join(PARTS))
 PARSER.add_argument("--vs", default="", metavar="NAMES", help="against torch, plain or torch,plain")

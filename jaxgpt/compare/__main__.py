@@ -1,6 +1,6 @@
 """jaxgpt against torch_ref, number by number: the same weights, the same batches, one table.
 
-    jaxgpt compare --config configs/x.py --steps 200 --dtype float64 [--section.field=value ...]
+    jaxgpt compare --config NAME --steps 200 --dtype float64 [--section.field=value ...]
     jaxgpt compare --runs A B
 
 The first runs both on this machine, from the weights that jaxgpt draws (nanochat's zeros replaced by noise), on the
@@ -26,7 +26,7 @@ from jaxgpt.files import user_file
 
 PARSER = Parser(
     "jaxgpt compare", __doc__, "(--config FILE | --runs A B) [--section.field=value ...]",
-    "--config configs/quickstart.py --steps 9", takes_config=True,
+    "--config quickstart --steps 9", takes_config=True,
 )  # fmt: skip
 PARSER.add_argument("--steps", type=int, default=200, metavar="N", help="of both, on the same batches (200)")
 PARSER.add_argument("--dtype", choices=DTYPES, help="of the computation (the config's)")

@@ -24,7 +24,7 @@ from jaxgpt.plan.topology import parse_topology
 CACHE = Path(os.path.expanduser("~"), ".cache", "jaxgpt", "plan")
 PARSER = Parser(
     "jaxgpt plan", __doc__, "--config FILE --device NAME [--section.field=value ...]",
-    "--config configs/quickstart.py --device h100 --fit", takes_config=True,
+    "--config quickstart --device h100 --fit", takes_config=True,
 )  # fmt: skip
 PARSER.add_argument(
     "--device", action="append", default=[], metavar="NAME", help="a100-40gb, h100x8, v5e-256; several make a table"

@@ -12,7 +12,7 @@ def training_parser(prog: str, doc: str | None) -> Parser:
     """`--config`, its settings, and how a run begins."""
     parser = Parser(
         prog, doc, "--config FILE [--section.field=value ...]",
-        "--config configs/quickstart.py --smoke", takes_config=True,
+        "--config quickstart --smoke", takes_config=True,
     )  # fmt: skip
     parser.add_argument("--resume", action="store_true", help="continue from the newest valid checkpoint in run.dir")
     parser.add_argument(
