@@ -27,6 +27,7 @@ from jaxgpt.parallel.texts import gather_texts
 from jaxgpt.prepare.smoke import shrink
 from jaxgpt.run.agreement import check_agreement, facts
 from jaxgpt.run.bar import Progress
+from jaxgpt.run.checkpoints import list_steps
 from jaxgpt.run.console import console, working
 from jaxgpt.run.directory import close_run, open_logs, refuse_old_run
 from jaxgpt.run.ending import ending
@@ -48,6 +49,7 @@ from jaxgpt.training.validation import evaluate_split
 
 FLAGS = {
     "resume": "continue from the newest valid checkpoint in run.dir",
+    "auto_resume": "resume if run.dir has a checkpoint, else start; for schedulers that run one command again",
     "allow_change": ALLOW_CHANGE,
     "verify": "hash all of the data again, also the files that did not change since they were hashed last",
     "resume_from STEP": "continue from the checkpoint of a step; newer ones are set aside as <step>.rejected",
@@ -68,11 +70,12 @@ def main(args: list[str]) -> int:
 def train(args: list[str], resume_step: int | None) -> int:
     # config
     given, flags = parse_args(args, FLAGS, __doc__ or "")
-    is_resumed = flags["resume"] or resume_step is not None
     given = shrink(given, args) if flags["smoke"] else given
 
     # data
     run = open_run(given, verify_again=flags["verify"])
+    has_steps = flags["auto_resume"] and bool(list_steps(run.dir / "checkpoints"))
+    is_resumed = flags["resume"] or has_steps or resume_step is not None
     config, tokenizer, about = run.config, run.tokenizer, run.about()
     val_rows, val_starts = run.source.val_rows(config)
     prompt = run.sample_prompt()
@@ -81,7 +84,8 @@ def train(args: list[str], resume_step: int | None) -> int:
         # devices
         signals.enter(BEFORE)
         stack.enter_context(with_peers(config.hosts, config.mesh.platform))
-        check_agreement(facts(run, flags | {"resume-from": resume_step}, ("jax", "jaxlib")), exchange_texts)
+        asked = flags | {"resume": is_resumed, "resume-from": resume_step}
+        check_agreement(facts(run, asked, ("jax", "jaxlib")), exchange_texts)
         mesh = open_devices(config)
         plan = Plan(config, count_batch_devices(mesh))
         console.quiet = jax.process_index() != 0

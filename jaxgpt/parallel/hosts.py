@@ -41,6 +41,8 @@ def start_hosts(config: HostsConfig, platform: str) -> None:
         raise InputError(
             f"hosts.coordinator={address} needs hosts.count and hosts.index below it; they are {count} and {index}"
         )
+    # JAX's own watch for preemption would take SIGTERM away from `signals`, and the run would never save.
+    jax.config.update("jax_enable_preemption_service", False)
     try:
         jax.distributed.initialize(
             address or None,
