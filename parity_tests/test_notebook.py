@@ -5,16 +5,24 @@ import os
 import nbclient
 import nbformat
 
+from jaxgpt.config import Config, DataConfig, EvalConfig, GPT2Config, TrainConfig, to_source
 from parity_tests.helpers.environment import REPO, environment
 from parity_tests.helpers.fake_clusters import JAXGPT, write_programs
 
+TINY = Config(
+    data=DataConfig(dir="data/pydocs"),
+    model=GPT2Config(seq_len=16, n_layer=1, n_head=1, n_embd=16),
+    train=TrainConfig(batch_tokens=64, micro_batch_size=4, dtype="float32"),
+    eval=EvalConfig(tokens=256),
+)
 NOTEBOOK = REPO / "docs" / "colab.ipynb"
 
 
 def test_the_notebook_runs(tmp_path, monkeypatch):
-    """With few steps; jaxgpt is installed already, so SOURCE stays empty."""
+    """With few steps of a small model; jaxgpt is installed already, so SOURCE stays empty."""
+    (tmp_path / "tiny.py").write_text(to_source(TINY))
     programs = write_programs(tmp_path, jaxgpt=JAXGPT)
-    settings = {"JAXGPT_CONFIG": str(REPO / "configs" / "quickstart.py"), "JAXGPT_STEPS": "3", "PYTHONPATH": str(REPO)}
+    settings = {"JAXGPT_CONFIG": "tiny.py", "JAXGPT_STEPS": "3", "PYTHONPATH": str(REPO)}
     for name, value in (environment() | settings | {"PATH": f"{programs}:{os.environ['PATH']}"}).items():
         monkeypatch.setenv(name, value)
     notebook = nbformat.read(NOTEBOOK, as_version=4)
