@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from jaxgpt.config import Config, GPT2Config, nanochat_2025, to_dict
 from jaxgpt.config.hardware import DEVICES
 from jaxgpt.plan.topology import parse_topology
 from parity_tests.helpers.environment import REPO
@@ -50,6 +51,15 @@ def test_pages_name_configs_extras_and_devices_that_exist(page):
     assert extras - later <= set(PROJECT["optional-dependencies"])
     for device in re.findall(r"--device ([\w-]+)", text):
         parse_topology(device)
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_pages_name_settings_that_exist(page):
+    families = (GPT2Config(), nanochat_2025(depth=2, seq_len=64, batch_tokens=64, micro_batch_size=1).model)
+    known = to_dict(Config())
+    known["model"] = {name for family in families for name in vars(family)}
+    named = re.findall(r"--(\w+)\.(\w+)", read(page))
+    assert [f"{section}.{field}" for section, field in named if field not in known.get(section, ())] == []
 
 
 def test_a_page_exists_for_every_device_family_in_the_table():
