@@ -159,7 +159,7 @@ def joined(monkeypatch):
     """What `jax.distributed.initialize` is called with, and JAX told to use a TPU."""
     calls: list[tuple] = []
     monkeypatch.setattr(jax.distributed, "initialize", lambda *args, **more: calls.append(args))
-    before = jax.config.jax_platforms
+    before = jax.config.values["jax_platforms"]
     yield calls
     jax.config.update("jax_platforms", before)
 

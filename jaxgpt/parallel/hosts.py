@@ -85,7 +85,7 @@ def _is_gce_pod() -> bool:
 
     It is asked on a machine with a TPU only, and not where JAX is to use the CPU. On Kubernetes the variable tells.
     """
-    if jax.config.jax_platforms == "cpu":
+    if jax.config.values["jax_platforms"] == "cpu":
         return False
     try:
         return GceTpuCluster.is_env_present() and GceTpuCluster.get_process_count() > 1
