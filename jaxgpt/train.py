@@ -35,6 +35,7 @@ from jaxgpt.parallel.texts import gather_texts
 from jaxgpt.prepare.smoke import shrink
 from jaxgpt.run.agreement import check_agreement, facts
 from jaxgpt.run.bar import Progress
+from jaxgpt.run.checkpoints import list_steps
 from jaxgpt.run.console import console, working
 from jaxgpt.run.directory import close_run, open_logs, refuse_old_run
 from jaxgpt.run.ending import ending
@@ -68,7 +69,8 @@ def main(args: list[str]) -> int:
 def train(given: Config, flags: argparse.Namespace) -> int:
     # data
     run = open_run(given, verify_again=flags.verify)
-    is_resumed = flags.resume or flags.resume_from is not None
+    has_steps = flags.auto_resume and bool(list_steps(run.dir / "checkpoints"))
+    is_resumed = flags.resume or has_steps or flags.resume_from is not None
     config, tokenizer, about = run.config, run.tokenizer, run.about()
     val_rows, val_starts = run.source.val_rows(config)
     prompt = run.sample_prompt()
@@ -77,7 +79,7 @@ def train(given: Config, flags: argparse.Namespace) -> int:
         # devices
         signals.enter(BEFORE)
         stack.enter_context(with_peers(config.hosts, config.mesh.platform))
-        check_agreement(facts(run, flags_of(flags), ("jax", "jaxlib")), exchange_texts)
+        check_agreement(facts(run, flags_of(flags) | {"resume": is_resumed}, ("jax", "jaxlib")), exchange_texts)
         mesh = open_devices(config)
         plan = Plan(config, count_batch_devices(mesh))
         console.quiet = jax.process_index() != 0

@@ -34,7 +34,7 @@ FAST = {
     "batches", "census", "command", "config", "content", "cursors", "documents", "downloads", "fit", "gates",
     "hardware", "hub", "inputs",
     "layout", "letters", "mirror",
-    "packing", "plan", "prepare", "schedule", "shards", "shipped", "text_batches", "text_shards", "tokenizer",
+    "packing", "pages", "plan", "prepare", "schedule", "shards", "shipped", "text_batches", "text_shards", "tokenizer",
     "train_tokenizer",
 }  # fmt: skip
 """Test files that compile nothing: `make test-fast`."""

@@ -1,10 +1,14 @@
 """What the environment says wrongly is one line that names the variable, before anything is trained."""
 
+import http.server
 import subprocess
 import sys
+import threading
+import time
 
 import jax
 import pytest
+from jax._src.clusters import cloud_tpu_cluster
 
 from jaxgpt.config import Config, MeshConfig
 from jaxgpt.errors import InputError, explain_variables
@@ -120,3 +124,61 @@ except BaseException as error:
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=REPO, check=False)
     assert (done.returncode, done.stderr) == (130, "SIGINT: interrupted\n")
+
+
+@pytest.fixture
+def metadata(monkeypatch):
+    """Google Cloud's metadata server on a machine with a TPU: a dict of attributes to fill in."""
+    attributes: dict[str, str] = {}
+
+    class Handler(http.server.BaseHTTPRequestHandler):
+        def do_GET(self):
+            text = attributes.get(self.path.rpartition("/")[2])
+            self.send_response(404 if text is None else 200)
+            self.end_headers()
+            self.wfile.write((text or "").encode())
+
+        def log_message(self, *args):
+            pass
+
+    server = http.server.HTTPServer(("127.0.0.1", 0), Handler)
+    thread = threading.Thread(target=server.serve_forever, args=(0.01,))
+    thread.start()
+    monkeypatch.setenv("GCE_METADATA_IP", f"127.0.0.1:{server.server_port}")
+    monkeypatch.delenv("TPU_SKIP_MDS_QUERY", raising=False)
+    monkeypatch.setattr(cloud_tpu_cluster, "running_in_cloud_tpu_vm", True)
+    monkeypatch.setattr(time, "sleep", lambda seconds: None)
+    yield attributes
+    server.shutdown()
+    thread.join()
+    server.server_close()
+
+
+@pytest.fixture
+def joined(monkeypatch):
+    """What `jax.distributed.initialize` is called with, and JAX told to use a TPU."""
+    calls: list[tuple] = []
+    monkeypatch.setattr(jax.distributed, "initialize", lambda *args, **more: calls.append(args))
+    before = jax.config.values["jax_platforms"]
+    yield calls
+    jax.config.update("jax_platforms", before)
+
+
+@pytest.mark.parametrize(
+    ("endpoints", "platform", "n_joined"),
+    [("10.0.0.1,10.0.0.2", "tpu", 1), ("10.0.0.1", "tpu", 0), ("10.0.0.1,10.0.0.2", "cpu", 0)],
+    ids=["pod", "one_host", "pod_on_cpu"],
+)
+def test_the_hosts_of_a_pod_join_without_a_setting(endpoints, platform, n_joined, metadata, joined):
+    """Only the metadata server knows that there are several: no variable says so. Faults: C17."""
+    metadata |= {"agent-worker-number": "1", "worker-network-endpoints": endpoints, "tpu-env": ""}
+    start_hosts(Config().hosts, platform)
+    assert joined == [(None, None, None)] * n_joined
+
+
+def test_a_pod_whose_metadata_server_is_gone_is_one_line(metadata, joined, monkeypatch):
+    """Faults: C17."""
+    monkeypatch.setenv("GCE_METADATA_IP", "127.0.0.1:1")
+    with pytest.raises(InputError, match="the metadata server does not say how many hosts this TPU has") as caught:
+        start_hosts(Config().hosts, "tpu")
+    assert "\n" not in str(caught.value) and not joined

@@ -33,6 +33,7 @@ from jaxgpt.files import lock_run
 from jaxgpt.prepare.smoke import shrink
 from jaxgpt.run.agreement import check_agreement, facts
 from jaxgpt.run.bar import Progress
+from jaxgpt.run.checkpoints import list_steps
 from jaxgpt.run.console import console, working
 from jaxgpt.run.directory import close_run, open_logs, refuse_old_run
 from jaxgpt.run.ending import ending
@@ -70,7 +71,8 @@ def main(args: list[str]) -> int:
 def train(given: Config, flags: argparse.Namespace) -> int:
     # data
     run = open_run(given, verify_again=flags.verify)
-    is_resumed = flags.resume or flags.resume_from is not None
+    has_steps = flags.auto_resume and bool(list_steps(run.dir / "checkpoints"))
+    is_resumed = flags.resume or has_steps or flags.resume_from is not None
     config, about = run.config, run.about()
     val_rows, val_starts = run.source.val_rows(config)
 
@@ -78,7 +80,7 @@ def train(given: Config, flags: argparse.Namespace) -> int:
         # devices
         signals.enter(BEFORE)
         stack.enter_context(with_peers(config.hosts, config.mesh.platform))
-        check_agreement(facts(run, flags_of(flags), ("torch",)), exchange_texts)
+        check_agreement(facts(run, flags_of(flags) | {"resume": is_resumed}, ("torch",)), exchange_texts)
         mesh = open_devices(config)
         plan = Plan(config, count_batch_devices(mesh))
         console.quiet = process_index() != 0

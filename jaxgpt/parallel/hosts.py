@@ -4,6 +4,7 @@ import os
 import sys
 
 import jax
+from jax._src.clusters import GceTpuCluster
 
 from jaxgpt.config import HostsConfig
 from jaxgpt.errors import InputError
@@ -40,6 +41,8 @@ def start_hosts(config: HostsConfig, platform: str) -> None:
         raise InputError(
             f"hosts.coordinator={address} needs hosts.count and hosts.index below it; they are {count} and {index}"
         )
+    # JAX's own watch for preemption would take SIGTERM away from `signals`, and the run would never save.
+    jax.config.update("jax_enable_preemption_service", False)
     try:
         jax.distributed.initialize(
             address or None,
@@ -73,5 +76,21 @@ def _has_launcher() -> bool:
             file=sys.stderr,
         )
         n_tasks = 1
-    is_pod = "," in os.environ.get("TPU_WORKER_HOSTNAMES", "")
+    is_pod = "," in os.environ.get("TPU_WORKER_HOSTNAMES", "") or _is_gce_pod()
     return n_tasks > 1 or _read_count("OMPI_COMM_WORLD_SIZE", 1) > 1 or is_pod
+
+
+def _is_gce_pod() -> bool:
+    """Whether this is one of several hosts of a Cloud TPU, of which only the metadata server of Google Cloud knows.
+
+    It is asked on a machine with a TPU only, and not where JAX is to use the CPU. On Kubernetes the variable tells.
+    """
+    if jax.config.values["jax_platforms"] == "cpu":
+        return False
+    try:
+        return GceTpuCluster.is_env_present() and GceTpuCluster.get_process_count() > 1
+    except (OSError, ValueError) as error:  # the errors of requests are OSErrors
+        raise InputError(
+            f"the metadata server does not say how many hosts this TPU has ({error}); give hosts.coordinator, "
+            "hosts.count and hosts.index, or set TPU_SKIP_MDS_QUERY=1 to use this host alone"
+        ) from error

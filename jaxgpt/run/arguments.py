@@ -15,6 +15,7 @@ def training_parser(prog: str, doc: str | None) -> Parser:
         "--config quickstart --smoke", takes_config=True,
     )  # fmt: skip
     parser.add_argument("--resume", action="store_true", help="continue from the newest valid checkpoint in run.dir")
+    parser.add_argument("--auto-resume", action="store_true", help="resume if there is a checkpoint, else start")
     parser.add_argument(
         "--resume-from", type=step_number, metavar="STEP", help="continue from this one; newer ones are set aside"
     )
