@@ -32,7 +32,7 @@ if signal.getsignal(signal.SIGHUP) is signal.SIG_IGN:  # under nohup
 
 FAST = {
     "batches", "census", "config", "content", "cursors", "documents", "downloads", "fit", "gates",
-    "hardware", "inputs",
+    "hardware", "hugging_face_tokenizer", "inputs",
     "layout", "letters", "mirror",
     "packing", "plan", "prepare", "schedule", "shards", "text_batches", "text_shards", "tokenizer", "train_tokenizer",
 }  # fmt: skip
