@@ -31,7 +31,7 @@ def export(
     Args:
       form: a key of `FORMS`.
       directory: empty, or made here.
-      config: of the run.
+      config: of the run: its model, and its settings for samples.
       tokenizer: None where nobody knows it; the directory then lacks tokenizer.json.
       facts: about the run, for the model card, such as {"step": "2000"}.
 
@@ -90,8 +90,6 @@ def model_card(name: str, config: Config, tokenizer: Tokenizer | None, facts: Ma
         "parameters": f"{model.count_params().total:,}",
         "context": f"{model.seq_len:,} tokens",
         "vocabulary": f"{model.vocab_size:,} ids of the {tokenizer.name if tokenizer else 'unknown'} tokenizer",
-        "data": config.data.dir,
-        "optimizer": config.optim.algorithm,
         **facts,
     }
     table = "\n".join(f"| {what} | {value} |" for what, value in rows.items())
