@@ -14,24 +14,12 @@ from jaxgpt.data.tokenizer import GPT2Tokenizer, HuggingFaceTokenizer, tokenizer
 from jaxgpt.errors import InputError
 from jaxgpt.formats.tokenizer_json import to_tokenizer_json
 from jaxgpt.formats.vocabulary import read_tokenizer
+from parity_tests.helpers.national_gpt2 import END, LINES, make_byte_level
 
-LINES = [f"ეს სახლი {i} არის დიდი, the house is big; 大きな家 {i * 7 % 13}\n\tჰ <|endoftext|> 🏠!" for i in range(60)]
 TEXTS = [
     "", " ", "ეს სახლი", " არის  დიდი\n\n", "".join(LINES), "🏠🏡 zebra", "<|endoftext|><s>[CLS]", "a\r\n\x00b",
     "é e\u0301",
 ]  # fmt: skip
-END = "<|endoftext|>"
-
-
-def make_byte_level(alphabet=True, **settings) -> tokenizers.Tokenizer:
-    """A national GPT-2's: byte-level BPE, <|endoftext|>."""
-    made: Any = tokenizers.Tokenizer(models.BPE())
-    made.pre_tokenizer = pre_tokenizers.ByteLevel(**{"add_prefix_space": False, **settings})
-    made.decoder = decoders.ByteLevel()
-    letters = pre_tokenizers.ByteLevel.alphabet() if alphabet else []
-    trainer = trainers.BpeTrainer(vocab_size=500, special_tokens=[END], initial_alphabet=letters, show_progress=False)
-    made.train_from_iterator(LINES, trainer)
-    return made
 
 
 def make_llama3() -> tokenizers.Tokenizer:

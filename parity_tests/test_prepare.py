@@ -245,7 +245,7 @@ def test_bad_parquet_columns():
         (["pydocs", "--shards", "3"], "--shards=3 is not for pydocs as tokens; options: --input, --tokenizer"),
         (["pydocs", "--input", "x"], "pydocs reads no --input"),
         (["../x", "--input", "x"], "'../x' is not a name"),
-        (["pydocs", "--tokenizer", "bpe"], "invalid choice: 'bpe'"),
+        (["pydocs", "--tokenizer", "bpe"], "--tokenizer=bpe is not one of char, byte, gpt2, nor a directory with"),
         (["pydocs", "--val-fraction", "1"], "--val-fraction=1.0 is outside (0, 1)"),
         (["pydocs", "--val-fraction", "nan"], "--val-fraction=nan is outside (0, 1)"),
         (["pydocs", "--shard-tokens", "0"], "--shard-tokens=0"),

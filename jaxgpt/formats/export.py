@@ -56,7 +56,8 @@ def export(
     if tokenizer is not None:
         write_json(directory / "tokenizer.json", to_tokenizer_json(tokenizer))
         names: dict[int | None, str] = {i: name for name, i in tokenizer.specials.items()}
-        tokens = {f"{kind}_token": names[specials[f"{kind}_token_id"]] for kind in ("bos", "eos") if names}
+        ends = {f"{kind}_token": names.get(specials[f"{kind}_token_id"]) for kind in ("bos", "eos")}
+        tokens = {kind: name for kind, name in ends.items() if name is not None}
         about = {"tokenizer_class": "PreTrainedTokenizerFast", "clean_up_tokenization_spaces": False}
         write_json(directory / "tokenizer_config.json", about | tokens | {"model_max_length": model.seq_len})
     card = model_card(directory.name, config, tokenizer, facts)

@@ -85,8 +85,10 @@ def from_tokenizer_json(content: dict[str, Any]) -> Tokenizer | None:
             tokenizer = CharTokenizer("".join(names))
         elif tokens == [bytes([byte]) for byte in range(256)] and not specials:
             tokenizer = ByteTokenizer()
-        else:
+        elif content["pre_tokenizer"] == byte_level_json([], SPLIT_PATTERN, {})["pre_tokenizer"]:
             tokenizer = BPETokenizer(tokens, specials)
+        else:
+            return None
     except (InputError, KeyError, TypeError):
         return None
     return tokenizer if to_tokenizer_json(tokenizer) == content else None

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from jaxgpt.data.tokenizer import GPT2Tokenizer, HuggingFaceTokenizer, Tokenizer
-from jaxgpt.data.tokenizer.byte_pairs import GPT2_SPLIT_PATTERN, unspell
+from jaxgpt.data.tokenizer.byte_pairs import GPT2_SPLIT_PATTERN
 from jaxgpt.errors import InputError
 from jaxgpt.files import read_bounded
 from jaxgpt.formats.tokenizer_json import byte_level_json, from_tokenizer_json
@@ -22,6 +22,8 @@ TOKENS_SHA256 = "e35a33a0b2250c932ffdafc4c3a3552aef0cc7af7a11e9ebfddf1d2a6517371
 """Of GPT-2's 50257 tokens in the order of their ids, as vocab.json spells them, joined by line ends."""
 MERGES_SHA256 = "04e3597d7996f292ca9b8b7285ca4d58a6ae171ac47d73fc7140ceb0c7a6bbc0"
 """Of GPT-2's 50000 merges, such as "Ġ t", joined by line ends."""
+WRITTEN_MERGES_SHA256 = "e7c713910e93f3a603b985d91035b19b2608e11a05d319fe3d1b75b6a5b9f4b1"
+"""Of the 108299 that `tokenizer_json` writes for the same tokens."""
 END = "<|endoftext|>"
 LIMIT_BYTES = 64 << 20
 STRANGERS = ("tokenizer.model", "spiece.model", "vocab.txt", "sentencepiece.bpe.model", "vocab.json", "merges.txt")
@@ -64,14 +66,15 @@ def _make_tokenizer(directory: Path, content: Any) -> Tokenizer:
     if ours is not None:
         return ours
     try:
-        plain = HuggingFaceTokenizer(content)
-        return HuggingFaceTokenizer(content, **_find_ends(directory, plain))
+        tokenizer = HuggingFaceTokenizer(content)
     except InputError as error:
         raise InputError(f"{directory}: {error}") from error
+    tokenizer.begin_of_text, tokenizer.end_of_text = _find_ends(directory, tokenizer)
+    return tokenizer
 
 
-def _find_ends(directory: Path, tokenizer: HuggingFaceTokenizer) -> dict[str, int | None]:
-    """The ids that begin and end a text: begin_of_text only where the tokenizer itself puts it in front of one."""
+def _find_ends(directory: Path, tokenizer: HuggingFaceTokenizer) -> tuple[int | None, int | None]:
+    """The ids that begin and end a text; the first counts only where the tokenizer itself puts it in front of one."""
     files = [_read_json(directory / name) for name in CONFIGS if (directory / name).exists()]
     found: dict[str, int | None] = {"bos": None, "eos": None}
     for values in (values for values in reversed(files) if isinstance(values, dict)):
@@ -81,7 +84,7 @@ def _find_ends(directory: Path, tokenizer: HuggingFaceTokenizer) -> dict[str, in
                 found[kind] = found[kind] if i is None else i
     first = tokenizer.first_id()
     begin = first if first is not None and first == found["bos"] else None
-    return {"begin_of_text": begin, "end_of_text": found["eos"] if found["eos"] != begin else None}
+    return begin, found["eos"] if found["eos"] != begin else None
 
 
 def _assemble(vocab: Any, lines: list[str]) -> dict[str, Any]:
@@ -111,8 +114,8 @@ def _is_gpt2(content: dict[str, Any]) -> bool:
         return False
     if isinstance(cut, dict) and cut.get("type") == "ByteLevel":
         return not cut.get("add_prefix_space") and cut.get("use_regex", True) and _are_merges(model.get("merges"))
-    tokens = [unspell(name) for name in sorted(vocab, key=vocab.__getitem__)[:50256]]
-    return content == byte_level_json(tokens, GPT2_SPLIT_PATTERN, {END: 50256})
+    is_cut = cut == byte_level_json([], GPT2_SPLIT_PATTERN, {})["pre_tokenizer"]
+    return is_cut and _are_merges(model.get("merges"), WRITTEN_MERGES_SHA256)
 
 
 def _are_tokens(vocab: Any) -> bool:
@@ -122,11 +125,11 @@ def _are_tokens(vocab: Any) -> bool:
     return sorted(token_of) == list(range(50257)) and _digest([token_of[i] for i in range(50257)]) == TOKENS_SHA256
 
 
-def _are_merges(merges: Any) -> bool:
+def _are_merges(merges: Any, sha256: str = MERGES_SHA256) -> bool:
     if not isinstance(merges, list):
         return False
     lines = [" ".join(map(str, merge)) if isinstance(merge, list) else str(merge) for merge in merges]
-    return _digest([line for line in lines if line and not line.startswith("#version")]) == MERGES_SHA256
+    return _digest([line for line in lines if line and not line.startswith("#version")]) == sha256
 
 
 def _digest(lines: list[str]) -> str:

@@ -3,6 +3,7 @@
     python -m jaxgpt.prepare shakespeare_char
     python -m jaxgpt.prepare mytext --input book.txt
     python -m jaxgpt.prepare mydocs --input 'crawl/*.parquet' --tokenizer gpt2
+    python -m jaxgpt.prepare mydocs --input 'crawl/*.parquet' --tokenizer DIRECTORY     (that has a tokenizer.json)
     python -m jaxgpt.prepare mydocs --input 'crawl/*.parquet' --format text
     python -m jaxgpt.prepare climbmix --shards 8
 
@@ -46,9 +47,10 @@ from jaxgpt.data.manifest import read_manifest
 from jaxgpt.data.shards import Split, check_ids, inspect_shard, open_dataset, split_blocks
 from jaxgpt.data.text_data import TOKENIZER, open_splits
 from jaxgpt.data.text_manifest import read_text_manifest
-from jaxgpt.data.tokenizer import GPT2Tokenizer
+from jaxgpt.data.tokenizer import GPT2Tokenizer, Tokenizer
 from jaxgpt.errors import EXIT_DONE, InputError, run_verb
 from jaxgpt.files import user_path
+from jaxgpt.formats.vocabulary import read_tokenizer
 from jaxgpt.prepare.corpora import (
     CORPORA,
     FINEWEB_TRAIN_SHARDS,
@@ -60,7 +62,7 @@ from jaxgpt.prepare.corpora import (
     open_corpus,
 )
 from jaxgpt.prepare.destination import FORMS, claim, is_prepared, publish, publish_text, train_command
-from jaxgpt.prepare.encode import describe_tokens, encode_source
+from jaxgpt.prepare.encode import NAMED, describe_tokens, encode_source
 from jaxgpt.prepare.inputs import READERS, find_inputs, open_files
 from jaxgpt.prepare.source import describe_left_out
 from jaxgpt.prepare.text_shards import (
@@ -106,7 +108,8 @@ def main(args: list[str]) -> int:
         corpus = CORPORA.get(options.name, Corpus("", "documents", "char", 0.1))
         left_out: Counter[str] = Counter()
         inputs = find_local(options, corpus, left_out)
-        request = describe_request(options, corpus, inputs)
+        own = read_own_tokenizer(options)
+        request = describe_request(options, corpus, inputs, own)
         if is_prepared(out, options.form, options.name, request, options.force):
             console.say(f"{out} is already prepared from the same input; --force prepares it again")
             return report(out, options.form)
@@ -127,6 +130,7 @@ def main(args: list[str]) -> int:
                 if options.form == "text":
                     publish_text(out, scratch, about | write_text_shards(source, scratch / "shards", **wants))
                 else:
+                    wants["tokenizer"] = own or wants["tokenizer"]
                     made = encode_source(source, scratch / "shards", n_threads=options.workers, **wants)
                     publish(out, scratch, {"format": 1, **about, **made})
                 left_out.update(source.left_out)
@@ -168,7 +172,10 @@ def parse_args(args: list[str]) -> argparse.Namespace:
     parser.add_argument(
         "--out", metavar="DIR", type=user_path, default="", help="where the shards go (data/<name>, data/<name>_text)"
     )
-    parser.add_argument("--tokenizer", choices=("char", "byte", "gpt2"), help="(the corpus's own; char for --input)")
+    parser.add_argument(
+        "--tokenizer", metavar="NAME",
+        help=f"{', '.join(NAMED)}, or a directory with a tokenizer.json (the corpus's own; char for --input)",
+    )  # fmt: skip
     parser.add_argument("--val-fraction", type=float, metavar="X", help="part for validation (the corpus's own; 0.1)")
     parser.add_argument("--format", dest="form", choices=tuple(FORMS), help="what to write (tokens)")
     parser.add_argument("--text-field", metavar="NAME", help="name of the field or column that holds the text (text)")
@@ -236,6 +243,20 @@ def refuse_flags(options: argparse.Namespace) -> None:
         raise InputError(f"--force does not apply to {name}; remove the files that you do not trust, and run it again")
 
 
+def read_own_tokenizer(options: argparse.Namespace) -> Tokenizer | None:
+    """The tokenizer of the directory that --tokenizer names; None for one that has a name."""
+    if options.tokenizer is None or options.tokenizer in NAMED:
+        return None
+    directory = Path(user_path(options.tokenizer, "--tokenizer"))
+    tokenizer = read_tokenizer(directory) if directory.is_dir() else None
+    if tokenizer is None:
+        raise InputError(
+            f"--tokenizer={options.tokenizer} is not one of {', '.join(NAMED)}, nor a directory with a tokenizer.json; "
+            "choose one of them"
+        )
+    return tokenizer
+
+
 def find_local(options: argparse.Namespace, corpus: Corpus, left_out: Counter[str]) -> list[Path]:
     """The files that --input names. Counts those that it leaves out."""
     if not options.input:
@@ -248,7 +269,9 @@ def find_local(options: argparse.Namespace, corpus: Corpus, left_out: Counter[st
     return inputs
 
 
-def describe_request(options: argparse.Namespace, corpus: Corpus, inputs: list[Path]) -> dict[str, Any]:
+def describe_request(
+    options: argparse.Namespace, corpus: Corpus, inputs: list[Path], own: Tokenizer | None
+) -> dict[str, Any]:
     """What decides the result, for the manifest: the same request need not be answered twice."""
     listed = [(path.name, path.stat().st_size, path.stat().st_mtime_ns) for path in inputs]
     digest = hashlib.sha256(repr(listed).encode("utf-8", "surrogateescape")).hexdigest()[:12]
@@ -260,7 +283,8 @@ def describe_request(options: argparse.Namespace, corpus: Corpus, inputs: list[P
         request["input_format"] = options.input_format
     if options.form == "text":
         return {**request, "shard_chars": options.shard_chars, "group_documents": options.group_documents}
-    return {**request, "tokenizer": options.tokenizer or corpus.tokenizer, "shard_tokens": options.shard_tokens}
+    tokenizer = f"{options.tokenizer} ({own.digest()[:12]})" if own else options.tokenizer or corpus.tokenizer
+    return {**request, "tokenizer": tokenizer, "shard_tokens": options.shard_tokens}
 
 
 # Tokens that are published
