@@ -48,7 +48,9 @@ def test_the_notebook(place, monkeypatch):
     client = nbclient.NotebookClient(
         notebook, timeout=300, startup_timeout=300, resources={"metadata": {"path": str(place)}}
     )
-    client.create_kernel_manager().kernel_spec.argv[0] = sys.executable
+    kernel = client.create_kernel_manager().kernel_spec
+    assert kernel is not None
+    kernel.argv[0] = sys.executable
     client.execute()
     shown = ["".join(map(text_of, cell.outputs)) for cell in notebook.cells if cell.cell_type == "code"]
     assert shown[0].startswith("<LanguageModel runs/quickstart step 1: gpt2")

@@ -9,6 +9,7 @@ Reference: transformers, models/nanochat/modular_nanochat.py.
 import json
 import re
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from safetensors import SafetensorError
@@ -90,8 +91,10 @@ def load_hf_nanochat(directory: Path) -> tuple[NanochatConfig, Params]:
         if type(values.get(name)) is not int or values[name] < 1:
             raise InputError(f"{path}: {name}={values.get(name)!r} is not a positive int; fetch it again")
     width, n_head = values["hidden_size"], values["num_attention_heads"]
-    rope = values.get("rope_parameters") or {}
-    softcap, rope_base = values.get("final_logit_softcapping"), rope.get("rope_theta", values.get("rope_theta"))
+    rope: Any = values.get("rope_parameters")
+    rope = rope if isinstance(rope, dict) else {}
+    softcap: Any = values.get("final_logit_softcapping")
+    rope_base: Any = rope.get("rope_theta", values.get("rope_theta"))
     for name, value in (("final_logit_softcapping", softcap), ("rope_theta", rope_base)):
         if type(value) not in (int, float) or not 0 < value < 1e12:
             raise InputError(f"{path}: {name}={value!r} is not a positive number; fetch it again")

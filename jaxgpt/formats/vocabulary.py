@@ -109,7 +109,8 @@ def _is_gpt2(content: dict[str, Any]) -> bool:
     model, added = content.get("model"), content.get("added_tokens")
     if not isinstance(model, dict) or not isinstance(added, list) or len(added) > 1:
         return False
-    vocab, cut = model.get("vocab"), content.get("pre_tokenizer")
+    vocab: Any = model.get("vocab")
+    cut = content.get("pre_tokenizer")
     if not _are_tokens(vocab) or len(vocab) != 50257 or content.get("normalizer") is not None:
         return False
     if isinstance(cut, dict) and cut.get("type") == "ByteLevel":

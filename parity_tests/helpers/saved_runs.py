@@ -1,6 +1,7 @@
 """A run directory with a checkpoint of fresh weights: what opens a trained model, without the training."""
 
 from pathlib import Path
+from typing import Literal
 
 from jaxgpt.config import Config, MeshConfig, TrainConfig, to_dict
 from jaxgpt.config.families import ModelConfig
@@ -10,7 +11,9 @@ from jaxgpt.training.checkpoint import Checkpoints
 from jaxgpt.training.step import make_step
 
 
-def save_run(run: Path, model: ModelConfig, tokenizer: Tokenizer, *, steps=(1,), dtype="float32") -> Config:
+def save_run(
+    run: Path, model: ModelConfig, tokenizer: Tokenizer, *, steps=(1,), dtype: Literal["float32", "float64"] = "float32"
+) -> Config:
     """Checkpoints at these steps; the weights of a step are drawn with its number."""
     train = TrainConfig(batch_tokens=8 * model.seq_len, micro_batch_size=8, dtype=dtype)
     config = Config(model=model, train=train, mesh=MeshConfig(data=1, platform="cpu"))

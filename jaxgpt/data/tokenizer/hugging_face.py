@@ -104,8 +104,8 @@ class HuggingFaceTokenizer(Tokenizer):
     def stream_decoder(self, after: Sequence[int] = ()) -> StreamDecoder:
         return StreamDecoder(self) if self._spelled is not None else WindowDecoder(self, after)
 
-    def id_of(self, token: str | int | None) -> int | None:
-        """The id of a token, given as text or as an id; None where there is none."""
+    def id_of(self, token: object) -> int | None:
+        """The id of a token, given as text or as an id; None for anything else."""
         if isinstance(token, int) and not isinstance(token, bool):
             return token if 0 <= token < self.vocab_size else None
         return self._library.token_to_id(token) if isinstance(token, str) else None
