@@ -250,6 +250,7 @@ def test_the_dtype_is_that_of_the_computation(model):
     ("source", "settings", "wanted"),
     [
         ("nothing", {}, "source=nothing does not exist; give a run directory (here: runs/chars, runs/nano)"),
+        ("~no-one/run", {}, "source=~no-one/run: ~no-one has no home directory here"),
         ("runs/chars", {"step": 7}, "step=7 is not in runs/chars/checkpoints; there: 1, 2"),
         ("runs", {}, "config.json does not exist"),
         ("runs", {"step": 1}, "source=runs has no checkpoints"),

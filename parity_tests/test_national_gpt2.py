@@ -133,6 +133,7 @@ def test_a_tokenizer_that_is_not_read_is_named(tmp_path, capsys):
 
 
 def test_a_tokenizer_of_more_ids_than_the_model(tmp_path):
+    """Faults: C46."""
     shutil.copytree("national", tmp_path / "more")
     content = json.loads((tmp_path / "more" / "tokenizer.json").read_text())
     content["model"]["vocab"]["more"] = 5000

@@ -21,6 +21,7 @@ from jaxgpt.config.families import ModelConfig
 from jaxgpt.data.sources import open_directory
 from jaxgpt.data.tokenizer import Tokenizer
 from jaxgpt.errors import InputError
+from jaxgpt.files import user_path
 from jaxgpt.formats.export import export
 from jaxgpt.formats.hugging_face import PRETRAINED
 from jaxgpt.inference.request import Request, check_settings
@@ -77,7 +78,8 @@ def load(
     name = os.fspath(source)
     if not isinstance(name, str):
         raise InputError(f"source={source!r} is not a path in text; give a str or a Path")
-    if name not in PRETRAINED and not os.path.exists(name):
+    name = user_path(name, "source")
+    if not (name in PRETRAINED or "://" in name or os.path.exists(name)):
         raise InputError(
             f"source={name} does not exist; give a run directory (here: {', '.join(list_runs()) or 'none'}), "
             f"one of {', '.join(PRETRAINED)}, a Hugging Face directory, or a checkpoint file"
@@ -88,7 +90,7 @@ def load(
         message = str(error).replace("--run=", "source=").replace("--step=", "step=")
         raise InputError(message) from error
     if data:
-        trained = with_tokenizer_of(trained, open_directory(data))
+        trained = with_tokenizer_of(trained, open_directory(user_path(data, "data")))
     return LanguageModel(trained, dtype=dtype)
 
 

@@ -162,7 +162,11 @@ def _one_line(what: str) -> Iterator[None]:
     try:
         yield
     except BaseException as error:
-        if type(error) is Exception or isinstance(error, ValueError | TypeError | OverflowError) or _is_panic(error):
+        if (
+            type(error) is Exception
+            or isinstance(error, ValueError | TypeError | OverflowError | RecursionError)
+            or _is_panic(error)
+        ):
             first_line = next(iter(str(error).splitlines()), type(error).__name__)
             raise InputError(f"{what}: {first_line[:200]}; use another tokenizer, or fetch it again") from error
         raise
