@@ -73,9 +73,11 @@ if __name__ == "__main__":
 
 import dataclasses
 import json
+import sys
 from typing import Any, Literal
 
 import jax
+import numpy as np
 from rich.table import Table
 
 from jaxgpt.config import Config, EvalConfig, MeshConfig, TrainConfig
@@ -100,7 +102,11 @@ def main(args: list[str]) -> int:
     config = evaluation_config(trained, settings)
     evaluator = make_evaluator(config, trained.mesh)
     splits: list[Literal["train", "val"]] = ["train", "val"] if settings.split == "both" else [settings.split]
-    results = {split: evaluate(trained, evaluator, source, split, config) for split in splits}
+    token_bytes = trained.tokenizer.token_bytes() if trained.tokenizer else None
+    if trained.tokenizer and token_bytes is None:
+        note = f"the ids of the {trained.tokenizer.name} tokenizer do not stand for bytes"
+        print(f"note: bits per byte not available: {note}", file=sys.stderr)
+    results = {split: evaluate(trained, evaluator, source, split, config, token_bytes) for split in splits}
     facts = {"model": trained.origin, "data": str(source.data.directory), "dtype": config.train.dtype}
     if settings.json:
         print(json.dumps(facts | {"splits": {split: as_dict(result) for split, result in results.items()}}))
@@ -130,10 +136,14 @@ def evaluation_config(trained: Trained, settings: argparse.Namespace) -> Config:
 
 
 def evaluate(
-    trained: Trained, evaluator: Evaluator, source: Source, split: Literal["train", "val"], config: Config
+    trained: Trained,
+    evaluator: Evaluator,
+    source: Source,
+    split: Literal["train", "val"],
+    config: Config,
+    token_bytes: np.ndarray | None,
 ) -> Evaluation:
     """The loss on one split."""
-    tokenizer = trained.tokenizer
     rows, starts = source.val_rows(config, split)
     with jax.set_mesh(trained.mesh):
         return evaluate_split(
@@ -142,7 +152,7 @@ def evaluate(
             rows,
             starts,
             n_rows=config.train.micro_batch_size * count_batch_devices(trained.mesh),
-            token_bytes=tokenizer.token_bytes() if tokenizer else None,
+            token_bytes=token_bytes,
         )
 
 

@@ -55,7 +55,7 @@ import time
 from collections.abc import Iterator
 
 from jaxgpt.data.sources import open_directory
-from jaxgpt.data.tokenizer import StreamDecoder, Tokenizer
+from jaxgpt.data.tokenizer import Tokenizer
 from jaxgpt.errors import EXIT_DONE, InputError, run_verb
 from jaxgpt.files import read_bounded
 from jaxgpt.inference.trained import open_source, with_tokenizer_of
@@ -124,7 +124,7 @@ def read_prompt(settings: argparse.Namespace) -> str:
 
 def write(steps: Iterator[list[int | None]], prompt: str, tokenizer: Tokenizer, n_samples: int) -> int:
     """Shows the first sample as it comes, then the others, and says how fast they came. Returns how many steps."""
-    decoders = [StreamDecoder(tokenizer) for _ in range(n_samples)]
+    decoders = [tokenizer.stream_decoder(tokenizer.encode(prompt)) for _ in range(n_samples)]
     texts = [prompt] * n_samples
     n_steps, n_tokens, times_s = 0, 0, [time.perf_counter()]
     show(prompt)

@@ -105,7 +105,7 @@ def train(given: Config, flags: argparse.Namespace) -> int:
             )
         else:
             with working("making the weights"):
-                state = step.init_state(initial_params(config, step.state_shapes.params, step.init_params))
+                state = step.init_state(initial_params(config, step.state_shapes.params, step.init_params, tokenizer))
         shapes = {path: shape.shape for path, shape in step.state_shapes.params.items()}
         print_header(run, plan, shapes, first_step, describe_compute(config, step))
         if first_step >= plan.n_steps:

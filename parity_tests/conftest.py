@@ -32,7 +32,7 @@ if signal.getsignal(signal.SIGHUP) is signal.SIG_IGN:  # under nohup
 
 FAST = {
     "batches", "census", "command", "config", "content", "cursors", "documents", "downloads", "fit", "gates",
-    "hardware", "hub", "inputs",
+    "hardware", "hub", "hugging_face_tokenizer", "inputs",
     "layout", "letters", "mirror",
     "packing", "pages", "plan", "prepare", "schedule", "shards", "shipped", "text_batches", "text_shards", "tokenizer",
     "train_tokenizer",

@@ -1,6 +1,7 @@
 """A nanochat model of 2025 in transformers: equal logits, equal greedy text; mechanisms of 2026 are refused."""
 
 import dataclasses
+import json
 
 import jax
 import numpy as np
@@ -10,7 +11,8 @@ import transformers
 
 from jaxgpt.config import NanochatConfig
 from jaxgpt.errors import InputError
-from jaxgpt.formats.hf_nanochat import save_nanochat
+from jaxgpt.formats.hf_nanochat import load_hf_nanochat, save_nanochat
+from jaxgpt.formats.pretrained import load_pretrained
 from jaxgpt.inference.engine import Engine
 from jaxgpt.models import Model, param_shapes
 
@@ -69,3 +71,39 @@ def test_mechanisms_of_2026_are_refused(tmp_path, settings, named):
     with pytest.raises(InputError, match=f"it has no {named}; "):
         save_nanochat(tmp_path / "out", dataclasses.replace(CONFIG, **settings), {}, {})
     assert not list(tmp_path.iterdir())
+
+
+def test_it_is_read_back(exported, tmp_path):
+    """What transformers has read and saved again, too."""
+    params, theirs = exported
+    save_nanochat(tmp_path / "ours", CONFIG, params, {"bos_token_id": 60, "eos_token_id": None})
+    theirs.save_pretrained(tmp_path / "theirs")
+    for name in ("ours", "theirs"):
+        config, loaded = load_pretrained(str(tmp_path / name))
+        assert config == CONFIG and loaded.keys() == params.keys()
+        for path, weight in params.items():
+            np.testing.assert_array_equal(loaded[path], weight, err_msg=path)
+
+
+@pytest.mark.parametrize(
+    ("change", "wanted"),
+    [
+        ({"hidden_size": "wide"}, "hidden_size='wide' is not a positive int"),
+        ({"hidden_act": "silu"}, "hidden_act='silu', but this NanoChat has 'relu2'"),
+        ({"intermediate_size": 64}, "intermediate_size=64, but this NanoChat has 128"),
+        ({"rope_parameters": {"rope_type": "yarn", "rope_theta": 1e4}}, "rope_type='yarn' is not default"),
+        ({"rope_parameters": None}, "rope_theta=None is not a positive number"),
+        ({"final_logit_softcapping": 0}, "final_logit_softcapping=0 is not a positive number"),
+        ({"num_attention_heads": 64}, "head_dim"),
+        ({"num_hidden_layers": 1 << 30}, "it holds 3; fetch both from one model"),
+        ({"vocab_size": 71}, "its config says (71, 32)"),
+    ],
+    ids=lambda value: next(iter(value)) if isinstance(value, dict) else "",
+)
+def test_other_settings_are_one_line(exported, tmp_path, change, wanted):
+    save_nanochat(tmp_path, CONFIG, exported[0], {"bos_token_id": 60, "eos_token_id": None})
+    config = json.loads((tmp_path / "config.json").read_text())
+    (tmp_path / "config.json").write_text(json.dumps(config | change))
+    with pytest.raises(InputError) as caught:
+        load_hf_nanochat(tmp_path)
+    assert wanted in str(caught.value) and "\n" not in str(caught.value)

@@ -41,7 +41,7 @@ def test_shakespeare_char(shakespeare, capsys):
     assert (shakespeare.stat().st_size, sha256_of(shakespeare)) == (SHAKESPEARE_BYTES, SHAKESPEARE_SHA256)
     out = capsys.readouterr().out
     assert "1,003,854" in out and "111,540" in out and "note:" not in out
-    assert "next: jaxgpt train --config" in out and "--data.dir=data/shakespeare_char" in out
+    assert "next: jaxgpt train --config shakespeare_char\n" in out
 
 
 def test_shakespeare_bpe(shakespeare, gpt2_vocabulary):
@@ -245,7 +245,7 @@ def test_bad_parquet_columns():
         (["pydocs", "--shards", "3"], "--shards=3 is not for pydocs as tokens; options: --input, --tokenizer"),
         (["pydocs", "--input", "x"], "pydocs reads no --input"),
         (["../x", "--input", "x"], "'../x' is not a name"),
-        (["pydocs", "--tokenizer", "bpe"], "--tokenizer=bpe is not one of char, byte, gpt2"),
+        (["pydocs", "--tokenizer", "bpe"], "--tokenizer=bpe is not one of char, byte, gpt2, nor a directory with"),
         (["pydocs", "--val-fraction", "1"], "--val-fraction=1.0 is outside (0, 1)"),
         (["pydocs", "--val-fraction", "nan"], "--val-fraction=nan is outside (0, 1)"),
         (["pydocs", "--shard-tokens", "0"], "--shard-tokens=0"),

@@ -20,7 +20,7 @@ from jaxgpt.errors import InputError, run_verb
 from jaxgpt.formats.hugging_face import save_hf
 from jaxgpt.formats.nanogpt import load_nanogpt
 from jaxgpt.formats.pretrained import load_pretrained
-from jaxgpt.formats.vocabulary import find_other_vocabulary
+from jaxgpt.formats.vocabulary import read_tokenizer
 from jaxgpt.models import param_shapes
 
 pytestmark = pytest.mark.usefixtures("in_tmp_path")
@@ -150,7 +150,7 @@ def test_a_pipe_or_a_device_in_place_of_a_file(name, kind):
         Path("m/model.safetensors").unlink()
     Path("m", name).unlink(missing_ok=True)
     {"pipe": os.mkfifo, "device": lambda p: p.symlink_to("/dev/zero"), "directory": Path.mkdir}[kind](Path("m", name))
-    call = find_other_vocabulary if name == "vocab.json" else load_pretrained
+    call = read_tokenizer if name == "vocab.json" else load_pretrained
     assert "m" in message(call, Path("m") if name == "vocab.json" else "m")
     os.mkfifo("pipe.pt")
     assert "is a pipe or a device" in message(load_pretrained, "pipe.pt")
@@ -177,26 +177,40 @@ def spelled(token: bytes) -> str:
 def test_only_gpt2s_own_vocabulary_is_taken_for_it(gpt2_vocabulary):
     """Faults: F15, C46."""
     Path("m").mkdir()
-    assert find_other_vocabulary(Path("m")) == ""
+    assert read_tokenizer(Path("m")) is None
     bpe = GPT2Tokenizer()._bpe
     vocab = {spelled(bpe.decode_single_token_bytes(i)): i for i in range(50256)} | {"<|endoftext|>": 50256}
     for escaped in (True, False):
         Path("m/vocab.json").write_text(json.dumps(vocab, ensure_ascii=escaped, indent=None if escaped else 1))
-        assert find_other_vocabulary(Path("m")) == ""
-    Path("m/merges.txt").write_bytes(b"")
-    assert find_other_vocabulary(Path("m")) == "merges.txt"
+        assert isinstance(read_tokenizer(Path("m")), GPT2Tokenizer)
+    Path("m/merges.txt").write_text("#version: 0.2\na b\n")
+    assert not isinstance(other := read_tokenizer(Path("m")), GPT2Tokenizer)
+    assert other is not None and (other.vocab_size, other.end_of_text) == (50257, None)
+    assert other.encode("ab a") == [vocab["ab"], vocab["Ġ"], vocab["a"]]
+    for values in (vocab | {"a": vocab["b"], "b": vocab["a"]}, {f"t{i}": i for i in range(50257)}):
+        Path("m/vocab.json").write_text(json.dumps(values))
+        assert not isinstance(read_or_refuse("m"), GPT2Tokenizer)
+    for values in ({}, [], {"a": "b"}):
+        Path("m/vocab.json").write_text(json.dumps(values))
+        message(read_tokenizer, Path("m"))
     Path("m/merges.txt").unlink()
-    for other in (vocab | {"a": vocab["b"], "b": vocab["a"]}, {f"t{i}": i for i in range(50257)}, {}, [], {"a": "b"}):
-        Path("m/vocab.json").write_text(json.dumps(other))
-        assert find_other_vocabulary(Path("m")) == "vocab.json"
+    assert "vocab.json is not read alone; save the tokenizer again" in message(read_tokenizer, Path("m"))
     Path("m/vocab.json").unlink()
     for values in ({"model": {"vocab": vocab, "merges": ["a b"]}}, {"model": 1}, []):
         Path("m/tokenizer.json").write_text(json.dumps(values))
-        assert find_other_vocabulary(Path("m")) == "tokenizer.json"
+        assert not isinstance(read_or_refuse("m"), GPT2Tokenizer)
     Path("m/tokenizer.json").write_text("{")
-    assert "tokenizer.json is not JSON" in message(find_other_vocabulary, Path("m"))
+    assert "tokenizer.json is not JSON" in message(read_tokenizer, Path("m"))
+    Path("m/tokenizer.json").unlink()
     Path("m/tokenizer.model").write_bytes(b"")
-    assert find_other_vocabulary(Path("m")) == "tokenizer.model"
+    assert "tokenizer.model is not read alone" in message(read_tokenizer, Path("m"))
+
+
+def read_or_refuse(directory):
+    try:
+        return read_tokenizer(Path(directory))
+    except InputError:
+        return None
 
 
 def test_names_inside_files_are_shown_and_not_obeyed(monkeypatch, capsys):

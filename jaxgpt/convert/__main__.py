@@ -181,7 +181,12 @@ def main(args: list[str]) -> int:
         if given.to in FORMS:
             tokenizer_json = saved.about.get("tokenizer")
             tokenizer = choose_tokenizer(tokenizer_json, saved.config.model)
-            facts = {"step": f"{saved.step:,}", "tokens": f"{tokens_before(saved.config, saved.step):,}"}
+            facts = {
+                "data": saved.config.data.dir,
+                "optimizer": saved.config.optim.algorithm,
+                "step": f"{saved.step:,}",
+                "tokens": f"{tokens_before(saved.config, saved.step):,}",
+            }
             if saved.val_loss is not None:
                 facts["validation loss"] = f"{saved.val_loss:.4f} nats per token"
             params = params_of(saved.leaves)

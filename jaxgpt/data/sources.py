@@ -250,8 +250,13 @@ def open_directory(directory: str, like: DataConfig | None = None, *, verify_aga
 
 def count_token_bytes(source: Source, say: Callable[[str], None]) -> np.ndarray | None:
     """Bytes of each id, for bits per byte; None, with a message, where the vocabulary is not available."""
+    if source.tokenizer is None:
+        return None
     try:
-        return source.tokenizer.token_bytes() if source.tokenizer else None
+        sizes = source.tokenizer.token_bytes()
     except InputError as error:
         say(f"bits per byte not available: {error}")
         return None
+    if sizes is None:
+        say(f"bits per byte not available: the ids of the {source.tokenizer.name} tokenizer do not stand for bytes")
+    return sizes

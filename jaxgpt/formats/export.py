@@ -31,7 +31,7 @@ def export(
     Args:
       form: a key of `FORMS`.
       directory: empty, or made here.
-      config: of the run.
+      config: of the run: its model, and its settings for samples.
       tokenizer: None where nobody knows it; the directory then lacks tokenizer.json.
       facts: about the run, for the model card, such as {"step": "2000"}.
 
@@ -56,7 +56,8 @@ def export(
     if tokenizer is not None:
         write_json(directory / "tokenizer.json", to_tokenizer_json(tokenizer))
         names: dict[int | None, str] = {i: name for name, i in tokenizer.specials.items()}
-        tokens = {f"{kind}_token": names[specials[f"{kind}_token_id"]] for kind in ("bos", "eos") if names}
+        ends = {f"{kind}_token": names.get(specials[f"{kind}_token_id"]) for kind in ("bos", "eos")}
+        tokens = {kind: name for kind, name in ends.items() if name is not None}
         about = {"tokenizer_class": "PreTrainedTokenizerFast", "clean_up_tokenization_spaces": False}
         write_json(directory / "tokenizer_config.json", about | tokens | {"model_max_length": model.seq_len})
     card = model_card(directory.name, config, tokenizer, facts)
@@ -90,8 +91,6 @@ def model_card(name: str, config: Config, tokenizer: Tokenizer | None, facts: Ma
         "parameters": f"{model.count_params().total:,}",
         "context": f"{model.seq_len:,} tokens",
         "vocabulary": f"{model.vocab_size:,} ids of the {tokenizer.name if tokenizer else 'unknown'} tokenizer",
-        "data": config.data.dir,
-        "optimizer": config.optim.algorithm,
         **facts,
     }
     table = "\n".join(f"| {what} | {value} |" for what, value in rows.items())

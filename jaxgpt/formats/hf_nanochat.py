@@ -7,7 +7,9 @@ Reference: transformers, models/nanochat/modular_nanochat.py.
 """
 
 import json
+import re
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from safetensors import SafetensorError
@@ -15,7 +17,8 @@ from safetensors.numpy import save_file
 
 from jaxgpt.config.families import NanochatConfig
 from jaxgpt.errors import InputError
-from jaxgpt.formats.stored import Params
+from jaxgpt.formats.hugging_face import list_tensors, read_json
+from jaxgpt.formats.stored import Params, read_model
 
 RMS_NORM_EPS = float(np.finfo(np.float32).eps)
 """Of torch's rms_norm without an eps in float32, which nanochat computes with."""
@@ -66,6 +69,57 @@ def save_nanochat(directory: Path, config: NanochatConfig, params: Params, speci
         (directory / "config.json").write_text(json.dumps(values, indent=2) + "\n", encoding="utf-8")
     except (OSError, SafetensorError) as error:
         raise InputError(f"{directory} cannot be written: {error}; choose another directory") from error
+
+
+def is_hf_nanochat(directory: Path) -> bool:
+    """Whether a directory's config.json says that it holds a NanoChat model."""
+    config = directory / "config.json"
+    return config.is_file() and read_json(config).get("model_type") == "nanochat"
+
+
+def load_hf_nanochat(directory: Path) -> tuple[NanochatConfig, Params]:
+    """A NanoChat model of transformers, as `save_nanochat` or transformers writes it.
+
+    Raises:
+      InputError: it is damaged, or has settings that this model of 2025 cannot run.
+    """
+    path = directory / "config.json"
+    values = read_json(path)
+    sizes = ("hidden_size", "num_hidden_layers", "num_attention_heads", "max_position_embeddings", "vocab_size")
+    values.setdefault("num_key_value_heads", values.get("num_attention_heads"))
+    for name in (*sizes, "num_key_value_heads"):
+        if type(values.get(name)) is not int or values[name] < 1:
+            raise InputError(f"{path}: {name}={values.get(name)!r} is not a positive int; fetch it again")
+    width, n_head = values["hidden_size"], values["num_attention_heads"]
+    rope: Any = values.get("rope_parameters")
+    rope = rope if isinstance(rope, dict) else {}
+    softcap: Any = values.get("final_logit_softcapping")
+    rope_base: Any = rope.get("rope_theta", values.get("rope_theta"))
+    for name, value in (("final_logit_softcapping", softcap), ("rope_theta", rope_base)):
+        if type(value) not in (int, float) or not 0 < value < 1e12:
+            raise InputError(f"{path}: {name}={value!r} is not a positive number; fetch it again")
+    fixed = {
+        "hidden_act": "relu2", "attention_bias": False, "tie_word_embeddings": False, "intermediate_size": 4 * width,
+        "head_dim": width // n_head,
+    }  # fmt: skip
+    for name, ours in fixed.items():
+        if values.get(name, ours) != ours:
+            raise InputError(f"{path}: {name}={values[name]!r}, but this NanoChat has {ours!r}; it cannot run it")
+    if rope.get("rope_type", "default") != "default":
+        raise InputError(f"{path}: rope_type={rope['rope_type']!r} is not default; it cannot run it")
+    config = NanochatConfig(
+        era="2025", depth=values["num_hidden_layers"], n_embd=width, head_dim=width // n_head,
+        n_kv_head=values["num_key_value_heads"], seq_len=values["max_position_embeddings"],
+        vocab_size=values["vocab_size"], rope_base=float(rope_base), softcap=float(softcap),
+    ).complete(values["vocab_size"])  # fmt: skip
+    ours_of = {theirs: ours for ours, theirs in NAMES.items()}
+    stored = {}
+    for name, tensor in list_tensors(directory).items():
+        path_of = re.fullmatch(r"model\.layers\.(\d+)\.(.+)\.weight", name)
+        if path_of and path_of[2] in ours_of:
+            name = f"h.{path_of[1]}.{ours_of[path_of[2]]}.weight"
+        stored["wte.weight" if name == "model.embed_tokens.weight" else name] = tensor
+    return config, read_model(config, stored, directory, is_transposed=lambda path: path.startswith("h."))
 
 
 def refuse_others(config: NanochatConfig) -> None:

@@ -80,8 +80,12 @@ def load_hf(directory: str | Path) -> tuple[GPT2Config, Params]:
     """
     directory = Path(directory)
     config = _read_hf_config(directory / "config.json")
-    stored = [_open_safetensors(file) for file in _list_safetensors(directory)]
-    return config, read_model(config, dict(ChainMap(*stored)), directory, is_transposed=lambda path: False)
+    return config, read_model(config, list_tensors(directory), directory, is_transposed=lambda path: False)
+
+
+def list_tensors(directory: Path) -> dict[str, Stored]:
+    """The tensors of a directory's safetensors, by name; none is read yet."""
+    return dict(ChainMap(*[_open_safetensors(file) for file in _list_safetensors(directory)]))
 
 
 def fetch_hf(name: str) -> Path:
@@ -180,7 +184,7 @@ def save_hf(
 
 
 def _read_hf_config(path: Path) -> GPT2Config:
-    values = _read_json(path)
+    values = read_json(path)
     for name, ours in FIXED_IN_HF.items():
         theirs = values.get(name, ours)
         if theirs != ours:
@@ -206,7 +210,8 @@ def _check_config(path: Path) -> None:
     _read_hf_config(path)
 
 
-def _read_json(path: Path) -> dict[str, Any]:
+def read_json(path: Path) -> dict[str, Any]:
+    """A file of one JSON object; raises InputError for anything else."""
     try:
         values = json.loads(read_bounded(path, JSON_LIMIT_BYTES))
     except FileNotFoundError as error:
@@ -231,7 +236,7 @@ def _list_safetensors(directory: Path) -> list[Path]:
 
 def _list_shards(index: Path) -> list[str]:
     """The names of the files that model.safetensors.index.json distributes the weights to."""
-    weight_map = _read_json(index).get("weight_map")
+    weight_map = read_json(index).get("weight_map")
     if not isinstance(weight_map, dict) or not weight_map:
         raise InputError(f"{index} has no weight_map; fetch it again")
     files = sorted(set(map(str, weight_map.values())))

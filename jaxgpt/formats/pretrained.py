@@ -9,6 +9,7 @@ import numpy as np
 
 from jaxgpt.config.families import GPT2Config, ModelConfig
 from jaxgpt.errors import InputError
+from jaxgpt.formats.hf_nanochat import is_hf_nanochat, load_hf_nanochat
 from jaxgpt.formats.hugging_face import PRETRAINED, fetch_hf, fetch_model, load_hf, refuse_bin
 from jaxgpt.formats.nanogpt import load_nanogpt
 from jaxgpt.formats.stored import Params
@@ -17,7 +18,7 @@ MAX_PADDED_IDS = 1024
 """Ids that `adapt` may add: enough to round a vocabulary up for any mesh, too few for another vocabulary."""
 
 
-def load_pretrained(source: str) -> tuple[GPT2Config, Params]:
+def load_pretrained(source: str) -> tuple[ModelConfig, Params]:
     """Weights by name (gpt2, gpt2-medium, gpt2-large, gpt2-xl), from a Hugging Face directory or a nanoGPT ckpt.pt.
 
     hf:OWNER/NAME is a model of the Hugging Face hub. Without the hf: it is a path: a mistyped runs/NAME must not become
@@ -32,7 +33,7 @@ def load_pretrained(source: str) -> tuple[GPT2Config, Params]:
         return load_hf(fetch_model(source))
     path = Path(source)
     if path.is_dir():
-        return load_hf(path)
+        return load_hf_nanochat(path) if is_hf_nanochat(path) else load_hf(path)
     if path.suffix == ".bin":
         raise refuse_bin(path)
     if path.suffix in (".safetensors", ".json"):
@@ -58,7 +59,7 @@ def crop(params: Params, seq_len: int) -> Params:
     return params | {"wpe.weight": params["wpe.weight"][:seq_len]}
 
 
-def adapt(loaded: GPT2Config, params: Params, wanted: ModelConfig) -> Params:
+def adapt(loaded: ModelConfig, params: Params, wanted: ModelConfig) -> Params:
     """Loaded weights for a run that may have a shorter context and a vocabulary rounded up.
 
     An id that the loaded model does not have gets the mean of all embeddings. The logits of the other ids stay
@@ -73,8 +74,11 @@ def adapt(loaded: GPT2Config, params: Params, wanted: ModelConfig) -> Params:
     Raises:
       InputError: another architecture, a longer context or another vocabulary; names every field and its flag.
     """
-    if not isinstance(wanted, GPT2Config):
-        raise InputError(f"train.init_from loads GPT-2 weights, model.family={wanted.family} has others; leave it out")
+    if not isinstance(wanted, GPT2Config) or not isinstance(loaded, GPT2Config):
+        raise InputError(
+            f"train.init_from loads GPT-2 weights into GPT-2; these are of {loaded.family}, model.family="
+            f"{wanted.family}; leave it out"
+        )
     names = ("n_layer", "n_head", "n_embd", "bias")
     differing = {name: (getattr(wanted, name), getattr(loaded, name)) for name in names}
     differing = {name: pair for name, pair in differing.items() if pair[0] != pair[1]}
@@ -97,12 +101,14 @@ def adapt(loaded: GPT2Config, params: Params, wanted: ModelConfig) -> Params:
     return params
 
 
-def gelu_note(source: str, loaded: GPT2Config, wanted: ModelConfig) -> str:
+def gelu_note(source: str, loaded: ModelConfig, wanted: ModelConfig) -> str:
     """One line where a run computes another GELU than its loaded weights were trained with; else nothing.
 
     No error: nanoGPT always uses erf, on OpenAI's weights too, which were trained with tanh. The two differ by less
     than 5e-4 at any input.
     """
+    if not isinstance(loaded, GPT2Config):
+        return ""
     trained, ours = loaded.gelu, getattr(wanted, "gelu", loaded.gelu)
     if trained == ours:
         return ""

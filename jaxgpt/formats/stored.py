@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from jaxgpt.config.families import GPT2Config
+from jaxgpt.config.families import ModelConfig
 from jaxgpt.errors import InputError
 from jaxgpt.models import param_shapes
 
@@ -29,7 +29,7 @@ class Stored(NamedTuple):
 
 
 def read_model(
-    config: GPT2Config, stored: dict[str, Stored], source: Path, *, is_transposed: Callable[[str], bool]
+    config: ModelConfig, stored: dict[str, Stored], source: Path, *, is_transposed: Callable[[str], bool]
 ) -> Params:
     """Checks names, shapes and dtypes against the model, then reads. Errors name the tensors as the file does."""
     name_of = {name.removeprefix("transformer."): name for name in stored}
@@ -62,7 +62,7 @@ def read_model(
             what = "NaN" if np.isnan(weight).any() else "infinite"
             raise InputError(f"{source}: {name_of[path]} holds {what} values; its training diverged, use other weights")
         params[path] = np.ascontiguousarray(weight.T) if flip else weight
-    if "lm_head.weight" in name_of:
+    if "lm_head.weight" in name_of and "lm_head.weight" not in shapes:
         head_VD = np.asarray(stored[name_of["lm_head.weight"]].read(), np.float32)
         if not np.array_equal(head_VD, params["wte.weight"]):
             raise InputError(f"{source}: lm_head.weight is not wte.weight; this GPT-2 ties them")

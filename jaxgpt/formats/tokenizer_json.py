@@ -12,8 +12,16 @@ References: https://huggingface.co/docs/tokenizers/api/models; transformers' Tik
 
 from typing import Any
 
-from jaxgpt.data.tokenizer import BPETokenizer, ByteTokenizer, CharTokenizer, GPT2Tokenizer, Tokenizer
-from jaxgpt.data.tokenizer.byte_pairs import GPT2_SPLIT_PATTERN, SPLIT_PATTERN
+from jaxgpt.data.tokenizer import (
+    BPETokenizer,
+    ByteTokenizer,
+    CharTokenizer,
+    GPT2Tokenizer,
+    HuggingFaceTokenizer,
+    Tokenizer,
+)
+from jaxgpt.data.tokenizer.byte_pairs import GPT2_SPLIT_PATTERN, SPLIT_PATTERN, spell, unspell
+from jaxgpt.errors import InputError
 
 
 def to_tokenizer_json(tokenizer: Tokenizer) -> dict[str, Any]:
@@ -35,12 +43,25 @@ def to_tokenizer_json(tokenizer: Tokenizer) -> dict[str, Any]:
         case BPETokenizer():
             tokens = [tokenizer.decode_bytes([i]) for i in range(tokenizer.vocab_size - len(tokenizer.specials))]
             split = SPLIT_PATTERN
+        case HuggingFaceTokenizer():
+            return tokenizer.content
         case _:
             raise AssertionError(f"no tokenizer.json for {tokenizer.name}")
+    return byte_level_json(tokens, split, dict(tokenizer.specials))
+
+
+def byte_level_json(tokens: list[bytes], split: str | None, specials: dict[str, int]) -> dict[str, Any]:
+    """The content of a byte-level BPE's tokenizer.json.
+
+    Args:
+      tokens: the bytes of each id, in the order in which they merge.
+      split: the pattern that cuts text; None: it is not cut.
+      specials: control tokens by name, with their ids.
+    """
     spelled = [spell(token) for token in tokens]
     model = {
         "type": "BPE",
-        "vocab": {name: i for i, name in enumerate(spelled)} | dict(tokenizer.specials),
+        "vocab": {name: i for i, name in enumerate(spelled)} | specials,
         "merges": [[spell(left), spell(right)] for left, right in list_merges(tokens)],
         "ignore_merges": True,  # a piece that is a token is that token, as in tiktoken
     }
@@ -48,7 +69,29 @@ def to_tokenizer_json(tokenizer: Tokenizer) -> dict[str, Any]:
     steps = [bytes_only]
     if split is not None:
         steps.insert(0, _split(split))
-    return _assemble(model, {"type": "Sequence", "pretokenizers": steps}, bytes_only, dict(tokenizer.specials))
+    return _assemble(model, {"type": "Sequence", "pretokenizers": steps}, bytes_only, specials)
+
+
+def from_tokenizer_json(content: dict[str, Any]) -> Tokenizer | None:
+    """The inverse, for all but GPT-2's; None for a tokenizer.json that this module did not write."""
+    model = content.get("model")
+    if not isinstance(model, dict) or not isinstance(model.get("vocab"), dict):
+        return None
+    try:
+        names = sorted(model["vocab"], key=model["vocab"].__getitem__)
+        specials = [token["content"] for token in content["added_tokens"]]
+        tokens = [unspell(name) for name in names[: len(names) - len(specials)]]
+        if model["type"] == "WordLevel":
+            tokenizer = CharTokenizer("".join(names))
+        elif tokens == [bytes([byte]) for byte in range(256)] and not specials:
+            tokenizer = ByteTokenizer()
+        elif content["pre_tokenizer"] == byte_level_json([], SPLIT_PATTERN, {})["pre_tokenizer"]:
+            tokenizer = BPETokenizer(tokens, specials)
+        else:
+            return None
+    except (InputError, KeyError, TypeError):
+        return None
+    return tokenizer if to_tokenizer_json(tokenizer) == content else None
 
 
 def list_merges(tokens: list[bytes]) -> list[tuple[bytes, bytes]]:
@@ -63,21 +106,6 @@ def list_merges(tokens: list[bytes]) -> list[tuple[bytes, bytes]]:
         pairs = [(left, right) for left, right in cuts if left in ranks and right in ranks]
         merges += sorted(pairs, key=lambda pair: (ranks[pair[0]], ranks[pair[1]]))
     return merges
-
-
-def spell(token: bytes) -> str:
-    """A token in GPT-2's alphabet: a visible character for each byte."""
-    return "".join(ALPHABET[byte] for byte in token)
-
-
-def _make_alphabet() -> list[str]:
-    """GPT-2's: bytes that are visible in Latin-1 stand for themselves, the others are counted up from U+0100."""
-    visible = {*range(ord("!"), ord("~") + 1), *range(ord("¡"), ord("¬") + 1), *range(ord("®"), ord("ÿ") + 1)}
-    hidden = [byte for byte in range(256) if byte not in visible]
-    return [chr(byte) if byte in visible else chr(256 + hidden.index(byte)) for byte in range(256)]
-
-
-ALPHABET = _make_alphabet()
 
 
 def _split(pattern: str) -> dict[str, Any]:

@@ -21,9 +21,9 @@ from jaxgpt.config.families import ModelConfig
 from jaxgpt.data.sources import Source
 from jaxgpt.data.tokenizer import GPT2Tokenizer, Tokenizer, tokenizer_from_json
 from jaxgpt.errors import InputError
-from jaxgpt.formats.hugging_face import fetch_model
+from jaxgpt.formats.hugging_face import PRETRAINED, fetch_model
 from jaxgpt.formats.pretrained import load_pretrained
-from jaxgpt.formats.vocabulary import find_other_vocabulary
+from jaxgpt.formats.vocabulary import read_tokenizer
 from jaxgpt.inference.engine import Engine
 from jaxgpt.models import param_shapes
 from jaxgpt.parallel.compile_cache import remember_programs
@@ -59,12 +59,16 @@ class Trained:
     mesh: Mesh
     origin: str
 
-    def engine(self) -> Engine:
-        """Generates with it. On a CPU in float32, where 16 bits are slower."""
+    @property
+    def compute_dtype(self) -> Literal["bfloat16", "float16", "float32", "float64"]:
+        """What to generate in: `dtype`, but on a CPU float32 in place of 16 bits, which are slower there."""
         is_cpu = self.mesh.devices.flat[0].platform == "cpu"
-        dtype = "float32" if is_cpu and self.dtype in ("bfloat16", "float16") else self.dtype
+        return "float32" if is_cpu and self.dtype in ("bfloat16", "float16") else self.dtype
+
+    def engine(self) -> Engine:
+        """Generates with it, in `compute_dtype`."""
         n_valid = self.tokenizer.vocab_size if self.tokenizer else None
-        return Engine(self.model, self.params, dtype=dtype, n_valid=n_valid)
+        return Engine(self.model, self.params, dtype=self.compute_dtype, n_valid=n_valid)
 
 
 def open_trained(source: str, *, step: int | None = None, platform: str = "", n_devices: int = 1) -> Trained:
@@ -80,10 +84,7 @@ def open_trained(source: str, *, step: int | None = None, platform: str = "", n_
     config, loaded = load_pretrained(source)
     shapes = place_params(config, "float32", mesh)
     params = {path: jax.device_put(loaded[path], shape.sharding) for path, shape in shapes.items()}
-    other = find_other_vocabulary(Path(source)) if Path(source).is_dir() else ""
-    tokenizer = None if other else choose_tokenizer(None, config)
-    if other:
-        print(f"note: {origin} has a vocabulary other than GPT-2's ({other}), which is not read", file=sys.stderr)
+    tokenizer = _tokenizer_beside(source, config)
     dtype = "float32" if mesh.devices.flat[0].platform == "cpu" else "bfloat16"
     return Trained(None, config, params, tokenizer, dtype, mesh, origin)
 
@@ -165,6 +166,27 @@ def with_tokenizer_of(trained: Trained, source: Source) -> Trained:
             "the tokenizers differ: give data that was prepared with the model's"
         )
     return trained
+
+
+def _tokenizer_beside(source: str, model: ModelConfig) -> Tokenizer | None:
+    """The tokenizer of weights from elsewhere. A directory whose tokenizer cannot be read has none, with a note."""
+    found = None
+    if Path(source).is_dir() and source not in PRETRAINED:
+        try:
+            found = read_tokenizer(Path(source))
+        except InputError as error:
+            print(f"note: {error}", file=sys.stderr)
+            return None
+        if found is None and model.vocab_size in GPT2_VOCAB_SIZES:
+            print(
+                f"note: {source} has no tokenizer.json; its {model.vocab_size} ids are read as GPT-2's", file=sys.stderr
+            )
+    if found is not None and found.vocab_size > model.vocab_size:
+        raise InputError(
+            f"{source}: its tokenizer has {found.vocab_size} ids, its model only {model.vocab_size}; "
+            "fetch both from one model"
+        )
+    return found or choose_tokenizer(None, model)
 
 
 def _read_about(about: dict[str, Any], source: str) -> tuple[Config, Tokenizer | None]:

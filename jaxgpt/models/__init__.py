@@ -29,8 +29,14 @@ def build(
 
 def init_params(config: ModelConfig, *, param_dtype=jnp.float32, seed=0) -> dict[str, jax.Array]:
     """Fresh weights by path. Each is the same on any number of devices."""
-    _, state = nnx.split(build(config, param_dtype=param_dtype, seed=seed), nnx.Param)
-    return {".".join(map(str, path)): leaf.get_value() for path, leaf in nnx.to_flat_state(state)}
+    return read_params(build(config, param_dtype=param_dtype, seed=seed))
+
+
+def read_params(module: nnx.Module) -> dict[str, jax.Array]:
+    """The weights that a module holds now, by path; no copies."""
+    return {
+        ".".join(map(str, path)): leaf.get_value() for path, leaf in nnx.to_flat_state(nnx.state(module, nnx.Param))
+    }
 
 
 def param_shapes(config: ModelConfig, param_dtype=jnp.float32) -> dict[str, jax.ShapeDtypeStruct]:

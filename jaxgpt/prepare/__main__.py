@@ -3,6 +3,7 @@
     jaxgpt prepare shakespeare_char
     jaxgpt prepare mytext --input book.txt
     jaxgpt prepare mydocs --input 'crawl/*.parquet' --tokenizer gpt2
+    jaxgpt prepare mydocs --input 'crawl/*.parquet' --tokenizer DIRECTORY     (that has a tokenizer.json)
     jaxgpt prepare mydocs --input 'crawl/*.parquet' --format text
     jaxgpt prepare climbmix --shards 8
 
@@ -71,7 +72,7 @@ def make_parser(about: dict[str, str]) -> Parser:
         "--input", nargs="+", metavar="PATH", type=user_path, default=[], help="files, directories or globs to read"
     )
     parser.add_argument("--out", metavar="DIR", type=user_path, default="", help="the result (data/NAME)")
-    parser.add_argument("--tokenizer", choices=("char", "byte", "gpt2"), help="(the corpus's; char)")
+    parser.add_argument("--tokenizer", metavar="NAME", help="char, byte, gpt2, or a directory with a tokenizer.json")
     parser.add_argument("--val-fraction", type=float, metavar="X", help="part for validation (the corpus's; 0.1)")
     parser.add_argument("--format", dest="form", choices=("tokens", "text"), help="what to write (tokens)")
     parser.add_argument("--text-field", metavar="NAME", help="field or column that holds the text (text)")
@@ -167,8 +168,9 @@ from jaxgpt.data.manifest import read_manifest
 from jaxgpt.data.shards import Split, check_ids, inspect_shard, open_dataset, split_blocks
 from jaxgpt.data.text_data import TOKENIZER, open_splits
 from jaxgpt.data.text_manifest import read_text_manifest
-from jaxgpt.data.tokenizer import GPT2Tokenizer
+from jaxgpt.data.tokenizer import GPT2Tokenizer, Tokenizer
 from jaxgpt.errors import EXIT_DONE, run_verb
+from jaxgpt.formats.vocabulary import read_tokenizer
 from jaxgpt.prepare.corpora import (
     FINEWEB,
     SHAKESPEARE_BYTES,
@@ -178,7 +180,7 @@ from jaxgpt.prepare.corpora import (
     open_corpus,
 )
 from jaxgpt.prepare.destination import FORMS, claim, is_prepared, publish, publish_text, train_command
-from jaxgpt.prepare.encode import describe_tokens, encode_source
+from jaxgpt.prepare.encode import NAMED, describe_tokens, encode_source
 from jaxgpt.prepare.inputs import find_inputs, open_files
 from jaxgpt.prepare.source import describe_left_out
 from jaxgpt.prepare.text_shards import (
@@ -202,7 +204,8 @@ def main(args: list[str]) -> int:
         corpus = CORPORA.get(options.name, Corpus("", "documents", "char", 0.1))
         left_out: Counter[str] = Counter()
         inputs = find_local(options, corpus, left_out)
-        request = describe_request(options, corpus, inputs)
+        own = read_own_tokenizer(options)
+        request = describe_request(options, corpus, inputs, own)
         if is_prepared(out, options.form, options.name, request, options.force):
             console.say(f"{out} is already prepared from the same input; --force prepares it again")
             return report(out, options.form)
@@ -223,6 +226,7 @@ def main(args: list[str]) -> int:
                 if options.form == "text":
                     publish_text(out, scratch, about | write_text_shards(source, scratch / "shards", **wants))
                 else:
+                    wants["tokenizer"] = own or wants["tokenizer"]
                     made = encode_source(source, scratch / "shards", n_threads=options.workers, **wants)
                     publish(out, scratch, {"format": 1, **about, **made})
                 left_out.update(source.left_out)
@@ -251,7 +255,23 @@ def find_local(options: argparse.Namespace, corpus: Corpus, left_out: Counter[st
     return inputs
 
 
-def describe_request(options: argparse.Namespace, corpus: Corpus, inputs: list[Path]) -> dict[str, Any]:
+def read_own_tokenizer(options: argparse.Namespace) -> Tokenizer | None:
+    """The tokenizer of the directory that --tokenizer names; None for one that has a name."""
+    if options.tokenizer is None or options.tokenizer in NAMED:
+        return None
+    directory = Path(user_path(options.tokenizer, "--tokenizer"))
+    tokenizer = read_tokenizer(directory) if directory.is_dir() else None
+    if tokenizer is None:
+        raise InputError(
+            f"--tokenizer={options.tokenizer} is not one of {', '.join(NAMED)}, nor a directory with a tokenizer.json; "
+            "choose one of them"
+        )
+    return tokenizer
+
+
+def describe_request(
+    options: argparse.Namespace, corpus: Corpus, inputs: list[Path], own: Tokenizer | None
+) -> dict[str, Any]:
     """What decides the result, for the manifest: the same request need not be answered twice."""
     listed = [(path.name, path.stat().st_size, path.stat().st_mtime_ns) for path in inputs]
     digest = hashlib.sha256(repr(listed).encode("utf-8", "surrogateescape")).hexdigest()[:12]
@@ -263,7 +283,8 @@ def describe_request(options: argparse.Namespace, corpus: Corpus, inputs: list[P
         request["input_format"] = options.input_format
     if options.form == "text":
         return {**request, "shard_chars": options.shard_chars, "group_documents": options.group_documents}
-    return {**request, "tokenizer": options.tokenizer or corpus.tokenizer, "shard_tokens": options.shard_tokens}
+    tokenizer = f"{options.tokenizer} ({own.digest()[:12]})" if own else options.tokenizer or corpus.tokenizer
+    return {**request, "tokenizer": tokenizer, "shard_tokens": options.shard_tokens}
 
 
 # Tokens that are published

@@ -15,6 +15,8 @@ from jaxgpt.errors import InputError
 from jaxgpt.prepare.shard_writer import ShardWriter
 from jaxgpt.prepare.source import PIECE_CHARS, Piece, Source, is_val
 
+NAMED = ("char", "byte", "gpt2")
+"""Tokenizers that need no file."""
 Progress = Callable[[str], Callable[[float], None]]
 """Given the name of a pass over the source, returns a function that is called with each n_read of it."""
 
@@ -23,7 +25,7 @@ def encode_source(
     source: Source,
     directory: Path,
     *,
-    tokenizer: str,
+    tokenizer: str | Tokenizer,
     val_fraction: float,
     shard_tokens: int,
     n_threads: int,
@@ -35,7 +37,8 @@ def encode_source(
     followed by the tokenizer's end-of-text token, or by a blank line where it has none.
 
     Args:
-      tokenizer: char, byte or gpt2. char reads the source twice: its vocabulary is every character that occurs.
+      tokenizer: one of `NAMED`, or a tokenizer. char reads the source twice: its vocabulary is every character that
+        occurs.
 
     Returns:
       The manifest's fields on tokenizer and splits.
@@ -46,7 +49,9 @@ def encode_source(
     n_chars, chars = 0, set()
     if source.is_one_text or tokenizer == "char":
         n_chars, chars = _survey(source, progress("surveying"))
-    reader = _make_tokenizer(tokenizer, chars if source.is_one_text else chars | {"\n"})
+    reader = tokenizer
+    if isinstance(reader, str):
+        reader = _make_tokenizer(reader, chars if source.is_one_text else chars | {"\n"})
     n_train_chars = int(n_chars * (1 - val_fraction)) if source.is_one_text else None
     dtype = pick_dtype(reader.vocab_size)
     writers = {name: ShardWriter(directory, name, dtype, shard_tokens) for name in ("train", "val")}

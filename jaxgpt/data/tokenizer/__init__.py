@@ -1,4 +1,4 @@
-"""Text to token ids and back: characters, bytes, GPT-2's BPE, a BPE trained on your text.
+"""Text to token ids and back: characters, bytes, GPT-2's BPE, a BPE trained on your text, any tokenizer.json.
 
 Every tokenizer has one interface, `Tokenizer`, and can be written as JSON (`to_json`, `tokenizer_from_json`), so
 that a data set and a checkpoint carry theirs and `digest` tells two apart. Nothing is pickled. Text is only
@@ -21,6 +21,7 @@ from jaxgpt.data.tokenizer.byte_pairs import (
     GPT2Tokenizer,
 )
 from jaxgpt.data.tokenizer.characters import ByteTokenizer, CharTokenizer
+from jaxgpt.data.tokenizer.hugging_face import HuggingFaceTokenizer
 from jaxgpt.errors import InputError
 
 __all__ = [
@@ -32,6 +33,7 @@ __all__ = [
     "ByteTokenizer",
     "CharTokenizer",
     "GPT2Tokenizer",
+    "HuggingFaceTokenizer",
     "StreamDecoder",
     "Tokenizer",
     "tokenizer_from_json",
@@ -52,6 +54,7 @@ def tokenizer_from_json(value: Any) -> Tokenizer:
         "byte": {"kind"},
         "gpt2": {"kind"},
         "bpe": {"kind", "split", "tokens", "specials"},
+        "hugging_face": {"kind", "content", "begin_of_text", "end_of_text"},
     }
     if not isinstance(kind, str) or kind not in fields:
         raise InputError(f"tokenizer: kind={kind!r} is unknown; this version reads {', '.join(fields)}")
@@ -64,6 +67,8 @@ def tokenizer_from_json(value: Any) -> Tokenizer:
         return GPT2Tokenizer()
     if kind == "bpe":
         return _bpe_from_json(value)
+    if kind == "hugging_face":
+        return _hugging_face_from_json(value)
     if not isinstance(value["chars"], str):
         raise InputError(f"tokenizer: chars is a {type(value['chars']).__name__}, not a string of characters")
     return CharTokenizer(value["chars"])
@@ -86,3 +91,10 @@ def _bpe_from_json(value: dict[str, Any]) -> BPETokenizer:
             f"tokenizer: {error.object[error.start]!r} in tokens is not a byte; train the tokenizer again"
         ) from error
     return BPETokenizer(tokens, value["specials"])
+
+
+def _hugging_face_from_json(value: dict[str, Any]) -> HuggingFaceTokenizer:
+    content, ends = value["content"], {name: value[name] for name in ("begin_of_text", "end_of_text")}
+    if type(content) is not dict or any(i is not None and type(i) is not int for i in ends.values()):
+        raise InputError("tokenizer: content is not an object, or an id not an int; fetch it again")
+    return HuggingFaceTokenizer(content, **ends)

@@ -40,8 +40,11 @@ class Tokenizer(ABC):
         """
 
     @abstractmethod
-    def token_bytes(self) -> np.ndarray:
-        """How many UTF-8 bytes of text each id stands for, int32 [vocab_size]; 0 for special tokens."""
+    def token_bytes(self) -> np.ndarray | None:
+        """How many UTF-8 bytes of text each id stands for, int32 [vocab_size]; 0 for special tokens.
+
+        None where ids do not stand for bytes, as in WordPiece.
+        """
 
     @abstractmethod
     def to_json(self) -> dict[str, Any]:
@@ -91,6 +94,10 @@ class Tokenizer(ABC):
     def decode(self, ids: Iterable[int]) -> str:
         """The text of the ids; bytes that are not UTF-8 become U+FFFD."""
         return self.decode_bytes(ids).decode("utf-8", errors="replace")
+
+    def stream_decoder(self, after: Sequence[int] = ()) -> "StreamDecoder":
+        """Decodes ids one at a time; `after` are the ids of the text that they continue."""
+        return StreamDecoder(self)
 
     def digest(self) -> str:
         """SHA-256 (hex) of the tokenizer's canonical JSON: equal digests, equal ids."""

@@ -43,6 +43,27 @@ class _TiktokenTokenizer(Tokenizer):
         return self._bpe.encode_to_numpy(text, disallowed_special=())
 
 
+def spell(token: bytes) -> str:
+    """A token in GPT-2's alphabet: a visible character for each byte."""
+    return "".join(ALPHABET[byte] for byte in token)
+
+
+def _make_alphabet() -> list[str]:
+    """GPT-2's: bytes that are visible in Latin-1 stand for themselves, the others are counted up from U+0100."""
+    visible = {*range(ord("!"), ord("~") + 1), *range(ord("¡"), ord("¬") + 1), *range(ord("®"), ord("ÿ") + 1)}
+    hidden = [byte for byte in range(256) if byte not in visible]
+    return [chr(byte) if byte in visible else chr(256 + hidden.index(byte)) for byte in range(256)]
+
+
+ALPHABET = _make_alphabet()
+BYTE_OF = {character: byte for byte, character in enumerate(ALPHABET)}
+
+
+def unspell(token: str) -> bytes:
+    """The inverse of `spell`; a character outside the alphabet stands for its UTF-8 bytes."""
+    return b"".join(bytes([BYTE_OF[c]]) if c in BYTE_OF else c.encode("utf-8", "surrogatepass") for c in token)
+
+
 GPT2_SPLIT_PATTERN = r"'(?:[sdmt]|ll|ve|re)| ?\p{L}++| ?\p{N}++| ?[^\s\p{L}\p{N}]++|\s++$|\s+(?!\S)|\s"
 """Where GPT-2's BPE cuts text, as tiktoken spells it; `GPT2Tokenizer` takes it from tiktoken."""
 
