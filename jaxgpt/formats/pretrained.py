@@ -1,31 +1,41 @@
-"""GPT-2 weights from other programs, by name or path, and what makes them fit a run.
+"""Weights from other programs, by name or path, and what makes them fit a run.
 
 Reference: nanoGPT model.py, `from_pretrained` and `crop_block_size`.
 """
 
+import dataclasses
 from pathlib import Path
 
 import numpy as np
 
-from jaxgpt.config.families import GPT2Config, ModelConfig
+from jaxgpt.config.families import GPT2Config, ModelConfig, NanochatConfig
 from jaxgpt.errors import InputError
 from jaxgpt.formats.hugging_face import PRETRAINED, fetch_hf, load_hf, refuse_bin
-from jaxgpt.formats.nanogpt import load_nanogpt
+from jaxgpt.formats.nanochat import FREE_FIELDS, find_nanochat, load_nanochat
+from jaxgpt.formats.nanogpt import CHECKPOINT, load_nanogpt
 from jaxgpt.formats.stored import Params
 
 MAX_PADDED_IDS = 1024
 """Ids that `adapt` may add: enough to round a vocabulary up for any mesh, too few for another vocabulary."""
 
 
-def load_pretrained(source: str) -> tuple[GPT2Config, Params]:
-    """Weights by name (gpt2, gpt2-medium, gpt2-large, gpt2-xl), from a Hugging Face directory or a nanoGPT ckpt.pt.
+def load_pretrained(source: str) -> tuple[ModelConfig, Params]:
+    """Weights by name (gpt2, gpt2-medium, gpt2-large, gpt2-xl) or path.
+
+    Args:
+      source: a name; a Hugging Face directory; nanoGPT's ckpt.pt or the directory with it; a checkpoint directory of
+        nanochat's (its newest step), or one model_NNNNNN.pt in it.
 
     Raises:
-      InputError: it does not exist, or is not a GPT-2 that this code can run.
+      InputError: it does not exist, or is not a model that this code can run.
     """
     path = Path(source)
     if source in PRETRAINED:
         return load_hf(fetch_hf(source))
+    if files := find_nanochat(path):
+        return load_nanochat(files)
+    if (path / CHECKPOINT).is_file() and not (path / "config.json").is_file():
+        return load_nanogpt(path / CHECKPOINT)
     if path.is_dir():
         return load_hf(path)
     if path.suffix == ".bin":
@@ -38,7 +48,7 @@ def load_pretrained(source: str) -> tuple[GPT2Config, Params]:
         raise InputError(f"{source} is a pipe or a device, not a file; copy it to a file")
     raise InputError(
         f"{source} does not exist; give one of {', '.join(PRETRAINED)}, "
-        "a directory with config.json and model.safetensors, or a nanoGPT ckpt.pt"
+        "a directory with config.json and model.safetensors, a nanoGPT ckpt.pt, or nanochat's checkpoint directory"
     )
 
 
@@ -53,7 +63,7 @@ def crop(params: Params, seq_len: int) -> Params:
     return params | {"wpe.weight": params["wpe.weight"][:seq_len]}
 
 
-def adapt(loaded: GPT2Config, params: Params, wanted: ModelConfig) -> Params:
+def adapt(loaded: ModelConfig, params: Params, wanted: ModelConfig) -> Params:
     """Loaded weights for a run that may have a shorter context and a vocabulary rounded up.
 
     An id that the loaded model does not have gets the mean of all embeddings. The logits of the other ids stay
@@ -68,8 +78,14 @@ def adapt(loaded: GPT2Config, params: Params, wanted: ModelConfig) -> Params:
     Raises:
       InputError: another architecture, a longer context or another vocabulary; names every field and its flag.
     """
-    if not isinstance(wanted, GPT2Config):
-        raise InputError(f"train.init_from loads GPT-2 weights, model.family={wanted.family} has others; leave it out")
+    if loaded.family != wanted.family:
+        raise InputError(
+            f"train.init_from has weights of model.family={loaded.family}, the run's is {wanted.family}; "
+            "choose a config of that family, or leave init_from out"
+        )
+    if isinstance(loaded, NanochatConfig):
+        _refuse_other_nanochat(loaded, wanted)
+        return params
     names = ("n_layer", "n_head", "n_embd", "bias")
     differing = {name: (getattr(wanted, name), getattr(loaded, name)) for name in names}
     differing = {name: pair for name, pair in differing.items() if pair[0] != pair[1]}
@@ -92,15 +108,28 @@ def adapt(loaded: GPT2Config, params: Params, wanted: ModelConfig) -> Params:
     return params
 
 
-def gelu_note(source: str, loaded: GPT2Config, wanted: ModelConfig) -> str:
+def _refuse_other_nanochat(loaded: NanochatConfig, wanted: ModelConfig) -> None:
+    """Rotary positions fit any context length, so the windows may differ too; everything else must be the same."""
+    free = ("seq_len", "short_window", "window_pattern", *FREE_FIELDS)
+    pairs = {
+        field.name: (getattr(wanted, field.name), getattr(loaded, field.name)) for field in dataclasses.fields(loaded)
+    }
+    differing = {name: pair for name, pair in pairs.items() if pair[0] != pair[1] and name not in free}
+    if differing:
+        facts = ", ".join(f"model.{name}={ours} but {theirs}" for name, (ours, theirs) in differing.items())
+        flags = " ".join(f"--model.{name}={str(theirs).lower()}" for name, (_, theirs) in differing.items())
+        raise InputError(f"the loaded weights differ from the run: {facts}; set {flags}")
+
+
+def gelu_note(source: str, loaded: ModelConfig, wanted: ModelConfig) -> str:
     """One line where a run computes another GELU than its loaded weights were trained with; else nothing.
 
     No error: nanoGPT always uses erf, on OpenAI's weights too, which were trained with tanh. The two differ by less
     than 5e-4 at any input.
     """
-    trained, ours = loaded.gelu, getattr(wanted, "gelu", loaded.gelu)
-    if trained == ours:
+    if not isinstance(loaded, GPT2Config) or not isinstance(wanted, GPT2Config) or loaded.gelu == wanted.gelu:
         return ""
+    trained, ours = loaded.gelu, wanted.gelu
     as_nanogpt = " as nanoGPT does" if ours == "erf" else ""
     return (
         f"model.gelu={ours}{as_nanogpt}, but {source} was trained with {trained}; "
