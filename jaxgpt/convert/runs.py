@@ -78,16 +78,20 @@ def _read_jax(directory: Path, chosen: Checkpoint, config: Config) -> dict[str, 
         return to_arrays(saved.restore(jax_shapes(config), chosen))
 
 
+def place_state(leaves: Mapping[str, np.ndarray], shapes: Any) -> Any:
+    """The state of these leaves, where `shapes` says."""
+    with_paths, form = jax.tree_util.tree_flatten_with_path(shapes)
+    placed = []
+    for path, shape in with_paths:
+        leaf = leaves[jax.tree_util.keystr(path, simple=True, separator=".")]
+        assert (leaf.shape, leaf.dtype) == (shape.shape, shape.dtype), path
+        placed.append(jax.device_put(leaf, shape.sharding))
+    return jax.tree_util.tree_unflatten(form, placed)
+
+
 def _write_jax(directory: Path, saved: Saved) -> None:
     with jax.enable_x64(saved.config.train.dtype == "float64"), JaxCheckpoints(directory) as checkpoints:
-        shapes = jax_shapes(saved.config)
-        with_paths, form = jax.tree_util.tree_flatten_with_path(shapes)
-        placed = []
-        for path, shape in with_paths:
-            leaf = saved.leaves[jax.tree_util.keystr(path, simple=True, separator=".")]
-            assert (leaf.shape, leaf.dtype) == (shape.shape, shape.dtype), path
-            placed.append(jax.device_put(leaf, shape.sharding))
-        state = jax.tree_util.tree_unflatten(form, placed)
+        state = place_state(saved.leaves, jax_shapes(saved.config))
         checkpoints.save(saved.step, state, saved.about, val_loss=saved.val_loss)
 
 

@@ -10,6 +10,7 @@ References: nanochat adamw.py, muon.py and gpt.py (setup_optimizers) at c6abcdf;
 at 92d63d4.
 """
 
+import functools
 import math
 
 from jaxgpt.config.families import NanochatConfig
@@ -43,6 +44,7 @@ def matrix_paths(config: NanochatConfig) -> list[str]:
     return paths
 
 
+@functools.cache
 def torch_shapes(config: NanochatConfig) -> dict[str, tuple[int, ...]]:
     """Path -> shape as torch has it, linear weights [out, in]."""
     is_transposed = linear_weights(config)
