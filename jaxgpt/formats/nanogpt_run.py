@@ -76,6 +76,7 @@ def read_moments(path: Path, model: GPT2Config, optimizer: Any) -> tuple[int, Mo
     else:
         found, needed = [len(group) for group in ids], [len(group) for group in adamw_groups(model)]
         raise InputError(f"{path}: its optimizer has groups of {found} parameters, nanoGPT's have {needed}")
+    shapes, is_linear = param_shapes(model), linear_weights(model)
     moments: Moments = {"mu": {}, "nu": {}}
     steps: set[int] = set()
     for name, i in zip(itertools.chain(*wanted), itertools.chain(*ids), strict=True):
@@ -83,7 +84,9 @@ def read_moments(path: Path, model: GPT2Config, optimizer: Any) -> tuple[int, Mo
         if not isinstance(held, dict):
             raise InputError(f"{path}: its optimizer has no state of {name}; it was saved before the first update")
         for field, theirs in (("mu", "exp_avg"), ("nu", "exp_avg_sq")):
-            moments[field][name] = _read(held.get(theirs), f"{path}: {theirs} of {name}", name, model)
+            moments[field][name] = _read(
+                held.get(theirs), f"{path}: {theirs} of {name}", shapes[name].shape, is_linear(name)
+            )
         step = held.get("step")
         step = step.item() if hasattr(step, "item") else step
         if not isinstance(step, int | float) or not 0 < step < 2**31:
@@ -94,11 +97,10 @@ def read_moments(path: Path, model: GPT2Config, optimizer: Any) -> tuple[int, Mo
     return steps.pop(), moments, is_old
 
 
-def _read(tensor: Any, place: str, name: str, model: GPT2Config) -> np.ndarray:
+def _read(tensor: Any, place: str, shape: tuple[int, ...], is_linear: bool) -> np.ndarray:
     if not hasattr(tensor, "numpy"):
         raise InputError(f"{place} is no tensor; copy it again")
-    stored, shape = store(tensor, place), tuple(param_shapes(model)[name].shape)
-    is_linear = linear_weights(model)(name)
+    stored = store(tensor, place)
     if stored.shape != (shape[::-1] if is_linear else shape) or stored.dtype not in (*FLOAT_DTYPES, DOUBLE):
         raise InputError(f"{place} is {stored.dtype} {stored.shape}, its weight is {shape}; copy it again")
     array = stored.read()
