@@ -19,6 +19,7 @@ from jaxgpt.errors import InputError
 from jaxgpt.formats.nanochat import (
     NanochatFiles,
     find_nanochat,
+    find_tokenizer,
     model_settings,
     narrow_paths,
     read_meta,
@@ -67,8 +68,11 @@ def _read_nanochat(files: NanochatFiles) -> Saved:
         raise InputError(f"{files.meta}: step={step!r:.40} is not a number of steps; copy it again")
     if optim is None:
         console.warn(f"{files.optim(0)} does not exist, so the optimizer starts anew")
-        return _make_saved("nanochat", config, step, params, 0, {}, None)
-    return _make_saved("nanochat", config, step, params, optim.n_updates, optim.moments, None)
+    count, moments = (optim.n_updates, optim.moments) if optim else (0, {})
+    saved = _make_saved("nanochat", config, step, params, count, moments, None)
+    tokenizer = find_tokenizer(files, model.vocab_size)
+    saved.about["tokenizer"] = tokenizer.to_json() if tokenizer else None
+    return saved
 
 
 def _read_nanogpt(path: Path) -> Saved:

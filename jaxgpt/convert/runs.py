@@ -1,6 +1,7 @@
 """A run's newest checkpoint in memory, read from and written to run directories of both frameworks."""
 
 import dataclasses
+import json
 import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -128,6 +129,12 @@ def write_run(saved: Saved, framework: str, run: Path, out: Path) -> None:
     """A run directory that goes on where `run` is now."""
     {"torch": _write_torch, "jax": _write_jax}[framework](out / "checkpoints", saved)
     config = dataclasses.replace(saved.config, run=dataclasses.replace(saved.config.run, dir=str(out)))
+    if (
+        saved.framework not in ("torch", "jax") and saved.about["tokenizer"]
+    ):  # that of a program with other files for it
+        tokenizer = out / "tokenizer.json"
+        tokenizer.write_text(json.dumps(saved.about["tokenizer"]), encoding="utf-8")
+        config = dataclasses.replace(config, data=dataclasses.replace(config.data, tokenizer=str(tokenizer)))
     (out / "config.py").write_text(config_lib.to_source(config), encoding="utf-8")
     if (run / "metrics.jsonl").is_file():
         shutil.copyfile(run / "metrics.jsonl", out / "metrics.jsonl")

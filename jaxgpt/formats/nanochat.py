@@ -20,6 +20,8 @@ import numpy as np
 
 from jaxgpt.config.families import NanochatConfig
 from jaxgpt.config.families.nanochat import VOCAB_ROUNDING
+from jaxgpt.data.tiktoken_pickle import TOKENIZER, read_tiktoken
+from jaxgpt.data.tokenizer import BPETokenizer
 from jaxgpt.errors import InputError
 from jaxgpt.files import read_bounded
 from jaxgpt.formats.stored import Params, Stored, linear_weights, read_model
@@ -62,6 +64,28 @@ def find_nanochat(path: Path) -> NanochatFiles | None:
         return None
     steps = [int(found[1]) for file in path.iterdir() if (found := _MODEL_FILE.fullmatch(file.name))]
     return NanochatFiles(path, max(steps)) if steps else None
+
+
+def find_tokenizer(files: NanochatFiles, n_rows: int) -> BPETokenizer | None:
+    """nanochat's tokenizer.pkl beside the checkpoint, or where nanochat keeps it: ../../tokenizer.
+
+    Args:
+      n_rows: of the model's embedding.
+
+    Raises:
+      InputError: the file is damaged, or the tokenizer of another model.
+    """
+    places = (files.directory, files.directory.resolve().parent.parent / "tokenizer")
+    path = next((place / TOKENIZER for place in places if (place / TOKENIZER).is_file()), None)
+    if path is None:
+        return None
+    tokenizer = read_tiktoken(path)
+    if not n_rows - VOCAB_ROUNDING < tokenizer.vocab_size <= n_rows:
+        raise InputError(
+            f"{path} has {tokenizer.vocab_size} ids, the embedding in {files.model.name} {n_rows} rows; "
+            f"copy the model's own {TOKENIZER} beside it"
+        )
+    return tokenizer
 
 
 def load_nanochat(files: NanochatFiles) -> tuple[NanochatConfig, Params]:

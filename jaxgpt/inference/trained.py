@@ -23,6 +23,7 @@ from jaxgpt.data.tokenizer import GPT2Tokenizer, Tokenizer, tokenizer_from_json
 from jaxgpt.errors import InputError
 from jaxgpt.files import user_path
 from jaxgpt.formats.hugging_face import PRETRAINED
+from jaxgpt.formats.nanochat import find_nanochat, find_tokenizer
 from jaxgpt.formats.pretrained import load_pretrained
 from jaxgpt.formats.vocabulary import find_other_vocabulary
 from jaxgpt.inference.engine import Engine
@@ -69,7 +70,7 @@ class Trained:
 
 
 def open_trained(source: str, *, step: int | None = None, platform: str = "", n_devices: int = 1) -> Trained:
-    """Opens a run directory, or what `load_pretrained` takes: gpt2, a Hugging Face directory, a nanoGPT ckpt.pt.
+    """Opens a run directory, or what `load_pretrained` reads: gpt2, a Hugging Face directory, nanoGPT's, nanochat's.
 
     Raises:
       InputError: see `open_run` and `load_pretrained`.
@@ -81,7 +82,9 @@ def open_trained(source: str, *, step: int | None = None, platform: str = "", n_
     shapes = place_params(config, "float32", mesh)
     params = {path: jax.device_put(loaded[path], shape.sharding) for path, shape in shapes.items()}
     other = find_other_vocabulary(Path(source)) if Path(source).is_dir() else ""
-    tokenizer = None if other else choose_tokenizer(None, config)
+    files = find_nanochat(Path(source))
+    own = find_tokenizer(files, config.vocab_size) if files else None
+    tokenizer = own or (None if other else choose_tokenizer(None, config))
     if other:
         print(f"note: {source} has a vocabulary other than GPT-2's ({other}), which is not read", file=sys.stderr)
     dtype = "float32" if mesh.devices.flat[0].platform == "cpu" else "bfloat16"
@@ -208,7 +211,7 @@ def source_parser(prog: str, doc: str) -> argparse.ArgumentParser:
         "--model",
         metavar="NAME",
         type=user_path,
-        help=f"{', '.join(PRETRAINED)}, a Hugging Face directory, or a nanoGPT ckpt.pt",
+        help=f"{', '.join(PRETRAINED)}, a directory of Hugging Face's or nanochat's, or a nanoGPT ckpt.pt",
     )
     parser.add_argument("--step", type=int, metavar="N", help="with --run: this checkpoint; default: the newest")
     parser.add_argument(

@@ -44,10 +44,10 @@ class Shard(torch.optim.Optimizer):
 class Original:
     """A run on `n_ranks` processes, in float64."""
 
-    def __init__(self, era, n_ranks, seed=0):
+    def __init__(self, era, n_ranks, seed=0, vocab_size=VOCAB):
         self.era, self.n_ranks, self.user, self.step = era, n_ranks, USER[era], 0
         self.config = NanochatConfig(
-            era=era, depth=4, n_embd=32, head_dim=16, seq_len=SEQ_LEN, vocab_size=VOCAB, aspect_ratio=8
+            era=era, depth=4, n_embd=32, head_dim=16, seq_len=SEQ_LEN, vocab_size=vocab_size, aspect_ratio=8
         ).complete(0)
         self.model = models.build(self.config, dtype=torch.float64, param_dtype=torch.float64, seed=0)
         noise = torch.Generator().manual_seed(seed)
@@ -245,10 +245,9 @@ class Original:
         directory.mkdir(parents=True, exist_ok=True)
         named = {f"transformer.{k}" if k.startswith(("wte.", "h.")) else k: p for k, p in self.params.items()}
         torch.save({prefix + name: p.detach() for name, p in named.items()}, directory / f"model_{self.step:06d}.pt")
-        config = {"sequence_len": SEQ_LEN, "vocab_size": VOCAB, "n_layer": 4, "n_head": 2, "n_kv_head": 2, "n_embd": 32}
         meta = {
             "step": self.step, "val_bpb": 1.5, "user_config": self.user, "device_batch_size": 2, "max_seq_len": SEQ_LEN,
-            "model_config": config | ({"window_pattern": "SSSL"} if self.era == "2026" else {}),
+            "model_config": self.model_config(self.config.vocab_size),
             "dataloader_state_dict": {"pq_idx": 0, "rg_idx": 3},
             "loop_state": {"min_val_bpb": float("inf"), "smooth_train_loss": 3.0, "total_training_time": 9.0},
         }  # fmt: skip
@@ -259,6 +258,10 @@ class Original:
             value = states if self.era == "2025" else states[0]
             torch.save(value, directory / f"optim_{self.step:06d}_rank{rank}.pt")
         return directory
+
+    def model_config(self, n_ids):
+        config = {"sequence_len": SEQ_LEN, "vocab_size": n_ids, "n_layer": 4, "n_head": 2, "n_kv_head": 2, "n_embd": 32}
+        return config | ({"window_pattern": "SSSL"} if self.era == "2026" else {})
 
     def load(self, directory, step):
         """As base_train does with --resume-from-step."""
