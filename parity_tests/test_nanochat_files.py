@@ -20,14 +20,18 @@ from jaxgpt.convert.__main__ import main
 from jaxgpt.convert.foreign import read_foreign, write_foreign
 from jaxgpt.convert.runs import place_state, read_run, write_run
 from jaxgpt.data.batch import Batch
+from jaxgpt.data.text_batches import TextBatches
+from jaxgpt.data.text_data import open_text
 from jaxgpt.data.tiktoken_pickle import read_tiktoken
 from jaxgpt.data.tokenizer import CHAT_SPECIALS, SPLIT_PATTERN
 from jaxgpt.errors import InputError
+from jaxgpt.formats.nanochat_settings import data_place, read_place
 from jaxgpt.formats.pretrained import adapt, load_pretrained
 from jaxgpt.inference.trained import open_trained
 from jaxgpt.parallel.mesh import make_mesh
 from jaxgpt.training.step import make_step
 from parity_tests.helpers.nanochat_original import BATCH_ROWS, SEQ_LEN, VOCAB, Original
+from parity_tests.helpers.text_directories import DELIMITER, read_marked, write_data
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 ERAS = ("2025", "2026")
@@ -238,6 +242,26 @@ def test_tokenizers_that_are_refused(tmp_path, monkeypatch):
     path.write_bytes(pickle.dumps({"a": 1}))
     refused("is not a pickled tiktoken.Encoding")
     assert not (tmp_path / "executed").exists()
+
+
+# Its place in the data
+
+
+def test_reading_resumes_at_the_row_group(saved, tmp_path, monkeypatch):
+    """nanochat was in the fourth of five documents each: the next row begins with the sixteenth; and back."""
+    read_marked(monkeypatch)
+    texts = [f"document {i} has a number" for i in range(40)]
+    data = open_text(str(write_data(tmp_path / "data", texts, texts, texts[:9])), "")
+    run = read_foreign(saved["2025", 1][1])
+    assert run
+    assert data_place(run.about["cursors"], "2025") == {"pq_idx": 0, "rg_idx": 3}
+    with TextBatches(data, SEQ_LEN, "stream", cursors=run.about["cursors"]) as reader:
+        row = reader.rows(4, 0, 4)[0]
+        assert bytes(row[1:].tolist()).decode() == texts[15][:SEQ_LEN] and row[0] == DELIMITER
+        assert data_place(reader.cursors(), "2026") == {"pq_idx": 0, "rg_idx": 3, "epoch": 1}
+    with pytest.raises(InputError, match=r"dataloader_state_dict=\{'pq_idx': -1\} is not pq_idx and rg_idx"):
+        read_place({"dataloader_state_dict": {"pq_idx": -1}}, run.config, "meta")
+    assert read_place({}, run.config, "meta") is None and data_place(None, "2026") is None
 
 
 # What cannot be

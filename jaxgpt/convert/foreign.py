@@ -1,6 +1,7 @@
 """Runs of nanochat and nanoGPT as ours, and ours as theirs: weights, optimizer state, settings, the step.
 
-What they do not save starts as in a new run: the loss scale of float16, and the place in the data.
+What they do not save starts as in a new run, such as float16's loss scale. Of nanochat's place in its shards the row
+group is kept, whose documents are then read again (here) or left out (there).
 """
 
 from collections.abc import Mapping
@@ -28,7 +29,13 @@ from jaxgpt.formats.nanochat import (
     state_dict,
 )
 from jaxgpt.formats.nanochat_optim import read_optim
-from jaxgpt.formats.nanochat_settings import read_settings, refuse_other_training, user_settings
+from jaxgpt.formats.nanochat_settings import (
+    data_place,
+    read_place,
+    read_settings,
+    refuse_other_training,
+    user_settings,
+)
 from jaxgpt.formats.nanochat_split import OptimSplit
 from jaxgpt.formats.nanogpt import CHECKPOINT, load_checkpoint, read_nanogpt
 from jaxgpt.formats.nanogpt_run import NO_LOSS, read_moments, save_nanogpt
@@ -72,6 +79,8 @@ def _read_nanochat(files: NanochatFiles) -> Saved:
     saved = _make_saved("nanochat", config, step, params, count, moments, None)
     tokenizer = find_tokenizer(files, model.vocab_size)
     saved.about["tokenizer"] = tokenizer.to_json() if tokenizer else None
+    if cursors := read_place(meta, config, str(files.meta)):
+        saved.about["cursors"] = cursors
     return saved
 
 
@@ -180,7 +189,7 @@ def _write_nanochat(out: Path, saved: Saved, tokenizer: Tokenizer | None, n_rank
         "device_batch_size": config.train.micro_batch_size,
         "max_seq_len": model.seq_len,
         "total_batch_size": config.train.batch_tokens,
-        "dataloader_state_dict": None,
+        "dataloader_state_dict": data_place(saved.about.get("cursors"), model.era),
         "loop_state": {"min_val_bpb": float("inf"), "smooth_train_loss": 0.0, "total_training_time": 0.0},
     }
     save_nanochat_model(files, meta, state_dict(model, params, narrow))

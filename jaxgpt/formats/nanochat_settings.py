@@ -14,6 +14,7 @@ from jaxgpt.config.derive import REFERENCE_BATCH_TOKENS, REFERENCE_N_EMBD, deriv
 from jaxgpt.config.families import NanochatConfig
 from jaxgpt.config.optimizer import GroupConfig, OptimConfig
 from jaxgpt.config.presets import nanochat_2025, nanochat_2026
+from jaxgpt.data.cursors import place_cursor
 from jaxgpt.errors import InputError
 
 _RATES = {
@@ -96,6 +97,31 @@ def _read_optim(optim: OptimConfig, number: Any, config: Config) -> OptimConfig:
         min_lr_frac=number("final_lr_frac", schedule.min_lr_frac),
     )  # fmt: skip
     return dataclasses.replace(optim, groups=tuple(given.values()), muon=muon, schedule=schedule)
+
+
+def read_place(meta: Mapping[str, Any], config: Config, place: str) -> dict[str, Any] | None:
+    """Cursors that begin with the row group that nanochat was in; None where meta does not say it.
+
+    Raises:
+      InputError: meta says it, but not in numbers.
+    """
+    found = meta.get("dataloader_state_dict")
+    if found is None:
+        return None
+    values = [found.get(name, 1) for name in ("epoch", "pq_idx", "rg_idx")] if isinstance(found, dict) else []
+    if not values or any(type(value) is not int or not 0 <= value < _MAX_STEPS for value in values):
+        raise InputError(f"{place}: dataloader_state_dict={found!r:.60} is not pq_idx and rg_idx; copy it again")
+    epoch, file, row_group = values
+    return place_cursor(config.data.sampling, config.model.seq_len, max(epoch - 1, 0), file, row_group)
+
+
+def data_place(cursors: Any, era: str) -> dict[str, int] | None:
+    """dataloader_state_dict: the row group that the first lane is in; None where a run reads no text."""
+    if not isinstance(cursors, dict) or "0" not in cursors:
+        return None
+    following = cursors["0"]["next"]
+    state = {"pq_idx": following["file"], "rg_idx": following["row_group"]}
+    return state | ({"epoch": following["epoch"] + 1} if era == "2026" else {})
 
 
 def decay_factor(config: Config) -> float:
