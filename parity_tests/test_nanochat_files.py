@@ -203,6 +203,12 @@ def test_a_model_is_opened_with_its_tokenizer(era, base_dir, tmp_path):
     again = torch.load(tmp_path / "again" / "model_000000.pt", weights_only=True)
     assert again.keys() == state.keys()
     assert all(t.dtype == again[k].dtype and torch.equal(t, again[k]) for k, t in state.items())
+    loaded = pickle.loads((tmp_path / "again" / "tokenizer.pkl").read_bytes())  # as nanochat does
+    assert loaded.encode_ordinary(text) == encoding.encode_ordinary(text) and loaded.n_vocab == encoding.n_vocab
+    token_bytes = torch.load(tmp_path / "again" / "token_bytes.pt", weights_only=True)
+    assert token_bytes.tolist() == [1] * 256 + [2] * 5 + [0] * 9
+    own = open_trained(str(tmp_path / "again"), platform="cpu").tokenizer
+    assert own and own.digest() == trained.tokenizer.digest()
     meta = json.loads((tmp_path / "again" / "meta_000000.json").read_text())
     assert meta["model_config"] == json.loads((directory / "meta_000000.json").read_text())["model_config"]
     assert main(["--from", str(directory), "--to", "jax", str(tmp_path / "run")]) == 0

@@ -15,7 +15,7 @@ from jaxgpt.compare.trajectories import to_arrays
 from jaxgpt.config import Config, to_dict
 from jaxgpt.config.families import NanochatConfig
 from jaxgpt.convert.runs import Saved, jax_shapes, params_of
-from jaxgpt.data.tokenizer import Tokenizer
+from jaxgpt.data.tokenizer import BPETokenizer, Tokenizer
 from jaxgpt.errors import InputError
 from jaxgpt.formats.nanochat import (
     NanochatFiles,
@@ -26,6 +26,7 @@ from jaxgpt.formats.nanochat import (
     read_meta,
     read_nanochat,
     save_nanochat_model,
+    save_tokenizer,
     state_dict,
 )
 from jaxgpt.formats.nanochat_optim import read_optim
@@ -41,7 +42,7 @@ from jaxgpt.formats.nanogpt import CHECKPOINT, load_checkpoint, read_nanogpt
 from jaxgpt.formats.nanogpt_run import NO_LOSS, read_moments, save_nanogpt
 from jaxgpt.formats.nanogpt_run import read_settings as read_nanogpt_settings
 from jaxgpt.formats.stored import Params
-from jaxgpt.formats.torch_file import save_torch
+from jaxgpt.formats.torch_file import save_torch, to_number
 from jaxgpt.run.console import console
 from jaxgpt.training.step import LOSS_SCALE_INIT
 
@@ -96,7 +97,7 @@ def _read_nanogpt(path: Path) -> Saved:
     step, val_loss = checkpoint.get("iter_num"), checkpoint.get("best_val_loss", NO_LOSS)
     if type(step) is not int or not 0 <= step < 2**31:
         raise InputError(f"{path}: iter_num={step!r:.40} is not a number of steps; copy it again")
-    val_loss = val_loss.item() if hasattr(val_loss, "item") else val_loss
+    val_loss = to_number(val_loss)
     has_loss = isinstance(val_loss, int | float) and 0 < val_loss < NO_LOSS
     return _make_saved("nanogpt", config, step, params, n_updates, moments, float(val_loss) if has_loss else None)
 
@@ -193,9 +194,13 @@ def _write_nanochat(out: Path, saved: Saved, tokenizer: Tokenizer | None, n_rank
         "loop_state": {"min_val_bpb": float("inf"), "smooth_train_loss": 0.0, "total_training_time": 0.0},
     }
     save_nanochat_model(files, meta, state_dict(model, params, narrow))
+    where = f"base_checkpoints/d{model.depth}"
+    if isinstance(tokenizer, BPETokenizer):
+        save_tokenizer(out, tokenizer)
+        where += ", its tokenizer.pkl and token_bytes.pt to tokenizer"
     if not moments:
-        return f"nanochat loads it: copy {out} to base_checkpoints/d{model.depth}"
+        return f"nanochat loads it: copy {out} to {where}"
     return (
-        f"nanochat continues it: copy {out} to base_checkpoints/d{model.depth}, then scripts.base_train "
+        f"nanochat continues it: copy {out} to {where}; then scripts.base_train "
         f"--depth={model.depth} --resume-from-step={saved.step}"
     )

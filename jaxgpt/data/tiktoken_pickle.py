@@ -1,4 +1,4 @@
-"""nanochat's tokenizer.pkl, a pickled tiktoken.Encoding, read without running any of it.
+"""nanochat's tokenizer.pkl, a pickled tiktoken.Encoding, read without running any of it, and written.
 
 A pickle is a program; this one is rejected before it starts unless all its instructions build dicts, integers, strings,
 bytes and one object of the class tiktoken.core.Encoding, in whose place a plain holder of its fields is built. Its
@@ -69,6 +69,18 @@ def read_tiktoken(path: Path) -> BPETokenizer:
         return BPETokenizer(tokens, specials)
     except InputError as error:
         raise InputError(f"{path}: {error}") from error
+
+
+def write_tiktoken(tokenizer: BPETokenizer, path: Path) -> None:
+    """Writes the tokenizer.pkl that nanochat's tok_train would write."""
+    import tiktoken
+
+    values = tokenizer.to_json()
+    ranks = {token.encode("latin-1"): i for i, token in enumerate(values["tokens"])}
+    encoding = tiktoken.Encoding(
+        "rustbpe", pat_str=values["split"], mergeable_ranks=ranks, special_tokens=dict(tokenizer.specials)
+    )
+    path.write_bytes(pickle.dumps(encoding, protocol=4))
 
 
 def _by_id(path: Path, table: Any, kind: type, first: int) -> list[Any]:

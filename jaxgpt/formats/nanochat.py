@@ -20,7 +20,7 @@ import numpy as np
 
 from jaxgpt.config.families import NanochatConfig
 from jaxgpt.config.families.nanochat import VOCAB_ROUNDING
-from jaxgpt.data.tiktoken_pickle import TOKENIZER, read_tiktoken
+from jaxgpt.data.tiktoken_pickle import TOKENIZER, read_tiktoken, write_tiktoken
 from jaxgpt.data.tokenizer import BPETokenizer
 from jaxgpt.errors import InputError
 from jaxgpt.files import read_bounded
@@ -235,6 +235,13 @@ def narrow_paths(params: Params, *moments: Mapping[str, np.ndarray]) -> frozense
 def _is_bfloat16(array: np.ndarray) -> bool:
     """Whether the lower 16 bits of each float32 are 0."""
     return array.dtype == np.float32 and not (np.ascontiguousarray(array).view(np.uint32) & 0xFFFF).any()
+
+
+def save_tokenizer(directory: Path, tokenizer: BPETokenizer) -> None:
+    """Writes tokenizer.pkl and token_bytes.pt, which belong into the directory `tokenizer` of nanochat's base."""
+    torch = import_torch("a checkpoint of nanochat's")
+    save_torch(torch.from_numpy(tokenizer.token_bytes()), directory / "token_bytes.pt")
+    write_tiktoken(tokenizer, directory / TOKENIZER)
 
 
 def save_nanochat_model(files: NanochatFiles, meta: Mapping[str, Any], tensors: Mapping[str, Any]) -> None:

@@ -14,7 +14,7 @@ from jaxgpt.errors import InputError
 from jaxgpt.formats.nanochat import NanochatFiles
 from jaxgpt.formats.nanochat_layout import adamw_groups, is_whole, matrix_groups, torch_shapes
 from jaxgpt.formats.stored import DOUBLE, FLOAT_DTYPES, linear_weights
-from jaxgpt.formats.torch_file import load_torch, store
+from jaxgpt.formats.torch_file import load_torch, store, to_number
 
 Moments = dict[str, dict[str, np.ndarray]]
 """Field of our optimizer's state (mu, nu, momentum, square) -> path -> array, in our layout."""
@@ -95,14 +95,15 @@ class _Part:
         groups, states = [], []
         is_list = isinstance(optimizers, list) and len(optimizers) == (2 if config.era == "2025" else 1)
         for optimizer in optimizers if is_list else [None]:
-            found = optimizer.get("param_groups") if isinstance(optimizer, dict) else None
-            if not isinstance(found, list) or not isinstance(optimizer.get("state"), dict):
+            held = optimizer if isinstance(optimizer, dict) else {}
+            found, state = held.get("param_groups"), held.get("state")
+            if not isinstance(found, list) or not isinstance(state, dict):
                 raise InputError(f"{path} is no optimizer state of nanochat {config.era}; copy it again")
             for group in found:
                 if not isinstance(group, dict) or not isinstance(group.get("params"), list):
                     raise InputError(f"{path}: a group has no list of params; copy it again")
                 groups.append(group)
-                states.append(optimizer["state"])
+                states.append(state)
         return cls(str(path), groups, states)
 
     def state(self, group: int, i: int) -> Mapping[str, Any]:
@@ -155,10 +156,11 @@ def _join_adamw(config: NanochatConfig, parts: list[_Part], moments: Moments) ->
             for field, theirs in (("mu", "exp_avg"), ("nu", "exp_avg_sq")):
                 array = np.concatenate([part.array(g, i, theirs, path) for part in held])
                 _keep(moments, field, path, array, config, parts[0].name)
-            step = parts[0].state(g, i).get("step")
-            step = step.item() if hasattr(step, "item") else step
+            step = to_number(parts[0].state(g, i).get("step"))
             if not isinstance(step, int | float) or not 0 < step < 2**31:
-                raise InputError(f"{parts[0].name}: step of {path} is {step!r}, not a count of updates; copy it again")
+                raise InputError(
+                    f"{parts[0].name}: step of {path} is {step!r:.40}, not a count of updates; copy it again"
+                )
             steps[path] = int(step)
     return steps
 
@@ -179,7 +181,8 @@ def _join_matrices(config: NanochatConfig, parts: list[_Part], moments: Moments)
 
 
 def _first_size(part: _Part, group: int) -> int:
-    tensor = part.state(group, 0).get("momentum_buffer") if part.groups[group]["params"] else None
+    """Values in the first momentum of a group; 0: there is none."""
+    tensor: Any = part.state(group, 0).get("momentum_buffer") if part.groups[group]["params"] else None
     return tensor.numel() if hasattr(tensor, "numel") else 0
 
 

@@ -21,7 +21,7 @@ from jaxgpt.config.schedule import lr_scale_at
 from jaxgpt.config.settings import TrainConfig
 from jaxgpt.errors import InputError
 from jaxgpt.formats.stored import DOUBLE, FLOAT_DTYPES, Params, linear_weights
-from jaxgpt.formats.torch_file import import_torch, save_torch, store
+from jaxgpt.formats.torch_file import import_torch, save_torch, store, to_number
 from jaxgpt.models import param_shapes
 
 Moments = dict[str, dict[str, np.ndarray]]
@@ -87,8 +87,7 @@ def read_moments(path: Path, model: GPT2Config, optimizer: Any) -> tuple[int, Mo
             moments[field][name] = _read(
                 held.get(theirs), f"{path}: {theirs} of {name}", shapes[name].shape, is_linear(name)
             )
-        step = held.get("step")
-        step = step.item() if hasattr(step, "item") else step
+        step = to_number(held.get("step"))
         if not isinstance(step, int | float) or not 0 < step < 2**31:
             raise InputError(f"{path}: step of {name} is {step!r:.40}, not a count of updates; copy it again")
         steps.add(int(step))

@@ -113,6 +113,11 @@ def store(tensor: Any, place: str) -> Stored:
     return Stored(tuple(tensor.shape), str(tensor.dtype), read)
 
 
+def to_number(value: Any) -> Any:
+    """A tensor of one value as a Python number; anything else as it is."""
+    return value.item() if hasattr(value, "numel") and value.numel() == 1 else value
+
+
 def save_torch(value: Any, path: Path) -> None:
     """torch.save into a directory that is made if it is missing.
 
