@@ -77,7 +77,7 @@ def go_on(run, n, seed):
 
 
 @pytest.mark.parametrize("era", ERAS)
-def test_a_run_moves_here_and_back(era, saved, tmp_path):
+def test_a_run_moves_here_and_back(era, saved, tmp_path, capsys):
     """10 steps in nanochat on many processes, 30 here, 3 in nanochat on one; the other makes all 43."""
     assert main(["--from", str(saved[era, MANY[era]][1]), "--to", "jax", str(tmp_path / "run")]) == 0
     ours, moved = go_on(read_run(tmp_path / "run"), 30, seed=1)
@@ -88,6 +88,8 @@ def test_a_run_moves_here_and_back(era, saved, tmp_path):
 
     write_run(moved, "jax", tmp_path, tmp_path / "later")
     assert main(["--from", str(tmp_path / "later"), "--to", "nanochat", str(tmp_path / "back")]) == 0
+    flag = "--resume-from-step=40" if era == "2026" else "--resume_from_step=40"
+    assert "scripts.base_train --run=dummy --depth=4 --max" in (shown := capsys.readouterr().out) and flag in shown
     back = Original(era, 1, seed=5).load(tmp_path / "back", 40)
     ours, theirs = back.train(batches(3, seed=2)), uninterrupted.train(batches(3, seed=2))
     assert max(abs(a - b) for a, b in zip(ours, theirs, strict=True)) < tolerances.FP64

@@ -200,7 +200,7 @@ def _write_nanochat(out: Path, saved: Saved, tokenizer: Tokenizer | None, n_rank
         where += ", its tokenizer.pkl and token_bytes.pt to tokenizer"
     if not moments:
         return f"nanochat loads it: copy {out} to {where}"
-    return (
-        f"nanochat continues it: copy {out} to {where}; then scripts.base_train "
-        f"--depth={model.depth} --resume-from-step={saved.step}"
-    )
+    arguments = user | {"resume_from_step": saved.step}
+    dash = "-" if model.era == "2026" else "_"
+    flags = " ".join(f"--{name.replace('_', dash)}={value}" for name, value in arguments.items())
+    return f"nanochat continues it: copy {out} to {where}; next there: python -m scripts.base_train {flags}"

@@ -46,7 +46,8 @@ def read_run(run: Path) -> Saved:
     directory = run / "checkpoints"
     if not directory.is_dir():
         raise InputError(
-            f"--from={run} {'has no checkpoints' if run.is_dir() else 'does not exist'}; give a run directory"
+            f"--from={run} {'has no checkpoints' if run.is_dir() else 'does not exist'}; give a run directory, "
+            "or a checkpoint of nanochat's or nanoGPT's"
         )
     chosen = choose_checkpoint(directory)
     if chosen is None:
