@@ -6,8 +6,8 @@ momentum of matrices r, r + n, r + 2n. 2026: one optimizer. AdamW's parameters o
 each process, of others its rows; Muon stacks the matrices of one shape, pads the stack with zeros and deals it out in
 equal parts, momentum and second moment alike.
 
-References: nanochat adamw.py, muon.py and gpt.py (setup_optimizers) at c6abcdf; optim.py and gpt.py (setup_optimizer)
-at 92d63d4.
+References: nanochat adamw.py (449494c), muon.py (23c5171), gpt.py (025c432, setup_optimizers) for 2025; optim.py
+(0e4b3fa), gpt.py (setup_optimizer) for 2026.
 """
 
 import functools

@@ -3,7 +3,7 @@
 AdamW has two groups, of matrices (decayed) and of the rest, each in the order of nanoGPT's modules. Until June 2023
 embeddings were not decayed, and each group was sorted by name.
 
-References: nanoGPT train.py and model.py (configure_optimizers) at 3adf61e, and before "simplify configure_optimizers".
+References: nanoGPT train.py (005475c), model.py (configure_optimizers, now and as minGPT has it).
 """
 
 import dataclasses

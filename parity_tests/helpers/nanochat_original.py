@@ -1,7 +1,7 @@
 """nanochat's training in PyTorch, as its two eras do it: groups, shards on n processes, schedules, checkpoint files.
 
 The model is torch_ref's under nanochat's names, and so are the formulas of Muon's iteration. Which parameter is in
-which group, what a process holds, and what is written is told here again, from the project's files (c6abcdf, 92d63d4).
+which group, what a process holds, and what is written is told here again, from the project's files.
 All processes are one here: each updates what it owns.
 """
 
