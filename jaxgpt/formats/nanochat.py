@@ -4,8 +4,8 @@ A directory holds model_NNNNNN.pt (a state_dict), meta_NNNNNN.json and, where th
 optim_NNNNNN_rankR.pt for each process (`nanochat_optim`). Parameters have our names behind `transformer.`; linear
 weights are [out, in] there. Embeddings are bfloat16 there: here float32, and bfloat16 again where that is exact.
 
-References: nanochat checkpoint_manager.py (01f5f10), gpt.py (025c432), scripts/base_train.py (00255c1); the eras are those
-of November 2025 (c6abcdf) and July 2026 (92d63d4).
+References: nanochat checkpoint_manager.py (01f5f10), gpt.py (025c432), scripts/base_train.py (00255c1); the eras are
+those of November 2025 (c6abcdf) and July 2026 (92d63d4).
 """
 
 import dataclasses
