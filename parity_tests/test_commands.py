@@ -37,7 +37,8 @@ NOT_HERE = {
     r"jaxgpt (train|evaluate) .*\bgpt2\b": "needs the network, for GPT-2's weights",
     r"jaxgpt (train --config|sample --run) (runs/)?shakespeare_char\b": "is for a card; shakespeare_char_cpu is run",
     r"jaxgpt convert .*--push ": "needs the network, and a login; test_push uploads to a local server",
-    r"jaxgpt convert .*--to gguf": "needs a run with GPT-2's vocabulary; test_gguf writes one",
+    r"jaxgpt convert .*--to (gguf|nanogpt) ": "needs GPT-2's vocabulary; test_gguf, test_nanogpt_files write them",
+    r"jaxgpt convert --from d20 ": "needs a checkpoint of nanochat; test_nanochat_files reads some",
 }
 """Start of a command -> why it is not run."""
 

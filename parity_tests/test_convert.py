@@ -11,7 +11,8 @@ import torch
 from jaxgpt import train as jax_train
 from jaxgpt.compare import tolerances
 from jaxgpt.config import NanochatConfig
-from jaxgpt.convert.__main__ import main, params_of, read_run
+from jaxgpt.convert.__main__ import main
+from jaxgpt.convert.runs import params_of, read_run
 from jaxgpt.errors import InputError
 from jaxgpt.formats.hugging_face import load_hf
 from parity_tests.helpers.train_runs import TEXT, write_text

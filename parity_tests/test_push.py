@@ -8,6 +8,7 @@ import pytest
 
 from jaxgpt.config import Config, GPT2Config
 from jaxgpt.convert import __main__ as convert
+from jaxgpt.convert.runs import Saved
 from jaxgpt.data import hub
 from jaxgpt.data.tokenizer import CharTokenizer
 from jaxgpt.errors import InputError
@@ -32,8 +33,8 @@ def server(tmp_path, monkeypatch):
     """A hub without models, a login, and a run of 7 steps to convert."""
     leaves = {f"params.{path}": leaf for path, leaf in PARAMS.items()}
     about = {"tokenizer": CHARS.to_json()}
-    saved = convert.Saved("jax", 7, Config(model=TINY), about, 1.25, leaves)
-    monkeypatch.setattr(convert, "read_run", lambda run: saved)
+    saved = Saved("jax", 7, Config(model=TINY), about, 1.25, leaves)
+    monkeypatch.setattr(convert, "read_foreign", lambda run: saved)
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(hub, "WAITS_S", (0.001, 0.001))
     with HubServer() as server:

@@ -108,7 +108,8 @@ class TrainConfig(Section):
     loss_chunk_tokens: int = 8192
     """Tokens per device whose logits exist at one time."""
     init_from: UserPath = ""
-    """Weights to start from: gpt2, gpt2-medium, gpt2-large, gpt2-xl, a Hugging Face directory, or a nanoGPT ckpt.pt."""
+    """Weights to start from: gpt2, gpt2-medium, gpt2-large, gpt2-xl, a directory of Hugging Face's or nanochat's, or a
+    nanoGPT ckpt.pt."""
     max_skips: int = 5
     """Consecutive non-finite steps (each is skipped and changes nothing) after which the run stops."""
     spike_window: int = 128

@@ -1,6 +1,7 @@
 """Cursors: where each lane of documents resumes, as untrusted JSON from a checkpoint, checked.
 
-A cursor holds where reading resumes, and the places of the documents in the buffer, which are tokenized again.
+A cursor holds where reading resumes, and the places of the documents in the buffer, which are tokenized again. One that
+was made from another program's checkpoint does not know what its data was: its `data` is unknown.
 """
 
 from dataclasses import dataclass
@@ -12,6 +13,8 @@ from jaxgpt.data.text_data import TextData
 from jaxgpt.errors import InputError
 
 FORMAT = 1
+UNKNOWN_DATA = "unknown"
+"""In place of the digest of the text and the tokenizer."""
 
 
 @dataclass(frozen=True)
@@ -25,6 +28,13 @@ class Start:
 
 
 _SETTINGS = {"packing": "data.sampling", "seq_len": "model.seq_len", "n_lanes": "data.lanes"}
+
+
+def place_cursor(sampling: str, seq_len: int, epoch: int, file: int, row_group: int) -> dict[str, Any]:
+    """Cursors of a single lane that begins at a row group of whatever data the run will have."""
+    following = {"epoch": epoch, "file": file, "row_group": row_group, "row": 0, "token": 0}
+    head = {"format": FORMAT, "data": UNKNOWN_DATA, "packing": sampling, "seq_len": seq_len, "n_lanes": 1}
+    return {"0": {**head, "lane": 0, "next": following, "buffer": []}}
 
 
 def check_cursors(cursors: Any, head: dict[str, Any], data: TextData) -> list[Start]:
@@ -53,7 +63,7 @@ def check_cursors(cursors: Any, head: dict[str, Any], data: TextData) -> list[St
                     f"{setting}={head[name]}, the checkpoint was written with {_show(cursor[name])}; "
                     f"set --{setting}={_show(cursor[name])}, or start a new run"
                 )
-        if cursor.get("data") != head["data"]:
+        if cursor.get("data") not in (UNKNOWN_DATA, head["data"]):
             raise InputError(
                 f"the text or the tokenizer in data.dir={data.directory} changed since the checkpoint was written; "
                 "restore the old files, or start a new run with train.init_from"

@@ -8,7 +8,7 @@ then checked field by field. Reference: nanoGPT data/shakespeare_char/prepare.py
 import io
 import pickle
 import pickletools
-from collections.abc import Iterator
+from collections.abc import Iterator, Set
 from pathlib import Path
 from typing import Any
 
@@ -41,7 +41,7 @@ def read_meta(path: Path) -> CharTokenizer:
         data = read_bounded(path, LIMIT_BYTES)
     except OSError as error:
         raise InputError(f"{path} cannot be read: {error.strerror}; move it away, or check its permissions") from error
-    _refuse_programs(path, data)
+    refuse_programs(path, data, PLAIN_OPCODES)
     try:
         value = _PlainUnpickler(io.BytesIO(data)).load()
     except (pickle.UnpicklingError, EOFError, ValueError, TypeError, LookupError) as error:
@@ -50,17 +50,17 @@ def read_meta(path: Path) -> CharTokenizer:
 
 
 class _PlainUnpickler(pickle.Unpickler):
-    """Builds plain values only. `_refuse_programs` lets nothing else through; this holds without it too."""
+    """Builds plain values only. `refuse_programs` lets nothing else through; this holds without it too."""
 
     def find_class(self, module: str, name: str) -> Any:
         raise pickle.UnpicklingError(f"it asks for {module}.{name}")
 
 
-def _refuse_programs(path: Path, data: bytes) -> None:
-    """Raises InputError unless all instructions are plain and the file ends with the last."""
+def refuse_programs(path: Path, data: bytes, allowed: Set[str]) -> None:
+    """Raises InputError unless all instructions of a pickle are allowed and the file ends with the last."""
     position = -1
     for name, argument, position in _instructions(path, data):
-        if name not in PLAIN_OPCODES:
+        if name not in allowed:
             raise InputError(
                 f"{path}: pickle instruction {name} at byte {position} does more than build dicts, integers and "
                 "strings; rejected without running it: move it away, or write a plain one"

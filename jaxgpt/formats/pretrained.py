@@ -1,17 +1,19 @@
-"""GPT-2 weights from other programs, by name or path, and what makes them fit a run.
+"""Weights from other programs, by name or path, and what makes them fit a run.
 
 Reference: nanoGPT model.py, `from_pretrained` and `crop_block_size`.
 """
 
+import dataclasses
 from pathlib import Path
 
 import numpy as np
 
-from jaxgpt.config.families import GPT2Config, ModelConfig
+from jaxgpt.config.families import GPT2Config, ModelConfig, NanochatConfig
 from jaxgpt.errors import InputError
 from jaxgpt.formats.hf_nanochat import is_hf_nanochat, load_hf_nanochat
 from jaxgpt.formats.hugging_face import PRETRAINED, fetch_hf, fetch_model, load_hf, refuse_bin
-from jaxgpt.formats.nanogpt import load_nanogpt
+from jaxgpt.formats.nanochat import FREE_FIELDS, find_nanochat, load_nanochat
+from jaxgpt.formats.nanogpt import CHECKPOINT, load_nanogpt
 from jaxgpt.formats.stored import Params
 
 MAX_PADDED_IDS = 1024
@@ -19,19 +21,25 @@ MAX_PADDED_IDS = 1024
 
 
 def load_pretrained(source: str) -> tuple[ModelConfig, Params]:
-    """Weights by name (gpt2, gpt2-medium, gpt2-large, gpt2-xl), from a Hugging Face directory or a nanoGPT ckpt.pt.
+    """Weights by name (gpt2, gpt2-medium, gpt2-large, gpt2-xl) or path.
 
-    hf:OWNER/NAME is a model of the Hugging Face hub. Without the hf: it is a path: a mistyped runs/NAME must not become
-    a download.
+    Args:
+      source: a name; hf:OWNER/NAME, a model of the Hugging Face hub (without the hf: it is a path: a mistyped runs/NAME
+        must not become a download); a Hugging Face directory; nanoGPT's ckpt.pt or the directory with it; a checkpoint
+        directory of nanochat's (its newest step), or one model_NNNNNN.pt in it.
 
     Raises:
-      InputError: it does not exist, or is not a GPT-2 that this code can run.
+      InputError: it does not exist, or is not a model that this code can run.
     """
     if source in PRETRAINED:
         return load_hf(fetch_hf(source))
     if source.startswith("hf:"):
         return load_hf(fetch_model(source))
     path = Path(source)
+    if files := find_nanochat(path):
+        return load_nanochat(files)
+    if (path / CHECKPOINT).is_file() and not (path / "config.json").is_file():
+        return load_nanogpt(path / CHECKPOINT)
     if path.is_dir():
         return load_hf_nanochat(path) if is_hf_nanochat(path) else load_hf(path)
     if path.suffix == ".bin":
@@ -44,7 +52,7 @@ def load_pretrained(source: str) -> tuple[ModelConfig, Params]:
         raise InputError(f"{source} is a pipe or a device, not a file; copy it to a file")
     raise InputError(
         f"{source} does not exist; give one of {', '.join(PRETRAINED)}, hf:OWNER/NAME for a model of the Hugging Face "
-        "hub, a directory with config.json and model.safetensors, or a nanoGPT ckpt.pt"
+        "hub, a directory with config.json and model.safetensors, a nanoGPT ckpt.pt, or nanochat's checkpoint directory"
     )
 
 
@@ -74,11 +82,14 @@ def adapt(loaded: ModelConfig, params: Params, wanted: ModelConfig) -> Params:
     Raises:
       InputError: another architecture, a longer context or another vocabulary; names every field and its flag.
     """
-    if not isinstance(wanted, GPT2Config) or not isinstance(loaded, GPT2Config):
+    if loaded.family != wanted.family:
         raise InputError(
-            f"train.init_from loads GPT-2 weights into GPT-2; these are of {loaded.family}, model.family="
-            f"{wanted.family}; leave it out"
+            f"train.init_from has weights of model.family={loaded.family}, the run's is {wanted.family}; "
+            "choose a config of that family, or leave init_from out"
         )
+    if isinstance(loaded, NanochatConfig):
+        _refuse_other_nanochat(loaded, wanted)
+        return params
     names = ("n_layer", "n_head", "n_embd", "bias")
     differing = {name: (getattr(wanted, name), getattr(loaded, name)) for name in names}
     differing = {name: pair for name, pair in differing.items() if pair[0] != pair[1]}
@@ -101,17 +112,28 @@ def adapt(loaded: ModelConfig, params: Params, wanted: ModelConfig) -> Params:
     return params
 
 
+def _refuse_other_nanochat(loaded: NanochatConfig, wanted: ModelConfig) -> None:
+    """Rotary positions fit any context length, so the windows may differ too; everything else must be the same."""
+    free = ("seq_len", "short_window", "window_pattern", *FREE_FIELDS)
+    pairs = {
+        field.name: (getattr(wanted, field.name), getattr(loaded, field.name)) for field in dataclasses.fields(loaded)
+    }
+    differing = {name: pair for name, pair in pairs.items() if pair[0] != pair[1] and name not in free}
+    if differing:
+        facts = ", ".join(f"model.{name}={ours} but {theirs}" for name, (ours, theirs) in differing.items())
+        flags = " ".join(f"--model.{name}={str(theirs).lower()}" for name, (_, theirs) in differing.items())
+        raise InputError(f"the loaded weights differ from the run: {facts}; set {flags}")
+
+
 def gelu_note(source: str, loaded: ModelConfig, wanted: ModelConfig) -> str:
     """One line where a run computes another GELU than its loaded weights were trained with; else nothing.
 
     No error: nanoGPT always uses erf, on OpenAI's weights too, which were trained with tanh. The two differ by less
     than 5e-4 at any input.
     """
-    if not isinstance(loaded, GPT2Config):
+    if not isinstance(loaded, GPT2Config) or not isinstance(wanted, GPT2Config) or loaded.gelu == wanted.gelu:
         return ""
-    trained, ours = loaded.gelu, getattr(wanted, "gelu", loaded.gelu)
-    if trained == ours:
-        return ""
+    trained, ours = loaded.gelu, wanted.gelu
     as_nanogpt = " as nanoGPT does" if ours == "erf" else ""
     return (
         f"model.gelu={ours}{as_nanogpt}, but {source} was trained with {trained}; "

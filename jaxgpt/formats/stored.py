@@ -1,9 +1,10 @@
-"""A GPT-2's tensors in a file of another program, checked against the model and read.
+"""A model's tensors in a file of another program, checked against the model and read.
 
-Names, shapes and dtypes are compared with the model's before a tensor is read, and weights arrive as float32 numpy
-arrays whatever the file held.
+Names, shapes and dtypes are compared with the model's before a tensor is read, and weights arrive as numpy arrays of
+float32 whatever the file held; of float64 where the caller asks for it and the file has it.
 """
 
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
@@ -18,6 +19,7 @@ Params = dict[str, np.ndarray]
 
 FLOAT_DTYPES = ("F32", "F16", "BF16", "torch.float32", "torch.float16", "torch.bfloat16")
 """Dtypes of files, as safetensors and torch spell them, that float32 holds exactly."""
+DOUBLE = "torch.float64"
 
 
 class Stored(NamedTuple):
@@ -28,10 +30,25 @@ class Stored(NamedTuple):
     read: Callable[[], np.ndarray]
 
 
+def linear_weights(config: ModelConfig) -> Callable[[str], bool]:
+    """Whether a path is a linear weight: [in, out] here, [out, in] in torch."""
+    return lambda path: any(rule.is_transposed and re.fullmatch(rule.pattern, path) for rule in config.RULES)
+
+
 def read_model(
-    config: ModelConfig, stored: dict[str, Stored], source: Path, *, is_transposed: Callable[[str], bool]
+    config: ModelConfig,
+    stored: dict[str, Stored],
+    source: Path,
+    *,
+    is_transposed: Callable[[str], bool],
+    keeps_double: bool = False,
 ) -> Params:
-    """Checks names, shapes and dtypes against the model, then reads. Errors name the tensors as the file does."""
+    """Checks names, shapes and dtypes against the model, then reads. Errors name the tensors as the file does.
+
+    Args:
+      is_transposed: path of a parameter -> whether the file has it the other way round.
+      keeps_double: whether float64 is read, as float64, instead of refused.
+    """
     name_of = {name.removeprefix("transformer."): name for name in stored}
     if len(name_of) < len(stored):
         twice = next(name for name in stored if name_of[name.removeprefix("transformer.")] != name)
@@ -52,21 +69,25 @@ def read_model(
             raise InputError(
                 f"{source}: {name_of[path]} is {tensor.shape}, its config says {wanted}; fetch both from one model"
             )
-        if tensor.dtype not in FLOAT_DTYPES:
+        if tensor.dtype not in FLOAT_DTYPES and not (keeps_double and tensor.dtype == DOUBLE):
             raise InputError(f"{source}: {name_of[path]} is {tensor.dtype}; convert it to float32, float16 or bfloat16")
         is_flipped[path] = flip
     params = {}
     for path, flip in is_flipped.items():
-        weight = np.asarray(stored[name_of[path]].read(), np.float32)
+        weight = _read(stored[name_of[path]])
         if not np.isfinite(weight).all():
             what = "NaN" if np.isnan(weight).any() else "infinite"
             raise InputError(f"{source}: {name_of[path]} holds {what} values; its training diverged, use other weights")
         params[path] = np.ascontiguousarray(weight.T) if flip else weight
     if "lm_head.weight" in name_of and "lm_head.weight" not in shapes:
-        head_VD = np.asarray(stored[name_of["lm_head.weight"]].read(), np.float32)
+        head_VD = _read(stored[name_of["lm_head.weight"]])
         if not np.array_equal(head_VD, params["wte.weight"]):
             raise InputError(f"{source}: lm_head.weight is not wte.weight; this GPT-2 ties them")
     return params
+
+
+def _read(tensor: Stored) -> np.ndarray:
+    return np.asarray(tensor.read(), np.float64 if tensor.dtype == DOUBLE else np.float32)
 
 
 def _check_names(wanted: set[str], name_of: dict[str, str], source: Path) -> None:

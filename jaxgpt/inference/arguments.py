@@ -10,7 +10,7 @@ def source_parser(prog: str, doc: str | None, usage: str, example: str) -> Parse
     source = parser.add_mutually_exclusive_group(required=True)
     source.add_argument("--run", metavar="DIR", type=user_path, help="a run directory, such as runs/quickstart")
     source.add_argument(
-        "--model", metavar="NAME", type=user_path, help="gpt2 ... gpt2-xl, hf:OWNER/NAME, a directory, ckpt.pt"
+        "--model", metavar="NAME", type=user_path, help="gpt2 ... gpt2-xl, hf:OWNER/NAME, a directory, a .pt"
     )
     parser.add_argument("--step", type=int, metavar="N", help="with --run: this checkpoint (the newest)")
     parser.add_argument("--platform", choices=("cpu", "gpu", "tpu"), default="", help="device (the fastest here)")

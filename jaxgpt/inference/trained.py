@@ -22,6 +22,7 @@ from jaxgpt.data.sources import Source
 from jaxgpt.data.tokenizer import GPT2Tokenizer, Tokenizer, tokenizer_from_json
 from jaxgpt.errors import InputError
 from jaxgpt.formats.hugging_face import PRETRAINED, fetch_model
+from jaxgpt.formats.nanochat import find_nanochat, find_tokenizer
 from jaxgpt.formats.pretrained import load_pretrained
 from jaxgpt.formats.vocabulary import read_tokenizer
 from jaxgpt.inference.engine import Engine
@@ -72,7 +73,7 @@ class Trained:
 
 
 def open_trained(source: str, *, step: int | None = None, platform: str = "", n_devices: int = 1) -> Trained:
-    """Opens a run directory, or what `load_pretrained` takes: gpt2, hf:OWNER/NAME, a directory, a ckpt.pt.
+    """Opens a run directory, or what `load_pretrained` takes: gpt2, hf:OWNER/NAME, a directory, a file.
 
     Raises:
       InputError: see `open_run` and `load_pretrained`.
@@ -170,6 +171,8 @@ def with_tokenizer_of(trained: Trained, source: Source) -> Trained:
 
 def _tokenizer_beside(source: str, model: ModelConfig) -> Tokenizer | None:
     """The tokenizer of weights from elsewhere. A directory whose tokenizer cannot be read has none, with a note."""
+    if files := find_nanochat(Path(source)):
+        return find_tokenizer(files, model.vocab_size) or choose_tokenizer(None, model)
     found = None
     if Path(source).is_dir() and source not in PRETRAINED:
         try:
