@@ -17,7 +17,7 @@ from typing import Any, Literal
 import jax
 from rich.table import Table
 
-from jaxgpt.config import Config, EvalConfig, MeshConfig, TrainConfig, load
+from jaxgpt.config import Config, EvalConfig, MeshConfig, TrainConfig, load, schedule
 from jaxgpt.data.sources import Source, open_directory
 from jaxgpt.errors import EXIT_DONE, InputError, run_verb
 from jaxgpt.files import user_path
@@ -107,7 +107,10 @@ def evaluation_config(trained: Trained, settings: argparse.Namespace) -> Config:
     run = trained.config or Config(
         train=TrainConfig(micro_batch_size=DEFAULT_ROWS), eval=EvalConfig(tokens=DEFAULT_TOKENS)
     )
-    model = trained.model.without_dropout()
+    model = trained.model
+    if trained.config:
+        model = trained.config.eval_models()[schedule.eval_stage(trained.config, trained.n_done)]
+    model = model.without_dropout()
     rows = settings.micro_batch_size or run.train.micro_batch_size
     n_devices = count_batch_devices(trained.mesh)
     train = TrainConfig(
