@@ -9,15 +9,24 @@ from jaxgpt.config import (
     Config,
     DataConfig,
     EvalConfig,
+    GPT2Config,
     MuonConfig,
     NanochatConfig,
     OptimConfig,
+    RunConfig,
     ScheduleConfig,
     StageConfig,
     TrainConfig,
+    from_dict,
+    load,
+    to_dict,
+    to_source,
 )
 from jaxgpt.config import schedule as schedules
+from jaxgpt.config.command_line import apply_overrides
 from jaxgpt.config.steps import Plan
+from jaxgpt.errors import InputError
+from jaxgpt.prepare.smoke import shrink
 
 BLOCK = 128
 MOMENTUM = MuonConfig(momentum_warmup_steps=300, momentum_end=0.85, momentum_cooldown_steps=50)
@@ -149,3 +158,92 @@ def test_evaluations_see_the_stage_to_come_and_the_last_one_wider_windows():
     assert [plan.eval_stage(n) for n in (0, 519, 520, 521, 1559, 1560, 1599, 1600)] == [0, 0, 1, 2, 4, 5, 5, 6]
     assert [(getattr(model, "long_window", 0) - 1) // BLOCK for model in models] == [3, 7, 7, 11, 11, 13, 20]
     assert {model.seq_len for model in models} == {262_144} and models[6].short_window == 6 * BLOCK + 1
+
+
+SMALL = NanochatConfig(depth=2, seq_len=16, short_window=5, vocab_size=64)
+GPT2 = GPT2Config(seq_len=16, vocab_size=64)
+
+
+@pytest.mark.parametrize(
+    ("model", "stages", "more", "message"),
+    [
+        (GPT2, [{"seq_len": 32}], {}, "train.stages: seq_len=32 is above model.seq_len=16, for which model.f"),
+        (GPT2, [], {"eval": EvalConfig(seq_len=32)}, "eval.seq_len=32 is above model.seq_len=16"),
+        (GPT2, [{"short_window": 4}], {}, "train.stages: short_window=4 has no model.short_window to change in"),
+        (SMALL, [{"long_window": 4}], {}, "train.stages: long_window=4 has no model.long_window to change in"),
+        (SMALL, [], {"eval": EvalConfig(long_window=9)}, "eval.long_window=9 has no model.long_window to change in"),
+        (SMALL, [{"seq_len": 24}], {}, "train.stages: from_step=3: batch_tokens=64 is not a multiple of "
+         "train.micro_batch_size=2 x seq_len=24 x 1 device = 48; nearest: 48, 96"),
+        (SMALL, [{"seq_len": 32}], {"data": DataConfig(sampling="best_fit")}, "train.stages: seq_len=32 differs from "
+         "model.seq_len=16, but data.sampling=best_fit packs rows of one length"),
+    ],
+    ids=["longer_than_positions", "evaluated_longer", "no_short_window", "no_long_window", "evaluated_wider",
+         "batch_does_not_divide", "text"],
+)  # fmt: skip
+def test_a_table_that_cannot_be_is_refused_in_one_line(model, stages, more, message):
+    stages = tuple(StageConfig(from_step=3 + i, **values) for i, values in enumerate(stages))
+    with pytest.raises(InputError) as caught:
+        Config(model=model, train=TrainConfig(steps=8, batch_tokens=64, micro_batch_size=2, stages=stages), **more)
+    assert message in str(caught.value) and "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: StageConfig(from_step=1, seq_len=-1), "train.stages: seq_len=-1 is negative"),
+        (lambda: StageConfig(from_step=1, target_weights=(0.0,)), "train.stages: target_weights=(0.0,) are all zero"),
+        (lambda: TrainConfig(target_weights=()), "train.target_weights=() are all zero"),
+        (lambda: TrainConfig(target_weights=(1.0, -0.5)), "train.target_weights=(1.0, -0.5) has a negative weight"),
+        (lambda: TrainConfig(target_weights=1.0), "train.target_weights=1.0 is not a tuple of float"),
+        (lambda: MuonConfig(momentum_cooldown_steps=5), "momentum_cooldown_steps=5 has no optim.muon.momentum_end"),
+        (lambda: OptimConfig(grad_divisor=-1), "optim.grad_divisor=-1.0 is negative"),
+    ],
+    ids=["seq_len", "zero_weights", "no_weights", "negative_weight", "no_tuple", "cooldown", "divisor"],
+)
+def test_a_value_that_cannot_be_is_refused_in_one_line(make, message):
+    with pytest.raises(InputError) as caught:
+        make()
+    assert message in str(caught.value) and "\n" not in str(caught.value)
+
+
+def test_a_table_survives_source_json_and_the_command_line(tmp_path):
+    stages = (StageConfig(from_step=3, seq_len=8), StageConfig(from_step=5, short_window=3, target_weights=(1, 0.5)))
+    train = TrainConfig(steps=8, batch_tokens=64, micro_batch_size=2, stages=stages, target_weights=(1, 0.5, 0.25))
+    config = Config(model=SMALL, train=train)
+    (tmp_path / "config.py").write_text(to_source(config))
+    assert load(tmp_path / "config.py") == from_dict(to_dict(config)) == config
+    changed = apply_overrides(config, {"train.target_weights": "1,.75", "train.stages.0.seq_len": "16"}).train
+    assert (changed.target_weights, changed.stages[0].seq_len) == ((1.0, 0.75), 16)
+    with pytest.raises(InputError, match=r"train.target_weights is given whole; write --train.target_weights=1.0,0.5"):
+        apply_overrides(config, {"train.target_weights.0": "2"})
+
+
+def test_sizes_stay_until_a_row_changes_them_and_a_batch_does_not():
+    """A row without weights lies on the line between those that have some."""
+    stages = (
+        StageConfig(from_step=4, batch_tokens=128, seq_len=32, target_weights=(1.0, 0.5)),
+        StageConfig(from_step=6, short_window=9), StageConfig(from_step=8, seq_len=8, target_weights=(1.0,)),
+    )  # fmt: skip
+    config = Config(model=SMALL, train=TrainConfig(steps=10, batch_tokens=64, micro_batch_size=2, stages=stages))
+    assert [(m.seq_len, m.short_window) for m in config.stage_models()] == [(16, 5), (32, 5), (32, 9), (8, 9)]
+    assert [schedules.batch_tokens_at(config, step) for step in (0, 4, 6, 8)] == [64, 128, 64, 64]
+    expected = {0: (1.0, 0.0), 2: (1.0, 0.25), 4: (1.0, 0.5), 6: (1.0, 0.25), 7: (1.0, 0.125), 8: (1.0,), 20: (1.0,)}
+    assert {step: schedules.target_weights_at(config, step) for step in expected} == expected
+    plan, rows, tokens = Plan(config, 1), 0, 0
+    for step in range(10):
+        planned = plan.at(step)
+        assert (planned.rows_before, planned.tokens_before) == (rows, tokens)
+        rows += planned.n_micro * planned.n_rows
+        tokens += planned.n_micro * planned.n_rows * planned.seq_len
+    assert config.largest_stage().model.seq_len == 32
+    assert config.at_stage(2).train == dataclasses.replace(config.train, batch_tokens=64, stages=())
+
+
+def test_smoke_keeps_the_stages(tmp_path):
+    config = dataclasses.replace(RECORD_62, run=RunConfig(dir=str(tmp_path / "run")))
+    small = shrink(config, [])
+    assert [stage.from_step for stage in small.train.stages] == [1, 2, 3, 4, 5]
+    assert [model.seq_len for model in small.stage_models()] == [64, 128, 128, 192, 192, 192]
+    assert len(set(small.eval_models())) == 5 and Plan(small, 1).n_micro == (2,) * 6
+    hypers = [schedules.hyper_at(small, step).get("target_weights", ()) for step in range(6)]
+    assert [len(weights) for weights in hypers] == [3, 2, 2, 0, 0, 0]
