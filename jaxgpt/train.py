@@ -140,7 +140,9 @@ def train(args: list[str], resume_step: int | None) -> int:
             return evaluate_split(evaluator, params, val_rows, starts, plan.n_rows, run.token_bytes)
 
         first_rows = val_starts[: plan.n_rows]
-        saving = Saving(saved, about, meter, gather_texts, lambda *state: evaluate(*state, first_rows).loss)
+        saving = Saving(
+            saved, about, meter, gather_texts, lambda n_done, params: evaluate(n_done, params, first_rows).loss
+        )
         with ending(feed, files, reader, meter, saved) as end:
             for planned, batch, cursors in feed:
                 n_done = planned.step + 1

@@ -61,6 +61,19 @@ def test_the_stated_figure_is_the_one_of_planning(mesh):
     assert said.startswith(f"{gib(planned.total_bytes)} on each device"), said
 
 
+def test_planning_compiles_each_kind_of_stage():
+    """By batch, row length and number of targets; a stage with another learning rate is no new kind."""
+    stages = (
+        StageConfig(from_step=2, lr_scale=0.5), StageConfig(from_step=3, batch_tokens=32 * 48, seq_len=32),
+        StageConfig(from_step=4, batch_tokens=32 * 48, target_weights=(1.0, 0.5)),
+    )  # fmt: skip
+    config = dataclasses.replace(SMALL, train=dataclasses.replace(SMALL.train, steps=5, stages=stages))
+    found = compile_run(config, jax.devices()[:1])
+    assert [(one.n_micro, one.seq_len) for one in found] == [(2, 64), (4, 32), (4, 32)]
+    assert found[0].activations_bytes > found[1].activations_bytes
+    assert estimate_run(derive(config, 128).config, "gpu").n_micro == 2
+
+
 @pytest.mark.parametrize("moment", ["compiling", "running"])
 def test_a_full_device_is_one_line_with_a_setting_that_trains(config_path, tmp_path, monkeypatch, moment):
     """Faults: C81."""

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from jaxgpt import config as config_lib
-from jaxgpt import train
+from jaxgpt import evaluate, train
 from jaxgpt.compare import tolerances
 from jaxgpt.compare.trajectories import draw_params, run_jax, run_torch
 from jaxgpt.config import (
@@ -98,7 +98,7 @@ def figures(run_dir):
 
 
 @pytest.mark.parametrize("loop", ["jax", "torch"])
-def test_a_run_resumed_before_at_and_after_a_change_is_exact(loop, config_path, tmp_path, monkeypatch):
+def test_a_run_resumed_before_at_and_after_a_change_is_exact(loop, config_path, tmp_path, monkeypatch, capsys):
     main = {"jax": train.main, "torch": torch_train.main}[loop]
     whole, events = tmp_path / "whole", []
 
@@ -116,6 +116,11 @@ def test_a_run_resumed_before_at_and_after_a_change_is_exact(loop, config_path, 
     late = [event for event in events[events.index(1) :] if event in ("jit(train_step)", "jit(eval_step)")]
     assert not late and (loop == "torch" or events.index(1) > 5), events
     expected = figures(whole)
+    if loop == "jax":
+        capsys.readouterr()
+        assert evaluate.main([f"--run={whole}", "--json"]) == 0
+        found = json.loads(capsys.readouterr().out)["splits"]["val"]["loss"]
+        assert found == pytest.approx(expected[9][2], rel=1e-6)
     assert [expected[n][3] for n in (4, 7, 9)] == [512, 512 + 3 * 256, 512 + 3 * 256 + 2 * 192]
     for step in (3, 4, 5):
         parts = tmp_path / f"from {step}"

@@ -91,7 +91,7 @@ def lines_of(config):
     for step in range(config.train.steps + 1):
         planned, hyper = plan.at(step), schedules.hyper_at(config, step)
         model = models[planned.stage]
-        windows = " ".join(f"{(w - 1) // BLOCK}" for w in (model.short_window, getattr(model, "long_window", 0)))
+        windows = " ".join(f"{(getattr(model, name) - 1) // BLOCK}" for name in ("short_window", "long_window"))
         weights = ",".join(f"{w:.9e}" for w in schedules.target_weights_at(config, step))
         n_tokens = planned.n_micro * planned.n_rows * planned.seq_len
         yield f"{step} {n_tokens} {windows} {hyper['lr_scale']:.9e} {hyper['momentum']:.9e} {weights}\n"
@@ -157,10 +157,11 @@ def test_evaluations_see_the_stage_to_come_and_the_last_one_wider_windows():
     models, plan = RECORD_62.eval_models(), Plan(RECORD_62, 1)
     assert [plan.eval_stage(n) for n in (0, 519, 520, 521, 1559, 1560, 1599, 1600)] == [0, 0, 1, 2, 4, 5, 5, 6]
     assert [(getattr(model, "long_window", 0) - 1) // BLOCK for model in models] == [3, 7, 7, 11, 11, 13, 20]
-    assert {model.seq_len for model in models} == {262_144} and models[6].short_window == 6 * BLOCK + 1
+    assert {model.seq_len for model in models} == {262_144}
+    assert isinstance(models[6], LongWindows) and models[6].short_window == 6 * BLOCK + 1
 
 
-SMALL = NanochatConfig(depth=2, seq_len=16, short_window=5, vocab_size=64)
+SMALL = NanochatConfig(depth=2, seq_len=16, short_window=5, window_pattern="SL", vocab_size=64)
 GPT2 = GPT2Config(seq_len=16, vocab_size=64)
 
 
@@ -194,7 +195,7 @@ def test_a_table_that_cannot_be_is_refused_in_one_line(model, stages, more, mess
         (lambda: StageConfig(from_step=1, target_weights=(0.0,)), "train.stages: target_weights=(0.0,) are all zero"),
         (lambda: TrainConfig(target_weights=()), "train.target_weights=() are all zero"),
         (lambda: TrainConfig(target_weights=(1.0, -0.5)), "train.target_weights=(1.0, -0.5) has a negative weight"),
-        (lambda: TrainConfig(target_weights=1.0), "train.target_weights=1.0 is not a tuple of float"),
+        (lambda: TrainConfig(target_weights="1"), "train.target_weights='1' is not a tuple of float"),  # pyright: ignore[reportArgumentType]
         (lambda: MuonConfig(momentum_cooldown_steps=5), "momentum_cooldown_steps=5 has no optim.muon.momentum_end"),
         (lambda: OptimConfig(grad_divisor=-1), "optim.grad_divisor=-1.0 is negative"),
     ],
@@ -225,7 +226,7 @@ def test_sizes_stay_until_a_row_changes_them_and_a_batch_does_not():
         StageConfig(from_step=6, short_window=9), StageConfig(from_step=8, seq_len=8, target_weights=(1.0,)),
     )  # fmt: skip
     config = Config(model=SMALL, train=TrainConfig(steps=10, batch_tokens=64, micro_batch_size=2, stages=stages))
-    assert [(m.seq_len, m.short_window) for m in config.stage_models()] == [(16, 5), (32, 5), (32, 9), (8, 9)]
+    assert [(m.seq_len, m.window(0)) for m in config.stage_models()] == [(16, 5), (32, 5), (32, 9), (8, 8)]
     assert [schedules.batch_tokens_at(config, step) for step in (0, 4, 6, 8)] == [64, 128, 64, 64]
     expected = {0: (1.0, 0.0), 2: (1.0, 0.25), 4: (1.0, 0.5), 6: (1.0, 0.25), 7: (1.0, 0.125), 8: (1.0,), 20: (1.0,)}
     assert {step: schedules.target_weights_at(config, step) for step in expected} == expected

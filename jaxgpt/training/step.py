@@ -10,7 +10,7 @@ GradScaler (halve on overflow, double after 2000 good steps; arXiv:1710.03740).
 
 import functools
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
@@ -176,7 +176,7 @@ def jit_evaluate(config: Config, model: Model, param_shardings: dict, mesh: Mesh
     )
 
 
-def make_optimizer(config: Config, shapes: dict[str, jax.ShapeDtypeStruct]) -> optax.GradientTransformationExtraArgs:
+def make_optimizer(config: Config, shapes: Mapping[str, Any]) -> optax.GradientTransformationExtraArgs:
     """The optimizer of a config for parameters of these shapes."""
     return optimizer(config.optim, param_groups(config.optim, {path: leaf.shape for path, leaf in shapes.items()}))
 

@@ -3,6 +3,9 @@
 The last chunk may be shorter, so nothing is padded. Without gradients (`torch.no_grad`) none are made.
 """
 
+from collections.abc import Iterator
+from typing import Any
+
 import torch
 from torch.nn import functional as F
 
@@ -60,14 +63,14 @@ def _chunk_loss(x_PD, weight_VD, targets, weights, softcap):
     for targets_P, weights_P in zip(targets, weights, strict=True):
         target_logits_P = logits_PV.gather(-1, targets_P[:, None])[:, 0]
         losses.append(torch.where(weights_P > 0, (lse_P - target_logits_P) * weights_P, 0))
-    return sum(losses[1:], losses[0]).sum(), logits_PV, lse_P
+    return torch.stack(losses).sum(), logits_PV, lse_P
 
 
 def _chunk_loss_and_grads(x_PD, weight_VD, targets, weights, softcap):
     loss, logits_PV, lse_P = _chunk_loss(x_PD, weight_VD, targets, weights, softcap)
     # In place, where XLA fuses: a chunk's logits are the largest array of a step.
     slope_PV = 1 - torch.square(logits_PV / softcap) if softcap else None
-    d_logits_PV = logits_PV.sub_(lse_P[:, None]).exp_().mul_(sum(weights[1:], weights[0])[:, None])
+    d_logits_PV = logits_PV.sub_(lse_P[:, None]).exp_().mul_(torch.stack(weights).sum(dim=0)[:, None])
     for targets_P, weights_P in zip(targets, weights, strict=True):
         d_logits_PV.scatter_add_(-1, targets_P[:, None], -weights_P[:, None])
     if slope_PV is not None:
@@ -108,7 +111,7 @@ class _SummedLoss(torch.autograd.Function):
         return _summed_loss_backward(ctx.saved_tensors, d_loss)
 
 
-def _cut_chunks(arrays, chunk_len):
+def _cut_chunks(arrays, chunk_len) -> Iterator[Any]:
     """Pieces of the time axis, tokens flattened."""
 
     def cut(array, start):

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar, Self
 
-from jaxgpt.config.section import Section
+from jaxgpt.config.section import Section, field_types
 from jaxgpt.errors import require
 
 Axes = tuple[str | None, ...]
@@ -124,13 +124,13 @@ class Family(Section, ABC):
         Raises:
           InputError: the family has no such field.
         """
-        fields = {field.name for field in dataclasses.fields(self)}
+        fields = field_types(type(self))
         for name, value in sizes.items():
             require(
                 name in fields,
                 f"{prefix}{name}={value} has no model.{name} to change in model.family={self.family}; leave it out",
             )
-        return dataclasses.replace(self, **sizes)
+        return dataclasses.replace(self, **sizes)  # pyright: ignore[reportArgumentType], every family is a dataclass
 
     def shrink_sizes(self, sizes: dict[str, int], seq_len: int) -> dict[str, int]:
         """What a stage changes in the model that `shrink(seq_len)` gives: the same parts of a row, 2 tokens at least.
