@@ -85,8 +85,8 @@ def _summed_loss_forward(x_BTD, weight_VD, targets, weights, chunk_len, softcap)
     n_rows, _, n_embd = x_BTD.shape
     d_weight_VD = torch.zeros(weight_VD.shape, dtype=weights[0].dtype, device=weight_VD.device)
     losses, d_x_pieces = [], []
-    for x_PD, *some in _cut_chunks((x_BTD, targets, weights), chunk_len):
-        loss, d_x_PD, d_chunk_VD = _chunk_loss_and_grads(x_PD, weight_VD, *some, softcap)
+    for x_PD, chunk_targets, chunk_weights in _cut_chunks((x_BTD, targets, weights), chunk_len):
+        loss, d_x_PD, d_chunk_VD = _chunk_loss_and_grads(x_PD, weight_VD, chunk_targets, chunk_weights, softcap)
         d_weight_VD += d_chunk_VD
         losses.append(loss)
         d_x_pieces.append(d_x_PD.reshape(n_rows, -1, n_embd))
