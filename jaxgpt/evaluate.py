@@ -80,7 +80,7 @@ import jax
 import numpy as np
 from rich.table import Table
 
-from jaxgpt.config import Config, EvalConfig, MeshConfig, TrainConfig
+from jaxgpt.config import Config, EvalConfig, MeshConfig, TrainConfig, schedule
 from jaxgpt.data.sources import Source, open_directory
 from jaxgpt.errors import EXIT_DONE, run_verb
 from jaxgpt.inference.trained import Trained, open_source, with_tokenizer_of
@@ -120,7 +120,10 @@ def evaluation_config(trained: Trained, settings: argparse.Namespace) -> Config:
     run = trained.config or Config(
         train=TrainConfig(micro_batch_size=DEFAULT_ROWS), eval=EvalConfig(tokens=DEFAULT_TOKENS)
     )
-    model = trained.model.without_dropout()
+    model = trained.model
+    if trained.config:
+        model = trained.config.eval_models()[schedule.eval_stage(trained.config, trained.n_done)]
+    model = model.without_dropout()
     rows = settings.micro_batch_size or run.train.micro_batch_size
     n_devices = count_batch_devices(trained.mesh)
     train = TrainConfig(

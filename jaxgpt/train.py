@@ -115,7 +115,7 @@ def train(given: Config, flags: argparse.Namespace) -> int:
             return EXIT_DONE
         reader = run.source.reader(config, then.get("cursors"))
         stack.callback(reader.close)
-        train_step, step = compile_programs(
+        train_step, evaluators = compile_programs(
             step, plan, console.say, functools.partial(saved.prepare, step.state_shapes)
         )
 
@@ -127,14 +127,20 @@ def train(given: Config, flags: argparse.Namespace) -> int:
         feed = pace.watch(prefetch(make_feed(plan, reader, mesh, first_step, skips)))
         progress = stack.enter_context(Progress(plan.n_steps, first_step))
         meter = Meter(config, mesh.devices.flat[0].device_kind, mesh.size, progress, files, console.say)
-        engine = Engine(config.model, {}, dtype=config.train.dtype, n_valid=run.source.n_ids or None)
+        engines = [
+            Engine(model, {}, dtype=config.train.dtype, n_valid=run.source.n_ids or None)
+            for model in config.stage_models()
+        ]
         meter.spikes.restore(then.get("spikes", [0.0]))
 
-        def evaluate(params, starts):
-            return evaluate_split(step, params, val_rows, starts, plan.n_rows, run.token_bytes)
+        def evaluate(n_done, params, starts):
+            evaluator = evaluators[plan.eval_stage(n_done)]
+            return evaluate_split(evaluator, params, val_rows, starts, plan.n_rows, run.token_bytes)
 
         first_rows = val_starts[: plan.n_rows]
-        saving = Saving(saved, about, meter, gather_texts, lambda params: evaluate(params, first_rows).loss)
+        saving = Saving(
+            saved, about, meter, gather_texts, lambda n_done, params: evaluate(n_done, params, first_rows).loss
+        )
         with ending(feed, files, reader, meter, saved) as end:
             for planned, batch, cursors in feed:
                 n_done = planned.step + 1
@@ -154,11 +160,12 @@ def train(given: Config, flags: argparse.Namespace) -> int:
                 pace.skip()
                 val_loss = None
                 if wants_eval:
-                    result = evaluate(state.params, val_starts)
+                    result = evaluate(n_done, state.params, val_starts)
                     meter.add(**result.metrics())
                     val_loss = result.loss
                     is_stopped = is_stopped or stop.is_agreed(n_done)  # an evaluation takes long
                 if wants_sample and tokenizer:
+                    engine = engines[schedule.stage_index(config, n_done)]
                     print_sample(n_done, config, engine, state.params, tokenizer, prompt)
                 if wants_save or is_stopped:
                     saving.save(n_done, state, cursors, val_loss, must=is_last or is_stopped)

@@ -30,7 +30,7 @@ def make_split(directory: Path, *sizes: int, dtype=np.uint16, name="train") -> t
 @pytest.mark.parametrize("sampling", ["random", "sequential"])
 def test_rows_are_consecutive_tokens(tmp_path, sampling):
     split, _ = make_split(tmp_path, 700, 40, 300)
-    rows = Batches(split, SEQ_LEN, 1337, sampling).rows(3, 100, 200, 0, 200)
+    rows = Batches(split, SEQ_LEN, 1337, sampling).rows(3, 100 * SEQ_LEN, 200, 0, 200)
     assert rows.dtype == np.int32 and rows.shape == (200, SEQ_LEN + 1)
     np.testing.assert_array_equal(rows - rows[:, :1], np.tile(np.arange(SEQ_LEN + 1), (200, 1)))
 
@@ -39,22 +39,22 @@ def test_rows_are_consecutive_tokens(tmp_path, sampling):
 def test_a_batch_does_not_depend_on_who_reads_it(tmp_path, sampling):
     split, _ = make_split(tmp_path, 700, 40, 300)
     batches = Batches(split, SEQ_LEN, 1337, sampling)
-    whole = batches.rows(5, 40, 8, 0, 8)
-    batches.rows(9, 72, 8, 3, 4)  # what was read before does not matter
+    whole = batches.rows(5, 40 * SEQ_LEN, 8, 0, 8)
+    batches.rows(9, 72 * SEQ_LEN, 8, 3, 4)  # what was read before does not matter
     again = Batches(split, SEQ_LEN, 1337, sampling)
     for cuts in ((0, 4, 8), (0, 1, 3, 7, 8), (0, 0, 8)):
-        parts = [again.rows(5, 40, 8, lo, hi) for lo, hi in pairwise(cuts)]
+        parts = [again.rows(5, 40 * SEQ_LEN, 8, lo, hi) for lo, hi in pairwise(cuts)]
         np.testing.assert_array_equal(np.concatenate(parts), whole)
 
 
 def test_random_rows_depend_on_seed_and_step_and_never_change(tmp_path):
     split, _ = make_split(tmp_path, 5000)
 
-    def read(seed, step, first_row=0, n_rows=4):
-        return Batches(split, SEQ_LEN, seed, "random").rows(step, first_row, n_rows, 0, 4)[:, 0].tolist()
+    def read(seed, step, tokens_before=0, n_rows=4):
+        return Batches(split, SEQ_LEN, seed, "random").rows(step, tokens_before, n_rows, 0, 4)[:, 0].tolist()
 
     assert len({tuple(read(seed, step)) for seed in (0, 1, 2**32 - 1) for step in (0, 1, 10**9)}) == 9
-    assert read(7, 3) == read(7, 3, first_row=999, n_rows=6)
+    assert read(7, 3) == read(7, 3, tokens_before=999, n_rows=6)
     assert read(1337, 0) == [689, 2787, 1398, 797]
     assert read(1337, 600_000) == [1937, 4549, 4595, 1872]
 
@@ -71,17 +71,33 @@ def test_sequential_rows_are_the_shards_from_front_to_back(tmp_path):
     split, tokens = make_split(tmp_path, 700, 40, 300)
     batches = Batches(split, SEQ_LEN, 0, "sequential")
     n_epoch = (1040 - 1) // SEQ_LEN
-    read = np.concatenate([batches.rows(step, step * 4, 4, 0, 4) for step in range(40)])
+    read = np.concatenate([batches.rows(step, step * 4 * SEQ_LEN, 4, 0, 4) for step in range(40)])
     expected = np.stack([tokens[r % n_epoch * SEQ_LEN :][: SEQ_LEN + 1] for r in range(160)])
     np.testing.assert_array_equal(read, expected)
     # the inputs of one epoch are each token once, up to what fills no row
     np.testing.assert_array_equal(read[:n_epoch, :-1].ravel(), tokens[: n_epoch * SEQ_LEN])
 
 
+def test_rows_that_grow_and_shrink_continue_where_the_last_ended(tmp_path):
+    """Within an epoch each token is an input once, in order; a random row starts anywhere where it ends in time."""
+    split, tokens = make_split(tmp_path, 700, 40, 300)
+    batches, position = Batches(split, 32, 0, "sequential"), 0
+    for step, (n_rows, seq_len) in enumerate([(4, 8), (4, 8), (3, 32), (5, 24), (2, 8), (9, 8)]):
+        rows = batches.rows(step, position, n_rows, 0, n_rows, seq_len)
+        whole = tokens[position : position + n_rows * seq_len]
+        np.testing.assert_array_equal(rows[:, :-1].ravel(), whole)
+        np.testing.assert_array_equal(rows[:, 1:].ravel(), tokens[position + 1 :][: n_rows * seq_len])
+        position += n_rows * seq_len
+    for sampling in ("sequential", "random"):
+        rows = Batches(split, 32, 0, sampling).rows(3, 5 * 8, 400, 0, 400, 24)
+        assert rows.shape == (400, 25)
+        np.testing.assert_array_equal(rows - rows[:, :1], np.tile(np.arange(25), (400, 1)))
+
+
 def test_one_row_is_enough(tmp_path):
     split, tokens = make_split(tmp_path, SEQ_LEN + 1)
     for sampling in ("random", "sequential"):
-        rows = Batches(split, SEQ_LEN, 0, sampling).rows(7, 30, 3, 0, 3)
+        rows = Batches(split, SEQ_LEN, 0, sampling).rows(7, 30 * SEQ_LEN, 3, 0, 3)
         np.testing.assert_array_equal(rows, np.tile(tokens, (3, 1)))
 
 
@@ -100,7 +116,7 @@ def test_positions_above_32_bits(tmp_path, sampling):
     seen = []
     split_read = split.read
     object.__setattr__(split, "read", lambda start, count: seen.append(start) or split_read(start, count))
-    rows = Batches(split, 1024, 1, sampling, 50257).rows(10**6, 200_000_000, 64, 0, 64)
+    rows = Batches(split, 1024, 1, sampling, 50257).rows(10**6, 200_000_000 * 1024, 64, 0, 64)
     assert rows.shape == (64, 1025) and min(seen) >= 0 and max(seen) > 2**37 and max(seen) + 1025 <= n
     if sampling == "sequential":
         assert seen[0] == 200_000_000 * 1024

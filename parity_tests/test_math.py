@@ -17,6 +17,7 @@ from jaxgpt.models.splash import splash
 from jaxgpt.optim.orthogonalize import POLAR_EXPRESS, quintic
 
 torch = pytest.importorskip("torch")
+torch_loss = pytest.importorskip("torch_ref.models.loss")
 
 
 def relative(a, b):
@@ -158,6 +159,48 @@ def test_masked_targets_are_not_read_and_nothing_counts_as_zero():
     assert relative(loss, expected) < tolerances.FP32_OP and n_tokens == 2
     value, grads = jax.value_and_grad(lambda x: cross_entropy(x, weight, targets, mask * 0, chunk_len=2)[0])(x)
     assert float(value) == 0.0 and not np.asarray(grads).any()
+
+
+@pytest.mark.parametrize("chunk_len", [None, 3])
+@pytest.mark.parametrize("softcap", [0.0, 15.0])
+def test_several_targets_ahead_are_the_sum_over_shifted_rows(chunk_len, softcap):
+    """Against a loop over positions and targets, in float64; chunks that cut between a position and its targets."""
+    rng = np.random.default_rng(5)
+    n_rows, seq_len, vocab, weights = 2, 10, 7, (1.0, 0.5, 0.25)
+    with jax.enable_x64(True):
+        x, head = (jnp.asarray(rng.standard_normal(shape)) for shape in ((n_rows, seq_len, 5), (vocab, 5)))
+        targets = rng.integers(0, vocab, (n_rows, seq_len))
+        mask = (rng.random((n_rows, seq_len)) > 0.2).astype(float)
+
+        def plain(x, head):
+            logits = x @ head.T
+            logits = softcap * jnp.tanh(logits / softcap) if softcap else logits
+            log_probs, total = jax.nn.log_softmax(logits), 0.0
+            for row in range(n_rows):
+                for t in range(seq_len):
+                    for k, weight in enumerate(weights):
+                        if t + k < seq_len and mask[row, t] and mask[row, t + k]:
+                            total -= weight * log_probs[row, t, targets[row, t + k]]
+            return total
+
+        def ours(x, head):
+            return cross_entropy(
+                x, head, jnp.asarray(targets), jnp.asarray(mask), jnp.asarray(weights), chunk_len=chunk_len,
+                softcap=softcap,
+            )[0]  # fmt: skip
+
+        expected, found = (jax.value_and_grad(f, argnums=(0, 1))(x, head) for f in (plain, ours))
+        jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-12, atol=1e-13), found, expected)
+
+        theirs = [torch.tensor(np.array(a), requires_grad=True) for a in (x, head)]
+        loss, n_tokens = torch_loss.cross_entropy(
+            *theirs, torch.from_numpy(targets), torch.from_numpy(mask), torch.tensor(weights, dtype=torch.float64),
+            chunk_len=chunk_len, softcap=softcap,
+        )  # fmt: skip
+        loss.backward()
+        assert loss.item() == pytest.approx(float(expected[0]), rel=1e-12) and n_tokens == mask.sum()
+        for tensor, grad in zip(theirs, expected[1], strict=True):
+            np.testing.assert_allclose(tensor.grad, grad, rtol=1e-12, atol=1e-13)
 
 
 def test_no_array_of_all_logits_is_ever_made():

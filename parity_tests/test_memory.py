@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from jaxgpt import train
-from jaxgpt.config import Config, GPT2Config, MeshConfig, TrainConfig
+from jaxgpt.config import Config, GPT2Config, MeshConfig, StageConfig, TrainConfig
 from jaxgpt.config.command_line import apply_overrides
 from jaxgpt.config.derive import derive
 from jaxgpt.errors import InputError
@@ -59,6 +59,21 @@ def test_the_stated_figure_is_the_one_of_planning(mesh):
         said = describe_memory(lower_train(make_step(config, mesh), 2, 12).compile(), mesh)
     (planned,) = compile_run(SMALL, jax.devices()[:1])
     assert said.startswith(f"{gib(planned.total_bytes)} on each device"), said
+
+
+def test_planning_compiles_each_kind_of_stage():
+    """By batch, row length and number of targets; a stage with another learning rate is no new kind."""
+    stages = (
+        StageConfig(from_step=2, lr_scale=0.5), StageConfig(from_step=3, batch_tokens=32 * 48, seq_len=32),
+        StageConfig(from_step=4, batch_tokens=32 * 48, target_weights=(1.0,)),
+    )  # fmt: skip
+    config = dataclasses.replace(
+        SMALL, train=dataclasses.replace(SMALL.train, steps=5, stages=stages, target_weights=(1.0, 0.5))
+    )
+    found = compile_run(config, jax.devices()[:1])
+    assert [(one.n_micro, one.seq_len) for one in found] == [(2, 64), (4, 32), (4, 32)]
+    assert found[0].activations_bytes > found[1].activations_bytes
+    assert estimate_run(derive(config, 128).config, "gpu").n_micro == 2
 
 
 @pytest.mark.parametrize("moment", ["compiling", "running"])

@@ -32,6 +32,7 @@ def changes(was, now, **flags):
         ({}, {"train.stages": [STAGE]}),
         ({"train.stages": [STAGE]}, {"train.stages": [STAGE | {"batch_tokens": 983_040}]}),
         ({"train.stages": [STAGE]}, {"train.stages": [STAGE | {"from_step": 11}]}),
+        ({"train.stages": [STAGE]}, {"train.stages": [STAGE | {"seq_len": 512}]}),
     ],
 )
 def test_other_batches_are_refused_unless_allowed(was, now):
@@ -50,6 +51,7 @@ def test_other_batches_are_refused_unless_allowed(was, now):
         ({}, {"train.micro_batch_size": 4}),
         ({}, {"data.dir": "/elsewhere"}),
         ({"train.stages": [STAGE]}, {"train.stages": [STAGE | {"lr_scale": 0.5}]}),
+        ({"train.stages": [STAGE]}, {"train.stages": [STAGE | {"target_weights": [1.0, 0.5]}]}),
     ],
 )
 def test_what_reads_the_same_batches_is_told_and_accepted(was, now):

@@ -20,6 +20,7 @@ import dataclasses
 import shlex
 import time
 from contextlib import ExitStack, contextmanager
+from typing import Any
 
 import torch
 from torch._dynamo.exc import TorchDynamoException
@@ -53,7 +54,7 @@ from torch_ref.parallel.peers import exchange_texts, with_peers
 from torch_ref.parallel.texts import gather_texts
 from torch_ref.training.checkpoint import Checkpoints
 from torch_ref.training.feed import make_feed
-from torch_ref.training.step import Step, TrainState, make_step
+from torch_ref.training.step import Step, TrainState, make_stage, make_step
 from torch_ref.training.validation import evaluate_split
 
 
@@ -117,8 +118,9 @@ def train(given: Config, flags: argparse.Namespace) -> int:
             return EXIT_DONE
         reader = run.source.reader(config, then.get("cursors"))
         stack.callback(reader.close)
+        steps, evaluators = make_stages(step, config)
         if step.is_compiled:
-            compile_step(step, config.train.micro_batch_size, state)
+            compile_steps(steps, evaluators, plan, state)
 
         # loop
         stop = StopSignal(config.log.every, process_count(), gather_texts)
@@ -130,15 +132,18 @@ def train(given: Config, flags: argparse.Namespace) -> int:
         meter = Meter(config, mesh.device_kind, mesh.size, progress, files, console.say)
         meter.spikes.restore(then.get("spikes", [0.0]))
 
-        def evaluate(params, starts):
-            return evaluate_split(step, params, val_rows, starts, plan.n_rows, run.token_bytes)
+        def evaluate(n_done, params, starts):
+            evaluator = evaluators[plan.eval_stage(n_done)]
+            return evaluate_split(evaluator, params, val_rows, starts, plan.n_rows, run.token_bytes)
 
         first_rows = val_starts[: plan.n_rows]
-        saving = Saving(saved, about, meter, gather_texts, lambda params: evaluate(params, first_rows).loss)
+        saving = Saving(
+            saved, about, meter, gather_texts, lambda n_done, params: evaluate(n_done, params, first_rows).loss
+        )
         with ending(feed, files, reader, meter, saved) as end:
             for planned, batch, cursors in feed:
                 n_done = planned.step + 1
-                state, metrics = step.train(state, batch, step.hyper(planned.hyper))
+                state, metrics = steps[planned.stage].train(state, batch, step.hyper(planned.hyper))
                 meter.push(n_done, metrics)
                 saving.follow()
                 if config.train.spike_rollback and meter.take_spike():
@@ -153,7 +158,7 @@ def train(given: Config, flags: argparse.Namespace) -> int:
                 pace.skip()
                 val_loss = None
                 if wants_eval:
-                    result = evaluate(state.params, val_starts)
+                    result = evaluate(n_done, state.params, val_starts)
                     meter.add(**result.metrics())
                     val_loss = result.loss
                     is_stopped = is_stopped or stop.is_agreed(n_done)  # an evaluation takes long
@@ -210,8 +215,33 @@ def initial_params(config: Config, step: Step) -> dict[str, torch.Tensor]:
     return step.init_params(config.run.seed)
 
 
-def compile_step(step: Step, n_rows: int, state: TrainState) -> None:
+def make_stages(step: Step, config: Config) -> tuple[list[Step], list[Step]]:
+    """The step by stage, and the one that evaluates by `Plan.eval_stage`. Equal models have one step."""
+    made: dict[Any, Step] = {}
+    trained = [config.at_stage(stage) for stage in range(len(config.stage_models()))]
+    evaluated = [config.at_evaluation(which) for which in range(len(config.eval_models()))]
+    for one in trained + evaluated:
+        if one.model not in made:
+            made[one.model] = make_stage(step, one)
+    return [made[one.model] for one in trained], [made[one.model] for one in evaluated]
+
+
+def compile_steps(steps: list[Step], evaluators: list[Step], plan: Plan, state: TrainState) -> None:
+    """Compiles what every stage trains and evaluates with."""
+    n_rows, firsts = plan.config.train.micro_batch_size, {plan.first_alike(i): None for i in range(len(steps))}
+    for stage in firsts:
+        hyper = steps[stage].hyper(schedule.hyper_at(plan.config, plan.first_step(stage)))
+        compile_step(steps[stage], n_rows, state, hyper.get("target_weights"))
+    trained = [id(step) for step in steps]
+    for evaluator in {id(one): one for one in evaluators if id(one) not in trained}.values():
+        compile_step(evaluator, n_rows, state)
+
+
+def compile_step(step: Step, n_rows: int, state: TrainState, weights: torch.Tensor | None = None) -> None:
     """Runs both compiled functions once on a microbatch of zeros, so that training never stalls.
+
+    Args:
+      weights: of the targets of the stage; None: the next token alone.
 
     Raises:
       InputError: torch.compile found no compiler it can use.
@@ -220,7 +250,7 @@ def compile_step(step: Step, n_rows: int, state: TrainState) -> None:
     begin = time.perf_counter()
     try:
         with working(f"compiling the step ({n_rows} rows)", is_said=True):
-            step.warm_up(state.params, batch_BT)
+            step.warm_up(state.params, batch_BT, weights)
     except TorchDynamoException as error:
         first_line = next(iter(str(error).splitlines()), type(error).__name__)
         raise InputError(f"torch.compile failed: {first_line}; --no-compile runs without") from error

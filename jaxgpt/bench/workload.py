@@ -29,7 +29,7 @@ from jaxgpt.parallel.devices import open_devices
 from jaxgpt.parallel.mesh import count_batch_devices
 from jaxgpt.run.opening import open_run
 from jaxgpt.training.feed import make_feed
-from jaxgpt.training.programs import lower_train
+from jaxgpt.training.programs import lower_stage
 from jaxgpt.training.step import Step, make_step
 
 PARTS = ("attention", "loss", "optimizer", "decode")
@@ -108,7 +108,7 @@ def _training_step(config: Config, step: Step, source: Source) -> Repeated:
     plan = Plan(config, count_batch_devices(step.mesh))
     reader = source.reader(config)
     begin = time.perf_counter()
-    compiled = lower_train(step, plan.n_micro[0], plan.n_rows).compile()
+    compiled = lower_stage(step, plan, 0)[1].compile()
     compile_s = time.perf_counter() - begin
     state = step.init_state(step.init_params(config.run.seed))
     feed = prefetch(make_feed(plan, reader, step.mesh, is_endless=True))

@@ -176,8 +176,10 @@ def run_jax(
         logits, grads = (known.logits, known.grads) if known else _jax_first_batch(config, step, placed, batches[0])
         places = _jax_places(config, step, placed, batches[0].tokens[0]) if is_traced else {}
         state, losses, norms, first = step.init_state(placed), [], [], {}
+        steps = [jax_step.make_stage(step, config.at_stage(i)) for i in range(1 + len(config.train.stages))]
         for i, batch in enumerate(batches):
-            state, metrics = step.train(state, batch, step.hyper(schedule.hyper_at(config, i)))
+            hyper = step.hyper(schedule.hyper_at(config, i))
+            state, metrics = steps[schedule.stage_index(config, i)].train(state, batch, hyper)
             losses.append(float(metrics["loss"]))
             norms.append(float(metrics["grad_norm"]))
             show(i + 1, len(batches), f"{i + 1} of {len(batches)} steps")
@@ -234,7 +236,8 @@ def _jax_first_pass(config: Config, step: jax_step.Step, params, rows: Batch):
     """Logits, and gradients of the summed loss."""
     module = step.model.bind(params)
     logits_BTV = module.logits(module(rows.tokens[:, :-1]))
-    loss = lambda params: jax_step.loss_sum(config, step.model, params, *rows)[0]  # noqa: E731
+    weights_K = step.hyper(schedule.hyper_at(config, 0)).get("target_weights")
+    loss = lambda params: jax_step.loss_sum(config, step.model, params, *rows, weights_K=weights_K)[0]  # noqa: E731
     return logits_BTV, jax.grad(loss)(params)
 
 
@@ -296,15 +299,17 @@ def run_torch(
         module = step.model.bind(state.params)
         logits_BTV = module.logits(module(batch.tokens[0, :, :-1]))
     masks = [None] * len(batch.tokens) if batch.mask is None else batch.mask
+    weights_K = step.hyper(schedule.hyper_at(config, 0)).get("target_weights")
     for rows in zip(batch.tokens, masks, strict=True):
-        torch_step.loss_sum(config, step.model, state.params, *rows)[0].backward()
+        torch_step.loss_sum(config, step.model, state.params, *rows, weights_K=weights_K)[0].backward()
     n_tokens = count_targets(batches[0])
     grads = {path: torch_step.take_grad(param) / n_tokens for path, param in state.params.items()}
     places = _torch_places(config, step, state.params, batch.tokens[0]) if is_traced else {}
     losses, norms, first = [], [], {}
+    steps = [torch_step.make_stage(step, config.at_stage(i)) for i in range(1 + len(config.train.stages))]
     for i, batch in enumerate(batches):
         hyper = step.hyper(schedule.hyper_at(config, i))
-        state, metrics = step.train(state, put_rows(batch, mesh), hyper)
+        state, metrics = steps[schedule.stage_index(config, i)].train(state, put_rows(batch, mesh), hyper)
         losses.append(float(metrics["loss"]))
         norms.append(float(metrics["grad_norm"]))
         show(i + 1, len(batches), f"{i + 1} of {len(batches)} steps")

@@ -14,11 +14,11 @@ from jaxgpt.config.settings import (
     MeshConfig,
     RunConfig,
     SampleConfig,
-    StageConfig,
     TrainConfig,
     count_microbatches,
     rows_that_divide,
 )
+from jaxgpt.config.stages import StageConfig
 from jaxgpt.config.storage import flatten, from_dict, to_dict
 
 __all__ = [

@@ -73,6 +73,8 @@ def _parse(path: str, text: str, kind: Any) -> Any:
             except ValueError:
                 continue
         raise InputError(f"{path}={text} is not {'an int' if kind is int else 'a float'}")
+    if origin is tuple and not is_section(options[0]):
+        return tuple(_parse(path, part, options[0]) for part in text.split(","))
     if origin is tuple:
         raise InputError(f"{path} holds several values; set it in a config file, or one of them as {path}.0.<field>")
     return text
@@ -84,6 +86,8 @@ def _replace(value: Any, path: list[str], overrides: dict[str, str]) -> Any:
     below = {name for name in overrides if name.startswith(f"{prefix}." if prefix else "")}
     if isinstance(value, tuple):
         parts = list(value)
+        if parts and not dataclasses.is_dataclass(parts[0]):
+            raise InputError(f"{prefix} is given whole; write --{prefix}={','.join(map(str, parts))}")
         for name in sorted({name.split(".")[len(path)] for name in below}):
             names = [getattr(part, "name", "") for part in parts]
             index = names.index(name) if name in names else int(name) if name.isdigit() else len(parts)

@@ -62,6 +62,8 @@ class MuonConfig(Section):
     """Steps over which momentum rises from momentum_start to momentum; 0: constant."""
     momentum_end: float = -1.0
     """Momentum at the end of the run, reached linearly over the warm-down; -1: constant."""
+    momentum_cooldown_steps: int = 0
+    """Last steps of the run, over which momentum falls to momentum_end; 0: over the learning rate's warm-down."""
     nesterov: bool = True
     """Nesterov momentum."""
     orthogonalizer: Literal["newton_schulz", "polar_express"] = "newton_schulz"
@@ -104,6 +106,15 @@ class MuonConfig(Section):
         require(
             self.momentum_end == -1 or 0 <= self.momentum_end < 1,
             f"optim.muon.momentum_end={self.momentum_end} is outside [0, 1); -1 keeps the momentum",
+        )
+        require(
+            self.momentum_cooldown_steps >= 0,
+            f"optim.muon.momentum_cooldown_steps={self.momentum_cooldown_steps} is negative; 0 follows the warm-down",
+        )
+        require(
+            not self.momentum_cooldown_steps or self.momentum_end >= 0,
+            f"optim.muon.momentum_cooldown_steps={self.momentum_cooldown_steps} has no optim.muon.momentum_end to fall "
+            "to; give one, such as 0.85",
         )
 
     def of_update(self) -> dict[str, Any]:
@@ -189,6 +200,8 @@ class OptimConfig(Section):
     """Decoupled weight decay of parameters of rank two and more; norms and biases have none."""
     grad_clip: float = 1.0
     """Largest global gradient norm, by torch's formula; 0 turns clipping off."""
+    grad_divisor: float = 0.0
+    """What the gradient of the summed loss is divided by; 0: by the number of tokens, which gives the mean's."""
     schedule: ScheduleConfig = field(default_factory=ScheduleConfig)
     muon: MuonConfig = field(default_factory=MuonConfig)
     groups: tuple[GroupConfig, ...] = ()
@@ -196,7 +209,7 @@ class OptimConfig(Section):
 
     def __post_init__(self):
         super().__post_init__()
-        for name in ("lr", "eps", "weight_decay", "grad_clip"):
+        for name in ("lr", "eps", "weight_decay", "grad_clip", "grad_divisor"):
             value = getattr(self, name)
             require(value >= 0, f"optim.{name}={value} is negative; choose 0 or more")
         for name in ("beta1", "beta2"):

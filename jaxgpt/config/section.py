@@ -88,7 +88,8 @@ def check(name: str, value: Any, kind: Any) -> Any:
         return str(value)
     if origin is tuple:
         is_good = isinstance(value, list | tuple)
-        require(is_good, f"{name}={show(value)} is not a tuple of {options[0].__name__}(...)")
+        entries = f"{options[0].__name__}{'(...)' * is_section(options[0])}"
+        require(is_good, f"{name}={show(value)} is not a tuple of {entries}")
         require(len(value) <= MAX_ENTRIES, f"{name} has {len(value)} entries; at most {MAX_ENTRIES} are supported")
         return tuple(check(f"{name}.{i}", entry, options[0]) for i, entry in enumerate(value))
     if is_section(kind):

@@ -12,6 +12,7 @@ from typing import ClassVar, Literal
 from jaxgpt.config.families import GPT2Config, ModelConfig
 from jaxgpt.config.optimizer import OptimConfig
 from jaxgpt.config.section import Section, UserPath, show
+from jaxgpt.config.stages import StageConfig, check_target_weights
 from jaxgpt.errors import InputError, require
 
 
@@ -62,26 +63,6 @@ class DataConfig(Section):
 
 
 @dataclass(frozen=True)
-class StageConfig(Section):
-    """A part of the run that differs from what comes before it."""
-
-    PATH: ClassVar = "train.stages: "
-
-    from_step: int
-    """First step of the stage; it lasts until the next stage begins."""
-    batch_tokens: int = 0
-    """Tokens per optimizer step in this stage; 0: train.batch_tokens."""
-    lr_scale: float = 1.0
-    """Factor on every learning rate in this stage, on top of the schedule."""
-
-    def __post_init__(self):
-        super().__post_init__()
-        require(self.from_step >= 1, f"train.stages: from_step={self.from_step} is below 1; stage 0 is the config")
-        require(self.batch_tokens >= 0, f"train.stages: batch_tokens={self.batch_tokens} is negative")
-        require(self.lr_scale >= 0, f"train.stages: lr_scale={self.lr_scale} is negative")
-
-
-@dataclass(frozen=True)
 class TrainConfig(Section):
     """The training step and how many of them are run."""
 
@@ -120,8 +101,10 @@ class TrainConfig(Section):
     """Go back to the checkpoint before a spike and leave out the data up to it; one process only."""
     watchdog_s: float = 600.0
     """Seconds without a finished step after which stacks.txt in run.dir gets the stacks of all threads; 0: never."""
+    target_weights: tuple[float, ...] = (1.0,)
+    """Weights of the targets 1, 2, ... tokens ahead at step 0; train.stages may change them. (1.0,): the next token."""
     stages: tuple[StageConfig, ...] = ()
-    """Later parts of the run with another batch or learning rate."""
+    """Later parts of the run with another batch, learning rate, row length, window or weights of targets."""
 
     def __post_init__(self):
         super().__post_init__()
@@ -134,6 +117,7 @@ class TrainConfig(Section):
         for name in ("steps", "batch_tokens", "target_flops", "target_param_data_ratio"):
             value = getattr(self, name)
             require(value >= 0, f"train.{name}={value} is negative; 0 derives it")
+        check_target_weights("train.target_weights", self.target_weights)
         for before, after in itertools.pairwise(stage.from_step for stage in self.stages):
             require(before < after, f"train.stages start at {before}, then at {after}; list them in rising order")
 
@@ -203,9 +187,15 @@ class EvalConfig(Section):
     """Steps between evaluations; the last step is always evaluated. 0: only the last."""
     tokens: int = 1_000_000
     """Validation tokens per evaluation, the same ones each time, spread over the set; 0: all."""
+    seq_len: int = 0
+    """Tokens of a row in every evaluation; 0: model.seq_len, also where later stages train on other rows."""
+    long_window: int = 0
+    """The model's long_window in the evaluation after the last step; 0: as trained."""
 
     def __post_init__(self):
         super().__post_init__()
+        require(self.seq_len >= 0 and self.seq_len != 1, f"eval.seq_len={self.seq_len}; choose 2 or more, or 0")
+        require(self.long_window >= 0, f"eval.long_window={self.long_window} is negative; 0 keeps the trained one")
         require(self.every >= 0, f"eval.every={self.every} is negative; 0 evaluates at the end only")
         require(self.tokens >= 0, f"eval.tokens={self.tokens} is negative; 0 uses the whole set")
 
@@ -309,47 +299,112 @@ class Config(Section):
                 f"train.stages: from_step={stage.from_step} is not below "
                 f"train.steps={self.train.steps}; drop the stage",
             )
+        longest = self.model.longest_row()
+        seq_lens = {f"train.stages: seq_len={stage.seq_len}": stage.seq_len for stage in self.train.stages}
+        for named, seq_len in (seq_lens | {f"eval.seq_len={self.eval.seq_len}": self.eval.seq_len}).items():
+            require(
+                longest is None or seq_len <= longest,
+                f"{named} is above model.seq_len={longest}, for which model.family={self.model.family} learns "
+                "positions; lower it, or begin with the longest rows",
+            )
+        lengths = list(dict.fromkeys(self.stage_seq_lens()))
+        require(
+            not self.data.is_text or len(lengths) == 1,
+            f"train.stages: seq_len={lengths[-1]} differs from model.seq_len={lengths[0]}, but data.sampling="
+            f"{self.data.sampling} packs rows of one length; prepare token shards, or leave seq_len out",
+        )
+        self.eval_models()
         n_devices = max(self.mesh.data, 1) * self.mesh.fsdp
-        for batch_tokens in self.stage_batch_tokens():
+        for stage, batch_tokens in enumerate(self.stage_batch_tokens()):
             if batch_tokens:
-                count_microbatches(self, batch_tokens, n_devices)
+                count_microbatches(self, stage, n_devices)
 
     def stage_batch_tokens(self) -> list[int]:
         """Tokens per step of each stage, the config's own first."""
         own = self.train.batch_tokens
         return [own] + [stage.batch_tokens or own for stage in self.train.stages]
 
-    def without_stages(self) -> "Config":
-        """The same run if its first stage lasted to the end."""
-        return dataclasses.replace(self, train=dataclasses.replace(self.train, stages=()))
-
     def stage_lr_scales(self) -> list[float]:
         """Factor on the learning rates in each stage, 1 for the config's own."""
         return [1.0] + [stage.lr_scale for stage in self.train.stages]
 
+    def stage_models(self) -> list[ModelConfig]:
+        """The model as each stage trains it: the same parameters.
+
+        Raises:
+          InputError: a stage changes a size that the family does not have.
+        """
+        changes = [stage.sizes() for stage in self.train.stages]
+        return [self.model, *(self.model.at_stage(changes[: i + 1]) for i in range(len(changes)))]
+
+    def stage_seq_lens(self) -> list[int]:
+        """Tokens of a row in each stage."""
+        return [model.seq_len for model in self.stage_models()]
+
+    def eval_models(self) -> list[ModelConfig]:
+        """The model as it is evaluated in each stage, and at the end of the run."""
+        sizes = {"seq_len": self.eval.seq_len or self.model.seq_len}
+        models = [model.resize(sizes, "eval.") for model in self.stage_models()]
+        last = {"long_window": self.eval.long_window} if self.eval.long_window else {}
+        return [*models, models[-1].resize(last, "eval.")]
+
+    def at_stage(self, stage: int) -> "Config":
+        """A run that has this stage's model and batch from its first step to its last.
+
+        Schedules are those of the whole run: ask `schedule.hyper_at` with the config that has the table.
+        """
+        if not self.train.stages:
+            return self
+        train = dataclasses.replace(self.train, batch_tokens=self.stage_batch_tokens()[stage], stages=())
+        return dataclasses.replace(self, model=self.stage_models()[stage], train=train)
+
+    def at_evaluation(self, which: int) -> "Config":
+        """A run with one of `eval_models`, whose step is one microbatch."""
+        model = self.eval_models()[which]
+        tokens = self.train.micro_batch_size * model.seq_len * max(self.mesh.data, 1) * self.mesh.fsdp
+        return dataclasses.replace(
+            self,
+            model=model,
+            train=dataclasses.replace(self.train, batch_tokens=tokens, stages=()),
+            eval=dataclasses.replace(self.eval, seq_len=0, long_window=0),
+        )
+
+    def without_stages(self) -> "Config":
+        """The same run if its first stage lasted to the end."""
+        return self.at_stage(0)
+
+    def largest_stage(self) -> "Config":
+        """The run as its stage with the most tokens a step, and of those the longest rows, is."""
+        sizes = list(zip(self.stage_batch_tokens(), self.stage_seq_lens(), strict=True))
+        return self.at_stage(sizes.index(max(sizes)))
+
 
 def rows_that_divide(config: Config, n_devices: int) -> list[int]:
     """Values of micro_batch_size that divide every stage's batch over the devices that share its rows, ascending."""
-    unit = config.model.seq_len * n_devices
-    if any(tokens % unit for tokens in config.stage_batch_tokens()):
+    stages = list(zip(config.stage_batch_tokens(), config.stage_seq_lens(), strict=True))
+    if any(tokens % (seq_len * n_devices) for tokens, seq_len in stages):
         return []
-    most = math.gcd(*(tokens // unit for tokens in config.stage_batch_tokens()))
+    most = math.gcd(*(tokens // (seq_len * n_devices) for tokens, seq_len in stages))
     return [n for n in range(1, most + 1) if most % n == 0]
 
 
-def count_microbatches(config: Config, batch_tokens: int, n_devices: int) -> int:
-    """Microbatches per optimizer step, when `n_devices` devices share the batch.
+def count_microbatches(config: Config, stage: int, n_devices: int) -> int:
+    """Microbatches per optimizer step of a stage, when `n_devices` devices share the batch.
 
     Raises:
-      InputError: batch_tokens is not a multiple of one microbatch's tokens; names the nearest that are.
+      InputError: the stage's batch is not a multiple of one microbatch's tokens; names the nearest that are.
     """
-    rows, seq_len = config.train.micro_batch_size, config.model.seq_len
+    rows, seq_len, batch_tokens = (
+        config.train.micro_batch_size, config.stage_seq_lens()[stage], config.stage_batch_tokens()[stage],
+    )  # fmt: skip
     unit = rows * seq_len * n_devices
     if batch_tokens % unit:
         lower = batch_tokens // unit * unit
         nearest = f"{lower}, {lower + unit}" if lower else f"{unit}"
+        where = f"train.stages: from_step={config.train.stages[stage - 1].from_step}: " if stage else "train."
         raise InputError(
-            f"train.batch_tokens={batch_tokens} is not a multiple of train.micro_batch_size={rows} x "
-            f"model.seq_len={seq_len} x {n_devices} device{'s' * (n_devices > 1)} = {unit}; nearest: {nearest}"
+            f"{where}batch_tokens={batch_tokens} is not a multiple of train.micro_batch_size={rows} x "
+            f"{'' if stage else 'model.'}seq_len={seq_len} x {n_devices} device{'s' * (n_devices > 1)} = {unit}; "
+            f"nearest: {nearest}"
         )
     return batch_tokens // unit

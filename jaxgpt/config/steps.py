@@ -5,6 +5,7 @@ its number: 0 is the config's own, 1 the first of `train.stages`.
 """
 
 from dataclasses import dataclass, field
+from typing import Any
 
 from jaxgpt.config import schedule
 from jaxgpt.config.settings import Config, count_microbatches
@@ -18,17 +19,21 @@ class PlannedStep:
       step: from 0.
       stage: number of the stage that it belongs to.
       rows_before: rows of all earlier steps together.
+      tokens_before: their tokens.
       n_micro: microbatches.
       n_rows: rows of a microbatch, over all devices.
+      seq_len: tokens of a row.
       hyper: what the schedules give, by name.
     """
 
     step: int
     stage: int
     rows_before: int
+    tokens_before: int
     n_micro: int
     n_rows: int
-    hyper: dict[str, float]
+    seq_len: int
+    hyper: dict[str, Any]
 
 
 @dataclass(frozen=True)
@@ -39,6 +44,7 @@ class Plan:
       config: complete.
       n_devices: that split the rows of a batch between them.
       n_micro: microbatches of a step, by stage.
+      seq_lens: tokens of a row, by stage.
 
     Raises:
       InputError: a stage's batch does not divide; names the nearest that does.
@@ -47,11 +53,13 @@ class Plan:
     config: Config
     n_devices: int
     n_micro: tuple[int, ...] = field(init=False)
+    seq_lens: tuple[int, ...] = field(init=False)
 
     def __post_init__(self):
-        tokens = self.config.stage_batch_tokens()
-        counts = tuple(count_microbatches(self.config, n_tokens, self.n_devices) for n_tokens in tokens)
+        seq_lens = tuple(self.config.stage_seq_lens())
+        counts = tuple(count_microbatches(self.config, stage, self.n_devices) for stage in range(len(seq_lens)))
         object.__setattr__(self, "n_micro", counts)
+        object.__setattr__(self, "seq_lens", seq_lens)
 
     @property
     def n_steps(self) -> int:
@@ -62,9 +70,35 @@ class Plan:
         """Rows of a microbatch over all devices; also of an evaluation's batch."""
         return self.config.train.micro_batch_size * self.n_devices
 
+    def first_step(self, stage: int) -> int:
+        """The step that a stage begins with."""
+        return self.config.train.stages[stage - 1].from_step if stage else 0
+
+    def first_alike(self, stage: int) -> int:
+        """The first stage whose compiled step serves this one too: same model, microbatches and number of targets."""
+        models = self.config.stage_models()
+        kinds = [
+            (model, n_micro, len(schedule.hyper_at(self.config, self.first_step(i)).get("target_weights", ())))
+            for i, (model, n_micro) in enumerate(zip(models, self.n_micro, strict=True))
+        ]
+        return kinds.index(kinds[stage])
+
     def at(self, step: int) -> PlannedStep:
         """The step of this number, from 0; steps after the last have its hyperparameters."""
         stage = schedule.stage_index(self.config, step)
-        rows_before = schedule.tokens_before(self.config, step) // self.config.model.seq_len
-        hyper = schedule.hyper_at(self.config, min(step, self.n_steps - 1))
-        return PlannedStep(step, stage, rows_before, self.n_micro[stage], self.n_rows, hyper)
+        steps = schedule.steps_before(self.config, step)
+        rows_before = sum(n * n_micro * self.n_rows for n, n_micro in zip(steps, self.n_micro, strict=True))
+        return PlannedStep(
+            step=step,
+            stage=stage,
+            rows_before=rows_before,
+            tokens_before=schedule.tokens_before(self.config, step),
+            n_micro=self.n_micro[stage],
+            n_rows=self.n_rows,
+            seq_len=self.seq_lens[stage],
+            hyper=schedule.hyper_at(self.config, min(step, self.n_steps - 1)),
+        )
+
+    def eval_stage(self, n_done: int) -> int:
+        """Which of `Config.eval_models` is evaluated after so many steps: that of the step to come, or the last."""
+        return schedule.eval_stage(self.config, n_done)

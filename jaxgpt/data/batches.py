@@ -30,10 +30,10 @@ class Batches:
         """
         Args:
           split: where the tokens are.
-          seq_len: tokens of context per row; a row reads one more.
+          seq_len: tokens of context per row, of the longest where they differ; a row reads one more.
           seed: in [0, 2**64); decides the random rows, together with the step.
-          sampling: random: rows start anywhere. sequential: row r of the run starts at token r * seq_len, and after
-            the last whole row the first follows again.
+          sampling: random: rows start anywhere. sequential: a row starts at the token after those of all rows
+            before it, and after the last whole row of seq_len tokens the first follows again.
           id_limit: ids at or above it are rejected; None accepts all.
 
         Raises:
@@ -44,35 +44,43 @@ class Batches:
         self.split, self.seq_len, self._seed, self._sampling = split, seq_len, seed, sampling
         self._id_limit = id_limit or 1 << 31
 
-    def rows(self, step: int, first_row: int, n_rows: int, lo: int, hi: int) -> np.ndarray:
+    def rows(
+        self, step: int, tokens_before: int, n_rows: int, lo: int, hi: int, seq_len: int | None = None
+    ) -> np.ndarray:
         """Rows lo..hi of the `n_rows` that a step takes, int32 [hi - lo, seq_len + 1].
 
         Args:
           step: index of the optimizer step, from 0.
-          first_row: rows of all earlier steps together (read where sampling is sequential).
+          tokens_before: tokens of all earlier steps together (read where sampling is sequential).
           n_rows: rows of this step, over all devices and microbatches.
           lo, hi: which of them to read, 0 <= lo <= hi <= n_rows.
+          seq_len: of this step's rows, at most that of the longest; None: that.
 
         Raises:
           InputError: an id outside the vocabulary, or a file that cannot be read.
         """
         assert 0 <= lo <= hi <= n_rows, (lo, hi, n_rows)
+        seq_len = seq_len or self.seq_len
+        assert seq_len <= self.seq_len, (seq_len, self.seq_len)
         n_tokens = self.split.n_tokens
         if self._sampling == "random":
             # Raw bits of a counter-based generator: numpy keeps these stable, its distributions it may change.
             # Modulo favours early positions by less than n_tokens / 2**64.
             key = np.array([self._seed, step], np.uint64)
             bits = np.random.Philox(key=key).random_raw(n_rows)[lo:hi]
-            starts = (bits % np.uint64(n_tokens - self.seq_len)).astype(np.int64)
+            starts = (bits % np.uint64(n_tokens - seq_len)).astype(np.int64)
         else:
-            rows_per_epoch = (n_tokens - 1) // self.seq_len
-            starts = [(first_row + row) % rows_per_epoch * self.seq_len for row in range(lo, hi)]
-        return self.at(starts)
+            # The epoch is the same for rows of any length, so that a change of length continues where it was. A row
+            # of a length that does not divide the epoch may begin too late to end in it; it is the last whole one.
+            tokens_per_epoch = (n_tokens - 1) // self.seq_len * self.seq_len
+            last = n_tokens - 1 - seq_len
+            starts = [min((tokens_before + row * seq_len) % tokens_per_epoch, last) for row in range(lo, hi)]
+        return self.at(starts, seq_len)
 
-    def at(self, starts: Iterable[int]) -> np.ndarray:
+    def at(self, starts: Iterable[int], seq_len: int | None = None) -> np.ndarray:
         """The rows that begin at these positions of the split, int32 [n, seq_len + 1]. Raises as `rows` does."""
         starts = [int(start) for start in starts]
-        width = self.seq_len + 1
+        width = (seq_len or self.seq_len) + 1
         rows = np.empty((len(starts), width), np.uint32)
         for row, start in zip(rows, starts, strict=True):
             row[:] = self.split.read(start, width)

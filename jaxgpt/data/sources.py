@@ -68,7 +68,9 @@ class ShardReader:
     def read(self, planned: PlannedStep, lo: int, hi: int) -> Batch:
         n_rows, n_all = planned.n_rows, planned.n_micro * planned.n_rows
         parts = [
-            self._batches.rows(planned.step, planned.rows_before, n_all, m * n_rows + lo, m * n_rows + hi)
+            self._batches.rows(
+                planned.step, planned.tokens_before, n_all, m * n_rows + lo, m * n_rows + hi, planned.seq_len
+            )
             for m in range(planned.n_micro)
         ]
         return Batch(np.stack(parts))
@@ -152,7 +154,7 @@ class Source:
         Raises:
           InputError: too little text, cursors of another run, or a step that the lanes do not divide.
         """
-        data, seq_len = self.config, config.model.seq_len
+        data, seq_len = self.config, max(config.stage_seq_lens())
         if isinstance(self.data, Dataset):
             sampling = cast(Literal["random", "sequential"], data.sampling)
             return ShardReader(Batches(self.data.train, seq_len, config.run.seed, sampling, config.model.vocab_size))
@@ -174,7 +176,7 @@ class Source:
         Raises:
           InputError: too little text for a row, or the training split of text.
         """
-        seq_len, n_tokens = config.model.seq_len, config.eval.tokens
+        seq_len, n_tokens = config.eval_models()[0].seq_len, config.eval.tokens
         if isinstance(self.data, Dataset):
             part = self.data.val if split == "val" else self.data.train
             rows = Batches(part, seq_len, 0, "sequential", config.model.vocab_size)

@@ -16,7 +16,7 @@ from typing import Any, Literal
 import jax
 from jax.sharding import Mesh
 
-from jaxgpt.config import Config, MeshConfig
+from jaxgpt.config import Config, MeshConfig, schedule
 from jaxgpt.config.families import ModelConfig
 from jaxgpt.data.sources import Source
 from jaxgpt.data.tokenizer import GPT2Tokenizer, Tokenizer, tokenizer_from_json
@@ -50,6 +50,7 @@ class Trained:
       tokenizer: None where nothing says which one it was.
       dtype: of the computation while training; for weights from elsewhere bfloat16, on a CPU float32.
       origin: for people, such as "runs/x step 2000".
+      n_done: steps of the run after which these are its parameters.
     """
 
     config: Config | None
@@ -59,6 +60,7 @@ class Trained:
     dtype: Literal["bfloat16", "float16", "float32", "float64"]
     mesh: Mesh
     origin: str
+    n_done: int = 0
 
     @property
     def compute_dtype(self) -> Literal["bfloat16", "float16", "float32", "float64"]:
@@ -120,7 +122,15 @@ def open_run(directory: str, *, step: int | None = None, platform: str = "", n_d
         shapes = place_params(config.model, param_dtype(config), mesh)
         state = saved.restore({"params": shapes}, chosen, is_part=True)
     origin = f"{directory} step {chosen.step}"
-    return Trained(config, config.model, state["params"], tokenizer, config.train.dtype, mesh, origin)
+    model = model_after(config, chosen.step)
+    return Trained(config, model, state["params"], tokenizer, config.train.dtype, mesh, origin, chosen.step)
+
+
+def model_after(config: Config, n_done: int) -> ModelConfig:
+    """A run's model after so many steps: with the windows of its last step, for the longest rows it was trained on."""
+    stage = schedule.stage_index(config, max(n_done - 1, 0))
+    models = config.stage_models()[: stage + 1]
+    return models[-1].resize({"seq_len": max(model.seq_len for model in models)}, "")
 
 
 def list_runs() -> list[str]:

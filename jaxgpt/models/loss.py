@@ -1,4 +1,4 @@
-"""Next-token cross-entropy of a model's last hidden states, without ever holding all logits.
+"""Cross-entropy of a model's last hidden states, without ever holding all logits.
 
 The one idea: the loss is a scalar, so its gradients with respect to the hidden states and the head can be made
 in the forward pass, chunk by chunk, and only scaled in the backward pass. At no time do more than
@@ -16,8 +16,8 @@ import jax.numpy as jnp
 from jaxgpt.models.layers import softcap as cap
 
 
-def cross_entropy(x_BTD, weight_VD, targets_BT, mask_BT=None, *, chunk_len=None, softcap=0.0):
-    """Summed next-token loss, and how many tokens were summed.
+def cross_entropy(x_BTD, weight_VD, targets_BT, mask_BT=None, weights_K=None, *, chunk_len=None, softcap=0.0):
+    """Summed loss of the next token, or of the next few, and how many positions were summed.
 
     A sum, not a mean, so that microbatches and devices add exactly and the caller divides once.
 
@@ -26,6 +26,9 @@ def cross_entropy(x_BTD, weight_VD, targets_BT, mask_BT=None, *, chunk_len=None,
       weight_VD: the head, one row per token id; cast to x's dtype.
       targets_BT: ids in [0, V). Where the mask is 0 they are not read.
       mask_BT: 1 counts a position, 0 skips it; None counts all.
+      weights_K: of the targets 1, 2, ... K tokens ahead, which share a position's logits and log-sum-exp; None: the
+        next token alone. A position whose target is masked or lies behind the row's end has the others: nothing is
+        rescaled.
       chunk_len: positions of each row whose logits exist at one time; None takes all.
       softcap: logits are softcap x tanh(logits / softcap); 0 leaves them.
 
@@ -39,8 +42,9 @@ def cross_entropy(x_BTD, weight_VD, targets_BT, mask_BT=None, *, chunk_len=None,
     assert mask_BT.shape == targets_BT.shape, f"mask {mask_BT.shape} of targets {targets_BT.shape}"
     mask_BT = mask_BT.astype(wide)
     n_tokens = mask_BT.sum()
-    x_BTD, targets_BT, mask_BT, chunk_len = _pad_to_chunks(x_BTD, targets_BT, mask_BT, chunk_len)
-    return jnp.asarray(_summed_loss(x_BTD, weight_VD, targets_BT, mask_BT, chunk_len, softcap)), n_tokens
+    targets, weights = _targets_ahead(targets_BT, mask_BT, weights_K)
+    x_BTD, targets, weights, chunk_len = _pad_to_chunks(x_BTD, targets, weights, chunk_len)
+    return jnp.asarray(_summed_loss(x_BTD, weight_VD, targets, weights, chunk_len, softcap)), n_tokens
 
 
 def token_losses(x_BTD, weight_VD, targets_BT, *, chunk_len=None, softcap=0.0):
@@ -50,71 +54,94 @@ def token_losses(x_BTD, weight_VD, targets_BT, *, chunk_len=None, softcap=0.0):
     """
     n_rows, seq_len = targets_BT.shape
     ones_BT = jnp.ones(targets_BT.shape, jnp.promote_types(x_BTD.dtype, jnp.float32))
-    x_BTD, targets_BT, mask_BT, chunk_len = _pad_to_chunks(x_BTD, targets_BT, ones_BT, chunk_len)
+    x_BTD, targets, weights, chunk_len = _pad_to_chunks(x_BTD, (targets_BT,), (ones_BT,), chunk_len)
 
-    def losses(x_PD, targets_P, mask_P):
-        _, logits_PV, lse_P = _chunk_loss(x_PD, weight_VD, targets_P, mask_P, softcap)
-        return lse_P - jnp.take_along_axis(logits_PV, targets_P[:, None], axis=-1)[:, 0]
+    def losses(x_PD, targets, weights):
+        _, logits_PV, lse_P = _chunk_loss(x_PD, weight_VD, targets, weights, softcap)
+        return lse_P - jnp.take_along_axis(logits_PV, targets[0][:, None], axis=-1)[:, 0]
 
-    losses_JP = _map_chunks(losses, (x_BTD, targets_BT, mask_BT), chunk_len)
+    losses_JP = _map_chunks(losses, (x_BTD, targets, weights), chunk_len)
     return losses_JP.reshape(-1, n_rows, chunk_len).swapaxes(0, 1).reshape(n_rows, -1)[:, :seq_len]
 
 
-def _pad_to_chunks(x_BTD, targets_BT, mask_BT, chunk_len):
-    """Arrays whose time axis the chunk length divides, with a mask of 0 on what is added; and that length."""
+def _targets_ahead(targets_BT, mask_BT, weights_K):
+    """For each target of a position, the next one first: the ids and what they weigh, [B, T]."""
+    if weights_K is None:
+        return (targets_BT,), (mask_BT,)
+    targets, weights = [targets_BT], [mask_BT * weights_K[0].astype(mask_BT.dtype)]
+    for k in range(1, min(len(weights_K), targets_BT.shape[1])):
+        ahead_BT, is_there_BT = (jnp.pad(a[:, k:], ((0, 0), (0, k))) for a in (targets_BT, mask_BT))
+        targets.append(ahead_BT)
+        weights.append(mask_BT * is_there_BT * weights_K[k].astype(mask_BT.dtype))
+    return tuple(targets), tuple(weights)
+
+
+def _pad_to_chunks(x_BTD, targets, weights, chunk_len):
+    """Arrays whose time axis the chunk length divides, with a weight of 0 on what is added; and that length."""
     seq_len = x_BTD.shape[1]
     chunk_len = min(chunk_len or seq_len, seq_len)
     n_padding = -seq_len % chunk_len
     if n_padding:
         x_BTD = jnp.pad(x_BTD, ((0, 0), (0, n_padding), (0, 0)))
-        targets_BT, mask_BT = (jnp.pad(a, ((0, 0), (0, n_padding))) for a in (targets_BT, mask_BT))
-    return x_BTD, targets_BT, mask_BT, chunk_len
+        targets, weights = (tuple(jnp.pad(a, ((0, 0), (0, n_padding))) for a in part) for part in (targets, weights))
+    return x_BTD, targets, weights, chunk_len
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(4, 5))
-def _summed_loss(x_BTD, weight_VD, targets_BT, mask_BT, chunk_len, softcap):
+def _summed_loss(x_BTD, weight_VD, targets, weights, chunk_len, softcap):
     losses = _map_chunks(
-        lambda x_PD, targets_P, mask_P: _chunk_loss(x_PD, weight_VD, targets_P, mask_P, softcap)[0],
-        (x_BTD, targets_BT, mask_BT),
+        lambda x_PD, targets, weights: _chunk_loss(x_PD, weight_VD, targets, weights, softcap)[0],
+        (x_BTD, targets, weights),
         chunk_len,
     )
     return losses.sum()
 
 
-def _chunk_loss(x_PD, weight_VD, targets_P, mask_P, softcap):
-    """Summed loss of some tokens, and what the gradient needs: logits, log-sum-exp."""
-    wide = mask_P.dtype
+def _chunk_loss(x_PD, weight_VD, targets, weights, softcap):
+    """Summed loss of some positions, and what the gradient needs: logits, log-sum-exp.
+
+    Args:
+      targets, weights: [P] for each target of a position.
+    """
+    wide = weights[0].dtype
     logits_PV = jax.lax.dot_general(
         x_PD, weight_VD.astype(x_PD.dtype), (((1,), (1,)), ((), ())), preferred_element_type=wide
     )
     logits_PV = cap(logits_PV, softcap)
     lse_P = jax.nn.logsumexp(logits_PV, axis=-1)
-    target_logits_P = jnp.take_along_axis(logits_PV, targets_P[:, None], axis=-1)[:, 0]
-    return jnp.where(mask_P > 0, (lse_P - target_logits_P) * mask_P, 0).sum(), logits_PV, lse_P
+    losses = []
+    for targets_P, weights_P in zip(targets, weights, strict=True):
+        target_logits_P = jnp.take_along_axis(logits_PV, targets_P[:, None], axis=-1)[:, 0]
+        losses.append(jnp.where(weights_P > 0, (lse_P - target_logits_P) * weights_P, 0))
+    return sum(losses[1:], losses[0]).sum(), logits_PV, lse_P
 
 
-def _chunk_loss_and_grads(x_PD, weight_VD, targets_P, mask_P, softcap):
-    loss, logits_PV, lse_P = _chunk_loss(x_PD, weight_VD, targets_P, mask_P, softcap)
-    is_target_PV = targets_P[:, None] == jnp.arange(logits_PV.shape[-1])[None, :]
-    d_logits_PV = (jnp.exp(logits_PV - lse_P[:, None]) - is_target_PV) * mask_P[:, None]
+def _chunk_loss_and_grads(x_PD, weight_VD, targets, weights, softcap):
+    loss, logits_PV, lse_P = _chunk_loss(x_PD, weight_VD, targets, weights, softcap)
+    probs_PV = jnp.exp(logits_PV - lse_P[:, None])
+    parts = []
+    for targets_P, weights_P in zip(targets, weights, strict=True):
+        is_target_PV = targets_P[:, None] == jnp.arange(logits_PV.shape[-1])[None, :]
+        parts.append((probs_PV - is_target_PV) * weights_P[:, None])
+    d_logits_PV = sum(parts[1:], parts[0])
     if softcap:
         d_logits_PV = d_logits_PV * (1 - jnp.square(logits_PV / softcap))
     d_logits_PV = d_logits_PV.astype(x_PD.dtype)
     d_x_PD = d_logits_PV @ weight_VD.astype(x_PD.dtype)
-    d_weight_VD = jax.lax.dot_general(d_logits_PV, x_PD, (((0,), (0,)), ((), ())), preferred_element_type=mask_P.dtype)
+    d_weight_VD = jax.lax.dot_general(d_logits_PV, x_PD, (((0,), (0,)), ((), ())), preferred_element_type=loss.dtype)
     return loss, d_x_PD, d_weight_VD
 
 
-def _summed_loss_forward(x_BTD, weight_VD, targets_BT, mask_BT, chunk_len, softcap):
+def _summed_loss_forward(x_BTD, weight_VD, targets, weights, chunk_len, softcap):
     n_rows, seq_len, n_embd = x_BTD.shape
-    zeros_VD = jnp.zeros(weight_VD.shape, mask_BT.dtype)
+    zeros_VD = jnp.zeros(weight_VD.shape, weights[0].dtype)
 
     def add_chunk(d_weight_VD, chunk):
-        x_PD, targets_P, mask_P = chunk
-        loss, d_x_PD, d_chunk_VD = _chunk_loss_and_grads(x_PD, weight_VD, targets_P, mask_P, softcap)
+        x_PD, targets, weights = chunk
+        loss, d_x_PD, d_chunk_VD = _chunk_loss_and_grads(x_PD, weight_VD, targets, weights, softcap)
         return d_weight_VD + d_chunk_VD, (loss, d_x_PD)
 
-    d_weight_VD, (losses, d_x_JPD) = _scan_chunks(add_chunk, zeros_VD, (x_BTD, targets_BT, mask_BT), chunk_len)
+    d_weight_VD, (losses, d_x_JPD) = _scan_chunks(add_chunk, zeros_VD, (x_BTD, targets, weights), chunk_len)
     d_x_BTD = d_x_JPD.reshape(-1, n_rows, chunk_len, n_embd).swapaxes(0, 1).reshape(n_rows, seq_len, n_embd)
     return losses.sum(), (d_x_BTD, d_weight_VD.astype(weight_VD.dtype))
 
@@ -129,7 +156,11 @@ _summed_loss.defvjp(_summed_loss_forward, _summed_loss_backward)
 
 
 def _scan_chunks(body, carry, arrays, chunk_len):
-    """`lax.scan` over pieces of the time axis, tokens flattened; a single piece is called directly."""
+    """`lax.scan` over pieces of the time axis, tokens flattened; a single piece is called directly.
+
+    Args:
+      arrays: the first is an array, the others may be tuples of arrays.
+    """
     n_chunks = arrays[0].shape[1] // chunk_len
 
     def cut(array, start):
@@ -137,7 +168,7 @@ def _scan_chunks(body, carry, arrays, chunk_len):
         return piece.reshape(-1, *array.shape[2:])
 
     def step(carry, i):
-        return body(carry, tuple(cut(array, i * chunk_len) for array in arrays))
+        return body(carry, jax.tree.map(lambda array: cut(array, i * chunk_len), arrays))
 
     if n_chunks == 1:
         carry, out = step(carry, 0)

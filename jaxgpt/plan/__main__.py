@@ -224,6 +224,7 @@ def print_forecast(forecast: Forecast, dollars: float | None) -> None:
     """Prints everything about one config on one device."""
     one, bound, config = forecast.footprint, forecast.bound, forecast.config
     mesh = " x ".join(f"{name} {getattr(config.mesh, name)}" for name in ("data", "fsdp", "tensor"))
+    n_devices = config.mesh.data * config.mesh.fsdp
     sent = "; ".join(f"{count} {kind} over {size}, {gib(sent)}" for kind, size, count, sent in one.collectives)
     is_blind = forecast.is_estimate and forecast.topology.n_devices > 1
     nothing_sent = "not known without a compiler" if is_blind else "none"
@@ -232,8 +233,8 @@ def print_forecast(forecast: Forecast, dollars: float | None) -> None:
         "source": source(forecast),
         "run": f"{config.model.family}, {forecast.n_params:,} parameters, {config.train.dtype}, attention "
         f"{one.attention[0]} ({one.attention[1]}), remat {config.train.remat}",
-        "batch": f"{max(config.stage_batch_tokens()):,} tokens = {one.n_micro} x {config.train.micro_batch_size} rows "
-        f"x {config.model.seq_len} x {config.mesh.data * config.mesh.fsdp} device(s)",
+        "batch": f"{one.n_micro * config.train.micro_batch_size * one.seq_len * n_devices:,} tokens = {one.n_micro} x "
+        f"{config.train.micro_batch_size} rows x {one.seq_len} x {n_devices} device(s)",
         "mesh": f"{forecast.topology.n_devices} x {device.name} ({mesh}); what follows is per device",
         "parameters": gib(one.params_bytes),
         "optimizer state": gib(one.opt_state_bytes),

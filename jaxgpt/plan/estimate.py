@@ -28,6 +28,7 @@ def estimate_run(config: Config, platform: str) -> Footprint:
     Raises:
       InputError: a parameter cannot be split as the mesh wants, or the attention asked for cannot run.
     """
+    config = config.largest_stage()
     model, train, mesh = config.model, config.train, config.mesh
     attention = choose_attention(config, platform)
     abstract = AbstractMesh((mesh.data, mesh.fsdp, mesh.tensor), ("data", "fsdp", "tensor"), (AxisType.Auto,) * 3)
@@ -38,9 +39,10 @@ def estimate_run(config: Config, platform: str) -> Footprint:
     params_bytes, opt_state_bytes = (
         sum(map(device_bytes, jax.tree.leaves(tree))) for tree in (state.params, state.opt_state)
     )
-    n_micro = max(config.stage_batch_tokens()) // (train.micro_batch_size * mesh.data * mesh.fsdp * model.seq_len)
+    n_micro = train.batch_tokens // (train.micro_batch_size * mesh.data * mesh.fsdp * model.seq_len)
     return Footprint(
         n_micro=n_micro,
+        seq_len=model.seq_len,
         attention=attention,
         params_bytes=params_bytes,
         opt_state_bytes=opt_state_bytes,

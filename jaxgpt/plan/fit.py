@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from jaxgpt.config import Config, rows_that_divide
 from jaxgpt.config.command_line import apply_overrides
 from jaxgpt.config.derive import derive
+from jaxgpt.config.steps import Plan
 from jaxgpt.errors import InputError
 from jaxgpt.plan.forecast import Forecast, place
 from jaxgpt.plan.topology import Topology
@@ -94,12 +95,8 @@ def fit_micro_batch(config: Config, topology: Topology, look: Look, count: Look)
         best = largest_true(choices, lambda rows, setting=setting: look(setting(rows)).fits, guess)
         if best:
             forecast = look(setting(best))
-            tokens = best * forecast.config.model.seq_len * forecast.config.mesh.data * forecast.config.mesh.fsdp
-            return Fit(
-                forecast,
-                {"train.micro_batch_size": str(best), "train.remat": remat},
-                [total // tokens for total in forecast.config.stage_batch_tokens()],
-            )
+            plan = Plan(forecast.config, forecast.config.mesh.data * forecast.config.mesh.fsdp)
+            return Fit(forecast, {"train.micro_batch_size": str(best), "train.remat": remat}, list(plan.n_micro))
     raise InputError(
         f"{config.model.family} does not fit {topology.name} even with train.micro_batch_size=1 and train.remat=block; "
         "shard it over more devices (mesh.fsdp), or choose a smaller model"

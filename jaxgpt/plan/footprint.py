@@ -1,6 +1,6 @@
 """What the compiler says of a run's training step on devices that need not exist here: memory, kernels, collectives.
 
-The step is the one that training runs (`make_step`), lowered and compiled for every batch size of the run's stages.
+The step is the one that training runs (`make_step`), lowered and compiled for every kind of stage that the run has.
 Nothing is executed, so the figures are the compiler's, not a measurement; XLA's own buffers are exact, what a driver
 keeps beside them is in `hardware.usable_bytes`.
 
@@ -21,14 +21,15 @@ from typing import Any
 import jax
 
 from jaxgpt import config as config_lib
-from jaxgpt.config import Config, count_microbatches
+from jaxgpt.config import Config
 from jaxgpt.config.derive import derive
+from jaxgpt.config.steps import Plan
 from jaxgpt.errors import Failure, InputError
 from jaxgpt.files import write_atomically
 from jaxgpt.parallel.mesh import count_batch_devices, make_mesh
 from jaxgpt.plan.census import gathered_whole, summarize, take_census
 from jaxgpt.plan.topology import open_devices, parse_topology
-from jaxgpt.training.programs import lower_train
+from jaxgpt.training.programs import lower_stage
 from jaxgpt.training.step import Step, device_bytes, make_step
 
 
@@ -38,6 +39,7 @@ class Footprint:
 
     Attributes:
       n_micro: microbatches of the step.
+      seq_len: tokens of its rows.
       attention: implementation, and why.
       params_bytes, opt_state_bytes: the device's part of the state.
       inputs_bytes: the batch and the schedules' numbers.
@@ -51,6 +53,7 @@ class Footprint:
     """
 
     n_micro: int
+    seq_len: int
     attention: tuple[str, str]
     params_bytes: int
     opt_state_bytes: int
@@ -81,7 +84,7 @@ class Footprint:
 
 
 def compile_run(config: Config, devices: list, remember=None) -> list[Footprint]:
-    """One footprint for each number of microbatches that the stages of a run have.
+    """One footprint for each kind of step that the stages of a run have, by rising number of microbatches.
 
     Args:
       remember: (text of a lowered program, function that gives its footprint) -> footprint; None: always compiles.
@@ -92,17 +95,19 @@ def compile_run(config: Config, devices: list, remember=None) -> list[Footprint]
     """
     config = derive(config).config
     mesh = make_mesh(config.mesh, devices)
-    n_devices = count_batch_devices(mesh)
-    counts = {count_microbatches(config, tokens, n_devices) for tokens in config.stage_batch_tokens()}
+    plan = Plan(config, count_batch_devices(mesh))
+    kinds = {plan.first_alike(stage) for stage in range(len(plan.n_micro))}
     with jax.set_mesh(mesh):
         step = make_step(config, mesh)
         found = []
-        for count in sorted(counts):
+        for stage in sorted(kinds, key=lambda stage: plan.n_micro[stage]):
             try:
-                lowered = lower_train(step, count, config.train.micro_batch_size * n_devices)
+                made, lowered = lower_stage(step, plan, stage)
             except (RuntimeError, NotImplementedError, ValueError) as error:
                 raise Failure(explain(error, step, config)) from error
-            compile_it = functools.partial(compile_footprint, step, config, count, lowered)
+            compile_it = functools.partial(
+                compile_footprint, made, config.at_stage(stage), plan.n_micro[stage], lowered
+            )
             found.append(remember(lowered.as_text(), compile_it) if remember else compile_it())
         return found
 
@@ -114,7 +119,7 @@ def compile_footprint(step: Step, config: Config, n_micro: int, lowered) -> Foot
         sum(map(device_bytes, jax.tree.leaves(t))) for t in (state.params, state.opt_state)
     )
     common: dict[str, Any] = {
-        "n_micro": n_micro, "attention": step.attention, "params_bytes": params_bytes,
+        "n_micro": n_micro, "seq_len": config.model.seq_len, "attention": step.attention, "params_bytes": params_bytes,
         "opt_state_bytes": opt_state_bytes, "gradients_bytes": params_bytes,
     }  # fmt: skip
     held = 2 * params_bytes + opt_state_bytes

@@ -75,8 +75,8 @@ class Forecast:
 
     @property
     def flops_per_token(self) -> float:
-        """FLOPs of the model, by the full convention; recomputation does not count."""
-        return flops_per_token(self.config.model)
+        """FLOPs of the model in the largest step, by the full convention; recomputation does not count."""
+        return flops_per_token(self.config.largest_stage().model)
 
     @property
     def step_flops(self) -> float:
@@ -136,11 +136,11 @@ def look(config: Config, topology: Topology, cache: CompileCache | None, fractio
     else:
         footprints = [estimate_run(config, topology.platform)]
     most = max(footprints, key=lambda one: one.total_bytes)
-    largest = max(footprints, key=lambda one: one.n_micro)
+    largest = max(footprints, key=lambda one: (one.n_micro * one.seq_len, one.seq_len))
     attention = most.attention[0]
     bound = bound_step(
         config, topology, attention=attention, state_bytes=(most.params_bytes, most.opt_state_bytes),
-        kept_bytes=kept_bytes(config, attention), collectives=largest.collectives,
+        kept_bytes=kept_bytes(config.largest_stage(), attention), collectives=largest.collectives,
     )  # fmt: skip
     device = topology.device
     return Forecast(

@@ -64,12 +64,13 @@ def step_flops(config: Config, attention: str) -> float:
       config: derived.
       attention: the implementation; xla computes the masked half of the scores too.
     """
+    config = config.largest_stage()
     model = config.model
     per_token = flops_per_token(model, causal=attention != "xla")
     head = 6 * model.vocab_size * model.n_embd
     if config.train.remat == "block":
         per_token += (per_token - head) / 3
-    return per_token * max(config.stage_batch_tokens())
+    return per_token * config.train.batch_tokens
 
 
 def bound_step(
@@ -83,10 +84,11 @@ def bound_step(
       kept_bytes: activations that one microbatch keeps for its backward pass, on one device.
       collectives: rows of `census.summarize`.
     """
+    config = config.largest_stage()
     params_bytes, opt_state_bytes = state_bytes
     mesh, train = config.mesh, config.train
     rows = train.micro_batch_size * mesh.data * mesh.fsdp
-    n_micro = max(config.stage_batch_tokens()) / (rows * config.model.seq_len)
+    n_micro = train.batch_tokens / (rows * config.model.seq_len)
     weights = config.model.count_params().linear * COMPUTE_BYTES[train.dtype] / mesh.tensor
     traffic = n_micro * (2 * weights + 2 * params_bytes + 2 * kept_bytes) + 3 * params_bytes + 2 * opt_state_bytes
     return Bound(

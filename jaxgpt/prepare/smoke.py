@@ -59,9 +59,13 @@ def shrink(config: Config, args: list[str]) -> Config:
         run_dir = run_dir.parent / "smoke" / run_dir.name
     make_directory(run_dir, MARK if is_named else "data")
     write_data(run_dir / "data", is_text=config.data.is_text)
-    stages = tuple(
-        dataclasses.replace(stage, from_step=2 + i, batch_tokens=0) for i, stage in enumerate(config.train.stages)
-    )
+    shrunk = [config.model.shrink_sizes(stage.sizes(), SEQ_LEN) for stage in config.train.stages]
+    seq_len, stages = SEQ_LEN, []
+    for i, (stage, sizes) in enumerate(zip(config.train.stages[: STEPS - 1], shrunk, strict=False)):
+        seq_len = sizes.get("seq_len", seq_len)
+        batch_tokens = MICROBATCHES * ROWS * seq_len
+        stages.append(dataclasses.replace(stage, from_step=1 + i, batch_tokens=batch_tokens, **sizes))
+    evaluated = {name: getattr(config.eval, name) for name in ("seq_len", "long_window") if getattr(config.eval, name)}
     return dataclasses.replace(
         config,
         run=dataclasses.replace(config.run, dir=str(run_dir)),
@@ -70,10 +74,12 @@ def shrink(config: Config, args: list[str]) -> Config:
         train=dataclasses.replace(
             config.train,
             steps=STEPS, batch_tokens=MICROBATCHES * ROWS * SEQ_LEN, micro_batch_size=ROWS, loss_chunk_tokens=SEQ_LEN,
-            attention="auto", init_from="", stages=stages[: STEPS - 2],
+            attention="auto", init_from="", stages=tuple(stages),
         ),
         mesh=MeshConfig(data=1, platform=config.mesh.platform),
-        eval=EvalConfig(every=STEPS // 2, tokens=4 * SEQ_LEN),
+        eval=EvalConfig(
+            every=STEPS // 2, tokens=4 * SEQ_LEN, **config.model.shrink_sizes(evaluated, SEQ_LEN)
+        ),
         log=LogConfig(every=1),
         checkpoint=CheckpointConfig(every=STEPS // 2),
         sample=SampleConfig(every=STEPS, max_tokens=16),

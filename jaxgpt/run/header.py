@@ -45,9 +45,11 @@ def print_header(
             "derived": "; ".join(f"{name}: {value}" for name, value in derivation.facts.items()),
             "data": source.describe(),
             "batch": " then ".join(
-                f"{n_tokens:,} tokens = {n_micro} x {train.micro_batch_size} rows x {model.seq_len} x "
+                f"{n_tokens:,} tokens = {n_micro} x {train.micro_batch_size} rows x {seq_len} x "
                 f"{plan.n_devices} device(s)"
-                for n_tokens, n_micro in dict(zip(config.stage_batch_tokens(), plan.n_micro, strict=True)).items()
+                for n_tokens, n_micro, seq_len in dict.fromkeys(
+                    zip(config.stage_batch_tokens(), plan.n_micro, plan.seq_lens, strict=True)
+                )
             ),
             "steps": f"{train.steps:,}, {tokens:,} tokens{n_epochs}"
             + (f"; from step {first_step}" if first_step else ""),

@@ -38,7 +38,7 @@ class Meter:
         progress: Progress, files: list[MetricsFile | Sinks], say: Callable[[str], None],
     ):  # fmt: skip
         self._config, self._progress, self._files, self._say = config, progress, files, say
-        self._flops_per_token = flops_per_token(config.model)
+        self._flops_per_token = [flops_per_token(model) for model in config.stage_models()]
         self._device = (device_kind, n_devices, config.train.dtype)
         self._pending = None
         self._record: dict = {}
@@ -90,6 +90,7 @@ class Meter:
         self._n_tokens += schedule.batch_tokens_at(self._config, n_done - 1)
         n_tokens = self._n_tokens_before + self._n_tokens
         tokens_per_s = n_tokens / max(time.perf_counter() - self._clock_before, 1e-9)
+        flops_per_s = tokens_per_s * self._flops_per_token[schedule.stage_index(self._config, n_done - 1)]
         self.n_skipped_in_row = n_skipped_in_row = int(values.pop("n_skipped_in_row"))
         self.good_step = n_done if n_skipped_in_row == 0 else self.good_step
         self._record = {
@@ -98,7 +99,7 @@ class Meter:
             "lr": self._config.optim.lr * schedule.lr_scale_at(self._config, n_done - 1),
             "tokens": schedule.tokens_before(self._config, n_done),
             "tokens_per_s": tokens_per_s,
-            "mfu": mfu(tokens_per_s * self._flops_per_token, *self._device),
+            "mfu": mfu(flops_per_s, *self._device),
             "n_skipped": int(values.pop("n_skipped")),
             **values,
         }

@@ -63,8 +63,11 @@ def list_changes(
 def _decides_batches(name: str, was: Any, is_now: Any) -> bool:
     """Whether another value of the setting changes which rows a step reads."""
     if name == "train.stages":
-        batches = [[(stage["from_step"], stage["batch_tokens"]) for stage in stages] for stages in (was or [], is_now)]
-        return batches[0] != batches[1]
+        read, reads = (
+            [(stage["from_step"], stage["batch_tokens"], stage.get("seq_len", 0)) for stage in stages]
+            for stages in (was or [], is_now)
+        )
+        return read != reads
     return name in ("run.seed", "data.sampling", "train.batch_tokens")
 
 

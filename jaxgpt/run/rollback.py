@@ -37,8 +37,16 @@ class Skips:
         past = [(step, n) for step, n in self.pairs if step <= planned.step]
         if not past:
             return planned
-        rows = sum(plan.at(step + n).rows_before - plan.at(step).rows_before for step, n in past)
-        return replace(planned, step=planned.step + sum(n for _, n in past), rows_before=planned.rows_before + rows)
+        rows, tokens = (
+            sum(getattr(plan.at(step + n), name) - getattr(plan.at(step), name) for step, n in past)
+            for name in ("rows_before", "tokens_before")
+        )
+        return replace(
+            planned,
+            step=planned.step + sum(n for _, n in past),
+            rows_before=planned.rows_before + rows,
+            tokens_before=planned.tokens_before + tokens,
+        )
 
     def n_at(self, step: int) -> int:
         """Steps whose data are left out just before this one."""

@@ -18,12 +18,12 @@ class Saving:
       about: what a checkpoint says of its run (`Run.about`).
       meter: knows which steps were finite, and the losses that spikes are measured by.
       gather_texts: the texts of all processes.
-      loss_of: the loss of some parameters on a few rows.
+      loss_of: (steps done, parameters) -> their loss on a few rows.
     """
 
     def __init__(
         self, saved: CheckpointDirectory, about: dict[str, Any], meter: Meter,
-        gather_texts: Callable[[str], list[str]], loss_of: Callable[[Any], float],
+        gather_texts: Callable[[str], list[str]], loss_of: Callable[[int, Any], float],
     ):  # fmt: skip
         self._saved, self._about, self._meter = saved, about, meter
         self._gather_texts, self._loss_of = gather_texts, loss_of
@@ -51,7 +51,7 @@ class Saving:
           Diverged: the last state gives no finite loss; nothing is saved.
         """
         n_skipped = self._meter.n_skipped_in_row
-        own_loss = self._loss_of(state.params) if val_loss is None else val_loss
+        own_loss = self._loss_of(n_done, state.params) if val_loss is None else val_loss
         fault = ""
         if not math.isfinite(own_loss):
             fault = f"its parameters give a loss of {own_loss}"

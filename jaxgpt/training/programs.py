@@ -1,4 +1,4 @@
-"""The compiled programs of a run: one training step for each size of batch, and the evaluation.
+"""The compiled programs of a run: one training step and one evaluation for each kind of stage.
 
 They are compiled side by side before step 0, so that training never stalls. XLA's work for one program is nearly all on
 one core. JAX's cache on disk keeps them for the next process: a resumed run, another seed, another learning rate.
@@ -18,14 +18,29 @@ from jaxgpt.config.steps import Plan
 from jaxgpt.data.batch import Batch
 from jaxgpt.run.console import working
 from jaxgpt.training.memory import describe_memory
-from jaxgpt.training.step import Step
+from jaxgpt.training.step import Step, make_stage
 
 
-def lower_train(step: Step, n_micro: int, n_rows: int) -> Any:
-    """The training step for batches [n_micro, n_rows, T + 1], traced but not compiled."""
+def lower_train(step: Step, n_micro: int, n_rows: int, hyper: dict[str, Any] = schedule.NO_HYPER) -> Any:
+    """The training step for batches [n_micro, n_rows, T + 1], traced but not compiled.
+
+    Args:
+      hyper: its form is what counts, not its values.
+    """
     batch = Batch(jax.ShapeDtypeStruct((n_micro, n_rows, step.model.config.seq_len + 1), np.int32))
-    hyper = {name: jax.ShapeDtypeStruct(v.shape, v.dtype) for name, v in step.hyper(schedule.NO_HYPER).items()}
-    return step.train.lower(step.state_shapes, batch, hyper)
+    shapes = {name: jax.ShapeDtypeStruct(v.shape, v.dtype) for name, v in step.hyper(hyper).items()}
+    return step.train.lower(step.state_shapes, batch, shapes)
+
+
+def lower_stage(step: Step, plan: Plan, stage: int) -> tuple[Step, Any]:
+    """The step of a stage, and its training step traced.
+
+    Args:
+      step: of the run's config.
+    """
+    made = make_stage(step, plan.config.at_stage(stage))
+    hyper = schedule.hyper_at(plan.config, plan.first_step(stage))
+    return made, lower_train(made, plan.n_micro[stage], plan.n_rows, hyper)
 
 
 def lower_evaluate(step: Step, n_rows: int) -> Any:
@@ -37,20 +52,31 @@ def lower_evaluate(step: Step, n_rows: int) -> Any:
 
 def compile_programs(
     step: Step, plan: Plan, say: Callable[[str], None], also: Callable[[], None] = lambda: None
-) -> tuple[list[Any], Step]:
-    """The training step by stage, and the step with its evaluation compiled. Call under the step's mesh.
+) -> tuple[list[Any], list[Step]]:
+    """The training step by stage, and by `Plan.eval_stage` a step whose evaluation is compiled.
 
-    Stages whose steps have as many microbatches share one program.
+    Stages that differ in nothing that is compiled share a program. Call under the step's mesh.
 
     Args:
       say: receives a line about each program.
       also: called beside the compilers.
     """
-    counts = list(dict.fromkeys(plan.n_micro))
-    names = [f"the step ({count} x {plan.n_rows} rows)" for count in counts] + ["the evaluation"]
-    say(f"compiling {', '.join(names)} ...")
+    firsts = [plan.first_alike(stage) for stage in range(len(plan.n_micro))]
+    models = plan.config.eval_models()
+    evaluated = [models.index(model) for model in models]
+    is_varied = len(set(evaluated)) > 1 or len({plan.n_micro[stage] for stage in firsts}) < len(set(firsts))
+    names, lowered, evaluators = [], [], []
     with working("tracing the step"):
-        lowered = [lower_train(step, count, plan.n_rows) for count in counts] + [lower_evaluate(step, plan.n_rows)]
+        for stage in dict.fromkeys(firsts):
+            when = f" from step {plan.first_step(stage)}" if is_varied else ""
+            names.append(f"the step{when} ({plan.n_micro[stage]} x {plan.n_rows} rows)")
+            lowered.append(lower_stage(step, plan, stage)[1])
+        for which in dict.fromkeys(evaluated):
+            when = f" from step {plan.first_step(which)}" if which < len(firsts) else " at the end"
+            names.append(f"the evaluation{when if is_varied else ''}")
+            evaluators.append(make_stage(step, plan.config.at_evaluation(which)))
+            lowered.append(lower_evaluate(evaluators[-1], plan.n_rows))
+    say(f"compiling {', '.join(names)} ...")
 
     def compile_one(name: str, program: Any) -> Any:
         begin = time.perf_counter()
@@ -61,10 +87,15 @@ def compile_programs(
     n_threads = 1 if jax.process_count() > 1 else len(lowered) + 1  # processes that compile together keep one order
     with working("compiling"), ThreadPoolExecutor(n_threads) as pool:
         beside = pool.submit(also)
-        *steps, evaluate = pool.map(compile_one, names, lowered)
+        compiled = list(pool.map(compile_one, names, lowered))
         beside.result()
-    for count, compiled in zip(counts, steps, strict=True):
-        n_tokens = count * plan.n_rows * step.model.config.seq_len
-        say(f"memory for {n_tokens:,} tokens a step: {describe_memory(compiled, step.mesh)}, by the compiler")
-    by_count = dict(zip(counts, steps, strict=True))
-    return [by_count[count] for count in plan.n_micro], dataclasses.replace(step, evaluate=evaluate)
+    trained = dict(zip(dict.fromkeys(firsts), compiled, strict=False))
+    for stage, program in trained.items():
+        n_tokens = plan.n_micro[stage] * plan.n_rows * plan.seq_lens[stage]
+        say(f"memory for {n_tokens:,} tokens a step: {describe_memory(program, step.mesh)}, by the compiler")
+    evaluators = [
+        dataclasses.replace(made, evaluate=program)
+        for made, program in zip(evaluators, compiled[len(trained) :], strict=True)
+    ]
+    by_model = dict(zip(dict.fromkeys(evaluated), evaluators, strict=True))
+    return [trained[stage] for stage in firsts], [by_model[which] for which in evaluated]

@@ -1,6 +1,6 @@
 """The training step: scan over microbatches, divide once, clip, update; and the state it carries.
 
-One compiled function per batch size, `(state, batch, hyper) -> (state, metrics)`, with the state donated. Losses
+One compiled function per kind of batch, `(state, batch, hyper) -> (state, metrics)`, with the state donated. Losses
 and gradients are sums over tokens until the one division by the count, so microbatches and devices add exactly.
 
 A step whose loss or gradient is not finite changes nothing but its own counters: `jnp.where` on every leaf, for
@@ -10,8 +10,8 @@ GradScaler (halve on overflow, double after 2000 good steps; arXiv:1710.03740).
 
 import functools
 import math
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 import jax
@@ -74,7 +74,7 @@ class Step:
     state_shapes: TrainState
     attention: tuple[str, str]
 
-    def hyper(self, values: dict[str, float]) -> dict[str, np.ndarray]:
+    def hyper(self, values: dict[str, Any]) -> dict[str, np.ndarray]:
         """Schedules as arrays of the parameters' dtype; Python floats would be traced as weak types."""
         dtype = next(iter(self.state_shapes.params.values())).dtype
         return {name: np.asarray(value, dtype) for name, value in values.items()}
@@ -109,18 +109,35 @@ def make_step(config: Config, mesh: Mesh) -> Step:
     state_shapes = place_state(config, init, shapes, mesh)
     shardings = jax.tree.map(lambda leaf: leaf.sharding, state_shapes)
     param_shardings = shardings.params
-    scalars = replicated(mesh)
-    precision = jax.default_matmul_precision(config.train.matmul_precision)
-    train = jax.jit(
-        precision(functools.partial(train_step, config, model, transform)),
-        in_shardings=(shardings, batch_sharding(mesh, 1), scalars),
-        out_shardings=(shardings, scalars),
-        donate_argnums=0,
-    )
+    train = jit_train(config, model, transform, shardings, mesh)
     evaluate = jit_evaluate(config, model, param_shardings, mesh)
     fresh = jax.jit(lambda seed: init_params(config.model, param_dtype=dtype, seed=seed), out_shardings=param_shardings)
     begin = jax.jit(init, out_shardings=shardings, donate_argnums=0)
     return Step(train, evaluate, fresh, begin, model, mesh, state_shapes, attention)
+
+
+def make_stage(step: Step, config: Config) -> Step:
+    """The step of a later stage of a run: the same state on the same mesh, another model of the same parameters.
+
+    Args:
+      step: of the run's config.
+      config: `Config.at_stage` of it, or `Config.at_evaluation`.
+
+    Raises:
+      InputError: the attention asked for cannot run.
+    """
+    if config.model == step.model.config:
+        return step
+    model, attention = make_model(config, step.mesh)
+    shardings = jax.tree.map(lambda leaf: leaf.sharding, step.state_shapes)
+    transform = make_optimizer(config, step.state_shapes.params)
+    return replace(
+        step,
+        train=jit_train(config, model, transform, shardings, step.mesh),
+        evaluate=jit_evaluate(config, model, shardings.params, step.mesh),
+        model=model,
+        attention=attention,
+    )
 
 
 def make_evaluator(config: Config, mesh: Mesh) -> Evaluator:
@@ -137,6 +154,18 @@ def make_model(config: Config, mesh: Mesh) -> tuple[Model, tuple[str, str]]:
     return model, attention
 
 
+def jit_train(config: Config, model: Model, transform, shardings: TrainState, mesh: Mesh) -> Callable:
+    """`train_step`, to be compiled for a mesh."""
+    scalars = replicated(mesh)
+    precision = jax.default_matmul_precision(config.train.matmul_precision)
+    return jax.jit(
+        precision(functools.partial(train_step, config, model, transform)),
+        in_shardings=(shardings, batch_sharding(mesh, 1), scalars),
+        out_shardings=(shardings, scalars),
+        donate_argnums=0,
+    )
+
+
 def jit_evaluate(config: Config, model: Model, param_shardings: dict, mesh: Mesh) -> Callable:
     """`eval_step`, to be compiled for a mesh."""
     precision = jax.default_matmul_precision(config.train.matmul_precision)
@@ -147,7 +176,7 @@ def jit_evaluate(config: Config, model: Model, param_shardings: dict, mesh: Mesh
     )
 
 
-def make_optimizer(config: Config, shapes: dict[str, jax.ShapeDtypeStruct]) -> optax.GradientTransformationExtraArgs:
+def make_optimizer(config: Config, shapes: Mapping[str, Any]) -> optax.GradientTransformationExtraArgs:
     """The optimizer of a config for parameters of these shapes."""
     return optimizer(config.optim, param_groups(config.optim, {path: leaf.shape for path, leaf in shapes.items()}))
 
@@ -187,10 +216,10 @@ def device_bytes(leaf: jax.ShapeDtypeStruct) -> int:
     return math.prod(leaf.sharding.shard_shape(leaf.shape)) * leaf.dtype.itemsize
 
 
-def loss_sum(config: Config, model: Model, params, batch_BT, mask_BT=None, dropout_key=None):
-    """Summed loss and token count of rows of T + 1 tokens; position t predicts token t + 1."""
+def loss_sum(config: Config, model: Model, params, batch_BT, mask_BT=None, weights_K=None, dropout_key=None):
+    """Summed loss and token count of rows of T + 1 tokens; position t predicts token t + 1, or t + 1 .. t + K."""
     x_BTD, weight_VD, settings = last_hidden(config, model.bind(params), batch_BT, dropout_key)
-    return cross_entropy(x_BTD, weight_VD, batch_BT[:, 1:], mask_BT, **settings)
+    return cross_entropy(x_BTD, weight_VD, batch_BT[:, 1:], mask_BT, weights_K=weights_K, **settings)
 
 
 def last_hidden(config: Config, module: Any, batch_BT, dropout_key=None):
@@ -201,7 +230,11 @@ def last_hidden(config: Config, module: Any, batch_BT, dropout_key=None):
 
 
 def train_step(config: Config, model: Model, transform, state: TrainState, batch: Batch, hyper):
-    """One optimizer step; see the module's docstring. Metrics are float scalars, loss in nats per token."""
+    """One optimizer step; see the module's docstring. Metrics are float scalars, loss in nats per token.
+
+    Args:
+      hyper: what `schedule.hyper_at` gives; with target_weights the loss is that of several targets per token.
+    """
     dtype = state.loss_scale.scale.dtype
     tokens_MBT = batch.tokens
     n_micro, n_rows, _ = tokens_MBT.shape
@@ -210,7 +243,9 @@ def train_step(config: Config, model: Model, transform, state: TrainState, batch
     base_key = jax.random.fold_in(jax.random.key(config.run.seed), state.step)
 
     def scaled_loss(params, rows: Batch, dropout_key):
-        loss_nats, n_tokens = loss_sum(config, model, params, *rows, dropout_key=dropout_key)
+        loss_nats, n_tokens = loss_sum(
+            config, model, params, *rows, weights_K=hyper.get("target_weights"), dropout_key=dropout_key
+        )
         return loss_nats * scale, (loss_nats, n_tokens)
 
     def add_microbatch(sums, inputs):
@@ -225,7 +260,8 @@ def train_step(config: Config, model: Model, transform, state: TrainState, batch
     grads, loss_nats, n_tokens = sums
     count = jnp.maximum(n_tokens, 1)
     loss = loss_nats / count
-    grads = {path: g / (scale * count) for path, g in grads.items()}
+    divisor = scale * (config.optim.grad_divisor or count)
+    grads = {path: g / divisor for path, g in grads.items()}
     norm = global_norm(grads)
     is_finite = jnp.isfinite(loss) & jnp.isfinite(norm)
 

@@ -1,14 +1,18 @@
-"""jaxgpt/loss.py in PyTorch: a torch.autograd.Function for custom_vjp, a Python loop over chunks for lax.scan.
+"""jaxgpt/models/loss.py in PyTorch: a torch.autograd.Function for custom_vjp, a Python loop over chunks for lax.scan.
 
 The last chunk may be shorter, so nothing is padded. Without gradients (`torch.no_grad`) none are made.
 """
 
+from collections.abc import Iterator
+from typing import Any
+
 import torch
+from torch.nn import functional as F
 
 from torch_ref.models.layers import softcap as cap
 
 
-def cross_entropy(x_BTD, weight_VD, targets_BT, mask_BT=None, *, chunk_len=None, softcap=0.0):
+def cross_entropy(x_BTD, weight_VD, targets_BT, mask_BT=None, weights_K=None, *, chunk_len=None, softcap=0.0):
     wide = torch.promote_types(x_BTD.dtype, torch.float32)
     if mask_BT is None:
         mask_BT = torch.ones(targets_BT.shape, dtype=wide, device=x_BTD.device)
@@ -18,9 +22,10 @@ def cross_entropy(x_BTD, weight_VD, targets_BT, mask_BT=None, *, chunk_len=None,
     chunk_len = min(chunk_len or seq_len, seq_len)
     n_tokens = mask_BT.sum()
     targets_BT = torch.where(mask_BT > 0, targets_BT, 0).long()  # gather would refuse what is not read
+    targets, weights = _targets_ahead(targets_BT, mask_BT, weights_K)
     if torch.is_grad_enabled():
-        return _SummedLoss.apply(x_BTD, weight_VD, targets_BT, mask_BT, chunk_len, softcap), n_tokens
-    return _summed_loss(x_BTD, weight_VD, targets_BT, mask_BT, chunk_len, softcap), n_tokens
+        return _SummedLoss.apply(x_BTD, weight_VD, targets, weights, chunk_len, softcap), n_tokens
+    return _summed_loss(x_BTD, weight_VD, targets, weights, chunk_len, softcap), n_tokens
 
 
 def token_losses(x_BTD, weight_VD, targets_BT, *, chunk_len=None, softcap=0.0):
@@ -28,46 +33,60 @@ def token_losses(x_BTD, weight_VD, targets_BT, *, chunk_len=None, softcap=0.0):
     pieces = []
     for x_PD, targets_P in _cut_chunks((x_BTD, targets_BT.long()), min(chunk_len or seq_len, seq_len)):
         ones_P = torch.ones(targets_P.shape, dtype=torch.promote_types(x_BTD.dtype, torch.float32), device=x_PD.device)
-        _, logits_PV, lse_P = _chunk_loss(x_PD, weight_VD, targets_P, ones_P, softcap)
+        _, logits_PV, lse_P = _chunk_loss(x_PD, weight_VD, (targets_P,), (ones_P,), softcap)
         pieces.append((lse_P - logits_PV.gather(-1, targets_P[:, None])[:, 0]).reshape(n_rows, -1))
     return torch.cat(pieces, dim=1)
 
 
-def _summed_loss(x_BTD, weight_VD, targets_BT, mask_BT, chunk_len, softcap):
-    chunks = _cut_chunks((x_BTD, targets_BT, mask_BT), chunk_len)
-    losses = [_chunk_loss(x_PD, weight_VD, targets_P, mask_P, softcap)[0] for x_PD, targets_P, mask_P in chunks]
+def _targets_ahead(targets_BT, mask_BT, weights_K):
+    if weights_K is None:
+        return (targets_BT,), (mask_BT,)
+    targets, weights = [targets_BT], [mask_BT * weights_K[0].to(mask_BT)]
+    for k in range(1, min(len(weights_K), targets_BT.shape[1])):
+        ahead_BT, is_there_BT = (F.pad(a[:, k:], (0, k)) for a in (targets_BT, mask_BT))
+        targets.append(ahead_BT)
+        weights.append(mask_BT * is_there_BT * weights_K[k].to(mask_BT))
+    return tuple(targets), tuple(weights)
+
+
+def _summed_loss(x_BTD, weight_VD, targets, weights, chunk_len, softcap):
+    chunks = _cut_chunks((x_BTD, targets, weights), chunk_len)
+    losses = [_chunk_loss(x_PD, weight_VD, targets, weights, softcap)[0] for x_PD, targets, weights in chunks]
     return torch.stack(losses).sum()
 
 
-def _chunk_loss(x_PD, weight_VD, targets_P, mask_P, softcap):
-    wide = mask_P.dtype
+def _chunk_loss(x_PD, weight_VD, targets, weights, softcap):
+    wide = weights[0].dtype
     logits_PV = cap(_dot(x_PD, weight_VD.to(x_PD.dtype).mT, wide), softcap)
     lse_P = torch.logsumexp(logits_PV, dim=-1)
-    target_logits_P = logits_PV.gather(-1, targets_P[:, None])[:, 0]
-    return torch.where(mask_P > 0, (lse_P - target_logits_P) * mask_P, 0).sum(), logits_PV, lse_P
+    losses = []
+    for targets_P, weights_P in zip(targets, weights, strict=True):
+        target_logits_P = logits_PV.gather(-1, targets_P[:, None])[:, 0]
+        losses.append(torch.where(weights_P > 0, (lse_P - target_logits_P) * weights_P, 0))
+    return torch.stack(losses).sum(), logits_PV, lse_P
 
 
-def _chunk_loss_and_grads(x_PD, weight_VD, targets_P, mask_P, softcap):
-    loss, logits_PV, lse_P = _chunk_loss(x_PD, weight_VD, targets_P, mask_P, softcap)
+def _chunk_loss_and_grads(x_PD, weight_VD, targets, weights, softcap):
+    loss, logits_PV, lse_P = _chunk_loss(x_PD, weight_VD, targets, weights, softcap)
     # In place, where XLA fuses: a chunk's logits are the largest array of a step.
     slope_PV = 1 - torch.square(logits_PV / softcap) if softcap else None
-    d_logits_PV = logits_PV.sub_(lse_P[:, None]).exp_()
-    d_logits_PV.scatter_add_(-1, targets_P[:, None], -torch.ones_like(lse_P)[:, None])
-    d_logits_PV = d_logits_PV.mul_(mask_P[:, None])
+    d_logits_PV = logits_PV.sub_(lse_P[:, None]).exp_().mul_(torch.stack(weights).sum(dim=0)[:, None])
+    for targets_P, weights_P in zip(targets, weights, strict=True):
+        d_logits_PV.scatter_add_(-1, targets_P[:, None], -weights_P[:, None])
     if slope_PV is not None:
         d_logits_PV = d_logits_PV.mul_(slope_PV)
     d_logits_PV = d_logits_PV.to(x_PD.dtype)
     d_x_PD = d_logits_PV @ weight_VD.to(x_PD.dtype)
-    d_weight_VD = _dot(d_logits_PV.mT, x_PD, mask_P.dtype)
+    d_weight_VD = _dot(d_logits_PV.mT, x_PD, loss.dtype)
     return loss, d_x_PD, d_weight_VD
 
 
-def _summed_loss_forward(x_BTD, weight_VD, targets_BT, mask_BT, chunk_len, softcap):
+def _summed_loss_forward(x_BTD, weight_VD, targets, weights, chunk_len, softcap):
     n_rows, _, n_embd = x_BTD.shape
-    d_weight_VD = torch.zeros(weight_VD.shape, dtype=mask_BT.dtype, device=weight_VD.device)
+    d_weight_VD = torch.zeros(weight_VD.shape, dtype=weights[0].dtype, device=weight_VD.device)
     losses, d_x_pieces = [], []
-    for x_PD, targets_P, mask_P in _cut_chunks((x_BTD, targets_BT, mask_BT), chunk_len):
-        loss, d_x_PD, d_chunk_VD = _chunk_loss_and_grads(x_PD, weight_VD, targets_P, mask_P, softcap)
+    for x_PD, chunk_targets, chunk_weights in _cut_chunks((x_BTD, targets, weights), chunk_len):
+        loss, d_x_PD, d_chunk_VD = _chunk_loss_and_grads(x_PD, weight_VD, chunk_targets, chunk_weights, softcap)
         d_weight_VD += d_chunk_VD
         losses.append(loss)
         d_x_pieces.append(d_x_PD.reshape(n_rows, -1, n_embd))
@@ -82,8 +101,8 @@ def _summed_loss_backward(gradients, d_loss):
 
 class _SummedLoss(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, x_BTD, weight_VD, targets_BT, mask_BT, chunk_len, softcap):
-        loss, gradients = _summed_loss_forward(x_BTD, weight_VD, targets_BT, mask_BT, chunk_len, softcap)
+    def forward(ctx, x_BTD, weight_VD, targets, weights, chunk_len, softcap):
+        loss, gradients = _summed_loss_forward(x_BTD, weight_VD, targets, weights, chunk_len, softcap)
         ctx.save_for_backward(*gradients)
         return loss
 
@@ -92,10 +111,16 @@ class _SummedLoss(torch.autograd.Function):
         return _summed_loss_backward(ctx.saved_tensors, d_loss)
 
 
-def _cut_chunks(arrays, chunk_len):
+def _cut_chunks(arrays, chunk_len) -> Iterator[Any]:
     """Pieces of the time axis, tokens flattened."""
+
+    def cut(array, start):
+        if isinstance(array, tuple):
+            return tuple(cut(a, start) for a in array)
+        return array[:, start : start + chunk_len].reshape(-1, *array.shape[2:])
+
     for start in range(0, arrays[0].shape[1], chunk_len):
-        yield tuple(a[:, start : start + chunk_len].reshape(-1, *a.shape[2:]) for a in arrays)
+        yield tuple(cut(array, start) for array in arrays)
 
 
 def _dot(a, b, wide):

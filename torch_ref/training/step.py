@@ -10,7 +10,7 @@ but another number of processes draws other ones, unlike in jaxgpt.
 
 import functools
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -62,7 +62,7 @@ class Step:
       init_params: (seed) -> fresh parameters, on the CPU.
       init_state: (params) -> state at step 0. Donates the parameters. Raises InputError where they are another model's.
       put_state: (state on any device, such as a checkpoint's) -> state to train from. Donates it.
-      warm_up: (params, batch_BT) compiles what train and evaluate call, and changes nothing.
+      warm_up: (params, batch_BT, weights_K) compiles what train and evaluate call, and changes nothing.
       state_shapes: the state as tensors on the meta device.
       is_compiled: whether forward and backward pass go through torch.compile.
     """
@@ -79,7 +79,7 @@ class Step:
     attention: tuple[str, str]
     is_compiled: bool
 
-    def hyper(self, values: dict[str, float]) -> dict[str, torch.Tensor]:
+    def hyper(self, values: dict[str, Any]) -> dict[str, torch.Tensor]:
         """On the host: torch hands a CPU scalar to a kernel as an argument."""
         dtype = next(iter(self.state_shapes.params.values())).dtype
         return {name: torch.tensor(value, dtype=dtype) for name, value in values.items()}
@@ -96,11 +96,8 @@ def make_step(config: Config, mesh: Mesh, *, is_compiled: bool = False) -> Step:
       is_compiled: forward and backward pass go through torch.compile, at their first call.
     """
     set_precision(config)
-    attention = choose_attention(config, mesh.device.type)
+    model, attention = make_model(config, mesh)
     dtype = param_dtype(config)
-    model = Model(
-        config.model, dtype=getattr(torch, config.train.dtype), implementation=attention[0], remat=config.train.remat
-    )
     shapes = param_shapes(config.model, dtype)
     sizes = {path: tuple(leaf.shape) for path, leaf in shapes.items()}
     transform = optimizer(config.optim, param_groups(config.optim, sizes))
@@ -127,20 +124,43 @@ def make_step(config: Config, mesh: Mesh, *, is_compiled: bool = False) -> Step:
         return state._replace(params=own(state.params))
 
     state_shapes = init(shapes)
-    loss, losses = (torch.compile(f, dynamic=False) if is_compiled else f for f in (loss_sum, row_losses))
     return Step(
-        train=functools.partial(train_step, config, model, transform, loss_sum=loss),
-        evaluate=functools.partial(eval_step, config, model, row_losses=losses),
+        **make_functions(config, model, transform, is_compiled=is_compiled),
         init_params=lambda seed: init_params(config.model, param_dtype=dtype, seed=seed),
         init_state=lambda params: init(own(params)),
         put_state=put_state,
-        warm_up=functools.partial(warm_up, config, model, loss_sum=loss, row_losses=losses),
         model=model,
         mesh=mesh,
         state_shapes=state_shapes,
         attention=attention,
         is_compiled=is_compiled,
     )
+
+
+def make_stage(step: Step, config: Config) -> Step:
+    if config.model == step.model.config:
+        return step
+    model, attention = make_model(config, step.mesh)
+    sizes = {path: tuple(leaf.shape) for path, leaf in step.state_shapes.params.items()}
+    transform = optimizer(config.optim, param_groups(config.optim, sizes))
+    functions = make_functions(config, model, transform, is_compiled=step.is_compiled)
+    return replace(step, **functions, model=model, attention=attention)
+
+
+def make_model(config: Config, mesh: Mesh) -> tuple[Model, tuple[str, str]]:
+    attention = choose_attention(config, mesh.device.type)
+    dtype = getattr(torch, config.train.dtype)
+    return Model(config.model, dtype=dtype, implementation=attention[0], remat=config.train.remat), attention
+
+
+def make_functions(config: Config, model: Model, transform, *, is_compiled: bool) -> dict[str, Callable]:
+    """Those of a `Step` that compute with the model, by name."""
+    loss, losses = (torch.compile(f, dynamic=False) if is_compiled else f for f in (loss_sum, row_losses))
+    return {
+        "train": functools.partial(train_step, config, model, transform, loss_sum=loss),
+        "evaluate": functools.partial(eval_step, config, model, row_losses=losses),
+        "warm_up": functools.partial(warm_up, config, model, loss_sum=loss, row_losses=losses),
+    }
 
 
 def set_precision(config: Config) -> None:
@@ -150,9 +170,9 @@ def set_precision(config: Config) -> None:
     torch.backends.cuda.matmul.allow_fp16_reduced_precision_reduction = False
 
 
-def loss_sum(config: Config, model: Model, params, batch_BT, mask_BT=None, dropout_key=None):
+def loss_sum(config: Config, model: Model, params, batch_BT, mask_BT=None, weights_K=None, dropout_key=None):
     x_BTD, weight_VD, settings = last_hidden(config, model.bind(params), batch_BT, dropout_key)
-    return cross_entropy(x_BTD, weight_VD, batch_BT[:, 1:], mask_BT, **settings)
+    return cross_entropy(x_BTD, weight_VD, batch_BT[:, 1:], mask_BT, weights_K=weights_K, **settings)
 
 
 def last_hidden(config: Config, module: Any, batch_BT, dropout_key=None):
@@ -175,7 +195,9 @@ def train_step(
     masks = batch.mask if batch.mask is not None else [None] * n_micro
     for micro_step, rows in enumerate(zip(tokens_MBT, masks, strict=True)):
         dropout_key = seed_dropout(config, int(state.step), micro_step) if config.model.dropout else None
-        loss_nats, n_tokens = loss_sum(config, model, state.params, *rows, dropout_key=dropout_key)
+        loss_nats, n_tokens = loss_sum(
+            config, model, state.params, *rows, weights_K=hyper.get("target_weights"), dropout_key=dropout_key
+        )
         (loss_nats * scale).backward()
         counted = counted + torch.stack([loss_nats.detach(), n_tokens])
 
@@ -185,7 +207,7 @@ def train_step(
         loss_nats, n_tokens = counted
         count = torch.clamp(n_tokens, min=1)
         loss = loss_nats / count
-        torch._foreach_div_(list(grads.values()), scale * count)
+        torch._foreach_div_(list(grads.values()), scale * (config.optim.grad_divisor or count))
         norm = global_norm(grads)
         is_finite = torch.isfinite(loss) & torch.isfinite(norm)
 
@@ -243,9 +265,11 @@ def eval_step(
     return torch.where(masks_BTC > 0, losses_BT[..., None], 0).sum(dim=(0, 1))
 
 
-def warm_up(config: Config, model: Model, params, batch_BT, *, loss_sum=loss_sum, row_losses=row_losses) -> None:
+def warm_up(
+    config: Config, model: Model, params, batch_BT, weights_K=None, *, loss_sum=loss_sum, row_losses=row_losses
+) -> None:
     dropout_key = True if config.model.dropout else None
-    loss_nats, _ = loss_sum(config, model, params, batch_BT, dropout_key=dropout_key)
+    loss_nats, _ = loss_sum(config, model, params, batch_BT, weights_K=weights_K, dropout_key=dropout_key)
     loss_nats.backward()
     for param in params.values():
         take_grad(param)

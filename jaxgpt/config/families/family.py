@@ -1,10 +1,13 @@
 """The interface of a model family. A class that leaves out a method cannot be instantiated."""
 
+import dataclasses
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar, Self
 
-from jaxgpt.config.section import Section
+from jaxgpt.config.section import Section, field_types
+from jaxgpt.errors import require
 
 Axes = tuple[str | None, ...]
 """The mesh axis that splits each axis of a parameter; None, or a missing entry: it is not split."""
@@ -97,6 +100,49 @@ class Family(Section, ABC):
     @abstractmethod
     def shrink(self, seq_len: int) -> Self:
         """A model in miniature with the same mechanisms, for --smoke."""
+
+    def at_stage(self, changes: Sequence[dict[str, int]]) -> Self:
+        """The model as a later stage of a run trains it: the same parameters, other sizes.
+
+        Args:
+          changes: the sizes that each stage up to this one changes, by field; a later change replaces an earlier one.
+
+        Raises:
+          InputError: the family has no such field.
+        """
+        sizes: dict[str, int] = {}
+        for change in changes:
+            sizes |= change
+        return self.resize(sizes, "train.stages: ")
+
+    def resize(self, sizes: dict[str, int], prefix: str) -> Self:
+        """The model with other values of these fields.
+
+        Args:
+          prefix: where they come from, for messages, such as "eval.".
+
+        Raises:
+          InputError: the family has no such field.
+        """
+        fields = field_types(type(self))
+        for name, value in sizes.items():
+            require(
+                name in fields,
+                f"{prefix}{name}={value} has no model.{name} to change in model.family={self.family}; leave it out",
+            )
+        return dataclasses.replace(self, **sizes)  # pyright: ignore[reportArgumentType], every family is a dataclass
+
+    def shrink_sizes(self, sizes: dict[str, int], seq_len: int) -> dict[str, int]:
+        """What a stage changes in the model that `shrink(seq_len)` gives: the same parts of a row, 2 tokens at least.
+
+        Args:
+          sizes: by field, of this model.
+        """
+        return {name: max(2, value * seq_len // self.seq_len) for name, value in sizes.items()}
+
+    def longest_row(self) -> int | None:
+        """Tokens of the longest row that the parameters serve; None: of any length."""
+        return None
 
     def without_dropout(self) -> Self:
         """The same model, as it is evaluated."""

@@ -92,5 +92,8 @@ class GPT2Config(Family):
     def shrink(self, seq_len: int) -> Self:
         return dataclasses.replace(self, n_layer=2, n_head=2, n_embd=32, vocab_size=0, seq_len=seq_len)
 
+    def longest_row(self) -> int:
+        return self.seq_len
+
     def without_dropout(self) -> Self:
         return dataclasses.replace(self, dropout=0.0)
