@@ -20,7 +20,7 @@ from rich.table import Table
 from jaxgpt.config import Config, EvalConfig, MeshConfig, TrainConfig, load
 from jaxgpt.data.sources import Source, open_directory
 from jaxgpt.errors import EXIT_DONE, InputError, run_verb
-from jaxgpt.files import user_path
+from jaxgpt.files import user_location
 from jaxgpt.inference.trained import Trained, open_source, source_parser, with_tokenizer_of
 from jaxgpt.parallel.mesh import count_batch_devices
 from jaxgpt.run.console import console
@@ -44,7 +44,7 @@ def main(args: list[str]) -> int:
     evaluator = make_evaluator(config, trained.mesh)
     splits: list[Literal["train", "val"]] = ["train", "val"] if settings.split == "both" else [settings.split]
     results = {split: evaluate(trained, evaluator, source, split, config) for split in splits}
-    facts = {"model": trained.origin, "data": str(source.data.directory), "dtype": config.train.dtype}
+    facts = {"model": trained.origin, "data": source.config.dir, "dtype": config.train.dtype}
     if settings.json:
         print(json.dumps(facts | {"splits": {split: as_dict(result) for split, result in results.items()}}))
     else:
@@ -78,7 +78,7 @@ def expand_config(args: list[str]) -> list[str]:
 
 def parse_args(args: list[str]) -> argparse.Namespace:
     parser = source_parser("jaxgpt.evaluate", __doc__ or "")
-    parser.add_argument("--data", metavar="DIR", type=user_path, help="data directory (default: the run's)")
+    parser.add_argument("--data", metavar="DIR", type=user_location, help="data directory (default: the run's)")
     parser.add_argument("--split", choices=("train", "val", "both"), default="val", help="default: val")
     parser.add_argument(
         "--tokens", type=int, metavar="N",

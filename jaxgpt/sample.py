@@ -18,7 +18,7 @@ from collections.abc import Iterator
 from jaxgpt.data.sources import open_directory
 from jaxgpt.data.tokenizer import StreamDecoder, Tokenizer
 from jaxgpt.errors import EXIT_DONE, InputError, run_verb
-from jaxgpt.files import read_bounded, user_path
+from jaxgpt.files import read_bounded, user_location, user_path
 from jaxgpt.inference.request import check_settings
 from jaxgpt.inference.trained import open_source, source_parser, with_tokenizer_of
 from jaxgpt.streams import visible
@@ -58,7 +58,10 @@ def parse_args(args: list[str]) -> argparse.Namespace:
     parser.add_argument("--samples", type=int, default=1, metavar="N", help="texts to write, all at once (default: 1)")
     parser.add_argument("--seed", type=int, default=1337, metavar="N", help="same seed, same text (default: 1337)")
     parser.add_argument(
-        "--data", metavar="DIR", type=user_path, help="data directory to take the tokenizer from, if the model has none"
+        "--data",
+        metavar="DIR",
+        type=user_location,
+        help="data directory to take the tokenizer from, if the model has none",
     )
     parser.add_argument(
         "--verify", action="store_true", help="with --data: hash all of the data again, also what was hashed before"

@@ -17,7 +17,6 @@ from jaxgpt.config.steps import Plan
 from jaxgpt.data.prefetch import prefetch
 from jaxgpt.data.tokenizer import Tokenizer
 from jaxgpt.errors import EXIT_DONE, EXIT_STOPPED, run_verb
-from jaxgpt.files import lock_run
 from jaxgpt.formats.initial import initial_params
 from jaxgpt.inference.engine import Engine
 from jaxgpt.parallel.devices import open_devices
@@ -28,12 +27,13 @@ from jaxgpt.prepare.smoke import shrink
 from jaxgpt.run.agreement import check_agreement, facts
 from jaxgpt.run.bar import Progress
 from jaxgpt.run.console import console, working
-from jaxgpt.run.directory import close_run, open_logs, refuse_old_run
+from jaxgpt.run.directory import close_run, open_logs
 from jaxgpt.run.ending import ending
 from jaxgpt.run.header import print_header
 from jaxgpt.run.meter import Meter
 from jaxgpt.run.opening import open_run
 from jaxgpt.run.pace import Pace, stacks_path
+from jaxgpt.run.remote import hold_run
 from jaxgpt.run.resume import ALLOW_CHANGE, resume, take_step
 from jaxgpt.run.rollback import RolledBack, read_skips, roll_back
 from jaxgpt.run.saving import Saving
@@ -92,12 +92,11 @@ def train(args: list[str], resume_step: int | None) -> int:
         step = make_step(config, mesh)
         stack.enter_context(jax.set_mesh(mesh))
         stack.enter_context(advice_on_memory(config, step))
-        if jax.process_index() == 0:
-            stack.enter_context(lock_run(run.dir))
-        if not is_resumed:
-            refuse_old_run(run.dir)
+        held = hold_run(config.run.dir, jax.process_index(), gather_texts, is_new=not is_resumed, warn=console.warn)
+        remote = stack.enter_context(held)
         keep, keep_best = config.checkpoint.keep, config.checkpoint.keep_best
-        saved = stack.enter_context(Checkpoints(run.dir / "checkpoints", keep=keep, keep_best=keep_best))
+        saved = Checkpoints(run.dir / "checkpoints", keep=keep, keep_best=keep_best, remote=remote)
+        stack.enter_context(saved)
 
         # resume
         first_step, then = 0, {}
@@ -169,7 +168,7 @@ def train(args: list[str], resume_step: int | None) -> int:
                     end.exit_code = EXIT_STOPPED
                     break
     next_command = f"python -m jaxgpt.sample --run {shlex.quote(str(run.dir))}"
-    return close_run(run.dir, end.exit_code, next_command, is_first=jax.process_index() == 0)
+    return close_run(run.dir, end.exit_code, next_command, is_first=jax.process_index() == 0, remote=remote)
 
 
 @working("writing a sample")

@@ -11,7 +11,7 @@ import pytest
 REPO = Path(__file__).parents[1]
 
 FLOORS = (
-    ("errors", "files", "signals", "streams"),
+    ("errors", "files", "mirror", "signals", "stores", "streams"),
     ("config",),
     ("data", "parallel"),
     ("run", "models", "optim"),

@@ -19,6 +19,7 @@ import argparse
 import json
 import os
 from collections.abc import Iterable
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -30,9 +31,10 @@ from jaxgpt.compare.tolerances import DTYPES, PARITY
 from jaxgpt.compare.trajectories import draw_params, read_batches, refuse_tf32, run_jax, run_torch
 from jaxgpt.config.command_line import parse_args
 from jaxgpt.errors import InputError, run_verb
-from jaxgpt.files import user_file
+from jaxgpt.files import user_file, user_location
 from jaxgpt.run.console import console
 from jaxgpt.run.progress import Progress
+from jaxgpt.run.remote import opened_run
 
 
 def read_arguments(args: list[str]) -> tuple[argparse.Namespace, list[str]]:
@@ -48,7 +50,7 @@ def read_arguments(args: list[str]) -> tuple[argparse.Namespace, list[str]]:
     parser.add_argument("--out", type=user_file)
     parser.add_argument("--json", type=user_file)
     parser.add_argument("--trace", action="store_true")
-    parser.add_argument("--runs", nargs=2, type=user_file, metavar=("A", "B"))
+    parser.add_argument("--runs", nargs=2, type=user_location, metavar=("A", "B"))
     given, rest = parser.parse_known_args(args)
     if given.steps < 1:
         raise InputError(f"--steps={given.steps} is below 1; choose a positive number")
@@ -110,15 +112,21 @@ def show_finished_runs(given: argparse.Namespace, rest: list[str]) -> int:
         raise InputError(f"{rest[0]} has no meaning beside --runs, which trains nothing; drop it")
     if given.trace:
         raise InputError("--trace needs both models at work; give --config instead of --runs")
-    ours, theirs = given.runs
-    dtypes = {(read_run(run) or {}).get("train", {}).get("dtype") for run in given.runs} - {None}
+    with ExitStack() as stack:
+        places = {run: stack.enter_context(opened_run(run, "--runs"))[0] for run in dict.fromkeys(given.runs)}
+        return show_difference(given, *(places[run] for run in given.runs))
+
+
+def show_difference(given: argparse.Namespace, ours: Path, theirs: Path) -> int:
+    dtypes = {(read_run(run) or {}).get("train", {}).get("dtype") for run in (ours, theirs)} - {None}
     dtype = given.dtype or next((name for name in reversed(DTYPES) if name in dtypes), None)  # the coarsest
     if dtype is None:
         raise InputError(f"--dtype is missing, and {ours} has no checkpoint that names it; it chooses the gate")
     rows, curves = compare_runs(ours, theirs, dtype)
-    print_rows(rows, f"{ours} and {theirs}, {len(curves['steps'])} common steps, gates of {dtype}")
-    out = given.out or Path("runs") / f"parity-{ours.resolve().name}-{theirs.resolve().name}"
-    return conclude(rows, curves, (str(ours), str(theirs)), out, given.json, {"runs": [str(ours), str(theirs)]})
+    print_rows(rows, f"{given.runs[0]} and {given.runs[1]}, {len(curves['steps'])} common steps, gates of {dtype}")
+    names = [Path(run).resolve().name for run in given.runs]
+    out = given.out or Path("runs") / f"parity-{names[0]}-{names[1]}"
+    return conclude(rows, curves, (given.runs[0], given.runs[1]), out, given.json, {"runs": given.runs})
 
 
 def conclude(

@@ -27,12 +27,13 @@ from jaxgpt.compare.trajectories import import_torch, to_arrays
 from jaxgpt.config import Config, MeshConfig
 from jaxgpt.config.schedule import tokens_before
 from jaxgpt.errors import InputError, run_verb
-from jaxgpt.files import user_file
+from jaxgpt.files import user_file, user_location
 from jaxgpt.formats.export import FORMS, export
 from jaxgpt.inference.trained import choose_tokenizer
 from jaxgpt.parallel.mesh import make_mesh
 from jaxgpt.run.checkpoints import Checkpoint, choose_checkpoint
 from jaxgpt.run.console import console
+from jaxgpt.run.remote import RemoteRun, opened_run
 from jaxgpt.run.resume import read_config
 from jaxgpt.training import step as jax_step
 from jaxgpt.training.checkpoint import Checkpoints as JaxCheckpoints
@@ -53,8 +54,11 @@ class Saved:
     leaves: dict[str, np.ndarray]
 
 
-def read_run(run: Path) -> Saved:
+def read_run(run: Path, remote: RemoteRun | None = None) -> Saved:
     """The newest checkpoint that verifies, of either framework.
+
+    Args:
+      remote: the store that the directory is a copy of.
 
     Raises:
       InputError: there is none, or it is not one of a run.
@@ -64,7 +68,7 @@ def read_run(run: Path) -> Saved:
         raise InputError(
             f"--from={run} {'has no checkpoints' if run.is_dir() else 'does not exist'}; give a run directory"
         )
-    chosen = choose_checkpoint(directory)
+    chosen = choose_checkpoint(directory, remote=remote)
     if chosen is None:
         raise InputError(f"--from={run} has no checkpoint yet; train it until the first is saved")
     try:
@@ -159,17 +163,22 @@ def main(args: list[str]) -> int:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False,
     )  # fmt: skip
     parser.add_argument(
-        "--from", dest="run", metavar="RUN", type=user_file, required=True, help="a run of either framework"
+        "--from", dest="run", metavar="RUN", type=user_location, required=True, help="a run of either framework"
     )
     parser.add_argument("--to", choices=("torch", "jax", *FORMS), required=True)
     parser.add_argument(
         "out", metavar="DIR", type=user_file, help="where the converted run goes; must be empty or not exist"
     )
     given = parser.parse_args(args)
-    run, out = given.run, given.out
+    with opened_run(given.run, "--from") as (run, remote):
+        return convert(given, run, remote)
+
+
+def convert(given: argparse.Namespace, run: Path, remote: RemoteRun | None) -> int:
+    out = given.out
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise InputError(f"{out} already exists and is not empty; choose another directory")
-    saved = read_run(run)
+    saved = read_run(run, remote)
     try:
         if given.to in FORMS:
             tokenizer_json = saved.about.get("tokenizer")

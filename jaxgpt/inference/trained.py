@@ -21,7 +21,7 @@ from jaxgpt.config.families import ModelConfig
 from jaxgpt.data.sources import Source
 from jaxgpt.data.tokenizer import GPT2Tokenizer, Tokenizer, tokenizer_from_json
 from jaxgpt.errors import InputError
-from jaxgpt.files import user_path
+from jaxgpt.files import is_location, user_location, user_path
 from jaxgpt.formats.hugging_face import PRETRAINED
 from jaxgpt.formats.pretrained import load_pretrained
 from jaxgpt.formats.vocabulary import find_other_vocabulary
@@ -31,6 +31,7 @@ from jaxgpt.parallel.compile_cache import remember_programs
 from jaxgpt.parallel.mesh import make_mesh
 from jaxgpt.parallel.sharding import shard_params
 from jaxgpt.run.checkpoints import choose_checkpoint, list_steps
+from jaxgpt.run.remote import RemoteRun, opened_run
 from jaxgpt.run.resume import read_config
 from jaxgpt.training.checkpoint import Checkpoints
 from jaxgpt.training.step import param_dtype
@@ -74,7 +75,7 @@ def open_trained(source: str, *, step: int | None = None, platform: str = "", n_
     Raises:
       InputError: see `open_run` and `load_pretrained`.
     """
-    if step is not None or (Path(source) / "checkpoints").is_dir():
+    if step is not None or is_location(source) or (Path(source) / "checkpoints").is_dir():
         return open_run(source, step=step, platform=platform, n_devices=n_devices)
     mesh = _make_mesh(platform, n_devices)
     config, loaded = load_pretrained(source)
@@ -89,7 +90,9 @@ def open_trained(source: str, *, step: int | None = None, platform: str = "", n_
 
 
 def open_run(directory: str, *, step: int | None = None, platform: str = "", n_devices: int = 1) -> Trained:
-    """Opens a checkpoint of a run, also while it trains. Turns on jax_enable_x64 for a run in float64.
+    """Opens a checkpoint of a run, also while it trains, or of one at an object store.
+
+    Turns on jax_enable_x64 for a run in float64.
 
     Args:
       step: None takes the newest that verifies.
@@ -98,8 +101,15 @@ def open_run(directory: str, *, step: int | None = None, platform: str = "", n_d
 
     Raises:
       InputError: no run there, no checkpoint in it, none that verifies, or one that this version cannot read.
+      Failure: its store cannot be reached.
     """
-    run_dir = Path(directory)
+    with opened_run(directory, "--run") as (run_dir, remote):
+        return _open_run(directory, run_dir, remote, step, platform, n_devices)
+
+
+def _open_run(
+    directory: str, run_dir: Path, remote: RemoteRun | None, step: int | None, platform: str, n_devices: int
+) -> Trained:
     checkpoints = run_dir / "checkpoints"
     if not checkpoints.is_dir():
         there = "has no checkpoints" if run_dir.is_dir() else "does not exist"
@@ -108,7 +118,7 @@ def open_run(directory: str, *, step: int | None = None, platform: str = "", n_d
     if step is not None and step not in steps:
         raise InputError(f"--step={step} is not in {checkpoints}; there: {', '.join(map(str, steps[::-1])) or 'none'}")
     mesh = _make_mesh(platform, n_devices)
-    with Checkpoints(checkpoints, read_only=True) as saved:
+    with Checkpoints(checkpoints, read_only=True, remote=remote) as saved:
         chosen = saved.choose(step)
         if chosen is None:
             raise InputError(f"--run={directory} has no checkpoint yet; train it until the first is saved")
@@ -203,7 +213,7 @@ def source_parser(prog: str, doc: str) -> argparse.ArgumentParser:
         f"python -m {prog}", description=doc, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
     )
     source = parser.add_mutually_exclusive_group(required=True)
-    source.add_argument("--run", metavar="DIR", type=user_path, help="a run directory, such as runs/quickstart")
+    source.add_argument("--run", metavar="DIR", type=user_location, help="a run directory, such as runs/quickstart")
     source.add_argument(
         "--model",
         metavar="NAME",

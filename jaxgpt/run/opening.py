@@ -16,6 +16,7 @@ from jaxgpt.data.sources import Source, count_token_bytes, open_source
 from jaxgpt.data.tokenizer import Tokenizer
 from jaxgpt.errors import InputError
 from jaxgpt.run.console import console, working
+from jaxgpt.run.remote import run_directory
 
 
 @dataclass(frozen=True)
@@ -39,7 +40,8 @@ class Run:
 
     @property
     def dir(self) -> Path:
-        return Path(self.given.run.dir)
+        """Where the run is on this machine."""
+        return run_directory(self.given.run.dir)
 
     @property
     def tokenizer(self) -> Tokenizer | None:

@@ -20,7 +20,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from jaxgpt.errors import InputError
+from jaxgpt.errors import Failure, InputError
 from jaxgpt.parallel.texts import gather_texts
 from jaxgpt.run.checkpoints import Checkpoint, CheckpointDirectory, CheckpointError, one_line
 
@@ -150,7 +150,7 @@ class Checkpoints(CheckpointDirectory):
         else:
             try:
                 self._delete_old()
-            except OSError as error:
+            except (OSError, InputError, Failure) as error:
                 self._failure = f"checkpoint {step} is saved, but an older one is not deleted: {error}"
         if self._failure and not threading.main_thread().is_alive():
             self.warn(f"{self._failure}; the process ended without close()")

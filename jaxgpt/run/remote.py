@@ -1,0 +1,300 @@
+"""A run at an object store: its directory is a copy on this machine (`jaxgpt.mirror`), and the store is the truth.
+
+    <location>/config.py, metrics.jsonl, ...        as on a disk; written again when they changed
+    <location>/checkpoints/<step>/...               as on a disk; manifest.json is written last, and deleted first
+    <location>/writer.json                          which process writes
+
+A store has no rename. So a step counts when it has its manifest: a kill between any two requests leaves the step whole,
+or objects without a manifest, which the next run deletes. The copy has each step's manifest; its files are fetched when
+the step is read.
+
+A store has no locks either. The process that started last is the writer. One that was the writer before finds that out
+before it commits its next checkpoint, and ends: a machine that was taken away and comes back cannot damage the run.
+"""
+
+import contextlib
+import json
+import os
+import re
+import secrets
+import shutil
+import socket
+import threading
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
+
+from jaxgpt.errors import Failure, InputError
+from jaxgpt.files import is_location, lock_run, write_atomically
+from jaxgpt.mirror import claim_mirror, directory_of, mirror_path
+from jaxgpt.run.checkpoints import TAKEN_OVER, print_warning, refuse_old_run
+from jaxgpt.run.console import working
+from jaxgpt.run.manifest import MANIFEST, MAX_BYTES
+from jaxgpt.stores import Store
+
+WRITER = "writer.json"
+PUSH_S = 60.0
+"""How often records are written to the store between checkpoints."""
+RECORDS = re.compile(
+    r"config\.py|metrics\.jsonl(\.bad\d*)?|loss\.png|skipped\.json|trackers\.json|stacks(\.\d+)?\.txt|tensorboard/[^/]+"
+)
+"""Files of a run, besides its checkpoints."""
+_STEP = re.compile(r"checkpoints/(\d+(?:\.rejected\d*)?)/(.+)")
+
+
+class RemoteRun:
+    """The store of a run, and its copy.
+
+    Args:
+      location: such as s3://bucket/runs/x.
+      directory: the copy.
+
+    Raises:
+      InputError, Failure: see `Store`; each method raises them too.
+    """
+
+    def __init__(self, location: str, directory: Path, setting: str):
+        self.store, self.directory = Store(location, setting), directory
+        self._token = secrets.token_hex(8)
+        self._pushed: dict[str, tuple[int, int]] = {}
+        self._pushing = threading.Lock()
+        self._leftovers: list[str] = []
+        self._has_failed = False
+
+    # Opening
+
+    def sync(self) -> None:
+        """Brings the copy in line with the store: records, and the manifest of each checkpoint."""
+        entries = self.store.list()
+        whole, self._leftovers = _find_steps(entries)
+        self._sync_steps(whole)
+        records = {name: entry for name, entry in entries.items() if RECORDS.fullmatch(name)}
+        for name in self._list_records():
+            if name not in records:
+                (self.directory / name).unlink()
+        self.store.download(records, self.directory)
+        self._pushed = {name: self._state(name) for name in records}
+
+    def _sync_steps(self, whole: set[str]) -> None:
+        checkpoints = self.directory / "checkpoints"
+        checkpoints.mkdir(parents=True, exist_ok=True)
+        for path in checkpoints.iterdir():
+            if path.name not in whole:
+                shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink()
+        for step in whole:
+            path = checkpoints / step / MANIFEST
+            manifest = self.store.read(f"checkpoints/{step}/{MANIFEST}", MAX_BYTES)
+            is_same = path.is_file() and path.read_bytes() == manifest
+            if manifest is not None and not is_same:
+                shutil.rmtree(path.parent, ignore_errors=True)
+                path.parent.mkdir()
+                write_atomically(path, manifest)
+
+    # Checkpoints
+
+    def fetch(self, step: int, *, again: bool = False) -> None:
+        """Fetches the files of a step.
+
+        Args:
+          again: also those that the copy has with the right size.
+        """
+        below = f"checkpoints/{step}"
+        entries = self.store.list(below)
+        entries.pop(f"{below}/{MANIFEST}", None)
+        wanted = {
+            name: entry
+            for name, entry in entries.items()
+            if again or not _has_size(self.directory / name, entry.size_bytes)
+        }
+        with working(f"fetching checkpoint {step} from {self.store.location}"):
+            self.store.download(wanted, self.directory)
+
+    def publish(self, step: int, staging: Path) -> None:
+        """Writes a step to the store, from a directory in which it is complete. The manifest is the commit."""
+        below = f"checkpoints/{step}"
+        files = {
+            f"{below}/{path.relative_to(staging).as_posix()}": path for path in staging.rglob("*") if path.is_file()
+        }
+        manifest = files.pop(f"{below}/{MANIFEST}").read_bytes()
+        self.push()  # so that no record of a step before the checkpoint is missing
+        self.store.upload(files)
+        if fault := self.find_other_writer():
+            raise Failure(fault)
+        self.store.write(f"{below}/{MANIFEST}", manifest)
+
+    def set_aside(self, step: int, name: str) -> None:
+        """Renames a step: its objects are copied, the manifest last, and then deleted, the manifest first."""
+        old, new = f"checkpoints/{step}/", f"checkpoints/{name}/"
+        names = {entry: new + entry.removeprefix(old) for entry in self.store.list(old.rstrip("/"))}
+        manifest = {old + MANIFEST: names.pop(old + MANIFEST)} if old + MANIFEST in names else {}
+        self.store.copy(names)
+        self.store.copy(manifest)
+        self.delete(step)
+
+    def delete(self, step: int) -> None:
+        """Deletes a step from the store, its manifest first."""
+        below = f"checkpoints/{step}"
+        self.store.delete([f"{below}/{MANIFEST}"])
+        self.store.delete([name for name in self.store.list(below) if name != f"{below}/{MANIFEST}"])
+
+    # Who writes
+
+    def take(self) -> None:
+        """Makes this process the writer; deletes what a killed save or deletion left at the store before `sync`."""
+        owner = {"token": self._token, "owner": f"process {os.getpid()} on host {socket.gethostname()}"}
+        self.store.write(WRITER, json.dumps(owner).encode())
+        self.store.delete(self._leftovers)
+
+    def find_other_writer(self) -> str:
+        """Which process has become the writer since, in words; or empty."""
+        content = self.store.read(WRITER, 2**16)
+        if content is None:
+            return ""
+        try:
+            found = json.loads(content)
+            token, owner = found["token"], str(found["owner"])
+        except (ValueError, KeyError, TypeError, RecursionError):
+            token, owner = "", "another process"
+        return "" if token == self._token else f"{TAKEN_OVER} {self.store.location}: {owner[:100]}"
+
+    # Records
+
+    def _list_records(self) -> list[str]:
+        files = [*self.directory.glob("*"), *self.directory.glob("tensorboard/*")]
+        names = [path.relative_to(self.directory).as_posix() for path in files if path.is_file()]
+        return [name for name in names if RECORDS.fullmatch(name)]
+
+    def _state(self, name: str) -> tuple[int, int]:
+        found = (self.directory / name).stat()
+        return found.st_mtime_ns, found.st_size
+
+    def push(self) -> None:
+        """Writes the records that changed since they were written last."""
+        with self._pushing:
+            states = {name: self._state(name) for name in self._list_records()}
+            changed = [name for name, state in states.items() if self._pushed.get(name) != state]
+            if changed and (fault := self.find_other_writer()):
+                raise Failure(fault)
+            self.store.upload({name: self.directory / name for name in changed})
+            self._pushed |= {name: states[name] for name in changed}
+
+    def push_or_warn(self, warn: Callable[[str], None]) -> None:
+        """As `push`; a failure is a warning, once until it works again."""
+        try:
+            self.push()
+        except (InputError, Failure, OSError) as error:
+            if not self._has_failed:
+                warn(f"records are not at the store: {error}")
+            self._has_failed = True
+        else:
+            self._has_failed = False
+
+
+def _find_steps(names: Iterable[str]) -> tuple[set[str], list[str]]:
+    """Directories of checkpoints that have a manifest, and the names of objects in the others."""
+    found: dict[str, list[str]] = {}
+    for name in names:
+        if match := _STEP.fullmatch(name):
+            found.setdefault(match[1], []).append(match[2])
+    whole = {step for step, files in found.items() if MANIFEST in files}
+    return whole, [f"checkpoints/{step}/{name}" for step, files in found.items() if step not in whole for name in files]
+
+
+def _has_size(path: Path, size_bytes: int) -> bool:
+    return path.is_file() and not path.is_symlink() and path.stat().st_size == size_bytes
+
+
+def run_directory(location: str) -> Path:
+    """The directory that a training works in: `run.dir` itself, or its copy on this machine. Asks no store."""
+    return directory_of(location, "runs")
+
+
+@contextlib.contextmanager
+def hold_run(
+    location: str,
+    index: int,
+    gather_texts: Callable[[str], list[str]],
+    *,
+    is_new: bool,
+    warn: Callable[[str], None] = print_warning,
+) -> Iterator[RemoteRun | None]:
+    """Holds a run for this process, and opens it if it is at a store. Called by all processes of a run together.
+
+    Args:
+      index: of this process.
+      gather_texts: the texts of all processes.
+      is_new: refuse a directory that already contains a run.
+      warn: called with one line when records cannot be written to the store.
+
+    Yields:
+      The run at its store, on process 0; None for a run on a disk, and on other processes, which use process 0's copy.
+
+    Raises:
+      InputError: another process of this machine holds it; it already contains a run, and is_new; the processes have no
+        copy in common; or see `Store`.
+      Failure: the store cannot be reached.
+    """
+    directory = run_directory(location)
+    if not is_location(location):
+        with lock_run(directory) if index == 0 else contextlib.nullcontext():
+            if is_new:
+                refuse_old_run(directory)
+            yield None
+        return
+    hosts = sorted(set(gather_texts(socket.gethostname())))
+    if len(hosts) > 1:
+        raise InputError(
+            f"run.dir={location} is at an object store and the run has {len(hosts)} hosts ({', '.join(hosts[:4])}); "
+            "a run of several hosts needs a --run.dir that all of them see, such as NFS"
+        )
+    if index != 0:
+        gather_texts("")
+        yield None
+        return
+    with lock_run(directory):
+        remote = RemoteRun(location, directory, "run.dir")
+        with working(f"opening {location}"):
+            remote.sync()
+            if is_new:
+                refuse_old_run(directory)
+            remote.take()
+        gather_texts("")  # the others may read the copy
+        with pushing(remote, warn):
+            yield remote
+
+
+@contextlib.contextmanager
+def pushing(remote: RemoteRun, warn: Callable[[str], None]) -> Iterator[None]:
+    """Writes records to the store, from time to time and at the end. A failure is one warning; training continues."""
+    is_over = threading.Event()
+
+    def follow() -> None:
+        while not is_over.wait(PUSH_S):
+            remote.push_or_warn(warn)
+
+    thread = threading.Thread(target=follow, name="records to the store", daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        is_over.set()
+        thread.join()
+        remote.push_or_warn(warn)
+
+
+@contextlib.contextmanager
+def opened_run(location: str, setting: str) -> Iterator[tuple[Path, RemoteRun | None]]:
+    """A run to read, also while it is trained: its directory, and its store if it is at one.
+
+    A copy of its own, so that the training's is left alone. Held until the end of the block.
+
+    Raises:
+      InputError, Failure: see `Store`.
+    """
+    if not is_location(location):
+        yield Path(location), None
+        return
+    directory = mirror_path(location, "readers")
+    with claim_mirror(directory):
+        remote = RemoteRun(location, directory, setting)
+        remote.sync()
+        yield directory, remote
