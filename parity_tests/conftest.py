@@ -34,7 +34,8 @@ FAST = {
     "batches", "census", "config", "content", "cursors", "documents", "downloads", "fit", "gates",
     "hardware", "inputs",
     "layout", "letters", "mirror",
-    "packing", "plan", "prepare", "schedule", "shards", "stores", "text_batches", "text_shards", "tokenizer", "train_tokenizer",
+    "packing", "plan", "prepare", "schedule", "shards", "stores", "text_batches", "text_shards", "tokenizer",
+    "train_tokenizer",
 }  # fmt: skip
 """Test files that compile nothing: `make test-fast`."""
 assert all((Path(__file__).parent / f"test_{name}.py").is_file() for name in FAST), "FAST names a file that is gone"

@@ -163,7 +163,9 @@ def test_the_last_to_start_is_the_writer(location):
         save(saved, 2)
         with _elsewhere(location):
             pass
-        with pytest.raises(CheckpointError, match="not saved: another process has taken over mem.*: process") as caught:
+        with pytest.raises(
+            CheckpointError, match=r"not saved: another process has taken over mem.*: process"
+        ) as caught:
             save(saved, 3)
         assert caught.value.is_final
         (run_directory(location) / "metrics.jsonl").write_text("of the one that lost it\n")
@@ -182,7 +184,9 @@ def test_taken_over_during_a_save(location, monkeypatch):
             Store(location).write("writer.json", b'{"token": "other", "owner": "process 1 on host x"}')
 
         monkeypatch.setattr(Store, "upload", upload_slowly)
-        with pytest.raises(CheckpointError, match="checkpoint 2 is not saved: another process .*: process 1 on host x"):
+        with pytest.raises(
+            CheckpointError, match=r"checkpoint 2 is not saved: another process .*: process 1 on host x"
+        ):
             save(saved, 2)
     assert steps_at(location) == {"1": True, "2": False}
     assert list_steps(saved.directory) == [1]
@@ -203,9 +207,9 @@ def test_one_machine_has_one_training(location):
 
 
 def test_several_hosts_are_refused(location):
-    with pytest.raises(InputError, match=r"has 2 hosts \(a, b\); .* needs a --run.dir that all of them see"):
-        with hold_run(location, 0, lambda text: ["b", "a"], is_new=True):
-            pass
+    hold = hold_run(location, 0, lambda text: ["b", "a"], is_new=True)
+    with pytest.raises(InputError, match=r"has 2 hosts \(a, b\); .* needs a --run.dir that all of them see"), hold:
+        pass
 
 
 def test_processes_of_one_host_share_the_copy(location):
@@ -224,7 +228,7 @@ def test_a_failed_upload_is_one_line(location, monkeypatch):
         save(saved, 1)
         with monkeypatch.context() as patch:
             patch.setattr(Store, "upload", fail)
-            with pytest.raises(CheckpointError, match="^checkpoint 2 is not saved: the store cannot be reached$"):
+            with pytest.raises(CheckpointError, match=r"^checkpoint 2 is not saved: the store cannot be reached$"):
                 save(saved, 2)
             assert list_steps(saved.directory) == [1]
         save(saved, 3)
@@ -266,8 +270,10 @@ def test_a_run_on_a_disk_asks_no_store(tmp_path, monkeypatch):
 
 
 def test_kills_between_requests(tmp_path):
-    """Three kills: after the first commit, in a resumed run's upload, and in its download. In the end the store has what
-    an uninterrupted run leaves, bit for bit."""
+    """Three kills: after the first commit, in a resumed run's upload, and in its download.
+
+    In the end the store has what an uninterrupted run leaves, bit for bit.
+    """
     with store_kills.open_trials(tmp_path) as trials:
         killed = []
         trials.kill_and_continue("killed", iter([(30, True), (33, False), (12, False)]), killed.append)

@@ -132,7 +132,7 @@ def test_errors_are_one_line(proxy, monkeypatch, location, answer, kind, message
 def test_no_credentials_and_no_package(proxy, monkeypatch):
     monkeypatch.delenv("AWS_ACCESS_KEY_ID")
     monkeypatch.delenv("AWS_SECRET_ACCESS_KEY")
-    with pytest.raises(InputError, match="no credentials were found .*; check AWS_PROFILE, or AWS_ACCESS_KEY_ID"):
+    with pytest.raises(InputError, match=r"no credentials were found .*; check AWS_PROFILE, or AWS_ACCESS_KEY_ID"):
         Store(f"s3://{BUCKET}/x").list()
     real = builtins.__import__
 
@@ -229,7 +229,7 @@ def test_nothing_there(location, tmp_path, monkeypatch):
         open_directory(location)
     Store(location).write("train.bin", b"12")
     monkeypatch.setattr(shutil, "disk_usage", lambda path: shutil._ntuple_diskusage(1, 1, 1))
-    with pytest.raises(Failure, match="GB to fetch, .* has 0.0 GB free; set XDG_CACHE_HOME to a larger disk"):
+    with pytest.raises(Failure, match=r"GB to fetch, .* has 0.0 GB free; set XDG_CACHE_HOME to a larger disk"):
         fetch_directory(location, "data.dir")
 
 
