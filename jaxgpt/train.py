@@ -93,9 +93,9 @@ def train(args: list[str], resume_step: int | None) -> int:
         stack.enter_context(jax.set_mesh(mesh))
         stack.enter_context(advice_on_memory(config, step))
         held = hold_run(config.run.dir, jax.process_index(), gather_texts, is_new=not is_resumed, warn=console.warn)
-        remote = stack.enter_context(held)
+        run_dir, remote = stack.enter_context(held)
         keep, keep_best = config.checkpoint.keep, config.checkpoint.keep_best
-        saved = Checkpoints(run.dir / "checkpoints", keep=keep, keep_best=keep_best, remote=remote)
+        saved = Checkpoints(run_dir / "checkpoints", keep=keep, keep_best=keep_best, remote=remote)
         stack.enter_context(saved)
 
         # resume
@@ -122,9 +122,9 @@ def train(args: list[str], resume_step: int | None) -> int:
 
         # loop
         stop = StopSignal(config.log.every, jax.process_count(), gather_texts)
-        files = open_logs(given, run.dir, first_step) if jax.process_index() == 0 else []
-        pace = Pace(config.train.watchdog_s, stacks_path(run.dir, jax.process_index()), console.warn)
-        skips = read_skips(run.dir, first_step)
+        files = open_logs(given, run_dir, first_step) if jax.process_index() == 0 else []
+        pace = Pace(config.train.watchdog_s, stacks_path(run_dir, jax.process_index()), console.warn)
+        skips = read_skips(run_dir, first_step)
         feed = pace.watch(prefetch(make_feed(plan, reader, mesh, first_step, skips)))
         progress = stack.enter_context(Progress(plan.n_steps, first_step))
         meter = Meter(config, mesh.devices.flat[0].device_kind, mesh.size, progress, files, console.say)
@@ -143,7 +143,7 @@ def train(args: list[str], resume_step: int | None) -> int:
                 meter.push(n_done, metrics)
                 saving.follow()
                 if config.train.spike_rollback and meter.take_spike():
-                    roll_back(saved, run.dir, skips, meter.spike_step, jax.process_count())
+                    roll_back(saved, run_dir, skips, meter.spike_step, jax.process_count())
 
                 is_stopped, is_last = stop.is_agreed(n_done), n_done == plan.n_steps
                 wants_eval = is_last or schedule.is_due(n_done, config.eval.every)
@@ -167,8 +167,8 @@ def train(args: list[str], resume_step: int | None) -> int:
                 if is_stopped and not is_last:
                     end.exit_code = EXIT_STOPPED
                     break
-    next_command = f"python -m jaxgpt.sample --run {shlex.quote(str(run.dir))}"
-    return close_run(run.dir, end.exit_code, next_command, is_first=jax.process_index() == 0, remote=remote)
+    next_command = f"python -m jaxgpt.sample --run {shlex.quote(config.run.dir)}"
+    return close_run(run_dir, end.exit_code, next_command, is_first=jax.process_index() == 0, remote=remote)
 
 
 @working("writing a sample")

@@ -31,11 +31,12 @@ def alone(text):
 def training(location, *, is_new=False, **options):
     """What a training does with its run: the checkpoints, and the warnings."""
     warnings = []
-    with hold_run(location, 0, alone, is_new=is_new, warn=warnings.append) as remote:
-        assert remote
-        directory = run_directory(location) / "checkpoints"
-        with Checkpoints(directory, remote=remote, warn=warnings.append, **options) as saved:
-            yield saved, warnings
+    held = hold_run(location, 0, alone, is_new=is_new, warn=warnings.append)
+    with (
+        held as (directory, remote),
+        Checkpoints(directory / "checkpoints", remote=remote, warn=warnings.append, **options) as saved,
+    ):
+        yield saved, warnings
 
 
 def forget_copies(location):
@@ -206,18 +207,6 @@ def test_one_machine_has_one_training(location):
         pass
 
 
-def test_several_hosts_are_refused(location):
-    hold = hold_run(location, 0, lambda text: ["b", "a"], is_new=True)
-    with pytest.raises(InputError, match=r"has 2 hosts \(a, b\); .* needs a --run.dir that all of them see"), hold:
-        pass
-
-
-def test_processes_of_one_host_share_the_copy(location):
-    with hold_run(location, 1, lambda text: [text, text], is_new=True) as remote:
-        assert remote is None
-    assert content(location) == {}
-
-
 def test_a_failed_upload_is_one_line(location, monkeypatch):
     """The save fails, the step before it stays, the next save succeeds; records are reported once."""
 
@@ -264,8 +253,8 @@ def test_a_reader_leaves_the_training_alone(location):
 
 def test_a_run_on_a_disk_asks_no_store(tmp_path, monkeypatch):
     monkeypatch.setattr(remotes, "RemoteRun", None)
-    with hold_run(str(tmp_path / "x"), 0, alone, is_new=True) as remote:
-        assert remote is None
+    with hold_run(str(tmp_path / "x"), 0, alone, is_new=True) as held:
+        assert held == (tmp_path / "x", None)
     assert run_directory(str(tmp_path / "x")) == tmp_path / "x"
 
 

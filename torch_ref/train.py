@@ -93,9 +93,9 @@ def train(args: list[str], resume_step: int | None) -> int:
         stack.enter_context(one_line_when_full(config, plan.n_devices))
         step = make_step(config, mesh, is_compiled=wants_compile(flags, mesh))
         held = hold_run(config.run.dir, process_index(), gather_texts, is_new=not is_resumed, warn=console.warn)
-        remote = stack.enter_context(held)
+        run_dir, remote = stack.enter_context(held)
         keep, keep_best = config.checkpoint.keep, config.checkpoint.keep_best
-        saved = Checkpoints(run.dir / "checkpoints", keep=keep, keep_best=keep_best, remote=remote)
+        saved = Checkpoints(run_dir / "checkpoints", keep=keep, keep_best=keep_best, remote=remote)
         stack.enter_context(saved)
 
         # resume
@@ -123,9 +123,9 @@ def train(args: list[str], resume_step: int | None) -> int:
 
         # loop
         stop = StopSignal(config.log.every, process_count(), gather_texts)
-        files = open_logs(given, run.dir, first_step) if process_index() == 0 else []
-        pace = Pace(config.train.watchdog_s, stacks_path(run.dir, process_index()), console.warn)
-        skips = read_skips(run.dir, first_step)
+        files = open_logs(given, run_dir, first_step) if process_index() == 0 else []
+        pace = Pace(config.train.watchdog_s, stacks_path(run_dir, process_index()), console.warn)
+        skips = read_skips(run_dir, first_step)
         feed = pace.watch(prefetch(make_feed(plan, reader, mesh, first_step, skips)))
         progress = stack.enter_context(Progress(plan.n_steps, first_step))
         meter = Meter(config, mesh.device_kind, mesh.size, progress, files, console.say)
@@ -143,7 +143,7 @@ def train(args: list[str], resume_step: int | None) -> int:
                 meter.push(n_done, metrics)
                 saving.follow()
                 if config.train.spike_rollback and meter.take_spike():
-                    roll_back(saved, run.dir, skips, meter.spike_step, process_count())
+                    roll_back(saved, run_dir, skips, meter.spike_step, process_count())
 
                 is_stopped, is_last = stop.is_agreed(n_done), n_done == plan.n_steps
                 wants_eval = is_last or schedule.is_due(n_done, config.eval.every)
@@ -164,8 +164,8 @@ def train(args: list[str], resume_step: int | None) -> int:
                 if is_stopped and not is_last:
                     end.exit_code = EXIT_STOPPED
                     break
-        next_command = f"python -m jaxgpt.convert --from {shlex.quote(str(run.dir))} --to jax DIR"
-        return close_run(run.dir, end.exit_code, next_command, is_first=process_index() == 0, remote=remote)
+        next_command = f"python -m jaxgpt.convert --from {shlex.quote(config.run.dir)} --to jax DIR"
+        return close_run(run_dir, end.exit_code, next_command, is_first=process_index() == 0, remote=remote)
 
 
 def name_run(config: Config, args: list[str]) -> Config:

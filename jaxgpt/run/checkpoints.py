@@ -108,8 +108,8 @@ class RemoteSteps(Protocol):
     def fetch(self, step: int, *, again: bool = False) -> None:
         """Completes the step's directory; again: also files that are there."""
 
-    def publish(self, step: int, staging: Path) -> None:
-        """Commits a step, which is complete in `staging`."""
+    def publish(self, step: int, staging: Path, index: int, n_writers: int) -> None:
+        """Commits a step, whose part by the process `index` of `n_writers` is in `staging`."""
 
     def set_aside(self, step: int, name: str) -> None:
         """Renames a step."""
@@ -177,7 +177,8 @@ def choose_checkpoint(
 def _verify(path: Path, step: int, has_digests: bool, remote: RemoteSteps | None) -> dict:
     if remote is None or not has_digests:
         return verify_manifest(path, has_digests=has_digests)
-    read_manifest(path)  # one that is damaged is not fetched
+    if path.is_dir():
+        read_manifest(path)  # one that is damaged is not fetched
     remote.fetch(step)
     try:
         return verify_manifest(path, has_digests=True)
@@ -198,7 +199,7 @@ class CheckpointDirectory(abc.ABC):
       keep_best: keep the one with the lowest val_loss too.
       read_only: change nothing on the disk; for sampling and evaluation, beside a running training.
       warn: called with one line for each step that was skipped or set aside; prints to stderr by default.
-      remote: the store that the directory is a copy of. Process 0 alone has it.
+      remote: the store that the directory is a copy of. Then each process has a directory of its own.
 
     Raises:
       InputError: the directory cannot be made.
@@ -223,7 +224,7 @@ class CheckpointDirectory(abc.ABC):
         self.directory = Path(directory)
         self.keep, self.keep_best, self.read_only, self.warn = keep, keep_best, read_only, warn
         self.remote = remote
-        if read_only or self._process_index() != 0:
+        if read_only or (self._process_index() != 0 and not remote):
             return
         refuse_link(self.directory, "put the directory in its place, or choose another --run.dir")
         try:
@@ -255,6 +256,10 @@ class CheckpointDirectory(abc.ABC):
     @abc.abstractmethod
     def _process_index(self) -> int:
         """The number of this process among those of the run."""
+
+    def _n_writers(self) -> int:
+        """How many processes write a part of each checkpoint."""
+        return 1
 
     @abc.abstractmethod
     def _gather_texts(self, text: str) -> list[str]:
@@ -320,6 +325,8 @@ class CheckpointDirectory(abc.ABC):
             return None
         path = self._path(answer["step"])
         try:
+            if self.remote and self._process_index() != 0:
+                _verify(path, answer["step"], verify, self.remote)
             return Checkpoint(path, read_manifest(path))
         except Damaged as damage:
             raise InputError(f"{path} is not a checkpoint: {damage}") from damage
@@ -379,11 +386,16 @@ class CheckpointDirectory(abc.ABC):
         return ""
 
     def _commit(self, step: int, manifest: dict) -> None:
-        """Writes the manifest of `<step>.saving`, and commits the step."""
-        write_manifest(self._path(step, ".saving"), manifest)
+        """Writes the manifest of `<step>.saving`, and commits the step. By process 0, and by each one at a store."""
+        index, staging = self._process_index(), self._path(step, ".saving")
+        if index == 0:
+            write_manifest(staging, manifest)
         if self.remote:
-            self.remote.publish(step, self._path(step, ".saving"))
-        os.rename(self._path(step, ".saving"), self._path(step))
+            self.remote.publish(step, staging, index, self._n_writers())
+        if index != 0:
+            self._remove_staging(step)
+            return
+        os.rename(staging, self._path(step))
         flush_directory(self.directory)
 
     def _remove_staging(self, step: int) -> None:

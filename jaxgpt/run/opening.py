@@ -5,7 +5,6 @@ Nothing here touches a device: user errors are reported before any is started.
 
 from dataclasses import dataclass
 from functools import cached_property
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -16,7 +15,6 @@ from jaxgpt.data.sources import Source, count_token_bytes, open_source
 from jaxgpt.data.tokenizer import Tokenizer
 from jaxgpt.errors import InputError
 from jaxgpt.run.console import console, working
-from jaxgpt.run.remote import run_directory
 
 
 @dataclass(frozen=True)
@@ -37,11 +35,6 @@ class Run:
     def config(self) -> Config:
         """Complete: nothing in it is open."""
         return self.derivation.config
-
-    @property
-    def dir(self) -> Path:
-        """Where the run is on this machine."""
-        return run_directory(self.given.run.dir)
 
     @property
     def tokenizer(self) -> Tokenizer | None:

@@ -8,6 +8,8 @@ A store has no rename. So a step counts when it has its manifest: a kill between
 or objects without a manifest, which the next run deletes. The copy has each step's manifest; its files are fetched when
 the step is read.
 
+Where several processes train, each has a copy, and uploads what it wrote; the first one commits when all are done.
+
 A store has no locks either. The process that started last is the writer. One that was the writer before finds that out
 before it commits its next checkpoint, and ends: a machine that was taken away and comes back cannot damage the run.
 """
@@ -20,15 +22,17 @@ import secrets
 import shutil
 import socket
 import threading
+import time
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
+from typing import Any, NamedTuple
 
 from jaxgpt.errors import Failure, InputError
 from jaxgpt.files import is_location, lock_run, write_atomically
 from jaxgpt.mirror import claim_mirror, directory_of, mirror_path
 from jaxgpt.run.checkpoints import TAKEN_OVER, print_warning, refuse_old_run
 from jaxgpt.run.console import working
-from jaxgpt.run.manifest import MANIFEST, MAX_BYTES
+from jaxgpt.run.manifest import MANIFEST, MAX_BYTES, describe_file, seal_manifest
 from jaxgpt.stores import Store
 
 WRITER = "writer.json"
@@ -38,6 +42,11 @@ RECORDS = re.compile(
     r"config\.py|metrics\.jsonl(\.bad\d*)?|loss\.png|skipped\.json|trackers\.json|stacks(\.\d+)?\.txt|tensorboard/[^/]+"
 )
 """Files of a run, besides its checkpoints."""
+COMMON = re.compile(r"_[^/]+|commit_success\.txt|(.+/)?\.zarray")
+"""Files of a checkpoint that each of several writers has; those of the first one count."""
+PART_S = 1800
+"""How long the first of several writers waits for the others' uploads."""
+_POLL_S = 0.5
 _STEP = re.compile(r"checkpoints/(\d+(?:\.rejected\d*)?)/(.+)")
 
 
@@ -54,7 +63,7 @@ class RemoteRun:
 
     def __init__(self, location: str, directory: Path, setting: str):
         self.store, self.directory = Store(location, setting), directory
-        self._token = secrets.token_hex(8)
+        self.token = secrets.token_hex(8)
         self._pushed: dict[str, tuple[int, int]] = {}
         self._pushing = threading.Lock()
         self._leftovers: list[str] = []
@@ -99,27 +108,55 @@ class RemoteRun:
         """
         below = f"checkpoints/{step}"
         entries = self.store.list(below)
-        entries.pop(f"{below}/{MANIFEST}", None)
         wanted = {
             name: entry
             for name, entry in entries.items()
-            if again or not _has_size(self.directory / name, entry.size_bytes)
+            if (again and name != f"{below}/{MANIFEST}") or not _has_size(self.directory / name, entry.size_bytes)
         }
         with working(f"fetching checkpoint {step} from {self.store.location}"):
             self.store.download(wanted, self.directory)
 
-    def publish(self, step: int, staging: Path) -> None:
-        """Writes a step to the store, from a directory in which it is complete. The manifest is the commit."""
+    def publish(self, step: int, staging: Path, index: int, n_writers: int) -> None:
+        """Writes a step to the store, from a directory in which it is complete. The manifest is the commit.
+
+        Where several processes each wrote a part of it into a directory of their own, each calls this. The first one
+        waits for the others, and adds their files to the manifest, here and at the store.
+
+        Args:
+          index: of this process.
+          n_writers: processes that wrote.
+        """
         below = f"checkpoints/{step}"
-        files = {
-            f"{below}/{path.relative_to(staging).as_posix()}": path for path in staging.rglob("*") if path.is_file()
-        }
-        manifest = files.pop(f"{below}/{MANIFEST}").read_bytes()
+        names = [path.relative_to(staging).as_posix() for path in staging.rglob("*") if path.is_file()]
+        if index != 0:
+            own = [name for name in names if not COMMON.fullmatch(name)]
+            self.store.upload({f"{below}/{name}": staging / name for name in own})
+            files = {name: describe_file(staging / name) for name in own}
+            self.store.write(self._part(step, index), json.dumps(files).encode())
+            return
         self.push()  # so that no record of a step before the checkpoint is missing
-        self.store.upload(files)
+        self.store.upload({f"{below}/{name}": staging / name for name in names if name != MANIFEST})
+        if n_writers > 1:
+            manifest = json.loads((staging / MANIFEST).read_bytes())
+            for other in range(1, n_writers):
+                manifest["files"] |= self._wait_for_part(step, other)
+            seal_manifest(staging, manifest)
         if fault := self.find_other_writer():
             raise Failure(fault)
-        self.store.write(f"{below}/{MANIFEST}", manifest)
+        self.store.write(f"{below}/{MANIFEST}", (staging / MANIFEST).read_bytes())
+        self.store.delete([self._part(step, other) for other in range(1, n_writers)])
+
+    def _part(self, step: int, index: int) -> str:
+        """The object in which a process lists the files that it wrote, with their digests."""
+        return f"checkpoints/{step}/part_{index}_{self.token}.json"
+
+    def _wait_for_part(self, step: int, index: int) -> dict[str, Any]:
+        end_s = time.monotonic() + PART_S
+        while (content := self.store.read(self._part(step, index), MAX_BYTES)) is None:
+            if time.monotonic() > end_s:
+                raise Failure(f"process {index} did not write its part of it within {PART_S} s")
+            time.sleep(_POLL_S)
+        return json.loads(content)
 
     def set_aside(self, step: int, name: str) -> None:
         """Renames a step: its objects are copied, the manifest last, and then deleted, the manifest first."""
@@ -140,7 +177,7 @@ class RemoteRun:
 
     def take(self) -> None:
         """Makes this process the writer; deletes what a killed save or deletion left at the store before `sync`."""
-        owner = {"token": self._token, "owner": f"process {os.getpid()} on host {socket.gethostname()}"}
+        owner = {"token": self.token, "owner": f"process {os.getpid()} on host {socket.gethostname()}"}
         self.store.write(WRITER, json.dumps(owner).encode())
         self.store.delete(self._leftovers)
 
@@ -154,7 +191,7 @@ class RemoteRun:
             token, owner = found["token"], str(found["owner"])
         except (ValueError, KeyError, TypeError, RecursionError):
             token, owner = "", "another process"
-        return "" if token == self._token else f"{TAKEN_OVER} {self.store.location}: {owner[:100]}"
+        return "" if token == self.token else f"{TAKEN_OVER} {self.store.location}: {owner[:100]}"
 
     # Records
 
@@ -203,9 +240,25 @@ def _has_size(path: Path, size_bytes: int) -> bool:
     return path.is_file() and not path.is_symlink() and path.stat().st_size == size_bytes
 
 
-def run_directory(location: str) -> Path:
-    """The directory that a training works in: `run.dir` itself, or its copy on this machine. Asks no store."""
-    return directory_of(location, "runs")
+def run_directory(location: str, index: int = 0) -> Path:
+    """The directory that a training works in: `run.dir` itself, or its copy on this machine. Asks no store.
+
+    Args:
+      index: of the process. Each has a copy of its own, whether they share a machine or not.
+    """
+    return directory_of(location, f"runs-{index}" if index else "runs")
+
+
+class Held(NamedTuple):
+    """A run that this process may train.
+
+    Attributes:
+      directory: see `run_directory`.
+      remote: its store; None for a run on a disk.
+    """
+
+    directory: Path
+    remote: RemoteRun | None
 
 
 @contextlib.contextmanager
@@ -216,7 +269,7 @@ def hold_run(
     *,
     is_new: bool,
     warn: Callable[[str], None] = print_warning,
-) -> Iterator[RemoteRun | None]:
+) -> Iterator[Held]:
     """Holds a run for this process, and opens it if it is at a store. Called by all processes of a run together.
 
     Args:
@@ -225,41 +278,32 @@ def hold_run(
       is_new: refuse a directory that already contains a run.
       warn: called with one line when records cannot be written to the store.
 
-    Yields:
-      The run at its store, on process 0; None for a run on a disk, and on other processes, which use process 0's copy.
-
     Raises:
-      InputError: another process of this machine holds it; it already contains a run, and is_new; the processes have no
-        copy in common; or see `Store`.
+      InputError: another process of this machine holds it; it already contains a run, and is_new; or see `Store`.
       Failure: the store cannot be reached.
     """
-    directory = run_directory(location)
+    directory = run_directory(location, index)
     if not is_location(location):
         with lock_run(directory) if index == 0 else contextlib.nullcontext():
             if is_new:
                 refuse_old_run(directory)
-            yield None
-        return
-    hosts = sorted(set(gather_texts(socket.gethostname())))
-    if len(hosts) > 1:
-        raise InputError(
-            f"run.dir={location} is at an object store and the run has {len(hosts)} hosts ({', '.join(hosts[:4])}); "
-            "a run of several hosts needs a --run.dir that all of them see, such as NFS"
-        )
-    if index != 0:
-        gather_texts("")
-        yield None
+            yield Held(directory, None)
         return
     with lock_run(directory):
         remote = RemoteRun(location, directory, "run.dir")
+        if index != 0:
+            remote.token = gather_texts("")[0]  # the first process is done with the store
+            remote.sync()
+            yield Held(directory, remote)
+            return
         with working(f"opening {location}"):
             remote.sync()
             if is_new:
                 refuse_old_run(directory)
             remote.take()
-        gather_texts("")  # the others may read the copy
+        gather_texts(remote.token)
         with pushing(remote, warn):
-            yield remote
+            yield Held(directory, remote)
 
 
 @contextlib.contextmanager
