@@ -116,6 +116,24 @@ def fetch_directory(location: str, setting: str) -> Path:
     return path
 
 
+def upload_directory(path: Path, location: str, setting: str, manifest: str) -> None:
+    """Puts the files of a data directory at a location. The manifest is deleted first and written last.
+
+    Raises: as `fetch_directory` does.
+    """
+    store = Store(location, setting)
+    files = {file.name: file for file in path.iterdir() if DATA.fullmatch(file.name)}
+    there = store.list()
+    is_same = all(name in there and there[name].size_bytes == file.stat().st_size for name, file in files.items())
+    content = files.pop(manifest).read_bytes()
+    if is_same and store.read(manifest, _INDEX_LIMIT_BYTES) == content:
+        return
+    store.delete([manifest])
+    store.upload(files)
+    store.delete([name for name in there if DATA.fullmatch(name) and name not in files])
+    store.write(manifest, content)
+
+
 def fetch_file(location: str, setting: str) -> Path:
     """A copy of one object. Raises as `fetch_directory` does."""
     directory, _, name = location.rpartition("/")

@@ -13,6 +13,7 @@ from jaxgpt.data.sources import open_directory
 from jaxgpt.errors import Failure, InputError
 from jaxgpt.files import user_location, user_path
 from jaxgpt.mirror import fetch_directory, fetch_file, mirror_path
+from jaxgpt.prepare.__main__ import main as prepare
 from jaxgpt.stores import Store
 from jaxgpt.streams import one_line
 from parity_tests.helpers.object_store import BUCKET, Proxy, environment_of, s3_server
@@ -167,6 +168,18 @@ def data(tmp_path, location):
     directory = write_text(tmp_path, TEXT)
     Store(location).upload({path.name: path for path in directory.iterdir() if path.is_file()})
     return directory, location
+
+
+def test_prepared_data_are_uploaded(location, tmp_path):
+    """prepare --out LOCATION puts there what it writes into a directory; other data replace it whole."""
+    (tmp_path / "text.txt").write_text(TEXT)
+    arguments = ["x", "--input", str(tmp_path / "text.txt"), "--tokenizer", "char"]
+    for more in (["--shard-tokens", "9000"], ["--force"]):
+        for out in (str(tmp_path / "x"), location):
+            assert prepare([*arguments, *more, "--out", out]) == 0
+        written = {path.name: path.read_bytes() for path in (tmp_path / "x").iterdir() if path.is_file()}
+        assert {name: Store(location).read(name, 2**20) for name in Store(location).list()} == written
+    assert prepare([*arguments, "--out", location]) == 0
 
 
 def test_data_are_those_of_the_directory(data):

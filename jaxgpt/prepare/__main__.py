@@ -48,7 +48,8 @@ from jaxgpt.data.text_data import TOKENIZER, open_splits
 from jaxgpt.data.text_manifest import read_text_manifest
 from jaxgpt.data.tokenizer import GPT2Tokenizer
 from jaxgpt.errors import EXIT_DONE, InputError, run_verb
-from jaxgpt.files import user_path
+from jaxgpt.files import is_location, user_location, user_path
+from jaxgpt.mirror import directory_of, upload_directory
 from jaxgpt.prepare.corpora import (
     CORPORA,
     FINEWEB_TRAIN_SHARDS,
@@ -70,8 +71,9 @@ from jaxgpt.prepare.text_shards import (
     fetch_text_shards,
     write_text_shards,
 )
-from jaxgpt.run.console import console
+from jaxgpt.run.console import console, working
 from jaxgpt.run.progress import Progress
+from jaxgpt.stores import Store
 
 USUAL = {
     "shard_tokens": 100_000_000,
@@ -95,7 +97,17 @@ def dashed(flag: str) -> str:
 
 def main(args: list[str]) -> int:
     options = parse_args(args)
-    out = Path(options.out)
+    if not is_location(options.out):
+        return prepare(options, Path(options.out))
+    out = directory_of(options.out, "prepared")
+    Store(options.out, "--out").list()  # before any work
+    code = prepare(options, out)
+    with working(f"uploading to {options.out}"):
+        upload_directory(out, options.out, "--out", FORMS[options.form].manifest)
+    return code
+
+
+def prepare(options: argparse.Namespace, out: Path) -> int:
     kept = "is unchanged; run the same command to start again"
     if options.name in TEXT_CORPORA:
         kept = "keeps what was fetched; run the same command to continue"
@@ -166,7 +178,11 @@ def parse_args(args: list[str]) -> argparse.Namespace:
         "--input", nargs="+", metavar="PATH", type=user_path, default=[], help="files, directories or globs to read"
     )
     parser.add_argument(
-        "--out", metavar="DIR", type=user_path, default="", help="where the shards go (data/<name>, data/<name>_text)"
+        "--out",
+        metavar="DIR",
+        type=user_location,
+        default="",
+        help="where the shards go (data/<name>, data/<name>_text)",
     )
     parser.add_argument("--tokenizer", choices=("char", "byte", "gpt2"), help="(the corpus's own; char for --input)")
     parser.add_argument("--val-fraction", type=float, metavar="X", help="part for validation (the corpus's own; 0.1)")
