@@ -7,6 +7,7 @@ Failure. Credentials and endpoints are the packages' own: AWS_PROFILE, AWS_ENDPO
 """
 
 import contextlib
+import logging
 import os
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -243,6 +244,8 @@ def _version(about: Mapping[str, Any]) -> str:
 
 def _options(protocol: str) -> dict[str, Any]:
     """Of fsspec's file systems: no cache of lists, and bounded waits."""
+    for package in ("s3fs", "gcsfs"):
+        logging.getLogger(package).setLevel(logging.ERROR)  # what they try in vain is no news
     options: dict[str, Any] = {"use_listings_cache": False, "skip_instance_cache": True}
     if protocol == "s3":
         options["config_kwargs"] = {"connect_timeout": CONNECT_S, "read_timeout": READ_S}
