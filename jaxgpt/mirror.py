@@ -24,6 +24,8 @@ from jaxgpt.streams import show_as
 DATA = re.compile(r"[^/]+\.(bin|parquet|json|pkl)")
 """Names of a data directory's files; others are not fetched."""
 FILES_AT_ONCE = 16
+SAID_BYTES = 1e8
+"""What is larger says how far it is."""
 _INDEX = "objects.json"
 _INDEX_LIMIT_BYTES = 64 << 20
 _POLL_S = 0.2
@@ -105,12 +107,16 @@ def fetch_directory(location: str, setting: str) -> Path:
         if n_bytes > free_bytes:
             sizes = f"{n_bytes / 1e9:.1f} GB to fetch, {path.parent} has {free_bytes / 1e9:.1f} GB free"
             raise Failure(f"{setting}={location}: {sizes}; set XDG_CACHE_HOME to a larger disk")
-        if n_bytes > 1e8:
+        n_done = 0
+        if n_bytes > SAID_BYTES:
             print(f"fetching {n_bytes / 1e9:,.1f} GB from {location}", file=sys.stderr, flush=True)
         for names in _in_parts(
             sorted(wanted), FILES_AT_ONCE
         ):  # noted each time: a cut connection costs few files again
             store.download({name: wanted[name] for name in names}, path)
+            n_done += sum(wanted[name].size_bytes for name in names)
+            if n_bytes > SAID_BYTES:
+                print(f"fetched {n_done / n_bytes:.0%}", file=sys.stderr, flush=True)
             there |= {name: [*known[name], _mtime_ns(path / name)] for name in names}
             _write_index(path, {name: about for name, about in there.items() if name in entries})
     return path
