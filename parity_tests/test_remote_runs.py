@@ -246,6 +246,7 @@ def test_a_reader_leaves_the_training_alone(location):
         with opened_run(location, "--run") as (directory, remote):
             theirs = Checkpoints(directory / "checkpoints", read_only=True, remote=remote)
             chosen = theirs.choose()
+            assert chosen
             assert_same_bits(theirs.restore(on_one_device(make_state(0)), chosen), make_state(1))
             assert directory != run_directory(location)
         save(saved, 2)

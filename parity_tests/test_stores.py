@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from jaxgpt import mirror, stores
-from jaxgpt.data.shards import open_dataset
+from jaxgpt.data.shards import Dataset, open_dataset
 from jaxgpt.data.sources import open_directory
 from jaxgpt.errors import Failure, InputError
 from jaxgpt.files import user_location, user_path
@@ -186,6 +186,8 @@ def test_data_are_those_of_the_directory(data):
     directory, location = data
     ours, theirs = open_directory(str(directory)), open_directory(location)
     assert ours.digest == theirs.digest
+    assert isinstance(ours.data, Dataset)
+    assert isinstance(theirs.data, Dataset)
     assert (ours.data.train.read(5, 1000) == theirs.data.train.read(5, 1000)).all()
     assert location in one_line(theirs.describe())
     assert "mirrors" not in one_line(theirs.describe())
