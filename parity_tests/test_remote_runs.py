@@ -1,6 +1,7 @@
 """Runs at an object store: as on a disk, whatever is killed, damaged, cut or started twice."""
 
 import contextlib
+import json
 import shutil
 
 import pytest
@@ -8,6 +9,7 @@ import pytest
 from jaxgpt.errors import Failure, InputError
 from jaxgpt.run import remote as remotes
 from jaxgpt.run.checkpoints import CheckpointError, list_steps
+from jaxgpt.run.manifest import write_manifest
 from jaxgpt.run.remote import RemoteRun, hold_run, opened_run, run_directory
 from jaxgpt.stores import Store
 from jaxgpt.training.checkpoint import Checkpoints
@@ -205,6 +207,34 @@ def _elsewhere(location, *, is_new=False):
 def test_one_machine_has_one_training(location):
     with training(location, is_new=True), pytest.raises(InputError, match="is in use by process"), training(location):
         pass
+
+
+def test_a_process_that_cannot_upload_its_part(location, tmp_path, monkeypatch):
+    """The first one hears of it at once; else it would wait for half an hour."""
+    ours, theirs = tmp_path / "staging" / "0", tmp_path / "staging" / "1"
+    for path in (ours, theirs):
+        path.mkdir(parents=True)
+        (path / path.name).write_text("a part")
+    other = RemoteRun(location, theirs, "run.dir")
+    with hold_run(location, 0, alone, is_new=True) as (_, remote):
+        other.token = remote.token
+        write_manifest(ours, {"step": 1})
+        with monkeypatch.context() as patch, pytest.raises(Failure, match="no more room"):
+            patch.setattr(other.store, "upload", raise_failure)
+            other.publish(1, theirs, 1, 2)
+        with pytest.raises(Failure, match="process 1: no more room"):
+            remote.publish(1, ours, 0, 2)
+        assert steps_at(location) == {"1": False}
+        other.publish(1, theirs, 1, 2)
+        remote.publish(1, ours, 0, 2)
+        assert steps_at(location) == {"1": True}
+        found = json.loads(Store(location).read("checkpoints/1/manifest.json", 2**20) or b"")["files"]
+    assert set(found) == {"0", "1"}
+    assert found["0"] == found["1"]
+
+
+def raise_failure(*_args, **_options):
+    raise Failure("no more room")
 
 
 def test_a_failed_upload_is_one_line(location, monkeypatch):

@@ -57,6 +57,10 @@ class RemoteRun:
       location: such as s3://bucket/runs/x.
       directory: the copy.
 
+    Attributes:
+      token: of this writer, in all of its processes.
+      pushed_names: which records this process writes to the store.
+
     Raises:
       InputError, Failure: see `Store`; each method raises them too.
     """
@@ -66,6 +70,7 @@ class RemoteRun:
         self.token = secrets.token_hex(8)
         self._pushed: dict[str, tuple[int, int]] = {}
         self._pushing = threading.Lock()
+        self.pushed_names = RECORDS
         self._leftovers: list[str] = []
         self._has_failed = False
 
@@ -129,10 +134,7 @@ class RemoteRun:
         below = f"checkpoints/{step}"
         names = [path.relative_to(staging).as_posix() for path in staging.rglob("*") if path.is_file()]
         if index != 0:
-            own = [name for name in names if not COMMON.fullmatch(name)]
-            self.store.upload({f"{below}/{name}": staging / name for name in own})
-            files = {name: describe_file(staging / name) for name in own}
-            self.store.write(self._part(step, index), json.dumps(files).encode())
+            self._publish_part(step, staging, [name for name in names if not COMMON.fullmatch(name)], index)
             return
         self.push()  # so that no record of a step before the checkpoint is missing
         self.store.upload({f"{below}/{name}": staging / name for name in names if name != MANIFEST})
@@ -150,13 +152,27 @@ class RemoteRun:
         """The object in which a process lists the files that it wrote, with their digests."""
         return f"checkpoints/{step}/part_{index}_{self.token}.json"
 
+    def _publish_part(self, step: int, staging: Path, names: list[str], index: int) -> None:
+        try:
+            self.store.upload({f"checkpoints/{step}/{name}": staging / name for name in names})
+            part = {"files": {name: describe_file(staging / name) for name in names}}
+            self.store.write(self._part(step, index), json.dumps(part).encode())
+        except (InputError, Failure) as error:
+            with contextlib.suppress(InputError, Failure):  # so that the first process does not wait for it
+                self.store.write(self._part(step, index), json.dumps({"failure": str(error)}).encode())
+            raise
+
     def _wait_for_part(self, step: int, index: int) -> dict[str, Any]:
+        """The files of another process, as a manifest describes them."""
         end_s = time.monotonic() + PART_S
         while (content := self.store.read(self._part(step, index), MAX_BYTES)) is None:
             if time.monotonic() > end_s:
                 raise Failure(f"process {index} did not write its part of it within {PART_S} s")
             time.sleep(_POLL_S)
-        return json.loads(content)
+        part = json.loads(content)
+        if "failure" in part:
+            raise Failure(f"process {index}: {part['failure']}")
+        return part["files"]
 
     def set_aside(self, step: int, name: str) -> None:
         """Renames a step: its objects are copied, the manifest last, and then deleted, the manifest first."""
@@ -207,8 +223,9 @@ class RemoteRun:
     def push(self) -> None:
         """Writes the records that changed since they were written last."""
         with self._pushing:
-            states = {name: self._state(name) for name in self._list_records()}
-            changed = [name for name, state in states.items() if self._pushed.get(name) != state]
+            names = [name for name in self._list_records() if self.pushed_names.fullmatch(name)]
+            states = {name: self._state(name) for name in names}
+            changed = [name for name, state in states.items() if state[1] and self._pushed.get(name) != state]
             if changed and (fault := self.find_other_writer()):
                 raise Failure(fault)
             self.store.upload({name: self.directory / name for name in changed})
@@ -294,7 +311,9 @@ def hold_run(
         if index != 0:
             remote.token = gather_texts("")[0]  # the first process is done with the store
             remote.sync()
-            yield Held(directory, remote)
+            remote.pushed_names = re.compile(rf"stacks\.{index}\.txt")
+            with pushing(remote, warn):
+                yield Held(directory, remote)
             return
         with working(f"opening {location}"):
             remote.sync()
