@@ -29,6 +29,8 @@ BLOCK_BYTES = 32 << 20
 """Of a download; one that was cut continues after the last block."""
 CONNECT_S, READ_S = 10, 60
 """How long one request waits for a connection, and for the next bytes."""
+RETRIES = 8
+"""How often a request that failed is tried again; the waits between add up to some 10 s."""
 _THREADS = 8
 _LOCATION = re.compile(r"([a-z][a-z0-9+.-]*)://(.*)", re.DOTALL)
 
@@ -72,6 +74,7 @@ class Store:
             import fsspec
 
             self._files: Any = fsspec.filesystem(protocol, **_options(protocol))
+            self._files.retries = RETRIES  # of s3fs and gcsfs
         except ImportError as error:
             advice = f"pip install 'jaxgpt[{extra}]'" if extra else f"pip install {package}"
             raise InputError(f"{setting}={location} needs {package} ({error}); {advice}") from error
@@ -248,7 +251,8 @@ def _options(protocol: str) -> dict[str, Any]:
         logging.getLogger(package).setLevel(logging.ERROR)  # what they try in vain is no news
     options: dict[str, Any] = {"use_listings_cache": False, "skip_instance_cache": True}
     if protocol == "s3":
-        options["config_kwargs"] = {"connect_timeout": CONNECT_S, "read_timeout": READ_S}
+        once_more = {"total_max_attempts": 2, "mode": "standard"}
+        options["config_kwargs"] = {"connect_timeout": CONNECT_S, "read_timeout": READ_S, "retries": once_more}
     if protocol == "gs":
         import aiohttp
 

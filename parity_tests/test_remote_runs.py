@@ -217,6 +217,7 @@ def test_a_process_that_cannot_upload_its_part(location, tmp_path, monkeypatch):
         (path / path.name).write_text("a part")
     other = RemoteRun(location, theirs, "run.dir")
     with hold_run(location, 0, alone, is_new=True) as (_, remote):
+        assert remote
         other.token = remote.token
         write_manifest(ours, {"step": 1})
         with monkeypatch.context() as patch, pytest.raises(Failure, match="no more room"):
@@ -250,6 +251,10 @@ def test_a_failed_upload_is_one_line(location, monkeypatch):
             with pytest.raises(CheckpointError, match=r"^checkpoint 2 is not saved: the store cannot be reached$"):
                 save(saved, 2)
             assert list_steps(saved.directory) == [1]
+        with monkeypatch.context() as patch:
+            patch.setattr(Store, "read", raise_failure)  # of writer.json, which is asked for first
+            with pytest.raises(CheckpointError, match="checkpoint 3 is not saved: no more room"):
+                save(saved, 3)
         save(saved, 3)
     assert {"1", "3"} <= {step for step, is_whole in steps_at(location).items() if is_whole}
     assert warnings == []

@@ -118,10 +118,7 @@ DENIED = b"<Error><Code>InvalidAccessKeyId</Code><Message>The key does not exist
     ids=["bucket", "key", "cut", "protocol", "empty"],
 )
 def test_errors_are_one_line(proxy, monkeypatch, location, answer, kind, message):
-    import s3fs
-
-    monkeypatch.setattr(s3fs.S3FileSystem, "retries", 1)
-    monkeypatch.setenv("AWS_MAX_ATTEMPTS", "1")
+    monkeypatch.setattr(stores, "RETRIES", 1)
     proxy.answer = answer
     with pytest.raises(kind, match=message) as caught:
         Store(location, "run.dir").list()

@@ -374,8 +374,11 @@ class CheckpointDirectory(abc.ABC):
         latest = max(list_steps(self.directory), default=-1)
         if step <= latest:
             return f"{self._path(latest)} already exists, and step numbers only rise"
-        if self.remote and (other := self.remote.find_other_writer()):
-            return other
+        try:
+            if self.remote and (other := self.remote.find_other_writer()):
+                return other
+        except (InputError, Failure) as error:
+            return str(error)
         try:
             free_bytes = shutil.disk_usage(self.directory).free
         except OSError as error:  # the run's directory was removed, or its disk is gone
