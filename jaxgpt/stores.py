@@ -29,8 +29,9 @@ BLOCK_BYTES = 32 << 20
 """Of a download; one that was cut continues after the last block."""
 CONNECT_S, READ_S = 10, 60
 """How long one request waits for a connection, and for the next bytes."""
-RETRIES = 8
-"""How often a request that failed is tried again; the waits between add up to some 10 s."""
+RETRIES = 4
+"""How often s3fs tries a request; a read as often again, so that the waits of a write add up to seconds, of a read to
+less than a minute. gcsfs has its own count."""
 _THREADS = 8
 _LOCATION = re.compile(r"([a-z][a-z0-9+.-]*)://(.*)", re.DOTALL)
 
@@ -74,7 +75,7 @@ class Store:
             import fsspec
 
             self._files: Any = fsspec.filesystem(protocol, **_options(protocol))
-            self._files.retries = RETRIES  # of s3fs and gcsfs
+            self._files.retries = RETRIES
         except ImportError as error:
             advice = f"pip install 'jaxgpt[{extra}]'" if extra else f"pip install {package}"
             raise InputError(f"{setting}={location} needs {package} ({error}); {advice}") from error
