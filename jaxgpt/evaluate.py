@@ -14,7 +14,7 @@ import argparse
 
 from jaxgpt.config import load
 from jaxgpt.errors import InputError, answer_early
-from jaxgpt.files import user_path
+from jaxgpt.files import user_location
 from jaxgpt.inference.arguments import source_parser
 
 DEFAULT_TOKENS = 1_000_000
@@ -24,7 +24,7 @@ DEFAULT_ROWS = 8
 def read_arguments(args: list[str]) -> argparse.Namespace:
     parser = source_parser("jaxgpt evaluate", __doc__, "[--data DIR] [flags]", "--run runs/quickstart --split both")
     parser.add_argument("--config", metavar="FILE", help="weights and data of a config with init_from")
-    parser.add_argument("--data", metavar="DIR", type=user_path, help="data directory (the run's)")
+    parser.add_argument("--data", metavar="DIR", type=user_location, help="data directory (the run's)")
     parser.add_argument("--split", choices=("train", "val", "both"), default="val", help="what to evaluate on (val)")
     parser.add_argument(
         "--tokens", type=int, metavar="N", help=f"tokens; 0: all (the run's eval.tokens, else {DEFAULT_TOKENS:,})"
@@ -107,7 +107,7 @@ def main(args: list[str]) -> int:
         note = f"the ids of the {trained.tokenizer.name} tokenizer do not stand for bytes"
         print(f"note: bits per byte not available: {note}", file=sys.stderr)
     results = {split: evaluate(trained, evaluator, source, split, config, token_bytes) for split in splits}
-    facts = {"model": trained.origin, "data": str(source.data.directory), "dtype": config.train.dtype}
+    facts = {"model": trained.origin, "data": source.config.dir, "dtype": config.train.dtype}
     if settings.json:
         print(json.dumps(facts | {"splits": {split: as_dict(result) for split, result in results.items()}}))
     else:

@@ -6,6 +6,7 @@ A run's directory may come from someone else. What is written into it never goes
 import contextlib
 import errno
 import os
+import re
 import socket
 import stat
 import threading
@@ -163,6 +164,36 @@ def lock_run(run_dir: str | Path) -> Iterator[None]:
             file.truncate(0)
 
 
+_LOCATION = re.compile(r"[a-z][a-z0-9+.-]*://")
+
+
+def is_location(text: str) -> bool:
+    """Whether a path is at an object store (`jaxgpt.stores`), or looks so, and not on this machine's disks."""
+    return bool(_LOCATION.match(text))
+
+
+def user_location(text: str, name: str = "path") -> str:
+    """As `user_path`; locations at an object store, such as s3://bucket/x, are accepted too.
+
+    file:///x is the path /x.
+
+    Raises:
+      InputError: as `user_path`; or file:// is not followed by an absolute path.
+    """
+    if text.startswith("file://"):
+        path = text.removeprefix("file://").removeprefix("localhost")
+        if not path.startswith("/"):
+            raise InputError(f"{name}={text} names no absolute path; write file:///path, or a plain path")
+        text = path
+    path = os.path.expanduser(text)
+    if any(ord(character) < 32 for character in path):
+        raise InputError(f"{name}={text!r} holds a control character; choose another path")
+    if path.startswith("~"):
+        user = path.partition("/")[0]
+        raise InputError(f"{name}={text}: {user} has no home directory here; a name that begins so is written ./{text}")
+    return path
+
+
 def user_path(text: str, name: str = "path") -> str:
     """A path as a user wrote it, with `~` and `~user` replaced by the home directory.
 
@@ -172,14 +203,12 @@ def user_path(text: str, name: str = "path") -> str:
       name: of the setting, for messages.
 
     Raises:
-      InputError: it names a user that does not exist, or holds a control character, as no path of a run should.
+      InputError: it names a user that does not exist, or holds a control character, as no path of a run should; or it
+        is at an object store.
     """
-    path = os.path.expanduser(text)
-    if any(ord(character) < 32 for character in path):
-        raise InputError(f"{name}={text!r} holds a control character; choose another path")
-    if path.startswith("~"):
-        user = path.partition("/")[0]
-        raise InputError(f"{name}={text}: {user} has no home directory here; a name that begins so is written ./{text}")
+    path = user_location(text, name)
+    if is_location(path):
+        raise InputError(f"{name}={text} is not on this machine; copy it here, and give the path of the copy")
     return path
 
 

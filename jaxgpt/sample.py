@@ -14,7 +14,7 @@ or where the model ends it (GPT-2's <|endoftext|>). When the context is full, th
 import argparse
 
 from jaxgpt.errors import answer_early
-from jaxgpt.files import user_path
+from jaxgpt.files import user_location, user_path
 from jaxgpt.inference.arguments import source_parser
 from jaxgpt.inference.request import check_settings
 
@@ -36,7 +36,7 @@ def read_arguments(args: list[str]) -> argparse.Namespace:
     ):
         parser.add_argument(flag, type=kind, default=usual, metavar="N" if kind is int else "X", help=about)
     parser.add_argument(
-        "--data", metavar="DIR", type=user_path, help="data whose tokenizer fits, if the model has none"
+        "--data", metavar="DIR", type=user_location, help="data whose tokenizer fits, if the model has none"
     )
     parser.add_argument("--verify", action="store_true", help="with --data: hash all of the data again")
     settings = parser.read(args)

@@ -18,16 +18,29 @@ CONTROLS = {
 }  # fmt: skip
 """Characters that a terminal might obey instead of showing: escape sequences, and marks that reverse the text."""
 _IN_A_LINE = CONTROLS | {ord("\n"): "\\n", ord("\t"): "\\t"}
+_shown_as: dict[str, str] = {}
+"""Directory -> what messages call it."""
+
+
+def show_as(directory: str, shown: str) -> None:
+    """From now on messages write `shown` for a directory: a copy that this machine keeps of an object store."""
+    _shown_as[directory] = shown
+
+
+def _rename(text: str) -> str:
+    for directory, shown in _shown_as.items():
+        text = text.replace(directory, shown)
+    return text
 
 
 def visible(text: str) -> str:
     """The text with its control characters spelled out, such as \\x1b; newlines and tabs stay."""
-    return text.translate(CONTROLS)
+    return _rename(text).translate(CONTROLS)
 
 
 def one_line(text: object) -> str:
     """As `visible`, in one line: for names and messages that contain names."""
-    return str(text).translate(_IN_A_LINE)
+    return _rename(str(text)).translate(_IN_A_LINE)
 
 
 class Unwritten(OSError):

@@ -25,7 +25,6 @@ from jaxgpt.config.steps import Plan
 from jaxgpt.data.prefetch import prefetch
 from jaxgpt.data.tokenizer import Tokenizer
 from jaxgpt.errors import EXIT_DONE, EXIT_STOPPED, run_verb
-from jaxgpt.files import lock_run
 from jaxgpt.formats.initial import initial_params
 from jaxgpt.inference.engine import Engine
 from jaxgpt.parallel.devices import open_devices
@@ -35,14 +34,14 @@ from jaxgpt.parallel.texts import gather_texts
 from jaxgpt.prepare.smoke import shrink
 from jaxgpt.run.agreement import check_agreement, facts
 from jaxgpt.run.bar import Progress
-from jaxgpt.run.checkpoints import list_steps
 from jaxgpt.run.console import console, working
-from jaxgpt.run.directory import close_run, open_logs, refuse_old_run
+from jaxgpt.run.directory import close_run, open_logs
 from jaxgpt.run.ending import ending
 from jaxgpt.run.header import print_header
 from jaxgpt.run.meter import Meter
 from jaxgpt.run.opening import open_run
 from jaxgpt.run.pace import Pace, stacks_path
+from jaxgpt.run.remote import has_steps, hold_run
 from jaxgpt.run.resume import resume
 from jaxgpt.run.rollback import RolledBack, read_skips, roll_back
 from jaxgpt.run.saving import Saving
@@ -69,9 +68,8 @@ def main(args: list[str]) -> int:
 def train(given: Config, flags: argparse.Namespace) -> int:
     # data
     run = open_run(given, verify_again=flags.verify)
-    has_steps = flags.auto_resume and bool(list_steps(run.dir / "checkpoints"))
-    is_resumed = flags.resume or has_steps or flags.resume_from is not None
     config, tokenizer, about = run.config, run.tokenizer, run.about()
+    is_resumed = flags.resume or flags.resume_from is not None or (flags.auto_resume and has_steps(config.run.dir))
     val_rows, val_starts = run.source.val_rows(config)
     prompt = run.sample_prompt()
 
@@ -90,12 +88,11 @@ def train(given: Config, flags: argparse.Namespace) -> int:
         step = make_step(config, mesh)
         stack.enter_context(jax.set_mesh(mesh))
         stack.enter_context(advice_on_memory(config, step))
-        if jax.process_index() == 0:
-            stack.enter_context(lock_run(run.dir))
-        if not is_resumed:
-            refuse_old_run(run.dir)
+        held = hold_run(config.run.dir, jax.process_index(), gather_texts, is_new=not is_resumed, warn=console.warn)
+        run_dir, remote = stack.enter_context(held)
         keep, keep_best = config.checkpoint.keep, config.checkpoint.keep_best
-        saved = stack.enter_context(Checkpoints(run.dir / "checkpoints", keep=keep, keep_best=keep_best))
+        saved = Checkpoints(run_dir / "checkpoints", keep=keep, keep_best=keep_best, remote=remote)
+        stack.enter_context(saved)
 
         # resume
         first_step, then = 0, {}
@@ -121,9 +118,9 @@ def train(given: Config, flags: argparse.Namespace) -> int:
 
         # loop
         stop = StopSignal(config.log.every, jax.process_count(), gather_texts)
-        files = open_logs(given, run.dir, first_step) if jax.process_index() == 0 else []
-        pace = Pace(config.train.watchdog_s, stacks_path(run.dir, jax.process_index()), console.warn)
-        skips = read_skips(run.dir, first_step)
+        files = open_logs(given, run_dir, first_step) if jax.process_index() == 0 else []
+        pace = Pace(config.train.watchdog_s, stacks_path(run_dir, jax.process_index()), console.warn)
+        skips = read_skips(run_dir, first_step)
         feed = pace.watch(prefetch(make_feed(plan, reader, mesh, first_step, skips)))
         progress = stack.enter_context(Progress(plan.n_steps, first_step))
         meter = Meter(config, mesh.devices.flat[0].device_kind, mesh.size, progress, files, console.say)
@@ -148,7 +145,7 @@ def train(given: Config, flags: argparse.Namespace) -> int:
                 meter.push(n_done, metrics)
                 saving.follow()
                 if config.train.spike_rollback and meter.take_spike():
-                    roll_back(saved, run.dir, skips, meter.spike_step, jax.process_count())
+                    roll_back(saved, run_dir, skips, meter.spike_step, jax.process_count())
 
                 is_stopped, is_last = stop.is_agreed(n_done), n_done == plan.n_steps
                 wants_eval = is_last or schedule.is_due(n_done, config.eval.every)
@@ -173,8 +170,8 @@ def train(given: Config, flags: argparse.Namespace) -> int:
                 if is_stopped and not is_last:
                     end.exit_code = EXIT_STOPPED
                     break
-    next_command = f"jaxgpt sample --run {shlex.quote(str(run.dir))}"
-    return close_run(run.dir, end.exit_code, next_command, is_first=jax.process_index() == 0)
+    next_command = f"jaxgpt sample --run {shlex.quote(config.run.dir)}"
+    return close_run(run_dir, end.exit_code, next_command, is_first=jax.process_index() == 0, remote=remote)
 
 
 @working("writing a sample")

@@ -34,8 +34,8 @@ FAST = {
     "batches", "census", "command", "config", "content", "cursors", "documents", "downloads", "fit", "gates",
     "hardware", "hub", "hugging_face_tokenizer", "inputs",
     "layout", "letters", "mirror",
-    "packing", "pages", "plan", "prepare", "schedule", "shards", "shipped", "text_batches", "text_shards", "tokenizer",
-    "train_tokenizer",
+    "packing", "pages", "plan", "prepare", "schedule", "shards", "shipped", "stores", "text_batches",
+    "text_shards", "tokenizer", "train_tokenizer",
 }  # fmt: skip
 """Test files that compile nothing: `make test-fast`."""
 assert all((Path(__file__).parent / f"test_{name}.py").is_file() for name in FAST), "FAST names a file that is gone"

@@ -40,11 +40,16 @@ from parity_tests.helpers.saved_states import (
 
 
 def start(function: str, *args, n_devices: int = 1) -> subprocess.Popen:
-    """Runs a function of this file in a process of its own, where warnings are errors too."""
+    """Runs a function of this file in a process of its own."""
+    return start_file(__file__, function, *args, n_devices=n_devices)
+
+
+def start_file(file: str, function: str, *args, n_devices: int = 1) -> subprocess.Popen:
+    """Runs a file as a program, in which warnings are errors too; it gets the name of a function and arguments."""
     flags = f"--xla_force_host_platform_device_count={n_devices}"
     root = str(Path(__file__).parents[1])
     return subprocess.Popen(
-        [sys.executable, "-W", "error", __file__, function, *map(str, args)],
+        [sys.executable, "-W", "error", file, function, *map(str, args)],
         env={**os.environ, "JAX_PLATFORMS": "cpu", "XLA_FLAGS": flags, "PYTHONPATH": root},
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,

@@ -152,7 +152,7 @@ def test_hugging_face_has_no_nanochat_of_2026(changing, tmp_path, monkeypatch):
     saved = read_run(changing / "a")
     model = NanochatConfig(depth=4, seq_len=saved.config.model.seq_len).complete(64)
     saved = dataclasses.replace(saved, config=dataclasses.replace(saved.config, model=model))
-    monkeypatch.setattr("jaxgpt.convert.__main__.read_run", lambda run: saved)
+    monkeypatch.setattr("jaxgpt.convert.__main__.read_run", lambda run, remote: saved)
     expected = "transformers' NanoChat is that of 2025: it has no model.value_embeds=true"
     assert expected in refusal("--from", changing / "a", "--to=hf", tmp_path / "hf")
 

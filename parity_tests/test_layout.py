@@ -11,7 +11,7 @@ import pytest
 REPO = Path(__file__).parents[1]
 
 FLOORS = (
-    ("errors", "extras", "files", "signals", "streams"),
+    ("errors", "extras", "files", "mirror", "signals", "stores", "streams"),
     ("config",),
     ("data", "parallel"),
     ("run", "models", "optim"),

@@ -30,18 +30,17 @@ from jaxgpt.config import Config, load, rows_that_divide, schedule
 from jaxgpt.config.steps import Plan
 from jaxgpt.data.prefetch import prefetch
 from jaxgpt.errors import EXIT_DONE, EXIT_STOPPED, InputError, run_verb
-from jaxgpt.files import lock_run
 from jaxgpt.prepare.smoke import shrink
 from jaxgpt.run.agreement import check_agreement, facts
 from jaxgpt.run.bar import Progress
-from jaxgpt.run.checkpoints import list_steps
 from jaxgpt.run.console import console, working
-from jaxgpt.run.directory import close_run, open_logs, refuse_old_run
+from jaxgpt.run.directory import close_run, open_logs
 from jaxgpt.run.ending import ending
 from jaxgpt.run.header import print_header
 from jaxgpt.run.meter import Meter
 from jaxgpt.run.opening import open_run
 from jaxgpt.run.pace import Pace, stacks_path
+from jaxgpt.run.remote import has_steps, hold_run
 from jaxgpt.run.resume import resume
 from jaxgpt.run.rollback import RolledBack, read_skips, roll_back
 from jaxgpt.run.saving import Saving
@@ -72,9 +71,8 @@ def main(args: list[str]) -> int:
 def train(given: Config, flags: argparse.Namespace) -> int:
     # data
     run = open_run(given, verify_again=flags.verify)
-    has_steps = flags.auto_resume and bool(list_steps(run.dir / "checkpoints"))
-    is_resumed = flags.resume or has_steps or flags.resume_from is not None
     config, about = run.config, run.about()
+    is_resumed = flags.resume or flags.resume_from is not None or (flags.auto_resume and has_steps(config.run.dir))
     val_rows, val_starts = run.source.val_rows(config)
 
     with ExitStack() as stack:
@@ -91,12 +89,11 @@ def train(given: Config, flags: argparse.Namespace) -> int:
         # model and state
         stack.enter_context(one_line_when_full(config, plan.n_devices))
         step = make_step(config, mesh, is_compiled=wants_compile(flags, mesh))
-        if process_index() == 0:
-            stack.enter_context(lock_run(run.dir))
-        if not is_resumed:
-            refuse_old_run(run.dir)
+        held = hold_run(config.run.dir, process_index(), gather_texts, is_new=not is_resumed, warn=console.warn)
+        run_dir, remote = stack.enter_context(held)
         keep, keep_best = config.checkpoint.keep, config.checkpoint.keep_best
-        saved = stack.enter_context(Checkpoints(run.dir / "checkpoints", keep=keep, keep_best=keep_best))
+        saved = Checkpoints(run_dir / "checkpoints", keep=keep, keep_best=keep_best, remote=remote)
+        stack.enter_context(saved)
 
         # resume
         first_step, then = 0, {}
@@ -124,9 +121,9 @@ def train(given: Config, flags: argparse.Namespace) -> int:
 
         # loop
         stop = StopSignal(config.log.every, process_count(), gather_texts)
-        files = open_logs(given, run.dir, first_step) if process_index() == 0 else []
-        pace = Pace(config.train.watchdog_s, stacks_path(run.dir, process_index()), console.warn)
-        skips = read_skips(run.dir, first_step)
+        files = open_logs(given, run_dir, first_step) if process_index() == 0 else []
+        pace = Pace(config.train.watchdog_s, stacks_path(run_dir, process_index()), console.warn)
+        skips = read_skips(run_dir, first_step)
         feed = pace.watch(prefetch(make_feed(plan, reader, mesh, first_step, skips)))
         progress = stack.enter_context(Progress(plan.n_steps, first_step))
         meter = Meter(config, mesh.device_kind, mesh.size, progress, files, console.say)
@@ -147,7 +144,7 @@ def train(given: Config, flags: argparse.Namespace) -> int:
                 meter.push(n_done, metrics)
                 saving.follow()
                 if config.train.spike_rollback and meter.take_spike():
-                    roll_back(saved, run.dir, skips, meter.spike_step, process_count())
+                    roll_back(saved, run_dir, skips, meter.spike_step, process_count())
 
                 is_stopped, is_last = stop.is_agreed(n_done), n_done == plan.n_steps
                 wants_eval = is_last or schedule.is_due(n_done, config.eval.every)
@@ -168,8 +165,8 @@ def train(given: Config, flags: argparse.Namespace) -> int:
                 if is_stopped and not is_last:
                     end.exit_code = EXIT_STOPPED
                     break
-        next_command = f"jaxgpt convert --from {shlex.quote(str(run.dir))} --to jax DIR"
-        return close_run(run.dir, end.exit_code, next_command, is_first=process_index() == 0)
+        next_command = f"jaxgpt convert --from {shlex.quote(config.run.dir)} --to jax DIR"
+        return close_run(run_dir, end.exit_code, next_command, is_first=process_index() == 0, remote=remote)
 
 
 def name_run(config: Config, flags: argparse.Namespace) -> Config:

@@ -22,7 +22,7 @@ from jaxgpt.compare.tolerances import DTYPES
 from jaxgpt.config.command_line import parse_args
 from jaxgpt.config.parser import Parser
 from jaxgpt.errors import InputError, answer_early
-from jaxgpt.files import user_file
+from jaxgpt.files import user_file, user_location
 
 PARSER = Parser(
     "jaxgpt compare", __doc__, "(--config FILE | --runs A B) [--section.field=value ...]",
@@ -30,7 +30,7 @@ PARSER = Parser(
 )  # fmt: skip
 PARSER.add_argument("--steps", type=int, default=200, metavar="N", help="of both, on the same batches (200)")
 PARSER.add_argument("--dtype", choices=DTYPES, help="of the computation (the config's)")
-PARSER.add_argument("--runs", nargs=2, type=user_file, metavar=("A", "B"), help="two finished runs instead")
+PARSER.add_argument("--runs", nargs=2, type=user_location, metavar=("A", "B"), help="two finished runs instead")
 PARSER.add_argument("--trace", action="store_true", help="name the first layer where the two differ")
 PARSER.add_argument("--out", type=user_file, metavar="DIR", help="for the table and curves (runs/parity-...)")
 PARSER.add_argument("--json", type=user_file, metavar="FILE", help="the table as JSON (OUT/parity.json)")
@@ -51,6 +51,7 @@ if __name__ == "__main__":
 import json
 import os
 from collections.abc import Iterable
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -63,6 +64,7 @@ from jaxgpt.compare.trajectories import draw_params, read_batches, refuse_tf32, 
 from jaxgpt.errors import run_verb
 from jaxgpt.run.console import console
 from jaxgpt.run.progress import Progress
+from jaxgpt.run.remote import opened_run
 
 
 def main(args: list[str]) -> int:
@@ -120,15 +122,21 @@ def show_finished_runs(given: argparse.Namespace) -> int:
         raise InputError(f"{given.settings[0]} has no meaning beside --runs, which trains nothing; drop it")
     if given.trace:
         raise InputError("--trace needs both models at work; give --config instead of --runs")
-    ours, theirs = given.runs
-    dtypes = {(read_run(run) or {}).get("train", {}).get("dtype") for run in given.runs} - {None}
+    with ExitStack() as stack:
+        places = {run: stack.enter_context(opened_run(run, "--runs"))[0] for run in dict.fromkeys(given.runs)}
+        return show_difference(given, *(places[run] for run in given.runs))
+
+
+def show_difference(given: argparse.Namespace, ours: Path, theirs: Path) -> int:
+    dtypes = {(read_run(run) or {}).get("train", {}).get("dtype") for run in (ours, theirs)} - {None}
     dtype = given.dtype or next((name for name in reversed(DTYPES) if name in dtypes), None)  # the coarsest
     if dtype is None:
         raise InputError(f"--dtype is missing, and {ours} has no checkpoint that names it; it chooses the gate")
     rows, curves = compare_runs(ours, theirs, dtype)
-    print_rows(rows, f"{ours} and {theirs}, {len(curves['steps'])} common steps, gates of {dtype}")
-    out = given.out or Path("runs") / f"parity-{ours.resolve().name}-{theirs.resolve().name}"
-    return conclude(rows, curves, (str(ours), str(theirs)), out, given.json, {"runs": [str(ours), str(theirs)]})
+    print_rows(rows, f"{given.runs[0]} and {given.runs[1]}, {len(curves['steps'])} common steps, gates of {dtype}")
+    names = [Path(run).resolve().name for run in given.runs]
+    out = given.out or Path("runs") / f"parity-{names[0]}-{names[1]}"
+    return conclude(rows, curves, (given.runs[0], given.runs[1]), out, given.json, {"runs": given.runs})
 
 
 def conclude(

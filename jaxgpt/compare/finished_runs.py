@@ -1,6 +1,7 @@
 """Two finished run directories, compared by their metrics.jsonl."""
 
 import re
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
@@ -9,7 +10,8 @@ from jaxgpt import config as config_lib
 from jaxgpt.compare.gates import Row
 from jaxgpt.compare.tolerances import PARITY
 from jaxgpt.errors import InputError
-from jaxgpt.run.checkpoints import choose_checkpoint
+from jaxgpt.run.checkpoints import list_steps
+from jaxgpt.run.manifest import Damaged, read_manifest
 from jaxgpt.run.metrics import read_metrics
 from jaxgpt.run.resume import read_config
 
@@ -56,12 +58,12 @@ def compare_runs(ours: Path, theirs: Path, dtype: str) -> tuple[list[Row], dict[
 
 
 def read_run(run: Path) -> dict | None:
-    """What the newest checkpoint says that the run was; None without one. Runs no code."""
-    try:
-        chosen = choose_checkpoint(run / "checkpoints", verify=False)
-        return config_lib.to_dict(read_config(chosen.about, str(chosen.path))) if chosen else None
-    except InputError:
-        return None
+    """What the newest checkpoint says that the run was; None without one. Reads its manifest alone, runs no code."""
+    for step in list_steps(run / "checkpoints"):
+        path = run / "checkpoints" / str(step)
+        with suppress(Damaged, InputError):
+            return config_lib.to_dict(read_config(read_manifest(path)["about"], str(path)))
+    return None
 
 
 FREE = (

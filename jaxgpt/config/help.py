@@ -82,7 +82,8 @@ def sections(value: Any, path: str = "") -> dict[str, Any]:
             found |= sections(part, name)
         elif isinstance(part, tuple):
             for i, each in enumerate(part):
-                found |= sections(each, f"{name}.{getattr(each, 'name', '') or i}")
+                if is_section(type(each)):
+                    found |= sections(each, f"{name}.{getattr(each, 'name', '') or i}")
     return found
 
 
@@ -145,7 +146,10 @@ def _field(path: str, section: Any, name: str, width: int) -> list[str]:
         about = (inspect.getdoc(type(value)) or "").split("\n\n")[0]
         return [f"  {full}", *_below(f"{' '.join(about.split())} --help {full} shows it.", width)]
     kind = field_types(type(section))[name]
-    if isinstance(value, tuple):
+    if isinstance(value, tuple) and value and not is_section(type(value[0])):
+        head = f"  --{full} {type_name(kind).replace(' ...', ',...').upper()}"
+        shown = f"({','.join(map(str, value))})"
+    elif isinstance(value, tuple):
         entries = [getattr(each, "name", "") or str(i) for i, each in enumerate(value)]
         head = f"  {full} {type_name(kind)}, in a config file"
         shown = f"({', '.join(entries)}: --{full}.{entries[0]}.<field>=...)" if entries else "(empty)"

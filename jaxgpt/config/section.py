@@ -14,10 +14,12 @@ import typing
 from typing import Annotated, Any, ClassVar, Literal
 
 from jaxgpt.errors import InputError, require
-from jaxgpt.files import user_path
+from jaxgpt.files import user_location, user_path
 
 UserPath = Annotated[str, user_path]
 """A path as the user wrote it; `~` is replaced by the home directory."""
+UserLocation = Annotated[str, user_location]
+"""A `UserPath`, or a location at an object store, such as s3://bucket/x."""
 LARGEST_INT = 2**63
 LARGEST_FLOAT = 3.4e38
 """float32 ends here: on a device a larger number is infinite."""

@@ -11,7 +11,7 @@ from typing import ClassVar, Literal
 
 from jaxgpt.config.families import GPT2Config, ModelConfig
 from jaxgpt.config.optimizer import OptimConfig
-from jaxgpt.config.section import Section, UserPath, show
+from jaxgpt.config.section import Section, UserLocation, UserPath, show
 from jaxgpt.config.stages import StageConfig, check_target_weights
 from jaxgpt.errors import InputError, require
 
@@ -22,7 +22,7 @@ class RunConfig(Section):
 
     PATH: ClassVar = "run."
 
-    dir: UserPath = ""
+    dir: UserLocation = ""
     """Directory of the run; empty: runs/<name of the config file>."""
     seed: int = 1337
     """Seed of the weights, the batches and dropout. Two runs with one config and seed are the same run."""
@@ -38,12 +38,12 @@ class DataConfig(Section):
 
     PATH: ClassVar = "data."
 
-    dir: UserPath = "data/openwebtext"
+    dir: UserLocation = "data/openwebtext"
     """Directory with the train and val shards."""
     sampling: Literal["random", "sequential", "stream", "best_fit"] = "random"
     """Token shards: random (rows start anywhere, nanoGPT) or sequential (front to back). Text shards, tokenized while
     training: stream (one run of documents, nanochat 2025) or best_fit (each row begins with a document, 2026)."""
-    tokenizer: UserPath = ""
+    tokenizer: UserLocation = ""
     """Text shards: the JSON file that train_tokenizer wrote; empty: tokenizer.json beside the shards."""
     tokenizer_threads: int = 4
     """Text shards: threads that tokenize, per process."""

@@ -20,11 +20,11 @@ import argparse
 
 from jaxgpt.config.parser import Parser
 from jaxgpt.errors import InputError, answer_early
-from jaxgpt.files import user_file
+from jaxgpt.files import user_file, user_location
 
 PARSER = Parser("jaxgpt convert", __doc__, "--from RUN --to FORM DIR", "--from runs/quickstart --to hf exported")
 PARSER.add_argument(
-    "--from", dest="run", metavar="RUN", type=user_file, required=True, help="a run, of any of these programs"
+    "--from", dest="run", metavar="RUN", type=user_location, required=True, help="a run, of any of these programs"
 )
 PARSER.add_argument(
     "--to", choices=("torch", "jax", "nanochat", "nanogpt", "hf", "gguf"), required=True, help="what to make of it"
@@ -54,6 +54,7 @@ if __name__ == "__main__":
     answer_early(read_arguments)
 
 import shlex
+from pathlib import Path
 
 from jaxgpt.config.schedule import tokens_before
 from jaxgpt.convert.foreign import FOREIGN, read_foreign, write_foreign
@@ -64,18 +65,24 @@ from jaxgpt.formats.export import FORMS, export
 from jaxgpt.formats.push import check_push, push
 from jaxgpt.inference.trained import choose_tokenizer
 from jaxgpt.run.console import console
+from jaxgpt.run.remote import RemoteRun, opened_run
 
 
 def main(args: list[str]) -> int:
     given = read_arguments(args)
-    run, out = given.run, given.out
+    with opened_run(given.run, "--from") as (run, remote):
+        return convert(given, run, remote)
+
+
+def convert(given: argparse.Namespace, run: Path, remote: RemoteRun | None) -> int:
+    out = given.out
     hub = Repository(given.push, given.revision) if given.push is not None else None
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise InputError(f"{out} already exists and is not empty; choose another directory")
     if hub:
         check_push(hub, is_private=given.private)
     saved = None if (run / "checkpoints").is_dir() else read_foreign(run)
-    saved = saved or read_run(run)
+    saved = saved or read_run(run, remote)
     try:
         if given.to in FORMS or given.to in FOREIGN:
             tokenizer = choose_tokenizer(saved.about.get("tokenizer"), saved.config.model)

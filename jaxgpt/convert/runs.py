@@ -17,6 +17,7 @@ from jaxgpt.config import Config, MeshConfig
 from jaxgpt.errors import InputError
 from jaxgpt.parallel.mesh import make_mesh
 from jaxgpt.run.checkpoints import Checkpoint, choose_checkpoint
+from jaxgpt.run.remote import RemoteRun
 from jaxgpt.run.resume import read_config
 from jaxgpt.training import step as jax_step
 from jaxgpt.training.checkpoint import Checkpoints as JaxCheckpoints
@@ -37,8 +38,11 @@ class Saved:
     leaves: dict[str, np.ndarray]
 
 
-def read_run(run: Path) -> Saved:
+def read_run(run: Path, remote: RemoteRun | None = None) -> Saved:
     """The newest checkpoint that verifies, of either framework.
+
+    Args:
+      remote: the store that the directory is a copy of.
 
     Raises:
       InputError: there is none, or it is not one of a run.
@@ -49,7 +53,7 @@ def read_run(run: Path) -> Saved:
             f"--from={run} {'has no checkpoints' if run.is_dir() else 'does not exist'}; give a run directory, "
             "or a checkpoint of nanochat's or nanoGPT's"
         )
-    chosen = choose_checkpoint(directory)
+    chosen = choose_checkpoint(directory, remote=remote)
     if chosen is None:
         raise InputError(f"--from={run} has no checkpoint yet; train it until the first is saved")
     try:

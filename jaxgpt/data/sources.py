@@ -26,6 +26,8 @@ from jaxgpt.data.text_batches import PackedRows, TextBatches, require_lanes, val
 from jaxgpt.data.text_data import TextData, open_text, verify_text
 from jaxgpt.data.tokenizer import Tokenizer, tokenizer_from_json
 from jaxgpt.errors import InputError
+from jaxgpt.files import is_location
+from jaxgpt.mirror import fetch_directory, fetch_file
 
 FULL_CHECK_TOKENS = 100_000_000
 """Splits up to this size have all their ids checked at the start; larger ones batch by batch."""
@@ -213,18 +215,22 @@ def open_source(config: DataConfig, *, verify_again: bool = False) -> Source:
 
     Raises:
       InputError: the data is missing, damaged or changed, or data.sampling does not apply to its kind.
+      Failure: its object store cannot be reached.
     """
-    if has_text(config.dir) and not config.is_text:
+    directory = _on_this_machine(config.dir)
+    if has_text(directory) and not config.is_text:
         raise InputError(
             f"data.dir={config.dir} holds text shards, data.sampling={config.sampling} is for token shards; "
             "choose --data.sampling=best_fit or stream"
         )
     if config.is_text:
-        text = open_text(config.dir, config.tokenizer)
+        at_store = is_location(config.tokenizer)
+        tokenizer_path = fetch_file(config.tokenizer, "data.tokenizer") if at_store else config.tokenizer
+        text = open_text(directory, tokenizer_path)
         n_ids = text.tokenizer.vocab_size
         files = verify_text(text.train, text.val, again=verify_again)
         return Source(config, text, text.tokenizer, text.tokenizer_json, text.digest, files, n_ids, None)
-    data = open_dataset(config.dir)
+    data = open_dataset(directory)
     files = verify(data, again=verify_again)
     tokenizer = tokenizer_from_json(data.tokenizer_json) if data.tokenizer_json else None
     return Source(
@@ -233,7 +239,12 @@ def open_source(config: DataConfig, *, verify_again: bool = False) -> Source:
     )  # fmt: skip
 
 
-def has_text(directory: str) -> bool:
+def _on_this_machine(directory: str) -> Path:
+    """A directory itself; of a location at an object store, a copy that is up to date."""
+    return fetch_directory(directory, "data.dir") if is_location(directory) else Path(directory)
+
+
+def has_text(directory: str | Path) -> bool:
     """Whether a directory holds text shards."""
     return any(Path(directory).glob("shard_*.parquet"))
 
@@ -245,8 +256,9 @@ def open_directory(directory: str, like: DataConfig | None = None, *, verify_aga
       InputError: as `open_source`.
     """
     like = like or DataConfig()
-    if like.is_text != has_text(directory):
-        like = dataclasses.replace(like, sampling="best_fit" if has_text(directory) else "sequential", tokenizer="")
+    is_text = has_text(_on_this_machine(directory))
+    if like.is_text != is_text:
+        like = dataclasses.replace(like, sampling="best_fit" if is_text else "sequential", tokenizer="")
     return open_source(dataclasses.replace(like, dir=directory), verify_again=verify_again)
 
 

@@ -1,14 +1,14 @@
 """The arguments that name a trained model, for the verbs that take one. Imports no JAX."""
 
 from jaxgpt.config.parser import Parser
-from jaxgpt.files import user_path
+from jaxgpt.files import user_location, user_path
 
 
 def source_parser(prog: str, doc: str | None, usage: str, example: str) -> Parser:
     """A parser with --run, --model, --step and --platform; see `Parser`."""
     parser = Parser(prog, doc, f"(--run DIR | --model NAME) {usage}", example)
     source = parser.add_mutually_exclusive_group(required=True)
-    source.add_argument("--run", metavar="DIR", type=user_path, help="a run directory, such as runs/quickstart")
+    source.add_argument("--run", metavar="DIR", type=user_location, help="a run directory, such as runs/quickstart")
     source.add_argument(
         "--model", metavar="NAME", type=user_path, help="gpt2 ... gpt2-xl, hf:OWNER/NAME, a directory, a .pt"
     )

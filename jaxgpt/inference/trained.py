@@ -21,6 +21,7 @@ from jaxgpt.config.families import ModelConfig
 from jaxgpt.data.sources import Source
 from jaxgpt.data.tokenizer import GPT2Tokenizer, Tokenizer, tokenizer_from_json
 from jaxgpt.errors import InputError
+from jaxgpt.files import is_location
 from jaxgpt.formats.hugging_face import PRETRAINED, fetch_model
 from jaxgpt.formats.nanochat import find_nanochat, find_tokenizer
 from jaxgpt.formats.pretrained import load_pretrained
@@ -31,6 +32,7 @@ from jaxgpt.parallel.compile_cache import remember_programs
 from jaxgpt.parallel.mesh import make_mesh
 from jaxgpt.parallel.sharding import shard_params
 from jaxgpt.run.checkpoints import choose_checkpoint, list_steps
+from jaxgpt.run.remote import RemoteRun, opened_run
 from jaxgpt.run.resume import read_config
 from jaxgpt.training.checkpoint import Checkpoints
 from jaxgpt.training.step import param_dtype
@@ -80,7 +82,7 @@ def open_trained(source: str, *, step: int | None = None, platform: str = "", n_
     Raises:
       InputError: see `open_run` and `load_pretrained`.
     """
-    if step is not None or (Path(source) / "checkpoints").is_dir():
+    if step is not None or is_location(source) or (Path(source) / "checkpoints").is_dir():
         return open_run(source, step=step, platform=platform, n_devices=n_devices)
     origin, source = source, str(fetch_model(source)) if source.startswith("hf:") else source
     mesh = _make_mesh(platform, n_devices)
@@ -93,7 +95,9 @@ def open_trained(source: str, *, step: int | None = None, platform: str = "", n_
 
 
 def open_run(directory: str, *, step: int | None = None, platform: str = "", n_devices: int = 1) -> Trained:
-    """Opens a checkpoint of a run, also while it trains. Turns on jax_enable_x64 for a run in float64.
+    """Opens a checkpoint of a run, also while it trains, or of one at an object store.
+
+    Turns on jax_enable_x64 for a run in float64.
 
     Args:
       step: None takes the newest that verifies.
@@ -102,8 +106,15 @@ def open_run(directory: str, *, step: int | None = None, platform: str = "", n_d
 
     Raises:
       InputError: no run there, no checkpoint in it, none that verifies, or one that this version cannot read.
+      Failure: its store cannot be reached.
     """
-    run_dir = Path(directory)
+    with opened_run(directory, "--run") as (run_dir, remote):
+        return _open_run(directory, run_dir, remote, step, platform, n_devices)
+
+
+def _open_run(
+    directory: str, run_dir: Path, remote: RemoteRun | None, step: int | None, platform: str, n_devices: int
+) -> Trained:
     checkpoints = run_dir / "checkpoints"
     if not checkpoints.is_dir():
         there = "has no checkpoints" if run_dir.is_dir() else "does not exist"
@@ -112,7 +123,7 @@ def open_run(directory: str, *, step: int | None = None, platform: str = "", n_d
     if step is not None and step not in steps:
         raise InputError(f"--step={step} is not in {checkpoints}; there: {', '.join(map(str, steps[::-1])) or 'none'}")
     mesh = _make_mesh(platform, n_devices)
-    with Checkpoints(checkpoints, read_only=True) as saved:
+    with Checkpoints(checkpoints, read_only=True, remote=remote) as saved:
         chosen = saved.choose(step)
         if chosen is None:
             raise InputError(f"--run={directory} has no checkpoint yet; train it until the first is saved")

@@ -74,6 +74,7 @@ from jaxgpt.config import Config
 from jaxgpt.config.command_line import apply_overrides, field_paths
 from jaxgpt.data.shards import open_dataset
 from jaxgpt.errors import EXIT_DONE, Failure, run_verb
+from jaxgpt.files import is_location
 from jaxgpt.plan.compiler import CompileCache
 from jaxgpt.plan.estimate import known_gap
 from jaxgpt.plan.fit import Fit, fit_depth, fit_micro_batch
@@ -196,8 +197,9 @@ def fill_vocabulary(config: Config) -> Config:
     except InputError:
         n_ids = 0
     if not n_ids:
+        why = "is not on this machine" if is_location(config.data.dir) else "does not exist"
         console.say(
-            f"model.vocab_size=0 and {config.data.dir} does not exist: {ASSUMED_IDS:,} is assumed; "
+            f"model.vocab_size=0 and {config.data.dir} {why}: {ASSUMED_IDS:,} is assumed; "
             "--model.vocab_size=N overrides it",
             "dim",
         )
@@ -320,8 +322,9 @@ def sweep(config: Config, topology: Topology, ask: Asker, settings: list[str]) -
 
 def draw_sweeps(swept: list[list[tuple[str, Forecast]]], topologies: list[Topology], png: str, run_dir: str) -> None:
     """All devices in one picture, where --png names it; else a picture for each in the run directory."""
+    directory = Path("runs", Path(run_dir).name) if is_location(run_dir) else Path(run_dir)
     pictures = {Path(png): swept} if png else {
-        Path(run_dir, f"plan_{topology.name.replace(':', '_')}.png"): [rows]
+        Path(directory, f"plan_{topology.name.replace(':', '_')}.png"): [rows]
         for topology, rows in zip(topologies, swept, strict=True)
     }  # fmt: skip
     for path, panels in pictures.items():

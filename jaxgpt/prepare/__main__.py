@@ -32,7 +32,7 @@ import re
 
 from jaxgpt.config.parser import Parser
 from jaxgpt.errors import InputError, answer_early
-from jaxgpt.files import user_path
+from jaxgpt.files import is_location, user_location, user_path
 from jaxgpt.prepare.corpora import CORPORA, FINEWEB_TRAIN_SHARDS, TEXT_CORPORA
 from jaxgpt.prepare.inputs import READERS
 
@@ -71,7 +71,7 @@ def make_parser(about: dict[str, str]) -> Parser:
     parser.add_argument(
         "--input", nargs="+", metavar="PATH", type=user_path, default=[], help="files, directories or globs to read"
     )
-    parser.add_argument("--out", metavar="DIR", type=user_path, default="", help="the result (data/NAME)")
+    parser.add_argument("--out", metavar="DIR", type=user_location, default="", help="the result (data/NAME)")
     parser.add_argument("--tokenizer", metavar="NAME", help="char, byte, gpt2, or a directory with a tokenizer.json")
     parser.add_argument("--val-fraction", type=float, metavar="X", help="part for validation (the corpus's; 0.1)")
     parser.add_argument("--format", dest="form", choices=("tokens", "text"), help="what to write (tokens)")
@@ -171,6 +171,7 @@ from jaxgpt.data.text_manifest import read_text_manifest
 from jaxgpt.data.tokenizer import GPT2Tokenizer, Tokenizer
 from jaxgpt.errors import EXIT_DONE, run_verb
 from jaxgpt.formats.vocabulary import read_tokenizer
+from jaxgpt.mirror import directory_of, upload_directory
 from jaxgpt.prepare.corpora import (
     FINEWEB,
     SHAKESPEARE_BYTES,
@@ -187,13 +188,24 @@ from jaxgpt.prepare.text_shards import (
     fetch_text_shards,
     write_text_shards,
 )
-from jaxgpt.run.console import console
+from jaxgpt.run.console import console, working
 from jaxgpt.run.progress import Progress
+from jaxgpt.stores import Store
 
 
 def main(args: list[str]) -> int:
     options = read_arguments(args)
-    out = Path(options.out)
+    if not is_location(options.out):
+        return prepare(options, Path(options.out))
+    out = directory_of(options.out, "prepared")
+    Store(options.out, "--out").list()  # before any work
+    code = prepare(options, out)
+    with working(f"uploading to {options.out}"):
+        upload_directory(out, options.out, "--out", FORMS[options.form].manifest)
+    return code
+
+
+def prepare(options: argparse.Namespace, out: Path) -> int:
     kept = "is unchanged; run the same command to start again"
     if options.name in TEXT_CORPORA:
         kept = "keeps what was fetched; run the same command to continue"

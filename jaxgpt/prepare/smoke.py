@@ -15,6 +15,7 @@ from jaxgpt.config import CheckpointConfig, Config, EvalConfig, LogConfig, MeshC
 from jaxgpt.data.bpe import train_bpe
 from jaxgpt.data.manifest import FORMAT, write_manifest
 from jaxgpt.errors import InputError
+from jaxgpt.files import is_location
 from jaxgpt.prepare.encode import encode_source
 from jaxgpt.prepare.inputs import open_files
 from jaxgpt.prepare.text_shards import write_text_shards
@@ -53,8 +54,12 @@ def shrink(config: Config, args: list[str]) -> Config:
     Raises:
       InputError: that directory holds something else, or cannot be written.
     """
-    run_dir = Path(config.run.dir)
     is_named = any(arg.partition("=")[0] == "--run.dir" for arg in args)
+    run_dir = Path(config.run.dir)
+    if is_location(config.run.dir):
+        if is_named:
+            raise InputError(f"--run.dir={config.run.dir} is not on this machine, where --smoke writes; leave it out")
+        run_dir = Path("runs", run_dir.name)
     if not is_named:
         run_dir = run_dir.parent / "smoke" / run_dir.name
     make_directory(run_dir, MARK if is_named else "data")

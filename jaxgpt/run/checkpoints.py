@@ -11,7 +11,8 @@ newer one is reported with its reason, and paths, dtypes and shapes must be the 
     <directory>/<step>.deleting    an old checkpoint that is being deleted
     <directory>/<step>.rejected    set aside because a run resumed from an older step; never deleted here
 
-All processes of a run must see one file system with atomic renames; object stores are left out.
+All processes of a run must see one file system with atomic renames. Of a run at an object store this is a copy, and
+each change is made at the store first (`run/remote.py`).
 """
 
 import abc
@@ -24,7 +25,7 @@ import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, Protocol, Self
 
 from jaxgpt import streams
 from jaxgpt.errors import Failure, InputError
@@ -33,6 +34,8 @@ from jaxgpt.run.manifest import Damaged, make_manifest, read_manifest, verify_ma
 
 FREE_DISK_FACTOR = 1.2
 """Free disk space that a save requires, in sizes of the state: the arrays, their index, and a margin."""
+TAKEN_OVER = "another process has taken over"
+"""How a failure begins that says so: the run at a store has another writer."""
 _LEFTOVER = re.compile(r"\d+\.(saving|deleting)(\.orbax-checkpoint-tmp.*)?")
 
 
@@ -41,11 +44,13 @@ class CheckpointError(Failure):
 
     Attributes:
       is_earlier: it is about a save before this one, which is under way.
+      is_final: no later save can succeed: the run has another writer.
     """
 
     def __init__(self, message: str, *, is_earlier: bool = False):
         super().__init__(message)
         self.is_earlier = is_earlier
+        self.is_final = TAKEN_OVER in message
 
 
 def one_line(error: BaseException) -> str:
@@ -97,6 +102,34 @@ class Checkpoint:
             raise InputError(f"{self.path} does not fit: {'; '.join(misfits[:5])}{more}; {advice}")
 
 
+class RemoteSteps(Protocol):
+    """The checkpoints of a run at an object store. A method that fails raises InputError or Failure."""
+
+    def fetch(self, step: int, *, again: bool = False) -> None:
+        """Completes the step's directory; again: also files that are there."""
+
+    def publish(self, step: int, staging: Path, index: int, n_writers: int) -> None:
+        """Commits a step, whose part by the process `index` of `n_writers` is in `staging`."""
+
+    def set_aside(self, step: int, name: str) -> None:
+        """Renames a step."""
+
+    def delete(self, step: int) -> None:
+        """Deletes a step."""
+
+    def find_other_writer(self) -> str:
+        """Which process has taken the run over, in words that begin with TAKEN_OVER; or empty."""
+        ...
+
+
+def refuse_old_run(run_dir: Path) -> None:
+    """Raises InputError where the directory already contains a run."""
+    if any(path.name.isdigit() for path in (run_dir / "checkpoints").glob("*")):
+        raise InputError(
+            f"run.dir={run_dir} already contains a run; pass --resume to continue it, or choose another --run.dir"
+        )
+
+
 def list_steps(directory: Path) -> list[int]:
     """Steps that have a directory, whatever is in it, newest first."""
     if not directory.is_dir():
@@ -106,7 +139,12 @@ def list_steps(directory: Path) -> list[int]:
 
 
 def choose_checkpoint(
-    directory: Path, step: int | None = None, *, verify: bool = True, warn: Callable[[str], None] = print_warning
+    directory: Path,
+    step: int | None = None,
+    *,
+    verify: bool = True,
+    warn: Callable[[str], None] = print_warning,
+    remote: RemoteSteps | None = None,
 ) -> Checkpoint | None:
     """The newest valid checkpoint, or the one of a step; None where the directory has no steps.
 
@@ -114,15 +152,17 @@ def choose_checkpoint(
 
     Args:
       verify: False checks names, sizes and the manifest, but reads no digests; for whoever wants `about` alone.
+      remote: where the directory's files come from, if it is a copy.
 
     Raises:
+      Failure: the store cannot be reached.
       InputError: there are steps, but none is a checkpoint; names each with its reason.
     """
     faults = []
     for candidate in list_steps(directory) if step is None else [step]:
         path = directory / str(candidate)
         try:
-            chosen = Checkpoint(path, verify_manifest(path, has_digests=verify))
+            chosen = Checkpoint(path, _verify(path, candidate, verify, remote))
         except Damaged as damage:
             faults.append(f"{path} is not a checkpoint: {damage}")
             continue
@@ -132,6 +172,19 @@ def choose_checkpoint(
     if faults:
         raise InputError(f"{'; '.join(faults)}; nothing was changed there")
     return None
+
+
+def _verify(path: Path, step: int, has_digests: bool, remote: RemoteSteps | None) -> dict:
+    if remote is None or not has_digests:
+        return verify_manifest(path, has_digests=has_digests)
+    if path.is_dir():
+        read_manifest(path)  # one that is damaged is not fetched
+    remote.fetch(step)
+    try:
+        return verify_manifest(path, has_digests=True)
+    except Damaged:  # the copy, perhaps
+        remote.fetch(step, again=True)
+        return verify_manifest(path, has_digests=True)
 
 
 class CheckpointDirectory(abc.ABC):
@@ -146,6 +199,7 @@ class CheckpointDirectory(abc.ABC):
       keep_best: keep the one with the lowest val_loss too.
       read_only: change nothing on the disk; for sampling and evaluation, beside a running training.
       warn: called with one line for each step that was skipped or set aside; prints to stderr by default.
+      remote: the store that the directory is a copy of. Then each process has a directory of its own.
 
     Raises:
       InputError: the directory cannot be made.
@@ -164,11 +218,13 @@ class CheckpointDirectory(abc.ABC):
         keep_best: bool = True,
         read_only: bool = False,
         warn: Callable[[str], None] = print_warning,
+        remote: RemoteSteps | None = None,
     ):
         assert keep >= 1, f"keep={keep}: the newest is never deleted"
         self.directory = Path(directory)
         self.keep, self.keep_best, self.read_only, self.warn = keep, keep_best, read_only, warn
-        if read_only or self._process_index() != 0:
+        self.remote = remote
+        if read_only or (self._process_index() != 0 and not remote):
             return
         refuse_link(self.directory, "put the directory in its place, or choose another --run.dir")
         try:
@@ -200,6 +256,10 @@ class CheckpointDirectory(abc.ABC):
     @abc.abstractmethod
     def _process_index(self) -> int:
         """The number of this process among those of the run."""
+
+    def _n_writers(self) -> int:
+        """How many processes write a part of each checkpoint."""
+        return 1
 
     @abc.abstractmethod
     def _gather_texts(self, text: str) -> list[str]:
@@ -250,17 +310,23 @@ class CheckpointDirectory(abc.ABC):
         answer = {}
         if self._process_index() == 0:
             try:
-                chosen = choose_checkpoint(self.directory, step, verify=verify, warn=self.warn)
+                chosen = choose_checkpoint(self.directory, step, verify=verify, warn=self.warn, remote=self.remote)
                 answer = {"step": chosen.step} if chosen else {}
             except InputError as error:
                 answer = {"error": str(error)}
+            except Failure as error:
+                answer = {"failure": str(error)}
         answer = json.loads(self._gather_texts(json.dumps(answer))[0])
         if "error" in answer:
             raise InputError(answer["error"])
+        if "failure" in answer:
+            raise Failure(answer["failure"])
         if "step" not in answer:
             return None
         path = self._path(answer["step"])
         try:
+            if self.remote and self._process_index() != 0:
+                _verify(path, answer["step"], verify, self.remote)
             return Checkpoint(path, read_manifest(path))
         except Damaged as damage:
             raise InputError(f"{path} is not a checkpoint: {damage}") from damage
@@ -288,6 +354,8 @@ class CheckpointDirectory(abc.ABC):
     def _set_aside(self, step: int, why: str) -> None:
         n_before = sum(1 for _ in self.directory.glob(f"{step}.rejected*"))
         aside = self._path(step, f".rejected{n_before or ''}")
+        if self.remote:
+            self.remote.set_aside(step, aside.name)
         try:
             os.rename(self._path(step), aside)
         except OSError as error:
@@ -307,6 +375,11 @@ class CheckpointDirectory(abc.ABC):
         if step <= latest:
             return f"{self._path(latest)} already exists, and step numbers only rise"
         try:
+            if self.remote and (other := self.remote.find_other_writer()):
+                return other
+        except (InputError, Failure) as error:
+            return str(error)
+        try:
             free_bytes = shutil.disk_usage(self.directory).free
         except OSError as error:  # the run's directory was removed, or its disk is gone
             return f"{self.directory}: {error.strerror}"
@@ -316,9 +389,16 @@ class CheckpointDirectory(abc.ABC):
         return ""
 
     def _commit(self, step: int, manifest: dict) -> None:
-        """Writes the manifest of `<step>.saving`, and commits the step."""
-        write_manifest(self._path(step, ".saving"), manifest)
-        os.rename(self._path(step, ".saving"), self._path(step))
+        """Writes the manifest of `<step>.saving`, and commits the step. By process 0, and by each one at a store."""
+        index, staging = self._process_index(), self._path(step, ".saving")
+        if index == 0:
+            write_manifest(staging, manifest)
+        if self.remote:
+            self.remote.publish(step, staging, index, self._n_writers())
+        if index != 0:
+            self._remove_staging(step)
+            return
+        os.rename(staging, self._path(step))
         flush_directory(self.directory)
 
     def _remove_staging(self, step: int) -> None:
@@ -340,6 +420,8 @@ class CheckpointDirectory(abc.ABC):
         if self.keep_best and judged:
             kept.add(min(judged)[1])
         for step in val_losses.keys() - kept:
+            if self.remote:
+                self.remote.delete(step)
             # Under another name first: a kill half-way must not leave half a checkpoint.
             os.rename(self._path(step), self._path(step, ".deleting"))
             shutil.rmtree(self._path(step, ".deleting"))
@@ -350,7 +432,7 @@ class CheckpointDirectory(abc.ABC):
     def _delete_in_background(self) -> None:
         try:
             self._delete_old()
-        except OSError as error:
+        except (OSError, InputError, Failure) as error:
             self.warn(f"an older checkpoint is not deleted: {error}")
 
     def _path(self, step: int, suffix: str = "") -> Path:

@@ -7,20 +7,13 @@ from pathlib import Path
 
 from jaxgpt import signals
 from jaxgpt.config import Config, to_dict, to_source
-from jaxgpt.errors import EXIT_DONE, EXIT_STOPPED, InputError
+from jaxgpt.errors import EXIT_DONE, EXIT_STOPPED
 from jaxgpt.files import write_atomically
 from jaxgpt.run.console import console
 from jaxgpt.run.curve import draw_losses
 from jaxgpt.run.metrics import MetricsFile, read_metrics
+from jaxgpt.run.remote import RemoteRun
 from jaxgpt.run.sinks import Sinks
-
-
-def refuse_old_run(run_dir: Path) -> None:
-    """Raises InputError where the directory already contains a run."""
-    if any(path.name.isdigit() for path in (run_dir / "checkpoints").glob("*")):
-        raise InputError(
-            f"run.dir={run_dir} already contains a run; pass --resume to continue it, or choose another --run.dir"
-        )
 
 
 def open_logs(config: Config, run_dir: Path, first_step: int) -> list[MetricsFile | Sinks]:
@@ -33,7 +26,7 @@ def open_logs(config: Config, run_dir: Path, first_step: int) -> list[MetricsFil
     return [metrics, Sinks(run_dir, to_dict(config), config.log, first_step)]
 
 
-def close_run(run_dir: Path, exit_code: int, way_on: str, *, is_first: bool) -> int:
+def close_run(run_dir: Path, exit_code: int, way_on: str, *, is_first: bool, remote: RemoteRun | None = None) -> int:
     """Writes loss.png, once there is something to draw, and says what to do next.
 
     After a signal nothing is drawn.
@@ -41,6 +34,7 @@ def close_run(run_dir: Path, exit_code: int, way_on: str, *, is_first: bool) -> 
     Args:
       way_on: the command that uses a run that is done.
       is_first: of several processes, only the first draws.
+      remote: the run's store, which gets what was drawn.
     """
     if not is_first:
         return exit_code
@@ -52,6 +46,8 @@ def close_run(run_dir: Path, exit_code: int, way_on: str, *, is_first: bool) -> 
         fault = f"{run_dir}/loss.png was not drawn: {run_dir}/metrics.jsonl: {error.strerror}"
     if fault:
         console.warn(fault)
+    if remote:
+        remote.push_or_warn(console.warn)
     if exit_code == EXIT_STOPPED:
         console.say("stopped; checkpoint saved. Run the same command with --resume to continue")
     elif exit_code == EXIT_DONE:

@@ -66,19 +66,25 @@ def digest_manifest(manifest: dict) -> str:
     return hashlib.sha256(json.dumps(body, sort_keys=True).encode()).hexdigest()
 
 
-def write_manifest(path: Path, manifest: dict) -> None:
-    """Completes a manifest with the files under `path`, writes it there, and flushes it and them to the disk."""
-    names = sorted(str(file.relative_to(path)) for file in path.rglob("*") if file.is_file())
-    with ThreadPoolExecutor(_HASH_THREADS) as pool:
-        digests = list(pool.map(lambda name: hash_file(path / name, is_new=True), names))
-    manifest["files"] = {
-        name: {"bytes": (path / name).stat().st_size, "sha256": digest}
-        for name, digest in zip(names, digests, strict=True)
-    }
+def describe_file(path: Path) -> dict[str, Any]:
+    """What a manifest says of a new file, which is flushed to the disk first."""
+    return {"sha256": hash_file(path, is_new=True), "bytes": path.stat().st_size}
+
+
+def seal_manifest(path: Path, manifest: dict) -> None:
+    """Writes a complete manifest into the directory `path`, with its own digest."""
     manifest["seal"] = digest_manifest(manifest)
     with (path / MANIFEST).open("w") as file:
         json.dump(manifest, file, indent=1)
         flush_to_disk(file)
+
+
+def write_manifest(path: Path, manifest: dict) -> None:
+    """Completes a manifest with the files under `path`, writes it there, and flushes it and them to the disk."""
+    names = sorted(str(file.relative_to(path)) for file in path.rglob("*") if file.is_file())
+    with ThreadPoolExecutor(_HASH_THREADS) as pool:
+        manifest["files"] = dict(zip(names, pool.map(lambda name: describe_file(path / name), names), strict=True))
+    seal_manifest(path, manifest)
     for directory, _, _ in os.walk(path, topdown=False):
         flush_directory(Path(directory))
 

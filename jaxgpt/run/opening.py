@@ -5,7 +5,6 @@ Nothing here touches a device: user errors are reported before any is started.
 
 from dataclasses import dataclass
 from functools import cached_property
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -36,10 +35,6 @@ class Run:
     def config(self) -> Config:
         """Complete: nothing in it is open."""
         return self.derivation.config
-
-    @property
-    def dir(self) -> Path:
-        return Path(self.given.run.dir)
 
     @property
     def tokenizer(self) -> Tokenizer | None:

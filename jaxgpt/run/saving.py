@@ -34,6 +34,8 @@ class Saving:
         try:
             self._saved.raise_if_failed()
         except CheckpointError as error:
+            if error.is_final:
+                raise
             console.say(error, "red")
         self._saved.confirm(self._meter.good_step)
 
@@ -67,7 +69,9 @@ class Saving:
             with working(f"saving checkpoint {n_done}"):
                 self._saved.save(n_done, state, about, val_loss=val_loss, is_proven=must)
         except CheckpointError as error:
-            if must and not error.is_earlier:  # where this one fails too, closing the directory raises that
+            if error.is_final or (
+                must and not error.is_earlier
+            ):  # where this one fails too, closing the directory raises that
                 raise
             console.say(error, "red")
 

@@ -20,7 +20,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from jaxgpt.errors import InputError
+from jaxgpt.errors import Failure, InputError
 from jaxgpt.parallel.texts import gather_texts
 from jaxgpt.run.checkpoints import Checkpoint, CheckpointDirectory, CheckpointError, one_line
 
@@ -92,7 +92,18 @@ class Checkpoints(CheckpointDirectory):
         # Directories made in the background leave threads behind when that fails, which hold the process at
         # its end for ten minutes.
         options = ocp.options.AsyncOptions(create_directories_asynchronously=False)
-        return ocp.AsyncCheckpointer(ocp.PyTreeCheckpointHandler(), async_options=options)
+        if self._n_writers() == 1:
+            return ocp.AsyncCheckpointer(ocp.PyTreeCheckpointHandler(), async_options=options)
+        # Each process has a directory of its own, so none may rely on what another writes: no OCDBT, whose databases
+        # one process merges, and no primary host. A chunk is a file of the process that holds replica 0 of it.
+        alone = ocp.options.MultiprocessingOptions(primary_host=None)
+        arrays = ocp.type_handlers.ArrayHandler(primary_host=None, replica_id=0, use_replica_parallel=False)
+        handler = ocp.PyTreeCheckpointHandler(
+            use_ocdbt=False,
+            multiprocessing_options=alone,
+            type_handler_registry=ocp.type_handlers.create_type_handler_registry((jax.Array, arrays)),
+        )
+        return ocp.AsyncCheckpointer(handler, async_options=options, multiprocessing_options=alone)
 
     def save(
         self, step: int, state: Any, about: dict, *, val_loss: float | None = None, is_proven: bool = True
@@ -141,16 +152,17 @@ class Checkpoints(CheckpointDirectory):
         """In its own thread: waits for orbax, makes the step count, deletes old ones."""
         try:
             self._orbax.wait_until_finished()
+            if self._process_index() == 0 or self.remote:
+                self._commit(step, manifest)
             if self._process_index() != 0:
                 return
-            self._commit(step, manifest)
         except Exception as error:  # whatever it is, the training thread must learn of it
             self._failure = f"checkpoint {step} is not saved: {one_line(error)}"
             self._give_up(step)
         else:
             try:
                 self._delete_old()
-            except OSError as error:
+            except (OSError, InputError, Failure) as error:
                 self._failure = f"checkpoint {step} is saved, but an older one is not deleted: {error}"
         if self._failure and not threading.main_thread().is_alive():
             self.warn(f"{self._failure}; the process ended without close()")
@@ -158,7 +170,7 @@ class Checkpoints(CheckpointDirectory):
     def _give_up(self, step: int) -> None:
         with contextlib.suppress(Exception):  # reported already; what counts is that orbax has let go of the files
             self._orbax.wait_until_finished()
-        if self._process_index() == 0:
+        if self._process_index() == 0 or self.remote:
             self._remove_staging(step)
 
     def _join(self) -> str:
@@ -219,6 +231,9 @@ class Checkpoints(CheckpointDirectory):
     def _process_index(self) -> int:
         return jax.process_index()
 
+    def _n_writers(self) -> int:
+        return jax.process_count() if self.remote and not self.read_only else 1
+
     def _gather_texts(self, text: str) -> list[str]:
         return gather_texts(text)
 
@@ -242,6 +257,7 @@ class Checkpoints(CheckpointDirectory):
             partial_restore=True,  # the manifest has every leaf; orbax would also ask for dicts that are empty
         )
         try:
-            return self._orbax.restore(chosen.path.absolute(), args=request)
+            reader = self._orbax if self._n_writers() == 1 else ocp.Checkpointer(ocp.PyTreeCheckpointHandler())
+            return reader.restore(chosen.path.absolute(), args=request)
         except (OSError, ValueError) as error:
             raise InputError(f"{chosen.path} cannot be read: {one_line(error)}") from error

@@ -12,7 +12,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
-from jaxgpt.errors import InputError
+from jaxgpt.errors import Failure, InputError
 from jaxgpt.run.checkpoints import Checkpoint, CheckpointDirectory, CheckpointError, one_line
 from torch_ref.models.weights import by_path, with_leaves
 from torch_ref.parallel.hosts import process_index
@@ -54,7 +54,7 @@ class Checkpoints(CheckpointDirectory):
             staging.mkdir()
             save_file({path: leaf.detach().contiguous() for path, leaf in by_path(state).items()}, staging / STATE)
             self._commit(step, manifest)
-        except (OSError, SafetensorError) as error:
+        except (OSError, SafetensorError, InputError, Failure) as error:
             self._remove_staging(step)
             return one_line(error)
         return ""
