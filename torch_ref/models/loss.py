@@ -5,10 +5,11 @@ The last chunk may be shorter, so nothing is padded. Without gradients (`torch.n
 
 import torch
 
+from torch_ref.models.layers import log_sum_exp, softcap_slope
 from torch_ref.models.layers import softcap as cap
 
 
-def cross_entropy(x_BTD, weight_VD, targets_BT, mask_BT=None, *, chunk_len=None, softcap=0.0):
+def cross_entropy(x_BTD, weight_VD, targets_BT, mask_BT=None, *, chunk_len=None, softcap=None):
     wide = torch.promote_types(x_BTD.dtype, torch.float32)
     if mask_BT is None:
         mask_BT = torch.ones(targets_BT.shape, dtype=wide, device=x_BTD.device)
@@ -23,7 +24,7 @@ def cross_entropy(x_BTD, weight_VD, targets_BT, mask_BT=None, *, chunk_len=None,
     return _summed_loss(x_BTD, weight_VD, targets_BT, mask_BT, chunk_len, softcap), n_tokens
 
 
-def token_losses(x_BTD, weight_VD, targets_BT, *, chunk_len=None, softcap=0.0):
+def token_losses(x_BTD, weight_VD, targets_BT, *, chunk_len=None, softcap=None):
     n_rows, seq_len = targets_BT.shape
     pieces = []
     for x_PD, targets_P in _cut_chunks((x_BTD, targets_BT.long()), min(chunk_len or seq_len, seq_len)):
@@ -42,7 +43,7 @@ def _summed_loss(x_BTD, weight_VD, targets_BT, mask_BT, chunk_len, softcap):
 def _chunk_loss(x_PD, weight_VD, targets_P, mask_P, softcap):
     wide = mask_P.dtype
     logits_PV = cap(_dot(x_PD, weight_VD.to(x_PD.dtype).mT, wide), softcap)
-    lse_P = torch.logsumexp(logits_PV, dim=-1)
+    lse_P = log_sum_exp(logits_PV, softcap)
     target_logits_P = logits_PV.gather(-1, targets_P[:, None])[:, 0]
     return torch.where(mask_P > 0, (lse_P - target_logits_P) * mask_P, 0).sum(), logits_PV, lse_P
 
@@ -50,7 +51,7 @@ def _chunk_loss(x_PD, weight_VD, targets_P, mask_P, softcap):
 def _chunk_loss_and_grads(x_PD, weight_VD, targets_P, mask_P, softcap):
     loss, logits_PV, lse_P = _chunk_loss(x_PD, weight_VD, targets_P, mask_P, softcap)
     # In place, where XLA fuses: a chunk's logits are the largest array of a step.
-    slope_PV = 1 - torch.square(logits_PV / softcap) if softcap else None
+    slope_PV = softcap_slope(logits_PV, softcap) if softcap else None
     d_logits_PV = logits_PV.sub_(lse_P[:, None]).exp_()
     d_logits_PV.scatter_add_(-1, targets_P[:, None], -torch.ones_like(lse_P)[:, None])
     d_logits_PV = d_logits_PV.mul_(mask_P[:, None])
