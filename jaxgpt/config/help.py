@@ -81,7 +81,7 @@ def sections(value: Any, path: str = "") -> dict[str, Any]:
         if is_section(type(part)):
             found |= sections(part, name)
         elif isinstance(part, tuple):
-            for i, each in enumerate(part):
+            for i, each in enumerate(filter(dataclasses.is_dataclass, part)):
                 found |= sections(each, f"{name}.{getattr(each, 'name', '') or i}")
     return found
 
@@ -149,6 +149,7 @@ def _field(path: str, section: Any, name: str, width: int) -> list[str]:
         entries = [getattr(each, "name", "") or str(i) for i, each in enumerate(value)]
         head = f"  {full} {type_name(kind)}, in a config file"
         shown = f"({', '.join(entries)}: --{full}.{entries[0]}.<field>=...)" if entries else "(empty)"
+        shown = shown if all(map(dataclasses.is_dataclass, value)) else repr(value)
     else:
         head = f"  --{full} {type_name(kind)}"
         shown = f"({str(value).lower() if isinstance(value, bool) else repr(value)})"

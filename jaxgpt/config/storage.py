@@ -55,7 +55,7 @@ def _value(values: Any, kind: Any, path: str) -> Any:
     origin, options = typing.get_origin(kind), typing.get_args(kind)
     if is_section(kind):
         return _section(values, kind, path)
-    if origin is tuple and isinstance(values, list) and len(values) <= MAX_ENTRIES:
+    if origin is tuple and is_section(options[0]) and isinstance(values, list) and len(values) <= MAX_ENTRIES:
         return tuple(_section(value, options[0], f"{path}{i}.") for i, value in enumerate(values))
     if origin in (typing.Union, types.UnionType) and all(is_section(option) for option in options):
         families = {option.family: option for option in options}
