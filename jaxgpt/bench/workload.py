@@ -163,7 +163,7 @@ def _loss(config: Config, step: Step) -> Repeated:
 
     def forward_and_backward(x_BTD, weight_VD, targets_BT):
         def loss(x_BTD, weight_VD):
-            return cross_entropy(x_BTD, weight_VD, targets_BT, chunk_len=chunk_len, softcap=model.softcap)[0]
+            return cross_entropy(x_BTD, weight_VD, targets_BT, chunk_len=chunk_len, softcap=model.logit_cap)[0]
 
         return jax.value_and_grad(loss, argnums=(0, 1))(x_BTD, weight_VD)
 

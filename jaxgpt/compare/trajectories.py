@@ -257,7 +257,7 @@ def _jax_places(config: Config, step: jax_step.Step, params, batch_BT) -> Arrays
         module = step.model.bind(params)
         x_BTD = walk(module, batch_BT[:, :-1], tap)
         values["logits"] = module.logits(x_BTD)
-        softcap = config.model.softcap
+        softcap = config.model.logit_cap
         nats, n_tokens = jax_cross_entropy(x_BTD, module.head_weight(), batch_BT[:, 1:], softcap=softcap)
         return nats / n_tokens, values
 
@@ -337,7 +337,7 @@ def _torch_places(config: Config, step: Any, params, batch_BT) -> Arrays:
 
     module = step.model.bind(params)
     x_BTD = walk(module, batch_BT[:, :-1], tap)
-    softcap = config.model.softcap
+    softcap = config.model.logit_cap
     nats, n_tokens = cross_entropy(x_BTD, module.head_weight(), batch_BT[:, 1:], softcap=softcap)
     (nats / n_tokens).backward()
     place_grads = {name: _numpy(x.grad) for name, x in values.items()}

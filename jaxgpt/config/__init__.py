@@ -1,6 +1,6 @@
 """What a run is, and what follows from it by arithmetic. A config file imports its dataclasses from here."""
 
-from jaxgpt.config.families import GPT2Config, ModelConfig, NanochatConfig
+from jaxgpt.config.families import GPT2Config, ModdedConfig, ModelConfig, NanochatConfig
 from jaxgpt.config.optimizer import GroupConfig, MuonConfig, OptimConfig, ScheduleConfig
 from jaxgpt.config.presets import NANOCHAT_2025, NANOCHAT_2026, nanochat_2025, nanochat_2026
 from jaxgpt.config.python_file import load, to_source
@@ -33,6 +33,7 @@ __all__ = [
     "HostsConfig",
     "LogConfig",
     "MeshConfig",
+    "ModdedConfig",
     "ModelConfig",
     "MuonConfig",
     "NanochatConfig",

@@ -96,6 +96,8 @@ def _replace(value: Any, path: list[str], overrides: dict[str, str]) -> Any:
                 raise InputError(f"no config field {prefix}.{name}; {prefix} has {len(parts)} entries{known}")
             parts[index] = _replace(parts[index], [*path, name], overrides)
         return tuple(parts)
+    if not is_section(type(value)):
+        raise InputError(f"{'.'.join(path[:-1])} holds plain values; set all of them in a config file")
     hints = field_types(type(value))
     changes = {}
     for name in sorted({name.split(".")[len(path)] for name in below}):

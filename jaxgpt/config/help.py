@@ -153,6 +153,7 @@ def _field(path: str, section: Any, name: str, width: int) -> list[str]:
         entries = [getattr(each, "name", "") or str(i) for i, each in enumerate(value)]
         head = f"  {full} {type_name(kind)}, in a config file"
         shown = f"({', '.join(entries)}: --{full}.{entries[0]}.<field>=...)" if entries else "(empty)"
+        shown = shown if all(map(dataclasses.is_dataclass, value)) else repr(value)
     else:
         head = f"  --{full} {type_name(kind)}"
         shown = f"({str(value).lower() if isinstance(value, bool) else repr(value)})"

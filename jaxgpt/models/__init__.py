@@ -12,9 +12,10 @@ from flax import nnx
 
 from jaxgpt.config.families import ModelConfig
 from jaxgpt.models.gpt2 import GPT2
+from jaxgpt.models.modded import Modded
 from jaxgpt.models.nanochat import Nanochat
 
-FAMILIES: dict[str, Any] = {"gpt2": GPT2, "nanochat": Nanochat}
+FAMILIES: dict[str, Any] = {"gpt2": GPT2, "nanochat": Nanochat, "modded": Modded}
 
 
 def build(
@@ -69,7 +70,7 @@ class Model:
     def __hash__(self) -> int:
         return self._hash
 
-    def bind(self, params: dict[str, jax.Array]) -> GPT2 | Nanochat:
+    def bind(self, params: dict[str, jax.Array]) -> GPT2 | Nanochat | Modded:
         """The module with these parameters in it: call it, or its `decode`, `logits` and `head_weight`."""
         leaves = [(path, leaf.replace(params[".".join(map(str, path))])) for path, leaf in self._flat]
-        return cast(GPT2 | Nanochat, nnx.merge(self._graphdef, nnx.from_flat_state(leaves)))
+        return cast(GPT2 | Nanochat | Modded, nnx.merge(self._graphdef, nnx.from_flat_state(leaves)))

@@ -32,17 +32,20 @@ def choose_attention(config: Config, platform: str) -> tuple[str, str]:
     head_dim = model.head_dim
     platform = "gpu" if platform in ("cuda", "rocm") else platform
     dropout = (model.dropout > 0, f"model.dropout={model.dropout} needs the attention probabilities")
+    packed = (model.HAS_PACKED_ATTENTION, f"model.family={model.family} packs documents, and it knows no borders")
     obstacles = {
         "cudnn": [
             (platform != "gpu", f"the platform is {platform}, not gpu"),
             (dtype not in ("bfloat16", "float16"), f"train.dtype={dtype}; it takes bfloat16 or float16"),
             (head_dim % 8 != 0 or head_dim > 128, f"head_dim={head_dim}; it takes multiples of 8 up to 128"),
             dropout,
+            packed,
         ],
         "splash": [
             (platform != "tpu", f"the platform is {platform}, not tpu"),
             (model.seq_len % 128 != 0, f"model.seq_len={model.seq_len}; it takes multiples of 128"),
             dropout,
+            packed,
         ],
         "xla": [],
     }  # fmt: skip

@@ -60,15 +60,16 @@ def layer_norm(x, weight, bias=None, eps=LAYER_NORM_EPS):
     return h.astype(x.dtype)
 
 
-def rms_norm(x, scale=1.0):
-    """x over its root mean square along the last axis (arXiv:1910.07467), times a number.
+def rms_norm(x, scale=1.0, eps=None):
+    """x over its root mean square along the last axis (arXiv:1910.07467), times a number or a vector.
 
-    In float32 or wider, the number too: a 1.2 that JAX rounds to bfloat16 is 1.203. Epsilon is that type's machine
-    epsilon, as in torch's rms_norm without an eps.
+    In float32 or wider, the factor too: a 1.2 that JAX rounds to bfloat16 is 1.203. Without an epsilon it is that
+    type's machine epsilon, as in torch's rms_norm.
     """
     wide = jnp.promote_types(x.dtype, jnp.float32)
     h = x.astype(wide)
-    return (h * jax.lax.rsqrt((h * h).mean(axis=-1, keepdims=True) + jnp.finfo(wide).eps) * scale).astype(x.dtype)
+    eps = jnp.finfo(wide).eps if eps is None else eps
+    return (h * jax.lax.rsqrt((h * h).mean(axis=-1, keepdims=True) + eps) * scale).astype(x.dtype)
 
 
 def rotary(x_BTNH, positions_BT, base):
@@ -101,8 +102,39 @@ def add_scaled(*terms):
 
 
 def softcap(logits, cap):
-    """cap x tanh(logits / cap): nearly the identity for small ones, never beyond cap. 0: no cap."""
-    return cap * jnp.tanh(logits / cap) if cap else logits
+    """Logits within the bounds of a `Softcap`; without one (None, 0) they are returned as they are."""
+    if not cap:
+        return logits
+    match cap.kind:
+        case "tanh":
+            return cap.scale * jnp.tanh(logits / cap.scale)
+        case "rsqrt":
+            return cap.scale * logits * jax.lax.rsqrt(logits * logits + cap.scale**2)
+        case "sigmoid":
+            return cap.scale * jax.nn.sigmoid((logits + cap.shift) / cap.width)
+
+
+def softcap_slope(capped, cap):
+    """The derivative of `softcap`, from what it returned."""
+    part = capped / cap.scale
+    match cap.kind:
+        case "tanh":
+            return 1 - jnp.square(part)
+        case "rsqrt":
+            return jnp.maximum(1 - jnp.square(part), 0) ** 1.5  # rounding may leave the bound behind
+        case "sigmoid":
+            return capped * (1 - part) / cap.width
+
+
+def log_sum_exp(capped, cap):
+    """log of the sum of exp over the last axis, of what `softcap` returned.
+
+    No exp of a bounded logit overflows, so the pass over all of them that looks for the largest is saved. Not for tanh:
+    there the sum keeps the bits that it has always had.
+    """
+    if not cap or cap.kind == "tanh":
+        return jax.nn.logsumexp(capped, axis=-1)
+    return jnp.log(jnp.exp(capped).sum(axis=-1))
 
 
 def gelu(x, kind="erf"):

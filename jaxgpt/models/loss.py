@@ -13,10 +13,11 @@ import functools
 import jax
 import jax.numpy as jnp
 
+from jaxgpt.models.layers import log_sum_exp, softcap_slope
 from jaxgpt.models.layers import softcap as cap
 
 
-def cross_entropy(x_BTD, weight_VD, targets_BT, mask_BT=None, weights_K=None, *, chunk_len=None, softcap=0.0):
+def cross_entropy(x_BTD, weight_VD, targets_BT, mask_BT=None, weights_K=None, *, chunk_len=None, softcap=None):
     """Summed loss of the next token, or of the next few, and how many positions were summed.
 
     A sum, not a mean, so that microbatches and devices add exactly and the caller divides once.
@@ -30,7 +31,7 @@ def cross_entropy(x_BTD, weight_VD, targets_BT, mask_BT=None, weights_K=None, *,
         next token alone. A position whose target is masked or lies behind the row's end has the others: nothing is
         rescaled.
       chunk_len: positions of each row whose logits exist at one time; None takes all.
-      softcap: logits are softcap x tanh(logits / softcap); 0 leaves them.
+      softcap: the `Softcap` of the logits; None leaves them.
 
     Returns:
       loss_nats: scalar, float32 or wider, summed over counted positions.
@@ -47,7 +48,7 @@ def cross_entropy(x_BTD, weight_VD, targets_BT, mask_BT=None, weights_K=None, *,
     return jnp.asarray(_summed_loss(x_BTD, weight_VD, targets, weights, chunk_len, softcap)), n_tokens
 
 
-def token_losses(x_BTD, weight_VD, targets_BT, *, chunk_len=None, softcap=0.0):
+def token_losses(x_BTD, weight_VD, targets_BT, *, chunk_len=None, softcap=None):
     """The loss of each position in nats, [B, T]: for evaluation, where a loss is counted in more than one way.
 
     Arguments as in `cross_entropy`.
@@ -108,7 +109,7 @@ def _chunk_loss(x_PD, weight_VD, targets, weights, softcap):
         x_PD, weight_VD.astype(x_PD.dtype), (((1,), (1,)), ((), ())), preferred_element_type=wide
     )
     logits_PV = cap(logits_PV, softcap)
-    lse_P = jax.nn.logsumexp(logits_PV, axis=-1)
+    lse_P = log_sum_exp(logits_PV, softcap)
     losses = []
     for targets_P, weights_P in zip(targets, weights, strict=True):
         target_logits_P = jnp.take_along_axis(logits_PV, targets_P[:, None], axis=-1)[:, 0]
@@ -125,7 +126,7 @@ def _chunk_loss_and_grads(x_PD, weight_VD, targets, weights, softcap):
         parts.append((probs_PV - is_target_PV) * weights_P[:, None])
     d_logits_PV = sum(parts[1:], parts[0])
     if softcap:
-        d_logits_PV = d_logits_PV * (1 - jnp.square(logits_PV / softcap))
+        d_logits_PV = d_logits_PV * softcap_slope(logits_PV, softcap)
     d_logits_PV = d_logits_PV.astype(x_PD.dtype)
     d_x_PD = d_logits_PV @ weight_VD.astype(x_PD.dtype)
     d_weight_VD = jax.lax.dot_general(d_logits_PV, x_PD, (((0,), (0,)), ((), ())), preferred_element_type=loss.dtype)

@@ -31,7 +31,6 @@ class ToyConfig(Family):
 
     n_head: ClassVar = 1
     n_kv_head: ClassVar = 1
-    softcap: ClassVar = 0.0
     dropout: ClassVar = 0.0
 
     @property

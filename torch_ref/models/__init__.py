@@ -7,14 +7,15 @@ from torch import nn
 
 from jaxgpt.config.families import ModelConfig
 from torch_ref.models.gpt2 import GPT2
+from torch_ref.models.modded import Modded
 from torch_ref.models.nanochat import Nanochat
 
-FAMILIES: dict[str, Any] = {"gpt2": GPT2, "nanochat": Nanochat}
+FAMILIES: dict[str, Any] = {"gpt2": GPT2, "nanochat": Nanochat, "modded": Modded}
 
 
 def build(
     config: ModelConfig, *, dtype=torch.float32, param_dtype=torch.float32, implementation="math", remat="none", seed
-) -> GPT2 | Nanochat:
+) -> GPT2 | Nanochat | Modded:
     """Fresh weights are drawn on the CPU: the same on any device, and other ones than jaxgpt's."""
     rngs = None if seed is None else torch.Generator().manual_seed(seed)
     return FAMILIES[config.family](
@@ -42,7 +43,7 @@ class Model:
         names = {path: path.rpartition(".") for path, _ in self._module.named_parameters()}
         self._slots = {path: (self._module.get_submodule(owner), name) for path, (owner, _, name) in names.items()}
 
-    def bind(self, params: dict[str, nn.Parameter]) -> GPT2 | Nanochat:
+    def bind(self, params: dict[str, nn.Parameter]) -> GPT2 | Nanochat | Modded:
         """There is one module: it holds what was bound last."""
         _bind(self._slots, params)  # pyright: ignore[reportCallIssue], the decorator has no types
         return self._module

@@ -20,11 +20,13 @@ def choose_attention(config: Config, platform: str) -> tuple[str, str]:
     head_dim = model.head_dim
     platform = "gpu" if platform in ("cuda", "rocm") else platform
     is_half = dtype in ("bfloat16", "float16")
+    packed = (model.HAS_PACKED_ATTENTION, f"model.family={model.family} packs documents, and it knows no borders")
     obstacles = {
         "cudnn": [
             (platform != "gpu", f"the platform is {platform}, not gpu"),
             (not is_half, f"train.dtype={dtype}; it takes bfloat16 or float16"),
             (head_dim > 256, f"head_dim={head_dim}; it takes up to 256"),
+            packed,
         ],
         "splash": [(True, f"the platform is {platform}, not tpu")],
         "auto": [
@@ -32,6 +34,7 @@ def choose_attention(config: Config, platform: str) -> tuple[str, str]:
             (dtype == "float64", f"train.dtype={dtype}; it takes float32 at most"),
             (head_dim > 256, f"head_dim={head_dim}; it takes up to 256"),
             (platform == "cpu" and model.dropout > 0, f"model.dropout={model.dropout} is not fused on a CPU"),
+            packed,
         ],
         "xla": [],
     }

@@ -27,9 +27,9 @@ def layer_norm(x, weight, bias=None, eps=LAYER_NORM_EPS):
     return F.layer_norm(x.to(wide), x.shape[-1:], weight.to(wide), bias, eps).to(x.dtype)
 
 
-def rms_norm(x, scale=1.0):
+def rms_norm(x, scale=1.0, eps=None):
     wide = torch.promote_types(x.dtype, torch.float32)
-    return (F.rms_norm(x.to(wide), x.shape[-1:]) * scale).to(x.dtype)
+    return (F.rms_norm(x.to(wide), x.shape[-1:], eps=eps) * scale).to(x.dtype)
 
 
 def rotary(x_BTNH, positions_BT, base):
@@ -50,7 +50,32 @@ def add_scaled(*terms):
 
 
 def softcap(logits, cap):
-    return cap * torch.tanh(logits / cap) if cap else logits
+    if not cap:
+        return logits
+    match cap.kind:
+        case "tanh":
+            return cap.scale * torch.tanh(logits / cap.scale)
+        case "rsqrt":
+            return cap.scale * logits * torch.rsqrt(logits * logits + cap.scale**2)
+        case "sigmoid":
+            return cap.scale * torch.sigmoid((logits + cap.shift) / cap.width)
+
+
+def softcap_slope(capped, cap):
+    part = capped / cap.scale
+    match cap.kind:
+        case "tanh":
+            return 1 - torch.square(part)
+        case "rsqrt":
+            return torch.clamp(1 - torch.square(part), min=0) ** 1.5
+        case "sigmoid":
+            return capped * (1 - part) / cap.width
+
+
+def log_sum_exp(capped, cap):
+    if not cap or cap.kind == "tanh":
+        return torch.logsumexp(capped, dim=-1)
+    return torch.log(torch.exp(capped).sum(dim=-1))
 
 
 def gelu(x, kind="erf"):

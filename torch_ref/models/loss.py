@@ -9,10 +9,11 @@ from typing import Any
 import torch
 from torch.nn import functional as F
 
+from torch_ref.models.layers import log_sum_exp, softcap_slope
 from torch_ref.models.layers import softcap as cap
 
 
-def cross_entropy(x_BTD, weight_VD, targets_BT, mask_BT=None, weights_K=None, *, chunk_len=None, softcap=0.0):
+def cross_entropy(x_BTD, weight_VD, targets_BT, mask_BT=None, weights_K=None, *, chunk_len=None, softcap=None):
     wide = torch.promote_types(x_BTD.dtype, torch.float32)
     if mask_BT is None:
         mask_BT = torch.ones(targets_BT.shape, dtype=wide, device=x_BTD.device)
@@ -28,7 +29,7 @@ def cross_entropy(x_BTD, weight_VD, targets_BT, mask_BT=None, weights_K=None, *,
     return _summed_loss(x_BTD, weight_VD, targets, weights, chunk_len, softcap), n_tokens
 
 
-def token_losses(x_BTD, weight_VD, targets_BT, *, chunk_len=None, softcap=0.0):
+def token_losses(x_BTD, weight_VD, targets_BT, *, chunk_len=None, softcap=None):
     n_rows, seq_len = targets_BT.shape
     pieces = []
     for x_PD, targets_P in _cut_chunks((x_BTD, targets_BT.long()), min(chunk_len or seq_len, seq_len)):
@@ -58,7 +59,7 @@ def _summed_loss(x_BTD, weight_VD, targets, weights, chunk_len, softcap):
 def _chunk_loss(x_PD, weight_VD, targets, weights, softcap):
     wide = weights[0].dtype
     logits_PV = cap(_dot(x_PD, weight_VD.to(x_PD.dtype).mT, wide), softcap)
-    lse_P = torch.logsumexp(logits_PV, dim=-1)
+    lse_P = log_sum_exp(logits_PV, softcap)
     losses = []
     for targets_P, weights_P in zip(targets, weights, strict=True):
         target_logits_P = logits_PV.gather(-1, targets_P[:, None])[:, 0]
@@ -69,7 +70,7 @@ def _chunk_loss(x_PD, weight_VD, targets, weights, softcap):
 def _chunk_loss_and_grads(x_PD, weight_VD, targets, weights, softcap):
     loss, logits_PV, lse_P = _chunk_loss(x_PD, weight_VD, targets, weights, softcap)
     # In place, where XLA fuses: a chunk's logits are the largest array of a step.
-    slope_PV = 1 - torch.square(logits_PV / softcap) if softcap else None
+    slope_PV = softcap_slope(logits_PV, softcap) if softcap else None
     d_logits_PV = logits_PV.sub_(lse_P[:, None]).exp_().mul_(torch.stack(weights).sum(dim=0)[:, None])
     for targets_P, weights_P in zip(targets, weights, strict=True):
         d_logits_PV.scatter_add_(-1, targets_P[:, None], -weights_P[:, None])

@@ -182,7 +182,7 @@ class Nanochat(nn.Module):
         wide = torch.promote_types(x_BTD.dtype, torch.float32)
         weight_VD = self.head_weight().to(x_BTD.dtype)
         logits_BTV = torch.einsum("BTD,VD->BTV", x_BTD.to(wide), weight_VD.to(wide))
-        return softcap(logits_BTV, self.config.softcap)
+        return softcap(logits_BTV, self.config.logit_cap)
 
     def init_cache(self, n_rows: int, n_positions: int):
         shape = (n_rows, n_positions, self.config.n_kv_head, self.config.head_dim)

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import ClassVar, Self
 
 from jaxgpt.config.section import Section, field_types
+from jaxgpt.config.softcap import Softcap
 from jaxgpt.errors import require
 
 Axes = tuple[str | None, ...]
@@ -63,6 +64,9 @@ class Family(Section, ABC):
     """Numbers per token and layer, in widths of the residual stream, that a block keeps for its backward pass besides
     those that every family keeps."""
 
+    HAS_PACKED_ATTENTION: ClassVar[bool] = False
+    """Attention goes through `models.packed`: within documents, with a scale of the family's."""
+
     family: str
     vocab_size: int
     seq_len: int
@@ -71,8 +75,12 @@ class Family(Section, ABC):
     n_kv_head: int
     n_embd: int
     head_dim: int
-    softcap: float
     dropout: float
+
+    @property
+    def logit_cap(self) -> Softcap | None:
+        """What keeps the logits within bounds; None: nothing."""
+        return None
 
     @abstractmethod
     def complete(self, n_ids: int) -> Self:

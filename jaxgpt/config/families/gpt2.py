@@ -68,10 +68,6 @@ class GPT2Config(Family):
     def n_kv_head(self) -> int:
         return self.n_head
 
-    @property
-    def softcap(self) -> float:
-        return 0.0
-
     def complete(self, n_ids: int) -> Self:
         """Nothing but the vocabulary is ever open."""
         return dataclasses.replace(self, vocab_size=self.vocab_size or n_ids)

@@ -10,6 +10,7 @@ from typing import ClassVar, Literal, Self
 
 from jaxgpt.config.families.family import Family, ParamCount, ParamRule
 from jaxgpt.config.section import show
+from jaxgpt.config.softcap import Softcap
 from jaxgpt.errors import InputError, require
 
 GATE_CHANNELS = {"smear": 24, "value_embed": 12}
@@ -135,6 +136,10 @@ class NanochatConfig(Family):
     @property
     def dropout(self) -> float:
         return 0.0
+
+    @property
+    def logit_cap(self) -> Softcap:
+        return Softcap("tanh", self.softcap)
 
     def complete(self, n_ids: int) -> Self:
         chosen = {
