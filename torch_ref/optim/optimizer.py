@@ -10,8 +10,10 @@ import torch
 
 from jaxgpt.config.optimizer import OptimConfig
 from jaxgpt.config.param_groups import ParamSettings
+from torch_ref.optim.adam import adam
 from torch_ref.optim.adamw import adamw
 from torch_ref.optim.muon import muon
+from torch_ref.optim.tied import tied
 from torch_ref.optim.transformation import Transformation, write
 
 
@@ -34,7 +36,8 @@ def optimizer(config: OptimConfig, groups: dict[str, ParamSettings]) -> Transfor
             transform.update(choose(grads, paths), own, choose(params, paths), hyper=hyper, is_finite=is_finite)
         write(state["count"], state["count"] + 1, is_finite)
 
-    return Transformation(init, update)
+    joined = Transformation(init, update)
+    return tied(joined, config.tie_until) if config.tie_until else joined
 
 
 def choose(tree: dict[str, torch.Tensor], paths: list[str]) -> dict[str, torch.Tensor]:
@@ -43,8 +46,9 @@ def choose(tree: dict[str, torch.Tensor], paths: list[str]) -> dict[str, torch.T
 
 
 def transformation(config: OptimConfig, setting: ParamSettings) -> Transformation:
+    moments = {"beta1": setting.beta1, "beta2": setting.beta2, "eps": setting.eps}
     if setting.algorithm == "adamw":
-        return adamw(
-            setting.lr, beta1=setting.beta1, beta2=setting.beta2, eps=setting.eps, weight_decay=setting.weight_decay
-        )
+        return adamw(setting.lr, **moments, weight_decay=setting.weight_decay)
+    if setting.algorithm == "adam":
+        return adam(setting.lr, **moments, weight_decay=setting.weight_decay, every=config.adam.every)
     return muon(setting.lr, weight_decay=setting.weight_decay, **config.muon.of_update())
