@@ -10,7 +10,7 @@ from typing import Any
 import optax
 
 from jaxgpt.config.optimizer import OptimConfig
-from jaxgpt.config.param_groups import ParamSettings
+from jaxgpt.config.param_groups import TIED, ParamSettings
 from jaxgpt.optim.adam import adam
 from jaxgpt.optim.adamw import adamw
 from jaxgpt.optim.muon import muon
@@ -23,15 +23,17 @@ def optimizer(config: OptimConfig, groups: dict[str, ParamSettings]) -> optax.Gr
 
     Clipping comes before it: see `clip_by_global_norm`. `update` takes the step's schedules as `hyper`.
     """
-    settings = list(dict.fromkeys(groups.values()))
-    labels = {path: settings.index(setting) for path, setting in groups.items()}
-    transforms: dict[Hashable, Any] = {i: transformation(config, setting) for i, setting in enumerate(settings)}
-    joined = with_names(optax.partition(transforms, labels))
-    return tied(joined, config.tie_until) if config.tie_until else joined
+    kinds = {path: (setting, config.tie_until > 0 and path in TIED) for path, setting in groups.items()}
+    unique = list(dict.fromkeys(kinds.values()))
+    labels = {path: unique.index(kind) for path, kind in kinds.items()}
+    transforms: dict[Hashable, Any] = {i: transformation(config, *kind) for i, kind in enumerate(unique)}
+    return with_names(optax.partition(transforms, labels))
 
 
-def transformation(config: OptimConfig, setting: ParamSettings) -> optax.GradientTransformationExtraArgs:
-    """The update of the parameters that have these settings."""
+def transformation(config: OptimConfig, setting: ParamSettings, is_tied: bool) -> optax.GradientTransformationExtraArgs:
+    """The update of the parameters that have these settings; `is_tied`: of embedding and head."""
+    if is_tied:
+        return tied(transformation(config, setting, False), config.tie_until)
     moments = {"beta1": setting.beta1, "beta2": setting.beta2, "eps": setting.eps}
     if setting.algorithm == "adamw":
         return adamw(setting.lr, **moments, weight_decay=setting.weight_decay)

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from jaxgpt.config.optimizer import OptimConfig
-from jaxgpt.config.param_groups import ParamSettings
+from jaxgpt.config.param_groups import TIED, ParamSettings
 from torch_ref.optim.adam import adam
 from torch_ref.optim.adamw import adamw
 from torch_ref.optim.muon import muon
@@ -18,10 +18,9 @@ from torch_ref.optim.transformation import Transformation, write
 
 
 def optimizer(config: OptimConfig, groups: dict[str, ParamSettings]) -> Transformation:
-    settings = list(dict.fromkeys(groups.values()))
-    parts = [
-        (transformation(config, setting), [path for path in groups if groups[path] == setting]) for setting in settings
-    ]
+    kinds = {path: (setting, config.tie_until > 0 and path in TIED) for path, setting in groups.items()}
+    unique = list(dict.fromkeys(kinds.values()))
+    parts = [(transformation(config, *kind), [path for path in kinds if kinds[path] == kind]) for kind in unique]
 
     def init(params):
         state: dict[str, Any] = {"count": torch.zeros((), dtype=torch.int32, device=next(iter(params.values())).device)}
@@ -36,8 +35,7 @@ def optimizer(config: OptimConfig, groups: dict[str, ParamSettings]) -> Transfor
             transform.update(choose(grads, paths), own, choose(params, paths), hyper=hyper, is_finite=is_finite)
         write(state["count"], state["count"] + 1, is_finite)
 
-    joined = Transformation(init, update)
-    return tied(joined, config.tie_until) if config.tie_until else joined
+    return Transformation(init, update)
 
 
 def choose(tree: dict[str, torch.Tensor], paths: list[str]) -> dict[str, torch.Tensor]:
@@ -45,7 +43,9 @@ def choose(tree: dict[str, torch.Tensor], paths: list[str]) -> dict[str, torch.T
     return {path: tree[path] for path in paths if path in tree}
 
 
-def transformation(config: OptimConfig, setting: ParamSettings) -> Transformation:
+def transformation(config: OptimConfig, setting: ParamSettings, is_tied: bool) -> Transformation:
+    if is_tied:
+        return tied(transformation(config, setting, False), config.tie_until)
     moments = {"beta1": setting.beta1, "beta2": setting.beta2, "eps": setting.eps}
     if setting.algorithm == "adamw":
         return adamw(setting.lr, **moments, weight_decay=setting.weight_decay)
