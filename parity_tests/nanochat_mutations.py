@@ -216,18 +216,18 @@ def _square_axis(plan: Plan) -> Plan:
     """Of square matrices, the other one; their state has the same numbers in it."""
     original = MUON.normuon
 
-    def normuon(direction, square, beta2):
+    def normuon(direction, square, beta2, axis_if_square):
         if direction.shape[0] != direction.shape[1]:
-            return original(direction, square, beta2)
-        turned, square = original(direction.T, square, beta2)
+            return original(direction, square, beta2, axis_if_square)
+        turned, square = original(direction.T, square, beta2, axis_if_square)
         return turned.T, square
 
     return plan.patch(MUON, "normuon", normuon)
 
 
 def _norm_not_restored(plan: Plan) -> Plan:
-    def normuon(direction, square, beta2):
-        square = square + (1 - beta2) * (norm_muon.mean_square(direction) - square)
+    def normuon(direction, square, beta2, axis_if_square):
+        square = square + (1 - beta2) * (norm_muon.mean_square(direction, axis_if_square) - square)
         return direction * jax.lax.rsqrt(jnp.maximum(square, norm_muon.NORMUON_EPS)), square
 
     return plan.patch(MUON, "normuon", normuon)
@@ -387,7 +387,7 @@ NANOCHAT_MUTATIONS: dict[str, Mutation] = {
         lambda plan: _polar(plan, lambda c: [c[0], c[2], c[1], *c[3:]])
     ),
     "Polar Express: four iterations": _of_update(lambda plan: plan.set_muon(ns_steps=4)),
-    "Polar Express: margin 1.01 left out": _of_update(lambda plan: plan.patch(orthogonalize, "POLAR_MARGIN", 1.0)),
+    "Polar Express: margin 1.01 left out": _of_update(lambda plan: plan.set_muon(ns_margin=1.0)),
     "Polar Express: in bfloat16": _of_update(lambda plan: plan.set_muon(ns_dtype="bfloat16")),
     "Newton-Schulz instead of Polar Express": _of_update(lambda plan: plan.set_muon(orthogonalizer="newton_schulz")),
     "NorMuon: other axis of square matrices": _of_update(_square_axis),

@@ -54,8 +54,8 @@ def pair(name):
 def test_there_is_a_mirror():
     assert set(NAMESAKES) >= {
         "models/attention.py", "models/layers.py", "models/loss.py", "models/gpt2.py", "models/nanochat.py",
-        "optim/optimizer.py", "optim/muon.py", "optim/adamw.py", "optim/orthogonalize.py", "optim/normuon.py",
-        "optim/clip.py", "training/step.py", "training/checkpoint.py", "train.py",
+        "optim/optimizer.py", "optim/muon.py", "optim/adam.py", "optim/adamw.py", "optim/orthogonalize.py",
+        "optim/normuon.py", "optim/clip.py", "optim/tied.py", "training/step.py", "training/checkpoint.py", "train.py",
     }  # fmt: skip
 
 
@@ -83,9 +83,11 @@ def test_common_definitions_stand_in_the_same_order(name):
         "models/loss.py",
         "optim/optimizer.py",
         "optim/muon.py",
+        "optim/adam.py",
         "optim/adamw.py",
         "optim/orthogonalize.py",
         "optim/normuon.py",
+        "optim/tied.py",
         "optim/clip.py",
         "training/step.py",
         "models/gpt2.py",

@@ -1,7 +1,7 @@
 """What a run is, and what follows from it by arithmetic. A config file imports its dataclasses from here."""
 
 from jaxgpt.config.families import GPT2Config, ModdedConfig, ModelConfig, NanochatConfig
-from jaxgpt.config.optimizer import GroupConfig, MuonConfig, OptimConfig, ScheduleConfig
+from jaxgpt.config.optimizer import AdamConfig, GroupConfig, MuonConfig, OptimConfig, ScheduleConfig
 from jaxgpt.config.presets import NANOCHAT_2025, NANOCHAT_2026, nanochat_2025, nanochat_2026
 from jaxgpt.config.python_file import load, to_source
 from jaxgpt.config.settings import (
@@ -24,6 +24,7 @@ from jaxgpt.config.storage import flatten, from_dict, to_dict
 __all__ = [
     "NANOCHAT_2025",
     "NANOCHAT_2026",
+    "AdamConfig",
     "CheckpointConfig",
     "Config",
     "DataConfig",

@@ -66,22 +66,29 @@ class MuonConfig(Section):
     """Last steps of the run, over which momentum falls to momentum_end; 0: over the learning rate's warm-down."""
     nesterov: bool = True
     """Nesterov momentum."""
-    orthogonalizer: Literal["newton_schulz", "polar_express"] = "newton_schulz"
-    """newton_schulz: one quintic, repeated (Jordan). polar_express: five, each optimal for its iteration."""
+    orthogonalizer: Literal["newton_schulz", "newton_schulz_exact", "polar_express"] = "newton_schulz"
+    """newton_schulz: one quintic, repeated (Jordan); ends near 1. newton_schulz_exact: 2, -1.5, 0.5 instead, which ends
+    at 1 and needs about 12 steps. polar_express: five, each optimal for its iteration."""
     ns_steps: int = 5
     """Iterations; polar_express has five at most."""
     ns_dtype: Literal["auto", "bfloat16", "float32", "float64"] = "float32"
     """Dtype of the iteration. bfloat16 is the originals' choice and fast on a GPU; slow on a CPU. auto: train.dtype."""
+    ns_margin: float = 1.01
+    """polar_express: matrices are first divided by ns_margin x their norm. nanochat has 1.01, modded-nanogpt 1.02."""
     equilibrate_rows: bool = False
     """Rescale all rows (outputs) of the momentum to the same norm before orthogonalising (MuonEq)."""
     renormalize: bool = False
     """Rescale the result to the Frobenius norm of an exactly orthogonal matrix (Muon+)."""
     norm_beta2: float = 0.0
     """NorMuon: running mean of the squares along the shorter side, whose root the update is divided by; 0: off."""
+    norm_axis_if_square: Literal["inputs", "outputs"] = "inputs"
+    """NorMuon: what a square matrix is averaged over. modded-nanogpt's record 46 has outputs, all later ones inputs."""
     weight_decay: float = 0.0
     """Decoupled weight decay of the matrices."""
     decay_follows_horizon: bool = False
     """Multiply weight_decay by sqrt(batch_tokens / 2**19) x horizon of depth 12 / horizon, at most up to 0.6."""
+    decay_follows_lr: bool = False
+    """Multiply weight_decay by the scheduled optim.muon.lr, so that decay falls with its square (modded-nanogpt)."""
     decay_schedule: Literal["constant", "cosine"] = "constant"
     """cosine: weight decay falls to 0 over the run by half a cosine."""
     cautious: bool = False
@@ -96,8 +103,12 @@ class MuonConfig(Section):
             f"optim.muon.momentum_warmup_steps={self.momentum_warmup_steps} is negative; 0 turns it off",
         )
         require(
-            self.orthogonalizer == "newton_schulz" or self.ns_steps <= 5,
+            self.orthogonalizer != "polar_express" or self.ns_steps <= 5,
             f"optim.muon.ns_steps={self.ns_steps} is above 5; polar_express has five coefficients",
+        )
+        require(
+            self.ns_margin >= 1,
+            f"optim.muon.ns_margin={self.ns_margin} is below 1; polar_express diverges on singular values above 1",
         )
         require(self.weight_decay >= 0, f"optim.muon.weight_decay={self.weight_decay} is negative")
         for name in ("momentum", "momentum_start", "norm_beta2"):
@@ -125,11 +136,44 @@ class MuonConfig(Section):
             "orthogonalizer": self.orthogonalizer,
             "ns_steps": self.ns_steps,
             "ns_dtype": self.ns_dtype,
+            "ns_margin": self.ns_margin,
             "equilibrate_rows": self.equilibrate_rows,
             "renormalize": self.renormalize,
             "norm_beta2": self.norm_beta2,
+            "norm_axis_if_square": self.norm_axis_if_square,
+            "decay_lr": self.lr if self.decay_follows_lr else None,
             "cautious": self.cautious,
         }
+
+
+@dataclass(frozen=True)
+class AdamConfig(Section):
+    """modded-nanogpt's Adam: cautious decay by the square of the learning rate, and updates every few steps only."""
+
+    PATH: ClassVar = "optim.adam."
+
+    lr: float = 0.008
+    """Peak learning rate."""
+    beta1: float = 0.9
+    """Decay rate of the mean of gradients."""
+    beta2: float = 0.99
+    """Decay rate of the mean of their squares."""
+    eps: float = 1e-10
+    """Added to the root of the mean of squares before the correction for its start at zero."""
+    weight_decay: float = 0.005
+    """Decay of parameters of rank two and more, times the square of the learning rate."""
+    every: int = 2
+    """Update in every second step, say, with the gradients of both summed; 1: in each."""
+
+    def __post_init__(self):
+        super().__post_init__()
+        for name in ("lr", "eps", "weight_decay"):
+            value = getattr(self, name)
+            require(value >= 0, f"optim.adam.{name}={value} is negative; choose 0 or more")
+        for name in ("beta1", "beta2"):
+            value = getattr(self, name)
+            require(0 <= value < 1, f"optim.adam.{name}={value} is outside [0, 1)")
+        require(self.every >= 1, f"optim.adam.every={self.every} is below 1; 1 updates in each step")
 
 
 @dataclass(frozen=True)
@@ -142,16 +186,16 @@ class GroupConfig(Section):
     """Regular expression, searched in paths such as wte.weight or h.0.attn.c_proj.weight."""
     name: str = ""
     """Name of the group on the command line: --optim.groups.<name>.lr=...; its index works too."""
-    algorithm: Literal["adamw", "muon"] | None = None
-    """Which optimizer updates these parameters."""
+    algorithm: Literal["adamw", "adam", "muon"] | None = None
+    """Which optimizer updates these parameters: adam has its other settings in optim.adam, muon in optim.muon."""
     lr: float | None = None
     """Peak learning rate."""
     beta1: float | None = None
-    """AdamW's first decay rate."""
+    """AdamW's and Adam's first decay rate."""
     beta2: float | None = None
-    """AdamW's second decay rate."""
+    """AdamW's and Adam's second decay rate."""
     eps: float | None = None
-    """AdamW's epsilon, outside the root."""
+    """AdamW's and Adam's epsilon, outside the root."""
     weight_decay: float | None = None
     """Decoupled weight decay."""
     lr_follows_width: bool = False
@@ -204,6 +248,9 @@ class OptimConfig(Section):
     """What the gradient of the summed loss is divided by; 0: by the number of tokens, which gives the mean's."""
     schedule: ScheduleConfig = field(default_factory=ScheduleConfig)
     muon: MuonConfig = field(default_factory=MuonConfig)
+    adam: AdamConfig = field(default_factory=AdamConfig)
+    tie_until: int = 0
+    """Steps in which wte.weight and lm_head.weight are one: lm_head has both gradients, wte is a copy; 0: none."""
     groups: tuple[GroupConfig, ...] = ()
     """Exceptions by parameter path; the first match counts."""
 
@@ -215,6 +262,7 @@ class OptimConfig(Section):
         for name in ("beta1", "beta2"):
             value = getattr(self, name)
             require(0 <= value < 1, f"optim.{name}={value} is outside [0, 1)")
+        require(self.tie_until >= 0, f"optim.tie_until={self.tie_until} is negative; 0 turns it off")
         names = [group.name for group in self.groups if group.name]
         twice = sorted({name for name in names if names.count(name) > 1})
         require(not twice, f"optim.groups: the name {', '.join(map(show, twice[:3]))} is given twice; choose another")

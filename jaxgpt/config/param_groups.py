@@ -4,7 +4,7 @@ import re
 from dataclasses import dataclass
 
 from jaxgpt.config.optimizer import GroupConfig, OptimConfig
-from jaxgpt.errors import InputError
+from jaxgpt.errors import InputError, require
 
 
 @dataclass(frozen=True)
@@ -21,6 +21,8 @@ class ParamSettings:
 
 OVERRIDES = ("algorithm", "lr", "weight_decay", "beta1", "beta2", "eps")
 """What a group can override."""
+TIED = ("wte.weight", "lm_head.weight")
+"""What optim.tie_until ties: the embedding and the head, a row per token in both."""
 
 
 def param_groups(config: OptimConfig, shapes: dict[str, tuple[int, ...]]) -> dict[str, ParamSettings]:
@@ -30,7 +32,8 @@ def param_groups(config: OptimConfig, shapes: dict[str, tuple[int, ...]]) -> dic
     (`h.`) go to Muon. Then the first of `optim.groups` that matches a path overrides what it sets.
 
     Raises:
-      InputError: a group matches no parameter, or sends one to Muon that is not a matrix.
+      InputError: a group matches no parameter, or sends one to Muon that is not a matrix; or optim.tie_until cannot
+        tie embedding and head.
     """
     follows = [group.match for group in config.groups if group.lr_follows_width or group.lr_follows_batch]
     assert not follows and not config.muon.lr_follows_batch and config.muon.ns_dtype != "auto", "derive(config) first"
@@ -46,15 +49,16 @@ def param_groups(config: OptimConfig, shapes: dict[str, tuple[int, ...]]) -> dic
             raise InputError(
                 f"optim.groups: match={group.match!r} sends {path} of shape {shape} to muon; it updates matrices only"
             )
-        base = config.muon if algorithm == "muon" else config
+        moments = config.adam if algorithm == "adam" else config
+        base = config.muon if algorithm == "muon" else moments
         settings[path] = ParamSettings(
             algorithm=algorithm,
             **{
                 "lr": base.lr,
                 "weight_decay": base.weight_decay if is_matrix else 0.0,
-                "beta1": config.beta1,
-                "beta2": config.beta2,
-                "eps": config.eps,
+                "beta1": moments.beta1,
+                "beta2": moments.beta2,
+                "eps": moments.eps,
                 **overrides,
             },
         )
@@ -63,4 +67,24 @@ def param_groups(config: OptimConfig, shapes: dict[str, tuple[int, ...]]) -> dic
             f"optim.groups: match={sorted(unused)[0]!r} matches no parameter; "
             f"parameters are {', '.join(list(shapes)[:3])} and so on"
         )
+    if config.tie_until:
+        _check_tied(config, shapes, settings)
     return settings
+
+
+def _check_tied(config: OptimConfig, shapes: dict[str, tuple[int, ...]], settings: dict[str, ParamSettings]) -> None:
+    tie = f"optim.tie_until={config.tie_until}"
+    for path in TIED:
+        require(path in shapes, f"{tie} ties {' and '.join(TIED)}, and the model has no {path}; set it to 0")
+    wte, lm_head = TIED
+    require(shapes[wte] == shapes[lm_head], f"{tie} ties {wte} {shapes[wte]} and {lm_head} {shapes[lm_head]}; set 0")
+    require(
+        settings[wte] == settings[lm_head],
+        f"{tie} ties {wte} and {lm_head}, whose settings differ; let one of optim.groups match both",
+    )
+    every = config.adam.every if settings[wte].algorithm == "adam" else 1
+    require(
+        config.tie_until % every == 0,
+        f"{tie} is not a multiple of optim.adam.every={every}; nearest: "
+        f"{config.tie_until // every * every}, {(config.tie_until // every + 1) * every}",
+    )

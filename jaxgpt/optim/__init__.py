@@ -5,8 +5,9 @@
 The functions hide the modules of their names; `from jaxgpt.optim.muon import muon_step` reaches into one.
 """
 
+from jaxgpt.optim.adam import adam
 from jaxgpt.optim.adamw import adamw
 from jaxgpt.optim.clip import clip_by_global_norm, global_norm
 from jaxgpt.optim.muon import muon
 
-__all__ = ["adamw", "clip_by_global_norm", "global_norm", "muon"]
+__all__ = ["adam", "adamw", "clip_by_global_norm", "global_norm", "muon"]

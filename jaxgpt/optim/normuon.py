@@ -7,13 +7,14 @@ NORMUON_EPS = 1e-10
 """Smallest mean square, and smallest norm, that NorMuon divides by."""
 
 
-def mean_square(direction_IO):
-    """Mean of squares over the shorter axis (the input axis if square): [1, O] or [I, 1]."""
+def mean_square(direction_IO, axis_if_square="inputs"):
+    """Mean of squares over the shorter axis, `inputs` or `outputs` if they are equal: [1, O] or [I, 1]."""
     n_in, n_out = direction_IO.shape
-    return (direction_IO * direction_IO).mean(axis=0 if n_out >= n_in else 1, keepdims=True)
+    is_over_inputs = n_out > n_in or (n_out == n_in and axis_if_square == "inputs")
+    return (direction_IO * direction_IO).mean(axis=0 if is_over_inputs else 1, keepdims=True)
 
 
-def normuon(direction_IO, square, beta2):
+def normuon(direction_IO, square, beta2, axis_if_square="inputs"):
     """Divides each output (each input of a wide matrix) by its running root mean square; the matrix keeps its norm.
 
     Args:
@@ -22,7 +23,7 @@ def normuon(direction_IO, square, beta2):
     Returns:
       direction, square.
     """
-    now = mean_square(direction_IO)
+    now = mean_square(direction_IO, axis_if_square)
     square = square + (1 - beta2) * (now - square)
     n_averaged = direction_IO.size // now.size
     step = jax.lax.rsqrt(jnp.maximum(square, NORMUON_EPS))

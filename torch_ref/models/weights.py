@@ -17,7 +17,7 @@ from jaxgpt.errors import InputError
 SCALARS = r"step|n_skipped|n_skipped_in_row|loss_scale\.(scale|n_good)|opt_state\.count"
 """Leaves of a state that belong to no parameter."""
 
-TREES = r"(params|opt_state\.(mu|nu|momentum|square))\."
+TREES = r"(params|opt_state\.(mu|nu|grad_sum|momentum|square))\."
 """Prefixes of a state's trees by parameter; each leaf follows its parameter's rule."""
 
 

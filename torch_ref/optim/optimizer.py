@@ -9,17 +9,18 @@ from typing import Any
 import torch
 
 from jaxgpt.config.optimizer import OptimConfig
-from jaxgpt.config.param_groups import ParamSettings
+from jaxgpt.config.param_groups import TIED, ParamSettings
+from torch_ref.optim.adam import adam
 from torch_ref.optim.adamw import adamw
 from torch_ref.optim.muon import muon
+from torch_ref.optim.tied import tied
 from torch_ref.optim.transformation import Transformation, write
 
 
 def optimizer(config: OptimConfig, groups: dict[str, ParamSettings]) -> Transformation:
-    settings = list(dict.fromkeys(groups.values()))
-    parts = [
-        (transformation(config, setting), [path for path in groups if groups[path] == setting]) for setting in settings
-    ]
+    kinds = {path: (setting, config.tie_until > 0 and path in TIED) for path, setting in groups.items()}
+    unique = list(dict.fromkeys(kinds.values()))
+    parts = [(transformation(config, *kind), [path for path in kinds if kinds[path] == kind]) for kind in unique]
 
     def init(params):
         state: dict[str, Any] = {"count": torch.zeros((), dtype=torch.int32, device=next(iter(params.values())).device)}
@@ -42,9 +43,12 @@ def choose(tree: dict[str, torch.Tensor], paths: list[str]) -> dict[str, torch.T
     return {path: tree[path] for path in paths if path in tree}
 
 
-def transformation(config: OptimConfig, setting: ParamSettings) -> Transformation:
+def transformation(config: OptimConfig, setting: ParamSettings, is_tied: bool) -> Transformation:
+    if is_tied:
+        return tied(transformation(config, setting, False), config.tie_until)
+    moments = {"beta1": setting.beta1, "beta2": setting.beta2, "eps": setting.eps}
     if setting.algorithm == "adamw":
-        return adamw(
-            setting.lr, beta1=setting.beta1, beta2=setting.beta2, eps=setting.eps, weight_decay=setting.weight_decay
-        )
+        return adamw(setting.lr, **moments, weight_decay=setting.weight_decay)
+    if setting.algorithm == "adam":
+        return adam(setting.lr, **moments, weight_decay=setting.weight_decay, every=config.adam.every)
     return muon(setting.lr, weight_decay=setting.weight_decay, **config.muon.of_update())

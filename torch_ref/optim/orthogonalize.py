@@ -1,11 +1,13 @@
 """jaxgpt/optim/orthogonalize.py in PyTorch. Matrices are [out, in], as in the originals."""
 
+import functools
 from collections import defaultdict
 from collections.abc import Sequence
 
 import torch
 
 NS_COEFFICIENTS = (3.4445, -4.7750, 2.0315)
+NS_EXACT = (2.0, -1.5, 0.5)
 NS_EPS = 1e-7
 POLAR_EXPRESS = (
     (8.156554524902461, -22.48329292557795, 15.878769915207462),
@@ -14,15 +16,19 @@ POLAR_EXPRESS = (
     (3.285753657755655, -2.3681294933425376, 0.46449024233003106),
     (2.3465413258596377, -1.7097828382687081, 0.42323551169305323),
 )
-POLAR_MARGIN, POLAR_EPS = 1.01, 1e-6
+POLAR_EPS = 1e-6
 SCALE_EPS = 1e-6
 
 
 def orthogonalize(
-    directions: Sequence[torch.Tensor], *, orthogonalizer: str, ns_steps: int, ns_dtype: str, equilibrate_rows: bool,
-    renormalize: bool,
+    directions: Sequence[torch.Tensor], *, orthogonalizer: str, ns_steps: int, ns_dtype: str, ns_margin: float,
+    equilibrate_rows: bool, renormalize: bool,
 ) -> list[torch.Tensor]:  # fmt: skip
-    iterate = {"newton_schulz": newton_schulz, "polar_express": polar_express}[orthogonalizer]
+    iterate = {
+        "newton_schulz": functools.partial(newton_schulz, coefficients=NS_COEFFICIENTS),
+        "newton_schulz_exact": functools.partial(newton_schulz, coefficients=NS_EXACT),
+        "polar_express": functools.partial(polar_express, margin=ns_margin),
+    }[orthogonalizer]
     members = defaultdict(list)
     for i, direction in enumerate(directions):
         members[direction.shape, direction.dtype].append(i)
@@ -54,22 +60,22 @@ def scale_matrices(x_LOI):
     return x_LOI * (target / torch.clamp(frobenius_norm(x_LOI), min=SCALE_EPS))
 
 
-def newton_schulz(x_LOI, *, steps, dtype):
+def newton_schulz(x_LOI, *, steps, dtype, coefficients=NS_COEFFICIENTS):
     # Square ones are turned too, here and below, so that the iteration sees jaxgpt's [in, out].
     is_tall = x_LOI.shape[1] >= x_LOI.shape[2]
     x = x_LOI.mT if is_tall else x_LOI
     x = x.to(dtype)
     x = x / (frobenius_norm(x) + NS_EPS)
     for _ in range(steps):
-        x = quintic(x, NS_COEFFICIENTS)
+        x = quintic(x, coefficients)
     return x.mT if is_tall else x
 
 
-def polar_express(x_LOI, *, steps, dtype):
+def polar_express(x_LOI, *, steps, dtype, margin=1.01):
     is_tall = x_LOI.shape[1] >= x_LOI.shape[2]
     x = x_LOI.mT if is_tall else x_LOI
     x = x.to(dtype)
-    x = x / (POLAR_MARGIN * frobenius_norm(x) + POLAR_EPS)
+    x = x / (margin * frobenius_norm(x) + POLAR_EPS)
     for coefficients in POLAR_EXPRESS[:steps]:
         x = quintic(x, coefficients)
     return x.mT if is_tall else x
