@@ -83,11 +83,12 @@ def open_run(given: Config, *, verify_again: bool = False) -> Run:
       verify_again: see `open_source`.
 
     Raises:
-      InputError: the data are missing, damaged, or of another vocabulary than the model's; or a value is open that no
-        rule gives.
+      InputError: the data are missing, damaged, too few for the run, or of another vocabulary than the model's; or a
+        value is open that no rule gives.
     """
     with working(f"opening the data in {given.data.dir}"):
         source = open_source(given.data, verify_again=verify_again)
     derivation = derive(given, source.n_ids)
     source.check_vocabulary(derivation.config.model.vocab_size)
+    source.require_steps(derivation.config)
     return Run(given, derivation, source)

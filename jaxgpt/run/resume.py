@@ -65,7 +65,10 @@ def _decides_batches(name: str, was: Any, is_now: Any) -> bool:
     if name == "train.stages":
         batches = [[(stage["from_step"], stage["batch_tokens"]) for stage in stages] for stages in (was or [], is_now)]
         return batches[0] != batches[1]
-    return name in ("run.seed", "data.sampling", "train.batch_tokens")
+    return name in (
+        "run.seed", "data.sampling", "data.train_files", "data.bos_id", "data.max_document_tokens",
+        "train.batch_tokens",
+    )  # fmt: skip
 
 
 FREE_MODEL_FIELDS = ("model.dropout",)
