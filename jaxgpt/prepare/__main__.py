@@ -4,7 +4,9 @@
     jaxgpt prepare mytext --input book.txt
     jaxgpt prepare mydocs --input 'crawl/*.parquet' --tokenizer gpt2
     jaxgpt prepare mydocs --input 'crawl/*.parquet' --format text
+    jaxgpt prepare mydocs --input 'crawl/*.parquet' --format modded
     jaxgpt prepare climbmix --shards 8
+    jaxgpt prepare fineweb10B --shards 9
 
 --input reads text files (.txt, .md, and others that you name), .jsonl or .ndjson, .json, .csv, .tsv, .parquet, .arrow
 and directories that Hugging Face's datasets saved, also compressed (.gz, .zst, .bz2, .xz). Where its name does not say
@@ -18,6 +20,10 @@ and byte tokenizers, which have none, put a blank line there.
 --format text writes parquet files, a document per row, the last file for validation. Models like nanochat's train on
 those, with a tokenizer that `jaxgpt train_tokenizer` learns from them. Each page of a single text is a
 document.
+
+--format modded writes what modded-nanogpt reads, for --data.sampling=bos_aligned: files in llm.c's format, GPT-2's
+end-of-text token in front of every document (byte: a token of id 256; or a tokenizer's own, of a file that
+`jaxgpt train_tokenizer` wrote). Each page of a single text is a document here too. fineweb10B is published like this.
 
 The work happens in DIR/.tmp and is moved into place when it is complete: until then what was in DIR stays as it is.
 Preparing the same data again does nothing. Published text is fetched file by file: ask for more at any time; existing
@@ -45,6 +51,7 @@ USUAL = {
 TAKES = {
     "tokens": ("input", "tokenizer", "val_fraction", "shard_tokens", "text_field", "input_format"),
     "text": ("input", "val_fraction", "shard_chars", "group_documents", "text_field", "input_format"),
+    "modded": ("input", "tokenizer", "val_fraction", "shard_tokens", "text_field", "input_format"),
     "fineweb10B": ("input", "shards"),
     "fetched": ("shards",),
 }
@@ -71,9 +78,12 @@ def make_parser(about: dict[str, str]) -> Parser:
         "--input", nargs="+", metavar="PATH", type=user_path, default=[], help="files, directories or globs to read"
     )
     parser.add_argument("--out", metavar="DIR", type=user_path, default="", help="the result (data/NAME)")
-    parser.add_argument("--tokenizer", choices=("char", "byte", "gpt2"), help="(the corpus's; char)")
+    parser.add_argument(
+        "--tokenizer", metavar="NAME", type=user_path,
+        help="char, byte or gpt2 (the corpus's; char; with --format modded: gpt2); there also a tokenizer's JSON file",
+    )  # fmt: skip
     parser.add_argument("--val-fraction", type=float, metavar="X", help="part for validation (the corpus's; 0.1)")
-    parser.add_argument("--format", dest="form", choices=("tokens", "text"), help="what to write (tokens)")
+    parser.add_argument("--format", dest="form", choices=("tokens", "text", "modded"), help="what to write (tokens)")
     parser.add_argument("--text-field", metavar="NAME", help="field or column that holds the text (text)")
     parser.add_argument("--input-format", metavar="NAME", choices=tuple(READERS), help=f"{', '.join(READERS)}")
     for flag, about_flag in (
@@ -104,7 +114,12 @@ def read_arguments(args: list[str]) -> argparse.Namespace:
         raise InputError("pydocs reads no --input; choose another name for your files")
     form_published = "text" if name in TEXT_CORPORA else "tokens"
     options.form = options.form or form_published
+    if name == "fineweb10B" and options.form == "modded":
+        options.form = "tokens"  # it is published in that format
     refuse_flags(options)
+    names = ("char", "byte", "gpt2")
+    if options.tokenizer and options.tokenizer not in names and options.form != "modded":
+        raise InputError(f"--tokenizer={options.tokenizer} is not one of {', '.join(names)}; files: --format modded")
     if options.val_fraction is not None and not 0 < options.val_fraction < 1:
         raise InputError(f"--val-fraction={options.val_fraction} is outside (0, 1); 0.1 is usual")
     for flag, usual in USUAL.items():
@@ -113,7 +128,12 @@ def read_arguments(args: list[str]) -> argparse.Namespace:
         elif getattr(options, flag) < 1:
             raise InputError(f"{dashed(flag)}={getattr(options, flag)} is not positive; {usual} is usual")
     options.text_field = options.text_field or "text"
-    options.out = options.out or f"data/{name}" + ("_text" if options.form == "text" != form_published else "")
+    suffix = f"_{options.form}" if options.form not in ("tokens", form_published) else ""
+    options.out = options.out or f"data/{name}{suffix}"
+    options.is_modded = options.form == "modded"
+    options.form = "tokens" if options.is_modded else options.form
+    if options.is_modded and options.shard_tokens >= 2**31:
+        raise InputError(f"--shard-tokens={options.shard_tokens} is above {2**31 - 1}, what llm.c's header can say")
     return options
 
 
@@ -217,7 +237,7 @@ def main(args: list[str]) -> int:
                 source = source or open_corpus(options.name, scratch / "downloads", progress.download(options.name))
                 if source.note:
                     console.say(f"note: {source.note}")
-                named = ("input", "text_field", "input_format")
+                named = ("input", "text_field", "input_format", "tokenizer_file")
                 wants = {name: value for name, value in request.items() if name not in named}
                 wants["progress"] = progress.count(source.total, source.unit)
                 if options.form == "text":
@@ -263,7 +283,12 @@ def describe_request(options: argparse.Namespace, corpus: Corpus, inputs: list[P
         request["input_format"] = options.input_format
     if options.form == "text":
         return {**request, "shard_chars": options.shard_chars, "group_documents": options.group_documents}
-    return {**request, "tokenizer": options.tokenizer or corpus.tokenizer, "shard_tokens": options.shard_tokens}
+    request["shard_tokens"] = options.shard_tokens
+    if options.is_modded:
+        if options.tokenizer and Path(options.tokenizer).is_file():
+            request["tokenizer_file"] = sha256_of(Path(options.tokenizer))
+        return {**request, "tokenizer": options.tokenizer or "gpt2", "is_modded": True}
+    return {**request, "tokenizer": options.tokenizer or corpus.tokenizer}
 
 
 # Tokens that are published
