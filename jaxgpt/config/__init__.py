@@ -18,12 +18,14 @@ from jaxgpt.config.settings import (
     count_microbatches,
     rows_that_divide,
 )
+from jaxgpt.config.speedrun import TRACK_3, speedrun_46, speedrun_62, speedrun_stages
 from jaxgpt.config.stages import StageConfig
 from jaxgpt.config.storage import flatten, from_dict, to_dict
 
 __all__ = [
     "NANOCHAT_2025",
     "NANOCHAT_2026",
+    "TRACK_3",
     "AdamConfig",
     "CheckpointConfig",
     "Config",
@@ -51,6 +53,9 @@ __all__ = [
     "nanochat_2025",
     "nanochat_2026",
     "rows_that_divide",
+    "speedrun_46",
+    "speedrun_62",
+    "speedrun_stages",
     "to_dict",
     "to_source",
 ]

@@ -240,7 +240,7 @@ def open_dataset(directory: str | Path) -> Dataset:
     directory = Path(directory)
     try:
         if not directory.is_dir():
-            raise InputError(f"data.dir={directory} does not exist; run {_prepare_command(directory)}")
+            raise InputError(f"data.dir={directory} does not exist; run {prepare_command(directory)}")
         data = _open_prepared(directory) if (directory / MANIFEST).exists() else _open_foreign(directory)
     except OSError as error:
         message = f"data.dir={directory} cannot be read: {error.strerror}; check its permissions"
@@ -253,7 +253,8 @@ def open_dataset(directory: str | Path) -> Dataset:
     return data
 
 
-def _prepare_command(directory: Path) -> str:
+def prepare_command(directory: Path) -> str:
+    """What to run for a directory that is not there, in backquotes."""
     name = directory.name or "NAME"
     out = "" if directory == Path("data", name) else f" --out {shlex.quote(str(directory))}"
     return f"`jaxgpt prepare {shlex.quote(name)}{'' if name in CORPUS_NAMES else ' --input FILE'}{out}`"
@@ -303,17 +304,23 @@ def _open_foreign(directory: Path) -> Dataset:
         if not numbered:
             there = ", ".join(names[:5]) or "nothing"
             raise InputError(
-                f"{directory} has no {name} shards (found: {there}); run {_prepare_command(directory)}, or add "
+                f"{directory} has no {name} shards (found: {there}); run {prepare_command(directory)}, or add "
                 f"{MANIFEST}, train.bin and val.bin, or *_train_000001.bin and *_val_000000.bin"
             )
         _refuse_gaps(directory, sorted(numbered))
-    splits = {
-        name: Split(name, directory, tuple(inspect_shard(path) for _, path in sorted(numbered)))
-        for name, numbered in found.items()
-    }
+    return dataset_of(directory, {name: [path for _, path in sorted(numbered)] for name, numbered in found.items()})
+
+
+def dataset_of(directory: Path, paths: dict[str, list[Path]]) -> Dataset:
+    """The data set of these files, train and val, which no manifest describes.
+
+    Raises:
+      InputError: a file is not a shard, or is one of ours, or the splits share one.
+    """
+    splits = {name: Split(name, directory, tuple(map(inspect_shard, files))) for name, files in paths.items()}
     files = splits["train"].files + splits["val"].files
     if any(file.format == "jaxgpt" for file in files):
-        raise InputError(f"{directory} has shards but no {MANIFEST}; copy it too, or run {_prepare_command(directory)}")
+        raise InputError(f"{directory} has shards but no {MANIFEST}; copy it too, or run {prepare_command(directory)}")
     prints = {file.path: _fingerprint(file.path, file.size_bytes) for file in files}
     sources = {prints[file.path]: file.path.name for file in splits["train"].files}
     _refuse_overlap(directory, [(sources.get(prints[file.path]), file.path.name) for file in splits["val"].files])

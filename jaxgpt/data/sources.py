@@ -17,10 +17,13 @@ from typing import Any, Literal, Protocol, cast
 import numpy as np
 
 from jaxgpt.config import Config, DataConfig
+from jaxgpt.config.schedule import stage_index
 from jaxgpt.config.steps import PlannedStep
 from jaxgpt.data.batch import Batch
 from jaxgpt.data.batches import Batches, eval_rows
+from jaxgpt.data.bos_batches import BosBatches
 from jaxgpt.data.packing import Packing
+from jaxgpt.data.patterns import open_matching
 from jaxgpt.data.shards import Dataset, Split, check_ids, open_dataset, verify
 from jaxgpt.data.text_batches import PackedRows, TextBatches, require_lanes, val_rows
 from jaxgpt.data.text_data import TextData, open_text, verify_text
@@ -83,6 +86,32 @@ class ShardReader:
     def summary(self) -> str:
         """Empty: nothing is discarded."""
         return ""
+
+    def close(self) -> None:
+        pass
+
+
+class BosReader:
+    """Training rows that begin with a document: row m * n_rows + r of a step is row r of microbatch m.
+
+    Every process walks all rows, and reads the tokens of its own.
+    """
+
+    def __init__(self, batches: BosBatches):
+        self._batches = batches
+
+    def read(self, planned: PlannedStep, lo: int, hi: int) -> Batch:
+        n_micro, n_rows = planned.n_micro, planned.n_rows
+        own = [m * n_rows + row for m in range(n_micro) for row in range(lo, hi)]
+        rows = self._batches.rows(n_micro * n_rows, planned.seq_len, own)
+        return Batch(rows.reshape(n_micro, hi - lo, -1))
+
+    def cursors(self) -> dict[str, Any]:
+        return self._batches.cursors()
+
+    def summary(self) -> str:
+        """What was left out, for the end of a run."""
+        return self._batches.summary()
 
     def close(self) -> None:
         pass
@@ -158,6 +187,8 @@ class Source:
         """
         data, seq_len = self.config, max(config.stage_seq_lens())
         if isinstance(self.data, Dataset):
+            if data.sampling == "bos_aligned":
+                return BosReader(self._bos_batches(config, cursors))
             sampling = cast(Literal["random", "sequential"], data.sampling)
             return ShardReader(Batches(self.data.train, seq_len, config.run.seed, sampling, config.model.vocab_size))
         for n_tokens in config.stage_batch_tokens():
@@ -167,6 +198,55 @@ class Source:
             cursors=cursors,
         )  # fmt: skip
         return TextReader(batches)
+
+    def _bos_batches(self, config: Config, cursors: dict[str, Any] | None = None) -> BosBatches:
+        assert isinstance(self.data, Dataset)
+        return BosBatches(
+            self.data.train, self.bos_id(), self.config.max_document_tokens, n_epochs=self.config.epochs,
+            id_limit=config.model.vocab_size, cursors=cursors,
+        )  # fmt: skip
+
+    def bos_id(self) -> int:
+        """The id that begins a document: data.bos_id, or what the tokenizer puts between documents.
+
+        Raises:
+          InputError: neither says.
+        """
+        if self.config.bos_id >= 0:
+            return self.config.bos_id
+        ids = self.tokenizer.stop_ids() if self.tokenizer else ()
+        if not ids:
+            what = (
+                f"the {self.tokenizer.name} tokenizer has" if self.tokenizer else "no tokenizer is known, so there is"
+            )
+            raise InputError(
+                f"data.bos_id=-1, but {what} no id that begins a document; set --data.bos_id, or prepare "
+                "with --format modded"
+            )
+        return ids[0]
+
+    def require_steps(self, config: Config) -> None:
+        """Reads where the documents begin, as far as the run goes, and checks that the data has rows for all its steps.
+
+        Args:
+          config: complete.
+
+        Raises:
+          InputError: it has not, or the ids of documents are not known.
+        """
+        if self.config.sampling != "bos_aligned":
+            return
+        lengths, n_steps = config.stage_seq_lens(), config.train.steps
+        of_stage = [(n // length, length) for n, length in zip(config.stage_batch_tokens(), lengths, strict=True)]
+        steps = (of_stage[stage_index(config, step)] for step in range(n_steps))
+        batches = self._bos_batches(config)
+        n_there = batches.count_steps(steps) if self.config.epochs else n_steps
+        if n_there < n_steps:
+            raise InputError(
+                f"train.steps={n_steps} is above the {n_there} steps that data.epochs={self.config.epochs} of "
+                f"{batches.split.directory} gives ({batches.split.n_tokens:,} tokens, {batches.n_used:,} of them in "
+                f"bos_aligned rows); add shards, or set --data.epochs=0, or --train.steps={n_there}"
+            )
 
     def val_rows(self, config: Config, split: Literal["train", "val"] = "val") -> tuple[Rows, np.ndarray]:
         """Rows for an evaluation of `config.eval.tokens`, and the arguments of `at` that give each once.
@@ -230,7 +310,8 @@ def open_source(config: DataConfig, *, verify_again: bool = False) -> Source:
         n_ids = text.tokenizer.vocab_size
         files = verify_text(text.train, text.val, again=verify_again)
         return Source(config, text, text.tokenizer, text.tokenizer_json, text.digest, files, n_ids, None)
-    data = open_dataset(directory)
+    has_patterns = bool(config.train_files)
+    data = open_matching(directory, config.train_files, config.val_files) if has_patterns else open_dataset(directory)
     files = verify(data, again=verify_again)
     tokenizer = tokenizer_from_json(data.tokenizer_json) if data.tokenizer_json else None
     return Source(
@@ -259,6 +340,8 @@ def open_directory(directory: str, like: DataConfig | None = None, *, verify_aga
     is_text = has_text(_on_this_machine(directory))
     if like.is_text != is_text:
         like = dataclasses.replace(like, sampling="best_fit" if is_text else "sequential", tokenizer="")
+    if directory != like.dir:
+        like = dataclasses.replace(like, train_files="", val_files="")
     return open_source(dataclasses.replace(like, dir=directory), verify_again=verify_again)
 
 

@@ -158,7 +158,7 @@ def open_text(directory: str | Path, tokenizer_path: str | Path = "") -> TextDat
     directory = Path(directory)
     train, val = open_splits(directory)
     path = Path(tokenizer_path) if str(tokenizer_path) else directory / TOKENIZER
-    tokenizer, tokenizer_json = _read_tokenizer(path, directory)
+    tokenizer, tokenizer_json = read_tokenizer(path, directory)
     files = [(file.path.name, file.size_bytes, file.sha256_of_ends) for file in train.files + val.files]
     content = json.dumps({"tokenizer": tokenizer.digest(), "files": files}, separators=(",", ":"))
     digest = hashlib.sha256(content.encode("ascii")).hexdigest()
@@ -270,7 +270,15 @@ def _refuse_copy(train: TextSplit, val: TextFile) -> None:
             )
 
 
-def _read_tokenizer(path: Path, directory: Path) -> tuple[Tokenizer, dict[str, Any]]:
+def read_tokenizer(path: Path, directory: Path) -> tuple[Tokenizer, dict[str, Any]]:
+    """The tokenizer in a JSON file, and that JSON.
+
+    Args:
+      directory: the text to train one on, for messages.
+
+    Raises:
+      InputError: the file is missing or damaged, or its tokenizer has no token that separates documents.
+    """
     train_it = f"`jaxgpt train_tokenizer --data {shlex.quote(str(directory))}`"
     try:
         value = json.loads(read_bounded(path, _TOKENIZER_LIMIT_BYTES).decode("utf-8"))

@@ -5,7 +5,9 @@
     jaxgpt prepare mydocs --input 'crawl/*.parquet' --tokenizer gpt2
     jaxgpt prepare mydocs --input 'crawl/*.parquet' --tokenizer DIRECTORY     (that has a tokenizer.json)
     jaxgpt prepare mydocs --input 'crawl/*.parquet' --format text
+    jaxgpt prepare mydocs --input 'crawl/*.parquet' --format modded
     jaxgpt prepare climbmix --shards 8
+    jaxgpt prepare fineweb10B --shards 9
 
 --input reads text files (.txt, .md, and others that you name), .jsonl or .ndjson, .json, .csv, .tsv, .parquet, .arrow
 and directories that Hugging Face's datasets saved, also compressed (.gz, .zst, .bz2, .xz). Where its name does not say
@@ -19,6 +21,10 @@ and byte tokenizers, which have none, put a blank line there.
 --format text writes parquet files, a document per row, the last file for validation. Models like nanochat's train on
 those, with a tokenizer that `jaxgpt train_tokenizer` learns from them. Each page of a single text is a
 document.
+
+--format modded writes what modded-nanogpt reads, for --data.sampling=bos_aligned: files in llm.c's format, GPT-2's
+end-of-text token in front of every document (byte: a token of id 256; or a tokenizer's own, of a file that
+`jaxgpt train_tokenizer` wrote). Each page of a single text is a document here too. fineweb10B is published like this.
 
 The work happens in DIR/.tmp and is moved into place when it is complete: until then what was in DIR stays as it is.
 Preparing the same data again does nothing. Published text is fetched file by file: ask for more at any time; existing
@@ -46,6 +52,7 @@ USUAL = {
 TAKES = {
     "tokens": ("input", "tokenizer", "val_fraction", "shard_tokens", "text_field", "input_format"),
     "text": ("input", "val_fraction", "shard_chars", "group_documents", "text_field", "input_format"),
+    "modded": ("input", "tokenizer", "val_fraction", "shard_tokens", "text_field", "input_format"),
     "fineweb10B": ("input", "shards"),
     "fetched": ("shards",),
 }
@@ -72,9 +79,9 @@ def make_parser(about: dict[str, str]) -> Parser:
         "--input", nargs="+", metavar="PATH", type=user_path, default=[], help="files, directories or globs to read"
     )
     parser.add_argument("--out", metavar="DIR", type=user_location, default="", help="the result (data/NAME)")
-    parser.add_argument("--tokenizer", metavar="NAME", help="char, byte, gpt2, or a directory with a tokenizer.json")
+    parser.add_argument("--tokenizer", metavar="NAME", help="char, byte, gpt2, a JSON file or directory of one")
     parser.add_argument("--val-fraction", type=float, metavar="X", help="part for validation (the corpus's; 0.1)")
-    parser.add_argument("--format", dest="form", choices=("tokens", "text"), help="what to write (tokens)")
+    parser.add_argument("--format", dest="form", choices=("tokens", "text", "modded"), help="what to write (tokens)")
     parser.add_argument("--text-field", metavar="NAME", help="field or column that holds the text (text)")
     parser.add_argument("--input-format", metavar="NAME", choices=tuple(READERS), help=f"{', '.join(READERS)}")
     for flag, about_flag in (
@@ -105,7 +112,12 @@ def read_arguments(args: list[str]) -> argparse.Namespace:
         raise InputError("pydocs reads no --input; choose another name for your files")
     form_published = "text" if name in TEXT_CORPORA else "tokens"
     options.form = options.form or form_published
+    if name == "fineweb10B" and options.form == "modded":
+        options.form = "tokens"  # it is published in that format
     refuse_flags(options)
+    names = ("char", "byte", "gpt2")
+    if options.tokenizer and options.tokenizer not in names and options.form != "modded":
+        raise InputError(f"--tokenizer={options.tokenizer} is not one of {', '.join(names)}; files: --format modded")
     if options.val_fraction is not None and not 0 < options.val_fraction < 1:
         raise InputError(f"--val-fraction={options.val_fraction} is outside (0, 1); 0.1 is usual")
     for flag, usual in USUAL.items():
@@ -114,7 +126,12 @@ def read_arguments(args: list[str]) -> argparse.Namespace:
         elif getattr(options, flag) < 1:
             raise InputError(f"{dashed(flag)}={getattr(options, flag)} is not positive; {usual} is usual")
     options.text_field = options.text_field or "text"
-    options.out = options.out or f"data/{name}" + ("_text" if options.form == "text" != form_published else "")
+    suffix = f"_{options.form}" if options.form not in ("tokens", form_published) else ""
+    options.out = options.out or f"data/{name}{suffix}"
+    options.is_modded = options.form == "modded"
+    options.form = "tokens" if options.is_modded else options.form
+    if options.is_modded and options.shard_tokens >= 2**31:
+        raise InputError(f"--shard-tokens={options.shard_tokens} is above {2**31 - 1}, what llm.c's header can say")
     return options
 
 
@@ -167,6 +184,7 @@ from jaxgpt.data.digests import sha256_of
 from jaxgpt.data.manifest import read_manifest
 from jaxgpt.data.shards import Split, check_ids, inspect_shard, open_dataset, split_blocks
 from jaxgpt.data.text_data import TOKENIZER, open_splits
+from jaxgpt.data.text_data import read_tokenizer as read_saved_tokenizer
 from jaxgpt.data.text_manifest import read_text_manifest
 from jaxgpt.data.tokenizer import GPT2Tokenizer, Tokenizer
 from jaxgpt.errors import EXIT_DONE, run_verb
@@ -232,7 +250,7 @@ def prepare(options: argparse.Namespace, out: Path) -> int:
                 source = source or open_corpus(options.name, scratch / "downloads", progress.download(options.name))
                 if source.note:
                     console.say(f"note: {source.note}")
-                named = ("input", "text_field", "input_format")
+                named = ("input", "text_field", "input_format", "tokenizer_file")
                 wants = {name: value for name, value in request.items() if name not in named}
                 wants["progress"] = progress.count(source.total, source.unit)
                 if options.form == "text":
@@ -268,15 +286,17 @@ def find_local(options: argparse.Namespace, corpus: Corpus, left_out: Counter[st
 
 
 def read_own_tokenizer(options: argparse.Namespace) -> Tokenizer | None:
-    """The tokenizer of the directory that --tokenizer names; None for one that has a name."""
+    """The tokenizer in the directory or the JSON file that --tokenizer names; None for one that has a name."""
     if options.tokenizer is None or options.tokenizer in NAMED:
         return None
-    directory = Path(user_path(options.tokenizer, "--tokenizer"))
-    tokenizer = read_tokenizer(directory) if directory.is_dir() else None
+    path = Path(user_path(options.tokenizer, "--tokenizer"))
+    if path.is_file():
+        return read_saved_tokenizer(path, path.parent)[0]
+    tokenizer = read_tokenizer(path) if path.is_dir() else None
     if tokenizer is None:
         raise InputError(
-            f"--tokenizer={options.tokenizer} is not one of {', '.join(NAMED)}, nor a directory with a tokenizer.json; "
-            "choose one of them"
+            f"--tokenizer={options.tokenizer} is not one of {', '.join(NAMED)}, nor a directory with a tokenizer.json, "
+            "nor a file that train_tokenizer wrote; choose one of them"
         )
     return tokenizer
 
@@ -295,8 +315,12 @@ def describe_request(
         request["input_format"] = options.input_format
     if options.form == "text":
         return {**request, "shard_chars": options.shard_chars, "group_documents": options.group_documents}
-    tokenizer = f"{options.tokenizer} ({own.digest()[:12]})" if own else options.tokenizer or corpus.tokenizer
-    return {**request, "tokenizer": tokenizer, "shard_tokens": options.shard_tokens}
+    request["shard_tokens"] = options.shard_tokens
+    if own:
+        request["tokenizer"] = f"{options.tokenizer} ({own.digest()[:12]})"
+    else:
+        request["tokenizer"] = options.tokenizer or ("gpt2" if options.is_modded else corpus.tokenizer)
+    return request | ({"is_modded": True} if options.is_modded else {})
 
 
 # Tokens that are published

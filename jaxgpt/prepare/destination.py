@@ -149,7 +149,7 @@ def publish(out: Path, scratch: Path, values: dict[str, Any]) -> None:
     if (out / MANIFEST).exists():
         with contextlib.suppress(InputError):
             entries = [entry for entries in read_manifest(out).splits.values() for entry in entries]
-            old = [entry.name for entry in entries if entry.format == "jaxgpt"]  # what was fetched may serve again
+            old = [entry.name for entry in entries if not entry.name.startswith("fineweb_")]  # those may serve again
         (out / MANIFEST).unlink()
     for path in (scratch / "shards").iterdir():
         os.replace(path, out / path.name)

@@ -10,10 +10,18 @@ from typing import Any
 import numpy as np
 
 from jaxgpt.data.shards import pick_dtype
-from jaxgpt.data.tokenizer import ByteTokenizer, CharTokenizer, GPT2Tokenizer, Tokenizer
+from jaxgpt.data.tokenizer import (
+    CHAT_SPECIALS,
+    BPETokenizer,
+    ByteTokenizer,
+    CharTokenizer,
+    GPT2Tokenizer,
+    Tokenizer,
+)
 from jaxgpt.errors import InputError
-from jaxgpt.prepare.shard_writer import ShardWriter
+from jaxgpt.prepare.shard_writer import Format, ShardWriter
 from jaxgpt.prepare.source import PIECE_CHARS, Piece, Source, is_val
+from jaxgpt.prepare.text_shards import cut_pages
 
 NAMED = ("char", "byte", "gpt2")
 """Tokenizers that need no file."""
@@ -30,6 +38,7 @@ def encode_source(
     shard_tokens: int,
     n_threads: int,
     progress: Progress,
+    is_modded: bool = False,
 ) -> dict[str, Any]:
     """Writes the shards of both splits into a directory.
 
@@ -37,8 +46,10 @@ def encode_source(
     followed by the tokenizer's end-of-text token, or by a blank line where it has none.
 
     Args:
-      tokenizer: one of `NAMED`, or a tokenizer. char reads the source twice: its vocabulary is every character that
-        occurs.
+      tokenizer: one of `NAMED`, or a tokenizer. char reads the source twice: its vocabulary is every
+        character that occurs.
+      is_modded: shards as modded-nanogpt reads them: llm.c's header, the token that separates documents in front of
+        each of them, and one text in pages, each a document.
 
     Returns:
       The manifest's fields on tokenizer and splits.
@@ -46,25 +57,36 @@ def encode_source(
     Raises:
       InputError: the source cannot be read, or is too small for two splits.
     """
+    has_pages = is_modded and source.is_one_text
     n_chars, chars = 0, set()
-    if source.is_one_text or tokenizer == "char":
+    if (source.is_one_text and not has_pages) or tokenizer == "char":
         n_chars, chars = _survey(source, progress("surveying"))
-    reader = tokenizer
+    reader = _make_modded_tokenizer(tokenizer) if is_modded else tokenizer
     if isinstance(reader, str):
         reader = _make_tokenizer(reader, chars if source.is_one_text else chars | {"\n"})
     n_train_chars = int(n_chars * (1 - val_fraction)) if source.is_one_text else None
     dtype = pick_dtype(reader.vocab_size)
-    writers = {name: ShardWriter(directory, name, dtype, shard_tokens) for name in ("train", "val")}
+    file_format: Format = "llmc" if is_modded else "jaxgpt"
+    writers = {name: ShardWriter(directory, name, dtype, shard_tokens, file_format) for name in ("train", "val")}
     n_bytes, n_documents = dict.fromkeys(writers, 0), dict.fromkeys(writers, 0)
+    begins_document = True
+    pieces = _assign(source, val_fraction, n_train_chars)
+    if has_pages:
+        pages = cut_pages(source, val_fraction, progress)
+        pieces = ((name, Piece(text, bool(text), n_read)) for name, text, n_read in pages)
     advance = progress("tokenizing")
     try:
-        for batch in _batches(_assign(source, val_fraction, n_train_chars), n_threads * PIECE_CHARS):
-            texts = [_text_of(piece, reader, source.is_one_text) for _, piece in batch]
+        for batch in _batches(pieces, n_threads * PIECE_CHARS):
+            texts = [piece.text if is_modded else _text_of(piece, reader, source.is_one_text) for _, piece in batch]
             for (name, piece), text, ids in zip(batch, texts, reader.encode_batch(texts, n_threads), strict=True):
+                if is_modded and text and begins_document:
+                    writers[name].write(np.array(reader.stop_ids()[:1]))
+                    begins_document = False
                 writers[name].write(ids)
                 n_bytes[name] += len(text.encode("utf-8"))
                 n_documents[name] += piece.ends_document
-                if piece.ends_document and reader.end_of_text is not None and not source.is_one_text:
+                begins_document = begins_document or piece.ends_document
+                if piece.ends_document and reader.end_of_text is not None and not source.is_one_text and not is_modded:
                     writers[name].write(np.array([reader.end_of_text]))
             advance(sum(piece.n_read for _, piece in batch))
         for name, writer in writers.items():
@@ -105,6 +127,25 @@ def _make_tokenizer(name: str, chars: set[str]) -> Tokenizer:
     if name == "char":
         return CharTokenizer("".join(sorted(chars)))
     return GPT2Tokenizer() if name == "gpt2" else ByteTokenizer()
+
+
+def _make_modded_tokenizer(wanted: str | Tokenizer) -> Tokenizer:
+    """One whose ids fit uint16, with a token to separate documents; for byte: <|bos|>, behind the bytes."""
+    if wanted == "gpt2":
+        return GPT2Tokenizer()
+    if wanted == "byte":
+        return BPETokenizer([bytes([byte]) for byte in range(256)], CHAT_SPECIALS[:1])
+    if isinstance(wanted, str) or not wanted.stop_ids():
+        name = wanted if isinstance(wanted, str) else wanted.name
+        raise InputError(
+            f"--tokenizer={name} has no token that separates documents, which --format modded needs; choose gpt2, "
+            "byte, or the file that train_tokenizer wrote"
+        )
+    if wanted.vocab_size > 1 << 16:
+        raise InputError(
+            f"--tokenizer has {wanted.vocab_size} ids, --format modded holds up to {1 << 16}; train a smaller one"
+        )
+    return wanted
 
 
 def _assign(source: Source, val_fraction: float, n_train_chars: int | None) -> Iterator[tuple[str, Piece]]:

@@ -2,18 +2,24 @@
 
 import os
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, Literal
 
 import numpy as np
 
 from jaxgpt.data.digests import sha256_of
-from jaxgpt.data.shards import DTYPES, HEADER_BYTES, MAGIC, VERSION
+from jaxgpt.data.shards import DTYPES, HEADER_BYTES, LLMC_MAGIC, MAGIC, VERSION
 from jaxgpt.files import put_in_place
 
+Format = Literal["jaxgpt", "llmc"]
+"""llmc: the header of llm.c and modded-nanogpt, for uint16 and fewer than 2**31 tokens."""
 
-def _header(n_tokens: int, dtype: np.dtype) -> bytes:
+
+def _header(n_tokens: int, dtype: np.dtype, file_format: Format = "jaxgpt") -> bytes:
     words = np.zeros(HEADER_BYTES // 4, "<u4")
-    words[:5] = MAGIC, VERSION, n_tokens & 0xFFFFFFFF, n_tokens >> 32, dtype.itemsize
+    if file_format == "llmc":
+        words[:3] = LLMC_MAGIC, VERSION, n_tokens
+    else:
+        words[:5] = MAGIC, VERSION, n_tokens & 0xFFFFFFFF, n_tokens >> 32, dtype.itemsize
     return words.tobytes()
 
 
@@ -24,14 +30,14 @@ def _complete(file: BinaryIO, path: Path) -> dict[str, Any]:
     return {"name": path.name, "sha256": sha256_of(path), "size_bytes": size}
 
 
-def write_shard(path: Path, tokens: np.ndarray) -> dict[str, Any]:
+def write_shard(path: Path, tokens: np.ndarray, file_format: Format = "jaxgpt") -> dict[str, Any]:
     """Writes uint16 or uint32 tokens [n] as one shard; the name appears when the file is complete.
 
     Returns:
       The shard's entry in a manifest: name, n_tokens, sha256, size_bytes.
     """
     assert path.suffix == ".bin", path
-    writer = ShardWriter(path.parent, path.stem, tokens.dtype, max(len(tokens), 1), numbered=False)
+    writer = ShardWriter(path.parent, path.stem, tokens.dtype, max(len(tokens), 1), file_format, numbered=False)
     try:
         writer.write(tokens)
         return writer.close()[0]
@@ -42,9 +48,23 @@ def write_shard(path: Path, tokens: np.ndarray) -> dict[str, Any]:
 class ShardWriter:
     """Writes one split as a stream: <split>_000000.bin and on, a new file every `shard_tokens`."""
 
-    def __init__(self, directory: Path, split: str, dtype: np.dtype, shard_tokens: int, *, numbered: bool = True):
+    def __init__(
+        self,
+        directory: Path,
+        split: str,
+        dtype: np.dtype,
+        shard_tokens: int,
+        file_format: Format = "jaxgpt",
+        *,
+        numbered: bool = True,
+    ):
         assert np.dtype(dtype).itemsize in DTYPES and np.dtype(dtype).kind == "u", dtype
         assert shard_tokens >= 1, shard_tokens
+        assert file_format == "jaxgpt" or (np.dtype(dtype).itemsize == 2 and shard_tokens < 2**31), (
+            dtype,
+            shard_tokens,
+        )
+        self._format: Format = file_format
         self._directory, self._split, self._numbered = Path(directory), split, numbered
         self._dtype, self._shard_tokens = np.dtype(dtype).newbyteorder("<"), shard_tokens
         self._entries: list[dict[str, Any]] = []
@@ -93,7 +113,8 @@ class ShardWriter:
         file, path = self._file, self._path()
         assert file is not None
         file.seek(0)
-        file.write(_header(self._n_in_file, self._dtype))
+        file.write(_header(self._n_in_file, self._dtype, self._format))
         file.seek(0, os.SEEK_END)
-        self._entries.append({"n_tokens": self._n_in_file, **_complete(file, path)})
+        entry = {"n_tokens": self._n_in_file, **_complete(file, path)}
+        self._entries.append(entry if self._format == "jaxgpt" else {**entry, "format": self._format})
         self._file = None

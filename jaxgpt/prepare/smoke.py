@@ -63,7 +63,7 @@ def shrink(config: Config, args: list[str]) -> Config:
     if not is_named:
         run_dir = run_dir.parent / "smoke" / run_dir.name
     make_directory(run_dir, MARK if is_named else "data")
-    write_data(run_dir / "data", is_text=config.data.is_text)
+    write_data(run_dir / "data", is_text=config.data.is_text, is_modded=config.data.sampling == "bos_aligned")
     shrunk = [config.model.shrink_sizes(stage.sizes(), SEQ_LEN) for stage in config.train.stages]
     seq_len, stages = SEQ_LEN, []
     for i, (stage, sizes) in enumerate(zip(config.train.stages[: STEPS - 1], shrunk, strict=False)):
@@ -75,7 +75,10 @@ def shrink(config: Config, args: list[str]) -> Config:
         config,
         run=dataclasses.replace(config.run, dir=str(run_dir)),
         model=config.model.shrink(SEQ_LEN),
-        data=dataclasses.replace(config.data, dir=str(run_dir / "data"), tokenizer="", lanes=1),
+        data=dataclasses.replace(
+            config.data, dir=str(run_dir / "data"), train_files="", val_files="", tokenizer="", lanes=1, bos_id=-1,
+            epochs=0,
+        ),
         train=dataclasses.replace(
             config.train,
             steps=STEPS, batch_tokens=MICROBATCHES * ROWS * SEQ_LEN, micro_batch_size=ROWS, loss_chunk_tokens=SEQ_LEN,
@@ -109,8 +112,12 @@ def make_directory(run_dir: Path, mark: str) -> None:
         raise InputError(f"--smoke cannot write {run_dir}: {error.strerror}; choose another --run.dir") from error
 
 
-def write_data(directory: Path, *, is_text: bool) -> None:
-    """Sentences of common words: text shards with a tokenizer, or shards of bytes."""
+def write_data(directory: Path, *, is_text: bool, is_modded: bool = False) -> None:
+    """Sentences of common words: text shards with a tokenizer, or shards of bytes.
+
+    Args:
+      is_modded: shards whose documents begin with a token, as modded-nanogpt reads them.
+    """
     documents = [draw_document(number) for number in range(N_DOCUMENTS)]
     text = directory / "documents.jsonl"
     text.write_text("".join(json.dumps({"text": document}) + "\n" for document in documents), encoding="utf-8")
@@ -124,7 +131,7 @@ def write_data(directory: Path, *, is_text: bool) -> None:
         return
     made = encode_source(
         source, directory, tokenizer="byte", val_fraction=VAL_FRACTION, shard_tokens=10**6, n_threads=1,
-        progress=_in_silence,
+        progress=_in_silence, is_modded=is_modded,
     )  # fmt: skip
     write_manifest(directory, {"format": FORMAT, "corpus": "smoke", **made})
 

@@ -70,7 +70,7 @@ def write_text_shards(
     Raises:
       InputError: the source cannot be read, or is too small for two splits.
     """
-    documents = _pages(source, val_fraction, progress) if source.is_one_text else _assign(source, val_fraction)
+    documents = cut_pages(source, val_fraction, progress) if source.is_one_text else _assign(source, val_fraction)
     writers = {
         "train": _Writer(directory, "train", shard_chars, group_documents),
         "val": _Writer(directory, "val", None, group_documents),
@@ -104,7 +104,7 @@ def _assign(source: Source, val_fraction: float) -> Iterator[tuple[str, str, flo
         index += piece.ends_document
 
 
-def _pages(
+def cut_pages(
     source: Source, val_fraction: float, progress: Callable[[str], Callable[[float], None]]
 ) -> Iterator[tuple[str, str, float]]:
     """Split, text, n_read of each page of one text. All pages together are the text."""

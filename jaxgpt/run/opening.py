@@ -3,6 +3,7 @@
 Nothing here touches a device: user errors are reported before any is started.
 """
 
+import dataclasses
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -13,7 +14,7 @@ from jaxgpt.config import Config, to_dict
 from jaxgpt.config.derive import Derivation, derive
 from jaxgpt.data.sources import Source, count_token_bytes, open_source
 from jaxgpt.data.tokenizer import Tokenizer
-from jaxgpt.errors import InputError
+from jaxgpt.errors import InputError, require
 from jaxgpt.run.console import console, working
 
 
@@ -78,11 +79,33 @@ def open_run(given: Config, *, verify_again: bool = False) -> Run:
       verify_again: see `open_source`.
 
     Raises:
-      InputError: the data are missing, damaged, or of another vocabulary than the model's; or a value is open that no
-        rule gives.
+      InputError: the data are missing, damaged, too few for the run, or of another vocabulary than the model's; or a
+        value is open that no rule gives.
     """
     with working(f"opening the data in {given.data.dir}"):
         source = open_source(given.data, verify_again=verify_again)
-    derivation = derive(given, source.n_ids)
+    derivation = derive(_with_bos(given, source), source.n_ids)
     source.check_vocabulary(derivation.config.model.vocab_size)
+    source.require_steps(derivation.config)
     return Run(given, derivation, source)
+
+
+def _with_bos(config: Config, source: Source) -> Config:
+    """The config whose model, if it looks for the beginnings of documents, knows the id that the data begins them with.
+
+    Raises:
+      InputError: it expects another.
+    """
+    if config.data.sampling != "bos_aligned":
+        return config
+    bos_id = source.bos_id()
+    expected = getattr(config.model, "bos_id", None)
+    require(
+        expected in (None, -1, bos_id),
+        f"model.bos_id={expected} is not the {bos_id} that documents of {config.data.dir} begin with; leave it at -1",
+    )
+    return (
+        config
+        if expected is None
+        else dataclasses.replace(config, model=dataclasses.replace(config.model, bos_id=bos_id))
+    )

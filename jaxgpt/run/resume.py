@@ -68,7 +68,10 @@ def _decides_batches(name: str, was: Any, is_now: Any) -> bool:
             for stages in (was or [], is_now)
         )
         return read != reads
-    return name in ("run.seed", "data.sampling", "train.batch_tokens")
+    return name in (
+        "run.seed", "data.sampling", "data.train_files", "data.bos_id", "data.max_document_tokens",
+        "train.batch_tokens",
+    )  # fmt: skip
 
 
 FREE_MODEL_FIELDS = ("model.dropout",)

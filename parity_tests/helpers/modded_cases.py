@@ -48,7 +48,13 @@ def track3() -> ModdedConfig:
 def params_of(name) -> dict[str, np.ndarray]:
     """The digests' fill, as jaxgpt's parameters."""
     config, seed = (track3(), 36) if name == "track3" else (record(name), int(name))
-    return from_original(config, fill(original_shapes(config), seed, functools.partial(_offset_and_scale, name)))
+    return from_original(config, fill_record(name, seed))
+
+
+def fill_record(name, seed) -> dict[str, np.ndarray]:
+    """The originals' tensors with the digests' fill."""
+    config = track3() if name == "track3" else record(name)
+    return fill(original_shapes(config), seed, functools.partial(_offset_and_scale, name))
 
 
 def _offset_and_scale(name, tensor) -> tuple[float, float]:

@@ -5,7 +5,9 @@ may change the row length, the windows and `yarn`, which are no parameters.
 """
 
 import dataclasses
+import itertools
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal, Self
 
@@ -308,6 +310,23 @@ class ModdedConfig(Family):
         tables = table * (1 + self.n_value_tables) + self.bigram_rows * n_embd * bool(self.bigram)
         total = linear + biases + gains + lambdas + tables
         return ParamCount(total=total, wpe=0, linear=linear, scaling=total)
+
+    def at_stage(self, changes: Sequence[dict[str, int]]) -> Self:
+        """Each change of the long window is one of YaRN's."""
+        sizes = [self.long_window or self.block_tokens * FIRST_WINDOWS["long_window"] + 1]
+        sizes += [change["long_window"] for change in changes if "long_window" in change]
+        blocks = [(size - 1) // self.block_tokens for size in sizes]
+        grown = tuple((old, new) for old, new in itertools.pairwise(blocks) if old != new)
+        return dataclasses.replace(super().at_stage(changes), yarn=self.yarn + grown)
+
+    def shrink_sizes(self, sizes: dict[str, int], seq_len: int) -> dict[str, int]:
+        """Windows keep their number of blocks, which are shorter in the model that `shrink` gives."""
+        block = self.shrink(seq_len).block_tokens
+        windows = {name: size for name, size in sizes.items() if name.endswith("_window")}
+        rest = {name: size for name, size in sizes.items() if name not in windows}
+        return super().shrink_sizes(rest, seq_len) | {
+            name: (size - 1) // self.block_tokens * block + 1 for name, size in windows.items()
+        }
 
     def shrink(self, seq_len: int) -> Self:
         """The layers of a record are part of its mechanisms; track 3 gets two."""
