@@ -336,7 +336,7 @@ def orthogonalized(framework: str, method: str, array: np.ndarray, **settings) -
         return np.asarray(found).reshape(array.shape)
 
 
-def measure(matrix: np.ndarray) -> dict[str, float]:
+def measure(matrix: np.ndarray) -> dict[str, Any]:
     values = np.linalg.svd(matrix, compute_uv=False)
     return {
         "sum": matrix.sum(), "norm": np.linalg.norm(matrix), "first": matrix.flat[0], "last": matrix.flat[-1],
