@@ -5,7 +5,8 @@ the first. The figures are norms, sums and first elements of whole banks, so `sp
 """
 
 import dataclasses
-from collections.abc import Callable, Iterator
+import re
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any, NamedTuple
 from unittest import mock
 
@@ -14,7 +15,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxgpt.config import AdamConfig, GroupConfig, MuonConfig, OptimConfig
+from jaxgpt.config import AdamConfig, OptimConfig
+from jaxgpt.config.modded_optimizers import MODDED_46, MODDED_62, MODDED_TRACK3
 from jaxgpt.config.param_groups import param_groups
 from jaxgpt.optim import normuon as jax_normuon
 from jaxgpt.optim import orthogonalize as jax_orthogonalize
@@ -56,7 +58,7 @@ class Record(NamedTuple):
 def split_62(tensors):
     attn, mlp = tensors["attn"].reshape(2, 4, 12, 12), tensors["mlp"]
     ours = {"wte.weight": tensors["embed"], "lm_head.weight": tensors["lm_head"].T}
-    ours |= {"scalars": tensors["scalars"], "value_embeds.0.weight": tensors["ve0"]}
+    ours |= {"resid_lambdas": tensors["scalars"], "value_embeds.0.weight": tensors["ve0"]}
     for i in range(2):
         ours |= {f"h.{i}.attn.{name}.weight": attn[i, j].T for j, name in enumerate(["c_q", "c_k", "c_v", "c_proj"])}
         ours |= {f"h.{i}.mlp.c_fc.weight": mlp[i, 0].T, f"h.{i}.mlp.c_proj.weight": mlp[i, 1]}
@@ -68,7 +70,7 @@ def join_62(ours):
     tensors = {}
     if "wte.weight" in ours:
         tensors = {"embed": ours["wte.weight"], "lm_head": ours["lm_head.weight"].T}
-        tensors |= {"scalars": ours["scalars"], "ve0": ours["value_embeds.0.weight"]}
+        tensors |= {"scalars": ours["resid_lambdas"], "ve0": ours["value_embeds.0.weight"]}
     if "h.0.mlp.c_fc.weight" in ours:
         attn = [ours[f"h.{i}.attn.{name}.weight"].T for i in range(2) for name in ("c_q", "c_k", "c_v", "c_proj")]
         mlp = [m for i in range(2) for m in (ours[f"h.{i}.mlp.c_fc.weight"].T, ours[f"h.{i}.mlp.c_proj.weight"])]
@@ -76,21 +78,16 @@ def join_62(ours):
     return tensors
 
 
-MUON_62 = MuonConfig(
-    lr=0.023, orthogonalizer="polar_express", ns_margin=1.02, ns_dtype="float64", norm_beta2=0.95, weight_decay=1.2,
-    decay_follows_lr=True, cautious=True,
-)  # fmt: skip
+def narrow(config: OptimConfig, paths: Iterable[str], **changes: Any) -> OptimConfig:
+    """A preset in float64, with the groups of these parameters only."""
+    groups = tuple(group for group in config.groups if any(re.search(group.match, path) for path in paths))
+    muon = dataclasses.replace(config.muon, ns_dtype="float64")
+    return dataclasses.replace(config, groups=groups, muon=muon, **changes)
+
+
 RECORD_62 = Record(
-    OptimConfig(
-        algorithm="muon", grad_clip=0.0, muon=MUON_62, tie_until=4,
-        groups=(
-            GroupConfig(match=r"mlp\.c_proj", lr=4 * 0.023),
-            GroupConfig(match=r"^(wte|lm_head)", algorithm="adam", beta1=0.5, beta2=0.95, weight_decay=150 * 0.005),
-            GroupConfig(
-                match="^value", algorithm="adam", lr=75 * 0.008, beta1=0.75, beta2=0.95, weight_decay=5 * 0.005
-            ),
-            GroupConfig(match="^scalars", algorithm="adam", lr=5 * 0.008),
-        ),
+    narrow(
+        MODDED_62, ["h.0.mlp.c_proj.weight", "wte.weight", "value_embeds.0.weight", "resid_lambdas"], tie_until=4
     ),
     9, {"attn": (2, 48, 12), "embed": (32, 12), "lm_head": (12, 32), "mlp": (2, 2, 48, 12), "scalars": (5,),
         "ve0": (32, 12)},
@@ -106,7 +103,7 @@ def split_46(tensors):
         "h.0.mlp.c_proj.weight": tensors["c_proj"].T,
         "wte.weight": tensors["embed"],
         "lm_head.weight": tensors["head"],
-        "scalars": tensors["scalars"],
+        "resid_lambdas": tensors["scalars"],
     }
 
 
@@ -119,24 +116,12 @@ def join_46(ours):
         "c_proj": ours["h.0.mlp.c_proj.weight"].T,
         "embed": ours["wte.weight"],
         "head": ours["lm_head.weight"],
-        "scalars": ours["scalars"],
+        "scalars": ours["resid_lambdas"],
     }
 
 
 RECORD_46 = Record(
-    OptimConfig(
-        algorithm="muon", grad_clip=0.0,
-        muon=MuonConfig(
-            lr=0.023, orthogonalizer="polar_express", ns_margin=1.02, ns_dtype="float64", norm_beta2=0.95,
-            norm_axis_if_square="outputs", weight_decay=1.2, decay_follows_lr=True, cautious=True,
-        ),
-        adam=AdamConfig(beta1=0.65, beta2=0.95, eps=1e-8, weight_decay=0.0),
-        groups=(
-            GroupConfig(match="^lm_head", algorithm="adam"),
-            GroupConfig(match="^wte", algorithm="adam", lr=75 * 0.008),
-            GroupConfig(match="^scalars", algorithm="adam", lr=5 * 0.008),
-        ),
-    ),
+    narrow(MODDED_46, ["wte.weight", "lm_head.weight", "resid_lambdas"]),
     12, {"attn": (12, 48), "attn_gate": (6, 12), "c_fc": (12, 48), "c_proj": (12, 48), "embed": (32, 12),
          "head": (32, 12), "scalars": (8,)},
     split_46, join_46, 1.51,
@@ -268,10 +253,50 @@ def test_record_46(framework):
             assert (norm, first) == pytest.approx(figures[name], rel=CLOSE, abs=CLOSE), f"{name} after {n}"
 
 
+TABLE_62 = {
+    "h.3.attn.c_q.weight": ("muon", 1, 1.2), "h.3.mlp.c_fc.weight": ("muon", 1, 1.2),
+    "h.3.mlp.c_proj.weight": ("muon", 4, 1.2),
+    "resid_lambdas": ((0.9, 0.99), 5, 0), "attn_lambdas": ((0.9, 0.99), 5, 0),
+    "smear_lambda": ((0.9, 0.99), 5, 0), "x0_lambdas": ((0.65, 0.95), 5, 0),
+    "value_embeds.1.weight": ((0.75, 0.95), 75, 5), "bigram_embed.weight": ((0.75, 0.95), 75, 5),
+    "smear_gate.weight": ((0.9, 0.99), 0.01, 0), "skip_gate.weight": ((0.9, 0.99), 0.05, 0),
+    "h.3.attn.gate.weight": ((0.9, 0.99), 1, 1), "h.3.attn.ve_gate.weight": ((0.9, 0.99), 1, 1),
+    "lm_head.weight": ((0.5, 0.95), 1, 150), "wte.weight": ((0.5, 0.95), 1, 150),
+}  # fmt: skip
+"""Path -> betas, multiple of the learning rate, multiple of the decay, as in the original's table; muon: its decay."""
+
+
+def test_the_table_of_record_62():
+    config = narrow(MODDED_62, TABLE_62)
+    assert config.groups == MODDED_62.groups
+    found = param_groups(
+        config, {path: (8,) if path.endswith(("lambda", "x0_lambdas")) else (8, 4) for path in TABLE_62}
+    )
+    for path, (betas, lr_multiple, decay) in TABLE_62.items():
+        group = found[path]
+        assert (group.algorithm == "muon") == (betas == "muon"), path
+        base, decays = (0.023, decay) if betas == "muon" else (0.008, decay * 0.005)
+        assert (group.lr, group.weight_decay) == pytest.approx((base * lr_multiple, decays), rel=1e-15), path
+        assert betas == "muon" or (group.beta1, group.beta2, group.eps) == (*betas, 1e-10), path
+
+
+def test_the_table_of_track_3():
+    shapes = {"h.0.attn.c_q.weight": (8, 8), "h.0.attn.c_q.bias": (8,), "h.0.ln_1.weight": (8,)}
+    shapes |= {"wte.weight": (16, 8), "lm_head.weight": (16, 8), "lm_head.bias": (16,), "ln_f.weight": (8,)}
+    found = param_groups(narrow(MODDED_TRACK3, shapes), shapes)
+    rates = {path: (group.algorithm, group.lr, group.weight_decay) for path, group in found.items()}
+    vectors = {path: ("adamw", 0.015, 0.001) for path, shape in shapes.items() if len(shape) == 1}
+    assert rates == vectors | {
+        "h.0.attn.c_q.weight": ("muon", 0.025, 0.05),
+        "wte.weight": ("adamw", 0.7, 0.001),
+        "lm_head.weight": ("adamw", 0.004, 0.001),
+    }
+
+
 @pytest.mark.parametrize("framework", FRAMEWORKS)
 def test_adam_updates_in_odd_steps_only_and_the_tie_ends_with_the_fourth(framework):
     steps = run(framework, RECORD_62)
-    adam = ["wte.weight", "lm_head.weight", "scalars", "value_embeds.0.weight"]
+    adam = ["wte.weight", "lm_head.weight", "resid_lambdas", "value_embeds.0.weight"]
     start = RECORD_62.split(start_of(RECORD_62))
     for step, (params, state) in enumerate(steps):
         before = steps[step - 1][0] if step else start
@@ -336,7 +361,7 @@ def orthogonalized(framework: str, method: str, array: np.ndarray, **settings) -
         return np.asarray(found).reshape(array.shape)
 
 
-def measure(matrix: np.ndarray) -> dict[str, float]:
+def measure(matrix: np.ndarray) -> dict[str, Any]:
     values = np.linalg.svd(matrix, compute_uv=False)
     return {
         "sum": matrix.sum(), "norm": np.linalg.norm(matrix), "first": matrix.flat[0], "last": matrix.flat[-1],
@@ -370,7 +395,7 @@ def test_newton_schulz_of_track_3(framework, case):
     grad, figures = np.random.default_rng(seed).standard_normal(shape), NEWTON_SCHULZ[case]
     exact = (jax_orthogonalize if framework == "jaxgpt" else torch_orthogonalize).NS_EXACT
     found = measure(orthogonalized(framework, "newton_schulz", grad, steps=12, coefficients=exact))
-    settings: Any = {"orthogonalizer": "newton_schulz_exact", "ns_steps": 12, "ns_dtype": "float64"}
+    settings: Any = dataclasses.replace(MODDED_TRACK3.muon, ns_dtype="float64").of_update()
     with jax.enable_x64(True):
         if framework == "jaxgpt":
             transform: Any = muon(1.0, **settings)

@@ -6,6 +6,8 @@ and the head's state. So at the split there is nothing to do: the embedding cont
 of updates, which is what the original copies into it then. Both must start from the same numbers.
 """
 
+from typing import Any
+
 import jax
 import optax
 
@@ -22,8 +24,9 @@ def tied(transform: optax.GradientTransformationExtraArgs, until: int) -> optax.
 
     def update(updates, state, params=None, **extra):
         def as_one(updates, state):
-            updates = {**updates, head: updates[head] + updates[copy]}
-            updates, state = transform.update(updates, state, params, **extra)
+            both = {**updates, head: updates[head] + updates[copy]}
+            found: Any = transform.update(both, state, params, **extra)
+            updates, state = found
             fields = {name: tie(leaves) for name, leaves in state._asdict().items() if isinstance(leaves, dict)}
             return tie(updates), state._replace(**fields)
 
