@@ -1,5 +1,6 @@
 """Whole training runs of the modded family, in small, against figures measured on the original programs."""
 
+import contextlib
 import dataclasses
 import functools
 
@@ -8,19 +9,21 @@ import pytest
 
 from jaxgpt.compare.trajectories import run_jax, run_torch, settle
 from jaxgpt.config import (
+    MODDED_46,
+    MODDED_62,
+    MODDED_TRACK3,
     Config,
     DataConfig,
     EvalConfig,
     OptimConfig,
     TrainConfig,
     schedule,
-    speedrun_46,
-    speedrun_62,
     speedrun_stages,
 )
 from jaxgpt.config.steps import Plan
+from jaxgpt.data.batch import Batch
 from jaxgpt.data.sources import open_source
-from parity_tests.helpers.modded_cases import BOS, fill_record, record
+from parity_tests.helpers.modded_cases import BOS, fill_record, params_of, record, track3
 from parity_tests.helpers.modded_layout import from_original, to_original
 from parity_tests.helpers.modded_training_digests import TRAINING
 
@@ -50,10 +53,11 @@ def write_data(directory, seed):
     return str(directory)
 
 
-def without_end(optim: OptimConfig) -> OptimConfig:
-    """Momentum only rises, over 300 steps, as in the figures."""
-    muon = dataclasses.replace(optim.muon, momentum_cooldown_steps=0, momentum_end=-1.0, ns_dtype="float64")
-    return dataclasses.replace(optim, muon=muon)
+def in_small(optim: OptimConfig, tied_steps: int) -> OptimConfig:
+    """For 18 steps; the momentum only rises, over 300 steps, as in the figures."""
+    muon = dataclasses.replace(optim.muon, momentum_cooldown_steps=0, momentum_end=-1.0)
+    schedule = dataclasses.replace(optim.schedule, decay_steps=SCHEDULED)
+    return dataclasses.replace(optim, muon=muon, schedule=schedule, tie_until=tied_steps)
 
 
 def make_config(name, directory):
@@ -67,14 +71,10 @@ def make_config(name, directory):
     stages = speedrun_stages(
         scheduled_steps=SCHEDULED, batch_tokens=TOKENS, windows=WINDOWS, block_tokens=BLOCK, **table
     )
-    optim = (
-        speedrun_62(scheduled_steps=SCHEDULED, tied_steps=14)
-        if name == "62"
-        else speedrun_46(scheduled_steps=SCHEDULED)
-    )
+    optim = in_small(MODDED_62, 14) if name == "62" else in_small(MODDED_46, 0)
     weights = {"target_weights": (1.0, 0.5, 0.25)} if name == "62" else {}
     return Config(
-        model=model, optim=without_end(optim),
+        model=model, optim=optim,
         data=DataConfig(dir=directory, sampling="bos_aligned", bos_id=BOS, max_document_tokens=CAP),
         train=TrainConfig(
             steps=SCHEDULED + EXTENSION, batch_tokens=TOKENS[0], micro_batch_size=1, dtype="float64",
@@ -92,6 +92,14 @@ def start(name, config):
     return from_original(config.model, tensors)
 
 
+@contextlib.contextmanager
+def unrounded():
+    """The original rounds no length of a descent; at full size it is whole."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(schedule, "round", float, raising=False)
+        yield
+
+
 RUNNERS = {"jax": run_jax, "torch": run_torch}
 
 
@@ -101,7 +109,8 @@ def run_record(framework, name, directory):
     config = settle(make_config(name, directory), n_steps, "float64")
     plan, reader = Plan(config, 1), open_source(config.data).reader(config)  # not by open_run: ids are not GPT-2's
     batches = [reader.read(plan.at(step), 0, 1) for step in range(n_steps)]
-    found = RUNNERS[framework](config, start(name, config), batches)
+    with unrounded():
+        found = RUNNERS[framework](config, start(name, config), batches)
     losses = [loss * batch.tokens[..., 1:].size / 8 for loss, batch in zip(found.losses, batches, strict=True)]
     sums = [int(batch.tokens[..., :-1].sum()) for batch in batches]
     return config, found, losses, sums
@@ -119,10 +128,11 @@ def norm_of(tensors, name):
 
 def decay_unread_row(config, bank, start, n_steps):
     """Record 62's bank of MLPs has a last row that no layer reads: its gradient is 0, and it decays alone."""
+    with unrounded():
+        rates = [config.optim.muon.lr * schedule.lr_scale_at(config, step) for step in range(n_steps)]
     for k, factor in enumerate((2, 4)):
         row = start["mlp_bank"][11, k]
-        for step in range(n_steps):
-            rate = config.optim.muon.lr * schedule.lr_scale_at(config, step)
+        for rate in rates:
             row = row - row * (config.optim.muon.weight_decay * rate) * (factor * rate)
         bank[11, k] = row
 
@@ -147,3 +157,36 @@ def test_a_record_trains_as_the_original(name, framework, directories):
         for tensor, norm in figures.items():
             if tensor != "scalars" or name != "46":  # of the empty blocks' scalars nothing is known here
                 np.testing.assert_allclose(norm_of(tensors, tensor), norm, rtol=STEPS, err_msg=tensor)
+
+
+@functools.cache
+def run_track3(framework):
+    """20 steps of 2 microbatches of 2 rows; a shard is left where it has no whole step and a token more."""
+    config = settle(
+        Config(
+            model=track3(), optim=MODDED_TRACK3, data=DataConfig(sampling="sequential"),
+            train=TrainConfig(
+                steps=20, batch_tokens=128, micro_batch_size=2, dtype="float64", loss_chunk_tokens=10**6
+            ),
+        ), 20, "float64",
+    )  # fmt: skip
+    shards = [np.random.default_rng([36, 100 + k]).integers(0, 512, size=n) for k, n in enumerate((641, 3840))]
+    stream = [shards[0][i : i + 129] for i in range(0, 4 * 128, 128)]
+    stream += [shards[1][i : i + 129] for i in range(0, 16 * 128, 128)]
+    batches = [
+        Batch(np.stack([part[i : i + 33] for i in range(0, 128, 32)]).reshape(2, 2, 33).astype(np.int32))
+        for part in stream
+    ]
+    return config, RUNNERS[framework](config, params_of("track3"), batches), batches
+
+
+@pytest.mark.parametrize("framework", ["jax", "torch"])
+def test_track_3_trains_as_the_original(framework):
+    config, found, batches = run_track3(framework)
+    wanted = TRAINING["track3"]
+    assert [int(batch.tokens[..., :-1].sum()) for batch in batches] == list(wanted["token_sums"])
+    np.testing.assert_allclose(np.array(found.losses) * 128, wanted["losses"], rtol=1e-11)
+    for params, figures in ((found.first, wanted["after_1"]), (found.last, wanted["last"])):
+        tensors = to_original(config.model, params)
+        for tensor, norm in figures.items():
+            np.testing.assert_allclose(np.linalg.norm(tensors[tensor]), norm, rtol=STEPS, err_msg=tensor)

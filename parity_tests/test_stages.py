@@ -19,6 +19,7 @@ from jaxgpt.config import (
     TrainConfig,
     from_dict,
     load,
+    speedrun_stages,
     to_dict,
     to_source,
 )
@@ -39,15 +40,6 @@ class LongWindows(NanochatConfig):
     long_window: int = 0
 
 
-def stage(step, tokens, windows, lr_scale, weights=()):
-    """A row of a record: windows in blocks, of which a query sees all keys and itself; eight rows a step."""
-    short, long = (BLOCK * n + 1 if n else 0 for n in windows)
-    return StageConfig(
-        from_step=step, batch_tokens=tokens, lr_scale=lr_scale, short_window=short, long_window=long,
-        seq_len=tokens // 8, target_weights=weights,
-    )  # fmt: skip
-
-
 def record(steps, warmdown_end, stages, weights=(1.0,)):
     model = LongWindows(seq_len=131_072 // 8, short_window=BLOCK + 1, vocab_size=50_304)
     train = TrainConfig(steps=steps, batch_tokens=131_072, micro_batch_size=1, stages=stages, target_weights=weights)
@@ -59,22 +51,18 @@ def record(steps, warmdown_end, stages, weights=(1.0,)):
     )  # fmt: skip
 
 
+SIZES = {"batch_tokens": (131_072, 262_144, 393_216), "windows": ((3, 7), (5, 11), (6, 13))}
 RECORD_62 = record(
     1600, 1560,
-    (
-        stage(520, 262_144, (3, 7), 1.0, (1.0, 0.5)), stage(521, 262_144, (0, 0), 1.52),
-        stage(1040, 393_216, (5, 11), 1.52, (1.0,)), stage(1041, 393_216, (0, 0), 1.73),
-        stage(1560, 393_216, (6, 13), 1.73),
+    speedrun_stages(
+        scheduled_steps=1560, lr_from=(1 / 3, 2 / 3), lr_scales=(1.52, 1.73), target_weights=((1.0, 0.5), (1.0,)),
+        **SIZES,
     ),
     (1.0, 0.5, 0.25),
 )  # fmt: skip
 RECORD_46 = record(
-    2160, 2120,
-    (
-        stage(700, 131_072, (0, 0), 1.51), stage(707, 262_144, (3, 7), 1.51), stage(1400, 262_144, (0, 0), 1.93),
-        stage(1414, 393_216, (5, 11), 1.93), stage(2120, 393_216, (6, 13), 1.93),
-    ),
-)  # fmt: skip
+    2160, 2120, speedrun_stages(scheduled_steps=2120, lr_from=(0.33, 0.66), lr_scales=(1.51, 1.93), **SIZES)
+)
 TRACK_3 = Config(
     model=NanochatConfig(seq_len=1024, vocab_size=50_304),
     train=TrainConfig(steps=3250, batch_tokens=524_288, micro_batch_size=64),

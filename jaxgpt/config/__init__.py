@@ -1,6 +1,7 @@
 """What a run is, and what follows from it by arithmetic. A config file imports its dataclasses from here."""
 
 from jaxgpt.config.families import GPT2Config, ModdedConfig, ModelConfig, NanochatConfig
+from jaxgpt.config.modded_optimizers import MODDED_46, MODDED_62, MODDED_TRACK3
 from jaxgpt.config.optimizer import AdamConfig, GroupConfig, MuonConfig, OptimConfig, ScheduleConfig
 from jaxgpt.config.presets import NANOCHAT_2025, NANOCHAT_2026, nanochat_2025, nanochat_2026
 from jaxgpt.config.python_file import load, to_source
@@ -18,14 +19,16 @@ from jaxgpt.config.settings import (
     count_microbatches,
     rows_that_divide,
 )
-from jaxgpt.config.speedrun import TRACK_3, speedrun_46, speedrun_62, speedrun_stages
+from jaxgpt.config.speedrun import speedrun_stages
 from jaxgpt.config.stages import StageConfig
 from jaxgpt.config.storage import flatten, from_dict, to_dict
 
 __all__ = [
+    "MODDED_46",
+    "MODDED_62",
+    "MODDED_TRACK3",
     "NANOCHAT_2025",
     "NANOCHAT_2026",
-    "TRACK_3",
     "AdamConfig",
     "CheckpointConfig",
     "Config",
@@ -53,8 +56,6 @@ __all__ = [
     "nanochat_2025",
     "nanochat_2026",
     "rows_that_divide",
-    "speedrun_46",
-    "speedrun_62",
     "speedrun_stages",
     "to_dict",
     "to_source",
