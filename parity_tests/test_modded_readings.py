@@ -22,6 +22,8 @@ from parity_tests.helpers.modded_cases import (
     weighted_loss,
 )
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 LOSS, NORM = 1115.05117635424, 448.988728381518
 """As it should be read."""
 CAUGHT = 1e-8
