@@ -1,6 +1,7 @@
 """Cached generation with the modded family: documents, windows, paired heads, key offset, bigrams and smear."""
 
 import dataclasses
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -99,7 +100,7 @@ def test_documents_and_windows_keep_apart(name):
     tokens = np.random.default_rng(0).integers(0, BOS, size=(1, 64))
     tokens[0, [0, 30]] = BOS
     tensors = {k: p for k, p in to_torch(params).items() if "smear" not in k and "bigram" not in k}
-    module = TorchModel(config, dtype=torch.float64).bind(
+    module: Any = TorchModel(config, dtype=torch.float64).bind(
         {k: torch.nn.Parameter(p, requires_grad=False) for k, p in tensors.items()}
     )
     seen = []

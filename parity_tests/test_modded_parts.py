@@ -48,7 +48,8 @@ def hash_all(tokens, n_rows=ROWS):
     before_BT = np.concatenate([tokens_BT[:, :1] * 0 - 1, tokens_BT[:, :-1]], axis=1)
     positions_BT = np.arange(len(tokens), dtype=np.int32)[None]
     ours = jax.jit(functools.partial(bigram_ids, n_rows=n_rows))(tokens_BT, before_BT, positions_BT)
-    theirs = torch_bigram_ids(*map(torch.from_numpy, (tokens_BT, before_BT, positions_BT)), n_rows)
+    tensors = [torch.from_numpy(a) for a in (tokens_BT, before_BT, positions_BT)]
+    theirs = torch_bigram_ids(tensors[0], tensors[1], tensors[2], n_rows)
     assert ours.dtype == jnp.int32 and theirs.dtype == torch.int32
     assert ours.tolist() == theirs.tolist()
     return ours[0].tolist()
