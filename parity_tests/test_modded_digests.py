@@ -23,6 +23,8 @@ from parity_tests.helpers.modded_cases import (
 )
 from parity_tests.helpers.modded_layout import original_shapes, to_original
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 FRAMEWORKS = pytest.mark.parametrize("framework", ["jax", "torch"])
 FORWARD, GRADIENT = 1e-11, 1e-10
 """Relative; the figures have 15 digits."""

@@ -22,6 +22,8 @@ from parity_tests.helpers.modded_cases import (
     weighted_loss,
 )
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 LOSS, NORM = 1115.05117635424, 448.988728381518
 """As it should be read."""
 CAUGHT = 1e-8
@@ -211,7 +213,7 @@ def run_reading(framework, name, monkeypatch):
 @pytest.mark.parametrize("name", READINGS)
 def test_a_wrong_reading_gives_its_own_figures(framework, name, monkeypatch):
     loss, norm = run_reading(framework, name, monkeypatch)
-    np.testing.assert_allclose([loss, norm], READINGS[name][1:], rtol=1e-11)
+    np.testing.assert_allclose(np.array([loss, norm]), READINGS[name][1:], rtol=1e-11)
     assert max(abs(loss / LOSS - 1), abs(norm / NORM - 1)) > CAUGHT
 
 
@@ -225,4 +227,4 @@ def test_half_split_rotary_is_seen(framework, monkeypatch):
 
 @pytest.mark.parametrize("framework", ["jax", "torch"])
 def test_the_right_reading(framework, monkeypatch):
-    np.testing.assert_allclose(run_reading(framework, None, monkeypatch), [LOSS, NORM], rtol=1e-11)
+    np.testing.assert_allclose(np.array(run_reading(framework, None, monkeypatch)), [LOSS, NORM], rtol=1e-11)

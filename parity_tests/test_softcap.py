@@ -74,7 +74,8 @@ def test_gradient_of_the_loss(name):
         lambda x, w: loss.cross_entropy(x, w, targets_BT, chunk_len=4, softcap=cap)[0], (0, 1)
     )(x_BTD, weight_VD)
     tensors = [torch.tensor(a, requires_grad=True) for a in (x_BTD, weight_VD)]
-    theirs, _ = torch_loss.cross_entropy(*tensors, torch.from_numpy(targets_BT), chunk_len=4, softcap=cap)
+    x, weight = tensors
+    theirs, _ = torch_loss.cross_entropy(x, weight, torch.from_numpy(targets_BT), chunk_len=4, softcap=cap)
     theirs.backward()
     np.testing.assert_allclose([ours, theirs.item()], value, rtol=1e-13)
     for plain_gradient, our_gradient, tensor in zip(gradients, our_gradients, tensors, strict=True):

@@ -5,6 +5,8 @@ they keep their storage dtype (float32) and are cast to that of the activations 
 `layer_norm` and `gelu` spell out torch's defaults (epsilon 1e-5, two-pass variance, erf), which are not Flax's.
 """
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 from flax import nnx
@@ -60,7 +62,7 @@ def layer_norm(x, weight, bias=None, eps=LAYER_NORM_EPS):
     return h.astype(x.dtype)
 
 
-def rms_norm(x, scale=1.0, eps=None):
+def rms_norm(x, scale: Any = 1.0, eps=None):
     """x over its root mean square along the last axis (arXiv:1910.07467), times a number or a vector.
 
     In float32 or wider, the factor too: a 1.2 that JAX rounds to bfloat16 is 1.203. Without an epsilon it is that
@@ -105,25 +107,22 @@ def softcap(logits, cap):
     """Logits within the bounds of a `Softcap`; without one (None, 0) they are returned as they are."""
     if not cap:
         return logits
-    match cap.kind:
-        case "tanh":
-            return cap.scale * jnp.tanh(logits / cap.scale)
-        case "rsqrt":
-            return cap.scale * logits * jax.lax.rsqrt(logits * logits + cap.scale**2)
-        case "sigmoid":
-            return cap.scale * jax.nn.sigmoid((logits + cap.shift) / cap.width)
+    if cap.kind == "tanh":
+        return cap.scale * jnp.tanh(logits / cap.scale)
+    if cap.kind == "rsqrt":
+        return cap.scale * logits * jax.lax.rsqrt(logits * logits + cap.scale**2)
+    assert cap.kind == "sigmoid", cap
+    return cap.scale * jax.nn.sigmoid((logits + cap.shift) / cap.width)
 
 
 def softcap_slope(capped, cap):
     """The derivative of `softcap`, from what it returned."""
     part = capped / cap.scale
-    match cap.kind:
-        case "tanh":
-            return 1 - jnp.square(part)
-        case "rsqrt":
-            return jnp.maximum(1 - jnp.square(part), 0) ** 1.5  # rounding may leave the bound behind
-        case "sigmoid":
-            return capped * (1 - part) / cap.width
+    if cap.kind == "tanh":
+        return 1 - jnp.square(part)
+    if cap.kind == "rsqrt":
+        return jnp.maximum(1 - jnp.square(part), 0) ** 1.5  # rounding may pass the bound
+    return capped * (1 - part) / cap.width
 
 
 def log_sum_exp(capped, cap):

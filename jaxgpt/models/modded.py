@@ -20,6 +20,7 @@ arXiv:2410.17897; relu^2, arXiv:2109.08668; YaRN, arXiv:2309.00071.
 """
 
 import functools
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -98,6 +99,14 @@ class Norm(nnx.Module):
 
     def __call__(self, x_BTD):
         return rms_norm(x_BTD, 1.0 if self.gains is None else self.gains[...], RMS_EPS)
+
+
+class Head(Embedding):
+    """Output rows, [V, D], in track 3 with a bias."""
+
+    def __init__(self, config: ModdedConfig, *, init, param_dtype, rngs):
+        super().__init__(config.vocab_size, config.n_embd, init=init, param_dtype=param_dtype, rngs=rngs)
+        self.bias = nnx.Param(jnp.zeros((config.vocab_size,), param_dtype)) if config.bias else None
 
 
 class CausalSelfAttention(nnx.Module):
@@ -218,12 +227,11 @@ class Modded(nnx.Module):
         self.config, self.dtype, self.remat = config, jnp.dtype(dtype), remat
         table = functools.partial(Embedding, n_embd=n_embd, param_dtype=param_dtype, rngs=rngs)
         is_tied = config.record == "62"
-        self.lm_head = table(config.vocab_size, init=normal(HEAD_STD) if is_tied else zeros)
+        init = normal(HEAD_STD) if is_tied else zeros
+        self.lm_head = Head(config, init=init, param_dtype=param_dtype, rngs=rngs)
         self.wte = table(
             config.vocab_size, init=(lambda *_: jnp.copy(self.lm_head.weight[...])) if is_tied else normal(1.0)
         )
-        if config.bias:
-            self.lm_head.bias = nnx.Param(jnp.zeros((config.vocab_size,), param_dtype))
         self.h = nnx.List(
             [
                 Block(config, i, param_dtype=param_dtype, implementation=implementation, rngs=rngs)
@@ -344,7 +352,7 @@ class Modded(nnx.Module):
 
     def mix(self, layer: int, x_BTD, x0_BTD, bigram_BTD):
         """What a layer starts from: the residual stream, some of its beginning, some of the bigrams."""
-        terms = [(1.0, x_BTD)]
+        terms: list[tuple[Any, Any]] = [(1.0, x_BTD)]
         if self.config.layer_lambdas:
             terms = [(self.resid_lambdas[...][layer], x_BTD), (self.x0_lambdas[...][layer], x0_BTD)]
         if bigram_BTD is not None:
@@ -371,7 +379,7 @@ class Modded(nnx.Module):
     def head_weight(self):
         """The output head, [V, n_head_channels]."""
         weight_VD = self.lm_head.weight[...]
-        if not self.config.bias:
+        if self.lm_head.bias is None:
             return weight_VD
         extra_VD = jnp.zeros((weight_VD.shape[0], self.config.n_head_channels - weight_VD.shape[1]), weight_VD.dtype)
         return jnp.concatenate([weight_VD, extra_VD.at[:, 0].set(self.lm_head.bias[...])], axis=-1)

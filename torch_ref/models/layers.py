@@ -5,6 +5,7 @@ Here the fused kernels have the arithmetic that jaxgpt spells out: two-pass or W
 """
 
 import functools
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -27,7 +28,7 @@ def layer_norm(x, weight, bias=None, eps=LAYER_NORM_EPS):
     return F.layer_norm(x.to(wide), x.shape[-1:], weight.to(wide), bias, eps).to(x.dtype)
 
 
-def rms_norm(x, scale=1.0, eps=None):
+def rms_norm(x, scale: Any = 1.0, eps=None):
     wide = torch.promote_types(x.dtype, torch.float32)
     return (F.rms_norm(x.to(wide), x.shape[-1:], eps=eps) * scale).to(x.dtype)
 
@@ -52,24 +53,21 @@ def add_scaled(*terms):
 def softcap(logits, cap):
     if not cap:
         return logits
-    match cap.kind:
-        case "tanh":
-            return cap.scale * torch.tanh(logits / cap.scale)
-        case "rsqrt":
-            return cap.scale * logits * torch.rsqrt(logits * logits + cap.scale**2)
-        case "sigmoid":
-            return cap.scale * torch.sigmoid((logits + cap.shift) / cap.width)
+    if cap.kind == "tanh":
+        return cap.scale * torch.tanh(logits / cap.scale)
+    if cap.kind == "rsqrt":
+        return cap.scale * logits * torch.rsqrt(logits * logits + cap.scale**2)
+    assert cap.kind == "sigmoid", cap
+    return cap.scale * torch.sigmoid((logits + cap.shift) / cap.width)
 
 
 def softcap_slope(capped, cap):
     part = capped / cap.scale
-    match cap.kind:
-        case "tanh":
-            return 1 - torch.square(part)
-        case "rsqrt":
-            return torch.clamp(1 - torch.square(part), min=0) ** 1.5
-        case "sigmoid":
-            return capped * (1 - part) / cap.width
+    if cap.kind == "tanh":
+        return 1 - torch.square(part)
+    if cap.kind == "rsqrt":
+        return torch.clamp(1 - torch.square(part), min=0) ** 1.5
+    return capped * (1 - part) / cap.width
 
 
 def log_sum_exp(capped, cap):

@@ -1,6 +1,7 @@
 """jaxgpt/models/modded.py in PyTorch. `forward` is what is `__call__` there; the cache is written in place."""
 
 import functools
+from typing import Any
 
 import torch
 from torch import nn
@@ -67,6 +68,12 @@ class Norm(nn.Module):
 
     def forward(self, x_BTD):
         return rms_norm(x_BTD, 1.0 if self.gains is None else self.gains, RMS_EPS)
+
+
+class Head(Embedding):
+    def __init__(self, config: ModdedConfig, *, init, param_dtype, rngs):
+        super().__init__(config.vocab_size, config.n_embd, init=init, param_dtype=param_dtype, rngs=rngs)
+        self.bias = nn.Parameter(torch.zeros(config.vocab_size, dtype=param_dtype)) if config.bias else None
 
 
 class CausalSelfAttention(nn.Module):
@@ -166,12 +173,11 @@ class Modded(nn.Module):
         self.config, self.dtype, self.remat = config, dtype, remat
         table = functools.partial(Embedding, n_embd=n_embd, param_dtype=param_dtype, rngs=rngs)
         is_tied = config.record == "62"
-        self.lm_head = table(config.vocab_size, init=normal(HEAD_STD) if is_tied else zeros)
+        init = normal(HEAD_STD) if is_tied else zeros
+        self.lm_head = Head(config, init=init, param_dtype=param_dtype, rngs=rngs)
         self.wte = table(
             config.vocab_size, init=(lambda *_: self.lm_head.weight.detach().clone()) if is_tied else normal(1.0)
         )
-        if config.bias:
-            self.lm_head.bias = nn.Parameter(torch.zeros(config.vocab_size, dtype=param_dtype))
         self.h = nn.ModuleList(
             [
                 Block(config, i, param_dtype=param_dtype, implementation=implementation, rngs=rngs)
@@ -279,7 +285,7 @@ class Modded(nn.Module):
         return add_scaled((1.0, x_BTD), (scale, kept_BTD))
 
     def mix(self, layer: int, x_BTD, x0_BTD, bigram_BTD):
-        terms = [(1.0, x_BTD)]
+        terms: list[tuple[Any, Any]] = [(1.0, x_BTD)]
         if self.config.layer_lambdas:
             terms = [(self.resid_lambdas[layer], x_BTD), (self.x0_lambdas[layer], x0_BTD)]
         if bigram_BTD is not None:
@@ -304,7 +310,7 @@ class Modded(nn.Module):
 
     def head_weight(self):
         weight_VD = self.lm_head.weight
-        if not self.config.bias:
+        if self.lm_head.bias is None:
             return weight_VD
         n_zeros = self.config.n_head_channels - weight_VD.shape[1] - 1
         extra_VD = weight_VD.new_zeros((weight_VD.shape[0], n_zeros))
