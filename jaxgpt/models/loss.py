@@ -16,7 +16,7 @@ import jax.numpy as jnp
 from jaxgpt.models.layers import softcap as cap
 
 
-def cross_entropy(x_BTD, weight_VD, targets_BT, mask_BT=None, *, chunk_len=None, softcap=0.0):
+def cross_entropy(x_BTD, weight_VD, targets_BT, mask_BT=None, *, chunk_len=None, softcap=0.0, head=None):
     """Summed next-token loss, and how many tokens were summed.
 
     A sum, not a mean, so that microbatches and devices add exactly and the caller divides once.
@@ -28,6 +28,7 @@ def cross_entropy(x_BTD, weight_VD, targets_BT, mask_BT=None, *, chunk_len=None,
       mask_BT: 1 counts a position, 0 skips it; None counts all.
       chunk_len: positions of each row whose logits exist at one time; None takes all.
       softcap: logits are softcap x tanh(logits / softcap); 0 leaves them.
+      head: the three products on rounded operands, as `fp8_head.Fp8Head`; None multiplies in x's dtype.
 
     Returns:
       loss_nats: scalar, float32 or wider, summed over counted positions.
@@ -40,7 +41,7 @@ def cross_entropy(x_BTD, weight_VD, targets_BT, mask_BT=None, *, chunk_len=None,
     mask_BT = mask_BT.astype(wide)
     n_tokens = mask_BT.sum()
     x_BTD, targets_BT, mask_BT, chunk_len = _pad_to_chunks(x_BTD, targets_BT, mask_BT, chunk_len)
-    return jnp.asarray(_summed_loss(x_BTD, weight_VD, targets_BT, mask_BT, chunk_len, softcap)), n_tokens
+    return jnp.asarray(_summed_loss(x_BTD, weight_VD, targets_BT, mask_BT, chunk_len, softcap, head)), n_tokens
 
 
 def token_losses(x_BTD, weight_VD, targets_BT, *, chunk_len=None, softcap=0.0):
@@ -71,47 +72,52 @@ def _pad_to_chunks(x_BTD, targets_BT, mask_BT, chunk_len):
     return x_BTD, targets_BT, mask_BT, chunk_len
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(4, 5))
-def _summed_loss(x_BTD, weight_VD, targets_BT, mask_BT, chunk_len, softcap):
+@functools.partial(jax.custom_vjp, nondiff_argnums=(4, 5, 6))
+def _summed_loss(x_BTD, weight_VD, targets_BT, mask_BT, chunk_len, softcap, head):
     losses = _map_chunks(
-        lambda x_PD, targets_P, mask_P: _chunk_loss(x_PD, weight_VD, targets_P, mask_P, softcap)[0],
+        lambda x_PD, targets_P, mask_P: _chunk_loss(x_PD, weight_VD, targets_P, mask_P, softcap, head)[0],
         (x_BTD, targets_BT, mask_BT),
         chunk_len,
     )
     return losses.sum()
 
 
-def _chunk_loss(x_PD, weight_VD, targets_P, mask_P, softcap):
+def _chunk_loss(x_PD, weight_VD, targets_P, mask_P, softcap, head=None):
     """Summed loss of some tokens, and what the gradient needs: logits, log-sum-exp."""
     wide = mask_P.dtype
-    logits_PV = jax.lax.dot_general(
-        x_PD, weight_VD.astype(x_PD.dtype), (((1,), (1,)), ((), ())), preferred_element_type=wide
-    )
+    if head:
+        logits_PV = head.logits(x_PD, weight_VD, wide)
+    else:
+        logits_PV = jax.lax.dot_general(
+            x_PD, weight_VD.astype(x_PD.dtype), (((1,), (1,)), ((), ())), preferred_element_type=wide
+        )
     logits_PV = cap(logits_PV, softcap)
     lse_P = jax.nn.logsumexp(logits_PV, axis=-1)
     target_logits_P = jnp.take_along_axis(logits_PV, targets_P[:, None], axis=-1)[:, 0]
     return jnp.where(mask_P > 0, (lse_P - target_logits_P) * mask_P, 0).sum(), logits_PV, lse_P
 
 
-def _chunk_loss_and_grads(x_PD, weight_VD, targets_P, mask_P, softcap):
-    loss, logits_PV, lse_P = _chunk_loss(x_PD, weight_VD, targets_P, mask_P, softcap)
+def _chunk_loss_and_grads(x_PD, weight_VD, targets_P, mask_P, softcap, head):
+    loss, logits_PV, lse_P = _chunk_loss(x_PD, weight_VD, targets_P, mask_P, softcap, head)
     is_target_PV = targets_P[:, None] == jnp.arange(logits_PV.shape[-1])[None, :]
     d_logits_PV = (jnp.exp(logits_PV - lse_P[:, None]) - is_target_PV) * mask_P[:, None]
     if softcap:
         d_logits_PV = d_logits_PV * (1 - jnp.square(logits_PV / softcap))
     d_logits_PV = d_logits_PV.astype(x_PD.dtype)
+    if head:
+        return loss, *head.gradients(d_logits_PV, x_PD, weight_VD, mask_P.dtype)
     d_x_PD = d_logits_PV @ weight_VD.astype(x_PD.dtype)
     d_weight_VD = jax.lax.dot_general(d_logits_PV, x_PD, (((0,), (0,)), ((), ())), preferred_element_type=mask_P.dtype)
     return loss, d_x_PD, d_weight_VD
 
 
-def _summed_loss_forward(x_BTD, weight_VD, targets_BT, mask_BT, chunk_len, softcap):
+def _summed_loss_forward(x_BTD, weight_VD, targets_BT, mask_BT, chunk_len, softcap, head):
     n_rows, seq_len, n_embd = x_BTD.shape
     zeros_VD = jnp.zeros(weight_VD.shape, mask_BT.dtype)
 
     def add_chunk(d_weight_VD, chunk):
         x_PD, targets_P, mask_P = chunk
-        loss, d_x_PD, d_chunk_VD = _chunk_loss_and_grads(x_PD, weight_VD, targets_P, mask_P, softcap)
+        loss, d_x_PD, d_chunk_VD = _chunk_loss_and_grads(x_PD, weight_VD, targets_P, mask_P, softcap, head)
         return d_weight_VD + d_chunk_VD, (loss, d_x_PD)
 
     d_weight_VD, (losses, d_x_JPD) = _scan_chunks(add_chunk, zeros_VD, (x_BTD, targets_BT, mask_BT), chunk_len)
@@ -119,7 +125,7 @@ def _summed_loss_forward(x_BTD, weight_VD, targets_BT, mask_BT, chunk_len, softc
     return losses.sum(), (d_x_BTD, d_weight_VD.astype(weight_VD.dtype))
 
 
-def _summed_loss_backward(chunk_len, softcap, gradients, d_loss):
+def _summed_loss_backward(chunk_len, softcap, head, gradients, d_loss):
     d_x_BTD, d_weight_VD = gradients
     d_x_BTD = (d_x_BTD.astype(d_loss.dtype) * d_loss).astype(d_x_BTD.dtype)
     return d_x_BTD, d_weight_VD * d_loss.astype(d_weight_VD.dtype), None, None

@@ -8,7 +8,7 @@ import torch
 from torch_ref.models.layers import softcap as cap
 
 
-def cross_entropy(x_BTD, weight_VD, targets_BT, mask_BT=None, *, chunk_len=None, softcap=0.0):
+def cross_entropy(x_BTD, weight_VD, targets_BT, mask_BT=None, *, chunk_len=None, softcap=0.0, head=None):
     wide = torch.promote_types(x_BTD.dtype, torch.float32)
     if mask_BT is None:
         mask_BT = torch.ones(targets_BT.shape, dtype=wide, device=x_BTD.device)
@@ -19,8 +19,8 @@ def cross_entropy(x_BTD, weight_VD, targets_BT, mask_BT=None, *, chunk_len=None,
     n_tokens = mask_BT.sum()
     targets_BT = torch.where(mask_BT > 0, targets_BT, 0).long()  # gather would refuse what is not read
     if torch.is_grad_enabled():
-        return _SummedLoss.apply(x_BTD, weight_VD, targets_BT, mask_BT, chunk_len, softcap), n_tokens
-    return _summed_loss(x_BTD, weight_VD, targets_BT, mask_BT, chunk_len, softcap), n_tokens
+        return _SummedLoss.apply(x_BTD, weight_VD, targets_BT, mask_BT, chunk_len, softcap, head), n_tokens
+    return _summed_loss(x_BTD, weight_VD, targets_BT, mask_BT, chunk_len, softcap, head), n_tokens
 
 
 def token_losses(x_BTD, weight_VD, targets_BT, *, chunk_len=None, softcap=0.0):
@@ -33,22 +33,23 @@ def token_losses(x_BTD, weight_VD, targets_BT, *, chunk_len=None, softcap=0.0):
     return torch.cat(pieces, dim=1)
 
 
-def _summed_loss(x_BTD, weight_VD, targets_BT, mask_BT, chunk_len, softcap):
+def _summed_loss(x_BTD, weight_VD, targets_BT, mask_BT, chunk_len, softcap, head):
     chunks = _cut_chunks((x_BTD, targets_BT, mask_BT), chunk_len)
-    losses = [_chunk_loss(x_PD, weight_VD, targets_P, mask_P, softcap)[0] for x_PD, targets_P, mask_P in chunks]
+    losses = [_chunk_loss(x_PD, weight_VD, targets_P, mask_P, softcap, head)[0] for x_PD, targets_P, mask_P in chunks]
     return torch.stack(losses).sum()
 
 
-def _chunk_loss(x_PD, weight_VD, targets_P, mask_P, softcap):
+def _chunk_loss(x_PD, weight_VD, targets_P, mask_P, softcap, head=None):
     wide = mask_P.dtype
-    logits_PV = cap(_dot(x_PD, weight_VD.to(x_PD.dtype).mT, wide), softcap)
+    logits_PV = head.logits(x_PD, weight_VD, wide) if head else _dot(x_PD, weight_VD.to(x_PD.dtype).mT, wide)
+    logits_PV = cap(logits_PV, softcap)
     lse_P = torch.logsumexp(logits_PV, dim=-1)
     target_logits_P = logits_PV.gather(-1, targets_P[:, None])[:, 0]
     return torch.where(mask_P > 0, (lse_P - target_logits_P) * mask_P, 0).sum(), logits_PV, lse_P
 
 
-def _chunk_loss_and_grads(x_PD, weight_VD, targets_P, mask_P, softcap):
-    loss, logits_PV, lse_P = _chunk_loss(x_PD, weight_VD, targets_P, mask_P, softcap)
+def _chunk_loss_and_grads(x_PD, weight_VD, targets_P, mask_P, softcap, head):
+    loss, logits_PV, lse_P = _chunk_loss(x_PD, weight_VD, targets_P, mask_P, softcap, head)
     # In place, where XLA fuses: a chunk's logits are the largest array of a step.
     slope_PV = 1 - torch.square(logits_PV / softcap) if softcap else None
     d_logits_PV = logits_PV.sub_(lse_P[:, None]).exp_()
@@ -57,17 +58,19 @@ def _chunk_loss_and_grads(x_PD, weight_VD, targets_P, mask_P, softcap):
     if slope_PV is not None:
         d_logits_PV = d_logits_PV.mul_(slope_PV)
     d_logits_PV = d_logits_PV.to(x_PD.dtype)
+    if head:
+        return loss, *head.gradients(d_logits_PV, x_PD, weight_VD, mask_P.dtype)
     d_x_PD = d_logits_PV @ weight_VD.to(x_PD.dtype)
     d_weight_VD = _dot(d_logits_PV.mT, x_PD, mask_P.dtype)
     return loss, d_x_PD, d_weight_VD
 
 
-def _summed_loss_forward(x_BTD, weight_VD, targets_BT, mask_BT, chunk_len, softcap):
+def _summed_loss_forward(x_BTD, weight_VD, targets_BT, mask_BT, chunk_len, softcap, head):
     n_rows, _, n_embd = x_BTD.shape
     d_weight_VD = torch.zeros(weight_VD.shape, dtype=mask_BT.dtype, device=weight_VD.device)
     losses, d_x_pieces = [], []
     for x_PD, targets_P, mask_P in _cut_chunks((x_BTD, targets_BT, mask_BT), chunk_len):
-        loss, d_x_PD, d_chunk_VD = _chunk_loss_and_grads(x_PD, weight_VD, targets_P, mask_P, softcap)
+        loss, d_x_PD, d_chunk_VD = _chunk_loss_and_grads(x_PD, weight_VD, targets_P, mask_P, softcap, head)
         d_weight_VD += d_chunk_VD
         losses.append(loss)
         d_x_pieces.append(d_x_PD.reshape(n_rows, -1, n_embd))
@@ -77,13 +80,13 @@ def _summed_loss_forward(x_BTD, weight_VD, targets_BT, mask_BT, chunk_len, softc
 def _summed_loss_backward(gradients, d_loss):
     d_x_BTD, d_weight_VD = gradients
     d_x_BTD = (d_x_BTD.to(d_loss.dtype) * d_loss).to(d_x_BTD.dtype)
-    return d_x_BTD, d_weight_VD * d_loss.to(d_weight_VD.dtype), None, None, None, None
+    return d_x_BTD, d_weight_VD * d_loss.to(d_weight_VD.dtype), None, None, None, None, None
 
 
 class _SummedLoss(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, x_BTD, weight_VD, targets_BT, mask_BT, chunk_len, softcap):
-        loss, gradients = _summed_loss_forward(x_BTD, weight_VD, targets_BT, mask_BT, chunk_len, softcap)
+    def forward(ctx, x_BTD, weight_VD, targets_BT, mask_BT, chunk_len, softcap, head):
+        loss, gradients = _summed_loss_forward(x_BTD, weight_VD, targets_BT, mask_BT, chunk_len, softcap, head)
         ctx.save_for_backward(*gradients)
         return loss
 
