@@ -63,8 +63,8 @@ def test_figures_of_the_originals(name):
     ):
         assert float(round_to(array, scale, dtype).astype(jnp.float32).sum()) == expected[key]
     head = Fp8Head(*SCALES[name], is_emulated=True)
-    y = head.logits(x, w, jnp.float32)
-    dx, dw = head.gradients(g, x, w, jnp.float32)
+    y = head.logits(x, head.round_weight(w), jnp.float32)
+    dx, dw = head.gradients(g, x, head.round_weight(w), jnp.float32)
     assert y.dtype == dx.dtype == dw.dtype == jnp.float32 and dw.shape == w.shape
     for found, key in (
         (y.sum(), "y_sum"),
@@ -83,10 +83,11 @@ def test_the_mirror_rounds_alike(name, dtype):
         ours, theirs = (kind(*SCALES[name], is_emulated=True) for kind in (Fp8Head, mirror.Fp8Head))
         a = [jnp.asarray(value).astype(dtype) for value in (x, w, g)]
         b = [torch.tensor(np.asarray(value, np.float32)).to(getattr(torch, dtype)) for value in a]
-        pairs = [(ours.logits(a[0], a[1], wide), theirs.logits(b[0], b[1], getattr(torch, wide)))]
+        wq, their_wq = ours.round_weight(a[1]), theirs.round_weight(b[1])
+        pairs = [(ours.logits(a[0], wq, wide), theirs.logits(b[0], their_wq, getattr(torch, wide)))]
         pairs += zip(
-            ours.gradients(a[2], a[0], a[1], wide),
-            theirs.gradients(b[2], b[0], b[1], getattr(torch, wide)),
+            ours.gradients(a[2], a[0], wq, wide),
+            theirs.gradients(b[2], b[0], their_wq, getattr(torch, wide)),
             strict=True,
         )
         tolerance = {"float64": 1e-13, "float32": 1e-6, "bfloat16": 2**-8}[dtype]
@@ -120,8 +121,9 @@ def test_emulated_operands_are_those_of_float8():
     """One multiplies float8 arrays, the other bfloat16 copies: sums of the same products."""
     x, w, g = (jnp.asarray(a).astype(jnp.bfloat16) for a in draw())
     one, other = (Fp8Head(*SCALES["r62"], is_emulated=is_emulated) for is_emulated in (False, True))
-    np.testing.assert_allclose(one.logits(x, w, jnp.float32), other.logits(x, w, jnp.float32), rtol=1e-5, atol=1e-6)
-    for a, b in zip(one.gradients(g, x, w, jnp.float32), other.gradients(g, x, w, jnp.float32), strict=True):
+    wq = one.round_weight(w)
+    np.testing.assert_allclose(one.logits(x, wq, jnp.float32), other.logits(x, wq, jnp.float32), rtol=1e-5, atol=1e-6)
+    for a, b in zip(one.gradients(g, x, wq, jnp.float32), other.gradients(g, x, wq, jnp.float32), strict=True):
         np.testing.assert_allclose(np.asarray(a, np.float32), np.asarray(b, np.float32), rtol=2**-7, atol=1e-6)
 
 

@@ -45,16 +45,20 @@ class Fp8Head:
     gradient_scale: float
     is_emulated: bool
 
-    def logits(self, x_PD, weight_VD, wide):
+    def round_weight(self, weight_VD):
+        """The rounded head, e4m3 [V, D], which the products take: once for all chunks."""
+        return round_to(weight_VD, self.weight_scale, E4M3)
+
+    def logits(self, x_PD, wq_VD, wide):
         """Logits [P, V] of hidden states, in the dtype `wide`."""
-        xq_PD, wq_VD = round_to(x_PD, self.x_scale, E4M3), round_to(weight_VD, self.weight_scale, E4M3)
+        xq_PD = round_to(x_PD, self.x_scale, E4M3)
         logits_PV = self._multiply(xq_PD, wq_VD, 1, x_PD.dtype, wide)
         return logits_PV * _product(self.x_scale, self.weight_scale)
 
-    def gradients(self, d_logits_PV, x_PD, weight_VD, wide):
+    def gradients(self, d_logits_PV, x_PD, wq_VD, wide):
         """Gradients of the hidden states [P, D], in their dtype, and of the head [V, D], in the dtype `wide`."""
         dtype = x_PD.dtype
-        xq_PD, wq_VD = round_to(x_PD, self.x_scale, E4M3), round_to(weight_VD, self.weight_scale, E4M3)
+        xq_PD = round_to(x_PD, self.x_scale, E4M3)
         gq_PV = round_to(d_logits_PV, self.gradient_scale, E5M2)
         d_x_PD = self._multiply(gq_PV, wq_VD, 0, dtype, wide) * _product(self.gradient_scale, self.weight_scale)
         d_weight_VD = jax.lax.dot_general(

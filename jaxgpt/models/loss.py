@@ -74,6 +74,7 @@ def _pad_to_chunks(x_BTD, targets_BT, mask_BT, chunk_len):
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(4, 5, 6))
 def _summed_loss(x_BTD, weight_VD, targets_BT, mask_BT, chunk_len, softcap, head):
+    weight_VD = head.round_weight(weight_VD) if head else weight_VD
     losses = _map_chunks(
         lambda x_PD, targets_P, mask_P: _chunk_loss(x_PD, weight_VD, targets_P, mask_P, softcap, head)[0],
         (x_BTD, targets_BT, mask_BT),
@@ -114,10 +115,11 @@ def _chunk_loss_and_grads(x_PD, weight_VD, targets_P, mask_P, softcap, head):
 def _summed_loss_forward(x_BTD, weight_VD, targets_BT, mask_BT, chunk_len, softcap, head):
     n_rows, seq_len, n_embd = x_BTD.shape
     zeros_VD = jnp.zeros(weight_VD.shape, mask_BT.dtype)
+    head_VD = head.round_weight(weight_VD) if head else weight_VD
 
     def add_chunk(d_weight_VD, chunk):
         x_PD, targets_P, mask_P = chunk
-        loss, d_x_PD, d_chunk_VD = _chunk_loss_and_grads(x_PD, weight_VD, targets_P, mask_P, softcap, head)
+        loss, d_x_PD, d_chunk_VD = _chunk_loss_and_grads(x_PD, head_VD, targets_P, mask_P, softcap, head)
         return d_weight_VD + d_chunk_VD, (loss, d_x_PD)
 
     d_weight_VD, (losses, d_x_JPD) = _scan_chunks(add_chunk, zeros_VD, (x_BTD, targets_BT, mask_BT), chunk_len)

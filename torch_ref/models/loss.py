@@ -34,6 +34,7 @@ def token_losses(x_BTD, weight_VD, targets_BT, *, chunk_len=None, softcap=0.0):
 
 
 def _summed_loss(x_BTD, weight_VD, targets_BT, mask_BT, chunk_len, softcap, head):
+    weight_VD = head.round_weight(weight_VD) if head else weight_VD
     chunks = _cut_chunks((x_BTD, targets_BT, mask_BT), chunk_len)
     losses = [_chunk_loss(x_PD, weight_VD, targets_P, mask_P, softcap, head)[0] for x_PD, targets_P, mask_P in chunks]
     return torch.stack(losses).sum()
@@ -68,9 +69,10 @@ def _chunk_loss_and_grads(x_PD, weight_VD, targets_P, mask_P, softcap, head):
 def _summed_loss_forward(x_BTD, weight_VD, targets_BT, mask_BT, chunk_len, softcap, head):
     n_rows, _, n_embd = x_BTD.shape
     d_weight_VD = torch.zeros(weight_VD.shape, dtype=mask_BT.dtype, device=weight_VD.device)
+    head_VD = head.round_weight(weight_VD) if head else weight_VD
     losses, d_x_pieces = [], []
     for x_PD, targets_P, mask_P in _cut_chunks((x_BTD, targets_BT, mask_BT), chunk_len):
-        loss, d_x_PD, d_chunk_VD = _chunk_loss_and_grads(x_PD, weight_VD, targets_P, mask_P, softcap, head)
+        loss, d_x_PD, d_chunk_VD = _chunk_loss_and_grads(x_PD, head_VD, targets_P, mask_P, softcap, head)
         d_weight_VD += d_chunk_VD
         losses.append(loss)
         d_x_pieces.append(d_x_PD.reshape(n_rows, -1, n_embd))
