@@ -12,7 +12,7 @@ from jaxgpt.config import Config, DataConfig, EvalConfig, GPT2Config, TrainConfi
 from jaxgpt.config.steps import Plan
 from jaxgpt.data.batches import Batches
 from jaxgpt.data.bos_batches import BosBatches, EndOfData
-from jaxgpt.data.shards import Split, inspect_shard
+from jaxgpt.data.shards import Dataset, Split, inspect_shard
 from jaxgpt.data.sources import open_source
 from jaxgpt.data.tokenizer import GPT2Tokenizer
 from jaxgpt.errors import InputError
@@ -263,6 +263,12 @@ def directory(tmp_path_factory):
     return directory
 
 
+def train_of(config) -> Split:
+    data = open_source(config.data).data
+    assert isinstance(data, Dataset)
+    return data.train
+
+
 def read_steps(config, n_devices=1, cuts=(0,), first=0, cursors=None):
     """Rows [n, T + 1] of each step in the order of the stream, and the cursors after it."""
     plan, source = Plan(config, n_devices), open_source(config.data)
@@ -279,7 +285,7 @@ def test_devices_and_hosts_share_one_stream(directory):
     """One device in four microbatches, two devices in two, four devices of two hosts in one: the same rows."""
     config = make_config(directory)
     one = [rows for rows, _ in read_steps(config)]
-    stream = BosBatches(open_source(config.data).data.train, BOS, 7).rows(4 * 8, 16, range(32))
+    stream = BosBatches(train_of(config), BOS, 7).rows(4 * 8, 16, range(32))
     np.testing.assert_array_equal(np.concatenate(one), stream)
     for n_devices, cuts in ((2, (0,)), (4, (0, 4)), (4, (0, 2, 6))):
         many = [rows for rows, _ in read_steps(config, n_devices, cuts)]
@@ -311,7 +317,7 @@ def test_steps_that_the_data_does_not_have_are_counted_before_the_run(directory)
     twice = make_config(directory, steps=2 * n_steps, epochs=2)
     open_source(twice.data).require_steps(twice)
     rows = np.concatenate([rows for rows, _ in read_steps(make_config(directory, steps=3 * n_steps, epochs=0))])
-    n_epoch = len(all_spans(BosBatches(open_source(config.data).data.train, BOS, 7), forever(16)))
+    n_epoch = len(all_spans(BosBatches(train_of(config), BOS, 7), forever(16)))
     np.testing.assert_array_equal(rows[:n_epoch], rows[n_epoch : 2 * n_epoch])
 
 

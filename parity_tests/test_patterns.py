@@ -7,7 +7,7 @@ import pytest
 
 from jaxgpt.config import DataConfig
 from jaxgpt.data.manifest import write_manifest
-from jaxgpt.data.shards import open_dataset
+from jaxgpt.data.shards import Dataset, open_dataset
 from jaxgpt.data.sources import open_directory, open_source
 from jaxgpt.data.tokenizer import ByteTokenizer
 from jaxgpt.errors import InputError
@@ -17,6 +17,12 @@ from jaxgpt.prepare.shard_writer import write_shard
 DATA = DataConfig(
     dir="data/fineweb10B", train_files="fineweb_train_*.bin", val_files="fineweb_val_*.bin", sampling="bos_aligned"
 )
+
+
+def open_tokens(config: DataConfig) -> Dataset:
+    data = open_source(config).data
+    assert isinstance(data, Dataset)
+    return data
 
 
 @pytest.fixture(autouse=True)
@@ -44,27 +50,27 @@ def test_where_a_pattern_looks(tmp_path, shards, monkeypatch, kind):
         monkeypatch.setenv("DATA_PATH", "mnt" if kind == "data_path" else str(tmp_path / "elsewhere"))
     if "absolute" in kind:
         config = dataclasses.replace(DATA, dir=str(shards))
-    source = open_source(config)
-    assert source.data.train.read(0, 300).tolist() == [1] * 100 + [2] * 100 + [3] * 100
-    assert source.data.val.read(0, 50).tolist() == [9] * 50
+    source, data = open_source(config), open_tokens(config)
+    assert data.train.read(0, 300).tolist() == [1] * 100 + [2] * 100 + [3] * 100
+    assert data.val.read(0, 50).tolist() == [9] * 50
     assert source.bos_id() == 50256 and source.n_ids == 50257
 
 
 def test_a_pattern_may_be_absolute_or_choose_some(shards):
     some = dataclasses.replace(DATA, dir=str(shards), train_files="fineweb_train_00000[13].bin")
-    assert open_source(some).data.train.read(0, 200).tolist() == [1] * 100 + [3] * 100
+    assert open_tokens(some).train.read(0, 200).tolist() == [1] * 100 + [3] * 100
     absolute = dataclasses.replace(
         DATA, dir=".", train_files=f"{shards}/other_*.bin", val_files=f"{shards}/*_val_*.bin"
     )
-    assert open_source(absolute).data.train.n_tokens == 70
+    assert open_tokens(absolute).train.n_tokens == 70
 
 
 def test_data_path_moves_nothing_else(tmp_path, shards, monkeypatch):
     (shards / "other_train_000001.bin").unlink()
     monkeypatch.chdir(tmp_path / "mnt")
     monkeypatch.setenv("DATA_PATH", str(tmp_path / "elsewhere"))
-    assert open_source(DataConfig(dir="data/fineweb10B")).data.train.n_tokens == 300
-    assert open_directory(str(shards), DATA).data.train.n_tokens == 300
+    assert open_tokens(DataConfig(dir="data/fineweb10B")).train.n_tokens == 300
+    assert open_directory(str(shards), DATA).n_train_tokens == 300
 
 
 @pytest.mark.parametrize(
@@ -106,7 +112,7 @@ def test_patterns_choose_among_the_files_of_a_manifest(tmp_path):
     write_manifest(tmp_path, {"format": 1, "corpus": "x", **tokens})
     config = DataConfig(dir=str(tmp_path), train_files="train_000001.bin", val_files="val_*.bin")
     source = open_source(config)
-    assert source.data.train.read(0, 40).tolist() == [2] * 40 and source.n_ids == 256
+    assert open_tokens(config).train.read(0, 40).tolist() == [2] * 40 and source.n_ids == 256
     assert source.digest == open_dataset(tmp_path).digest
     write_shard(tmp_path / "train_000002.bin", np.full(40, 4, np.uint16))
     with pytest.raises(InputError, match=r"matches .*train_000002.bin, which .*manifest.json does not list"):

@@ -28,6 +28,9 @@ def changes(was, now, **flags):
     [
         ({}, {"run.seed": 7}),
         ({}, {"data.sampling": "sequential"}),
+        ({}, {"data.bos_id": 5}),
+        ({}, {"data.max_document_tokens": 1024}),
+        ({}, {"data.train_files": "t*", "data.val_files": "v*"}),
         ({}, {"train.batch_tokens": 983_040}),
         ({}, {"train.stages": [STAGE]}),
         ({"train.stages": [STAGE]}, {"train.stages": [STAGE | {"batch_tokens": 983_040}]}),

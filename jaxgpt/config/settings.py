@@ -107,6 +107,15 @@ class TrainConfig(Section):
     """Activation checkpointing: keep everything, keep matmul outputs, or keep only the input of each block."""
     loss_chunk_tokens: int = 8192
     """Tokens per device whose logits exist at one time."""
+    head_dtype: Literal["compute", "float8", "float8_emulated"] = "compute"
+    """Of the head's products while training: compute (train.dtype), float8 (NVIDIA cards of compute capability 8.9 or
+    more) or float8_emulated (the same rounding of the operands, on any device)."""
+    head_x_scale: float = 100 / 448
+    """float8: what hidden states are divided by before they are rounded; the largest that fits is 448 times this."""
+    head_weight_scale: float = 1.6 / 448
+    """float8: the same for the head's weights."""
+    head_gradient_scale: float = 0.75 / 448
+    """float8: the same for the gradient of the logits, of a loss summed over tokens."""
     init_from: UserPath = ""
     """Weights to start from: gpt2, gpt2-medium, gpt2-large, gpt2-xl, a directory of Hugging Face's or nanochat's, or a
     nanoGPT ckpt.pt."""
@@ -137,6 +146,9 @@ class TrainConfig(Section):
             value = getattr(self, name)
             require(value >= 0, f"train.{name}={value} is negative; 0 derives it")
         check_target_weights("train.target_weights", self.target_weights)
+        for name in ("head_x_scale", "head_weight_scale", "head_gradient_scale"):
+            value = getattr(self, name)
+            require(value > 0, f"train.{name}={value} is not above 0; a largest value divided by 448 is usual")
         for before, after in itertools.pairwise(stage.from_step for stage in self.stages):
             require(before < after, f"train.stages start at {before}, then at {after}; list them in rising order")
 

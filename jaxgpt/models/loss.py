@@ -17,7 +17,9 @@ from jaxgpt.models.layers import log_sum_exp, softcap_slope
 from jaxgpt.models.layers import softcap as cap
 
 
-def cross_entropy(x_BTD, weight_VD, targets_BT, mask_BT=None, weights_K=None, *, chunk_len=None, softcap=None):
+def cross_entropy(
+    x_BTD, weight_VD, targets_BT, mask_BT=None, weights_K=None, *, chunk_len=None, softcap=None, head=None
+):
     """Summed loss of the next token, or of the next few, and how many positions were summed.
 
     A sum, not a mean, so that microbatches and devices add exactly and the caller divides once.
@@ -32,6 +34,7 @@ def cross_entropy(x_BTD, weight_VD, targets_BT, mask_BT=None, weights_K=None, *,
         rescaled.
       chunk_len: positions of each row whose logits exist at one time; None takes all.
       softcap: the `Softcap` of the logits; None leaves them.
+      head: the three products on rounded operands, as `fp8_head.Fp8Head`; None multiplies in x's dtype.
 
     Returns:
       loss_nats: scalar, float32 or wider, summed over counted positions.
@@ -45,7 +48,7 @@ def cross_entropy(x_BTD, weight_VD, targets_BT, mask_BT=None, weights_K=None, *,
     n_tokens = mask_BT.sum()
     targets, weights = _targets_ahead(targets_BT, mask_BT, weights_K)
     x_BTD, targets, weights, chunk_len = _pad_to_chunks(x_BTD, targets, weights, chunk_len)
-    return jnp.asarray(_summed_loss(x_BTD, weight_VD, targets, weights, chunk_len, softcap)), n_tokens
+    return jnp.asarray(_summed_loss(x_BTD, weight_VD, targets, weights, chunk_len, softcap, head)), n_tokens
 
 
 def token_losses(x_BTD, weight_VD, targets_BT, *, chunk_len=None, softcap=None):
@@ -88,26 +91,30 @@ def _pad_to_chunks(x_BTD, targets, weights, chunk_len):
     return x_BTD, targets, weights, chunk_len
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(4, 5))
-def _summed_loss(x_BTD, weight_VD, targets, weights, chunk_len, softcap):
+@functools.partial(jax.custom_vjp, nondiff_argnums=(4, 5, 6))
+def _summed_loss(x_BTD, weight_VD, targets, weights, chunk_len, softcap, head):
+    weight_VD = head.round_weight(weight_VD) if head else weight_VD
     losses = _map_chunks(
-        lambda x_PD, targets, weights: _chunk_loss(x_PD, weight_VD, targets, weights, softcap)[0],
+        lambda x_PD, targets, weights: _chunk_loss(x_PD, weight_VD, targets, weights, softcap, head)[0],
         (x_BTD, targets, weights),
         chunk_len,
     )
     return losses.sum()
 
 
-def _chunk_loss(x_PD, weight_VD, targets, weights, softcap):
+def _chunk_loss(x_PD, weight_VD, targets, weights, softcap, head=None):
     """Summed loss of some positions, and what the gradient needs: logits, log-sum-exp.
 
     Args:
       targets, weights: [P] for each target of a position.
     """
     wide = weights[0].dtype
-    logits_PV = jax.lax.dot_general(
-        x_PD, weight_VD.astype(x_PD.dtype), (((1,), (1,)), ((), ())), preferred_element_type=wide
-    )
+    if head:
+        logits_PV = head.logits(x_PD, weight_VD, wide)
+    else:
+        logits_PV = jax.lax.dot_general(
+            x_PD, weight_VD.astype(x_PD.dtype), (((1,), (1,)), ((), ())), preferred_element_type=wide
+        )
     logits_PV = cap(logits_PV, softcap)
     lse_P = log_sum_exp(logits_PV, softcap)
     losses = []
@@ -117,8 +124,8 @@ def _chunk_loss(x_PD, weight_VD, targets, weights, softcap):
     return sum(losses[1:], losses[0]).sum(), logits_PV, lse_P
 
 
-def _chunk_loss_and_grads(x_PD, weight_VD, targets, weights, softcap):
-    loss, logits_PV, lse_P = _chunk_loss(x_PD, weight_VD, targets, weights, softcap)
+def _chunk_loss_and_grads(x_PD, weight_VD, targets, weights, softcap, head):
+    loss, logits_PV, lse_P = _chunk_loss(x_PD, weight_VD, targets, weights, softcap, head)
     probs_PV = jnp.exp(logits_PV - lse_P[:, None])
     parts = []
     for targets_P, weights_P in zip(targets, weights, strict=True):
@@ -128,18 +135,21 @@ def _chunk_loss_and_grads(x_PD, weight_VD, targets, weights, softcap):
     if softcap:
         d_logits_PV = d_logits_PV * softcap_slope(logits_PV, softcap)
     d_logits_PV = d_logits_PV.astype(x_PD.dtype)
+    if head:
+        return loss, *head.gradients(d_logits_PV, x_PD, weight_VD, loss.dtype)
     d_x_PD = d_logits_PV @ weight_VD.astype(x_PD.dtype)
     d_weight_VD = jax.lax.dot_general(d_logits_PV, x_PD, (((0,), (0,)), ((), ())), preferred_element_type=loss.dtype)
     return loss, d_x_PD, d_weight_VD
 
 
-def _summed_loss_forward(x_BTD, weight_VD, targets, weights, chunk_len, softcap):
+def _summed_loss_forward(x_BTD, weight_VD, targets, weights, chunk_len, softcap, head):
     n_rows, seq_len, n_embd = x_BTD.shape
     zeros_VD = jnp.zeros(weight_VD.shape, weights[0].dtype)
+    head_VD = head.round_weight(weight_VD) if head else weight_VD
 
     def add_chunk(d_weight_VD, chunk):
         x_PD, targets, weights = chunk
-        loss, d_x_PD, d_chunk_VD = _chunk_loss_and_grads(x_PD, weight_VD, targets, weights, softcap)
+        loss, d_x_PD, d_chunk_VD = _chunk_loss_and_grads(x_PD, head_VD, targets, weights, softcap, head)
         return d_weight_VD + d_chunk_VD, (loss, d_x_PD)
 
     d_weight_VD, (losses, d_x_JPD) = _scan_chunks(add_chunk, zeros_VD, (x_BTD, targets, weights), chunk_len)
@@ -147,7 +157,7 @@ def _summed_loss_forward(x_BTD, weight_VD, targets, weights, chunk_len, softcap)
     return losses.sum(), (d_x_BTD, d_weight_VD.astype(weight_VD.dtype))
 
 
-def _summed_loss_backward(chunk_len, softcap, gradients, d_loss):
+def _summed_loss_backward(chunk_len, softcap, head, gradients, d_loss):
     d_x_BTD, d_weight_VD = gradients
     d_x_BTD = (d_x_BTD.astype(d_loss.dtype) * d_loss).astype(d_x_BTD.dtype)
     return d_x_BTD, d_weight_VD * d_loss.astype(d_weight_VD.dtype), None, None

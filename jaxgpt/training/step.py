@@ -25,6 +25,7 @@ from jaxgpt.config.param_groups import param_groups
 from jaxgpt.data.batch import Batch
 from jaxgpt.models import Model, init_params, param_shapes
 from jaxgpt.models.attention import choose_attention
+from jaxgpt.models.fp8_head import make_fp8_head, require_head
 from jaxgpt.models.loss import cross_entropy, token_losses
 from jaxgpt.optim.clip import clip_by_global_norm, global_norm
 from jaxgpt.optim.optimizer import optimizer
@@ -98,8 +99,9 @@ def make_step(config: Config, mesh: Mesh) -> Step:
 
     Raises:
       InputError: a parameter cannot be split as the mesh wants, a parameter group matches nothing, or the attention
-        asked for cannot run.
+        or the head's dtype asked for cannot run.
     """
+    require_head(config.train, mesh.devices.flat[0])
     model, attention = make_model(config, mesh)
     dtype = param_dtype(config)
     shapes = param_shapes(config.model, dtype)
@@ -219,6 +221,7 @@ def device_bytes(leaf: jax.ShapeDtypeStruct) -> int:
 def loss_sum(config: Config, model: Model, params, batch_BT, mask_BT=None, weights_K=None, dropout_key=None):
     """Summed loss and token count of rows of T + 1 tokens; position t predicts token t + 1, or t + 1 .. t + K."""
     x_BTD, weight_VD, settings = last_hidden(config, model.bind(params), batch_BT, dropout_key)
+    settings["head"] = make_fp8_head(config.train)
     return cross_entropy(x_BTD, weight_VD, batch_BT[:, 1:], mask_BT, weights_K=weights_K, **settings)
 
 

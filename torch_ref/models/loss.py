@@ -13,7 +13,9 @@ from torch_ref.models.layers import log_sum_exp, softcap_slope
 from torch_ref.models.layers import softcap as cap
 
 
-def cross_entropy(x_BTD, weight_VD, targets_BT, mask_BT=None, weights_K=None, *, chunk_len=None, softcap=None):
+def cross_entropy(
+    x_BTD, weight_VD, targets_BT, mask_BT=None, weights_K=None, *, chunk_len=None, softcap=None, head=None
+):
     wide = torch.promote_types(x_BTD.dtype, torch.float32)
     if mask_BT is None:
         mask_BT = torch.ones(targets_BT.shape, dtype=wide, device=x_BTD.device)
@@ -25,8 +27,8 @@ def cross_entropy(x_BTD, weight_VD, targets_BT, mask_BT=None, weights_K=None, *,
     targets_BT = torch.where(mask_BT > 0, targets_BT, 0).long()  # gather would refuse what is not read
     targets, weights = _targets_ahead(targets_BT, mask_BT, weights_K)
     if torch.is_grad_enabled():
-        return _SummedLoss.apply(x_BTD, weight_VD, targets, weights, chunk_len, softcap), n_tokens
-    return _summed_loss(x_BTD, weight_VD, targets, weights, chunk_len, softcap), n_tokens
+        return _SummedLoss.apply(x_BTD, weight_VD, targets, weights, chunk_len, softcap, head), n_tokens
+    return _summed_loss(x_BTD, weight_VD, targets, weights, chunk_len, softcap, head), n_tokens
 
 
 def token_losses(x_BTD, weight_VD, targets_BT, *, chunk_len=None, softcap=None):
@@ -50,15 +52,17 @@ def _targets_ahead(targets_BT, mask_BT, weights_K):
     return tuple(targets), tuple(weights)
 
 
-def _summed_loss(x_BTD, weight_VD, targets, weights, chunk_len, softcap):
+def _summed_loss(x_BTD, weight_VD, targets, weights, chunk_len, softcap, head):
+    weight_VD = head.round_weight(weight_VD) if head else weight_VD
     chunks = _cut_chunks((x_BTD, targets, weights), chunk_len)
-    losses = [_chunk_loss(x_PD, weight_VD, targets, weights, softcap)[0] for x_PD, targets, weights in chunks]
+    losses = [_chunk_loss(x_PD, weight_VD, targets, weights, softcap, head)[0] for x_PD, targets, weights in chunks]
     return torch.stack(losses).sum()
 
 
-def _chunk_loss(x_PD, weight_VD, targets, weights, softcap):
+def _chunk_loss(x_PD, weight_VD, targets, weights, softcap, head=None):
     wide = weights[0].dtype
-    logits_PV = cap(_dot(x_PD, weight_VD.to(x_PD.dtype).mT, wide), softcap)
+    logits_PV = head.logits(x_PD, weight_VD, wide) if head else _dot(x_PD, weight_VD.to(x_PD.dtype).mT, wide)
+    logits_PV = cap(logits_PV, softcap)
     lse_P = log_sum_exp(logits_PV, softcap)
     losses = []
     for targets_P, weights_P in zip(targets, weights, strict=True):
@@ -67,8 +71,8 @@ def _chunk_loss(x_PD, weight_VD, targets, weights, softcap):
     return torch.stack(losses).sum(), logits_PV, lse_P
 
 
-def _chunk_loss_and_grads(x_PD, weight_VD, targets, weights, softcap):
-    loss, logits_PV, lse_P = _chunk_loss(x_PD, weight_VD, targets, weights, softcap)
+def _chunk_loss_and_grads(x_PD, weight_VD, targets, weights, softcap, head):
+    loss, logits_PV, lse_P = _chunk_loss(x_PD, weight_VD, targets, weights, softcap, head)
     # In place, where XLA fuses: a chunk's logits are the largest array of a step.
     slope_PV = softcap_slope(logits_PV, softcap) if softcap else None
     d_logits_PV = logits_PV.sub_(lse_P[:, None]).exp_().mul_(torch.stack(weights).sum(dim=0)[:, None])
@@ -77,17 +81,20 @@ def _chunk_loss_and_grads(x_PD, weight_VD, targets, weights, softcap):
     if slope_PV is not None:
         d_logits_PV = d_logits_PV.mul_(slope_PV)
     d_logits_PV = d_logits_PV.to(x_PD.dtype)
+    if head:
+        return loss, *head.gradients(d_logits_PV, x_PD, weight_VD, loss.dtype)
     d_x_PD = d_logits_PV @ weight_VD.to(x_PD.dtype)
     d_weight_VD = _dot(d_logits_PV.mT, x_PD, loss.dtype)
     return loss, d_x_PD, d_weight_VD
 
 
-def _summed_loss_forward(x_BTD, weight_VD, targets, weights, chunk_len, softcap):
+def _summed_loss_forward(x_BTD, weight_VD, targets, weights, chunk_len, softcap, head):
     n_rows, _, n_embd = x_BTD.shape
     d_weight_VD = torch.zeros(weight_VD.shape, dtype=weights[0].dtype, device=weight_VD.device)
+    head_VD = head.round_weight(weight_VD) if head else weight_VD
     losses, d_x_pieces = [], []
     for x_PD, chunk_targets, chunk_weights in _cut_chunks((x_BTD, targets, weights), chunk_len):
-        loss, d_x_PD, d_chunk_VD = _chunk_loss_and_grads(x_PD, weight_VD, chunk_targets, chunk_weights, softcap)
+        loss, d_x_PD, d_chunk_VD = _chunk_loss_and_grads(x_PD, head_VD, chunk_targets, chunk_weights, softcap, head)
         d_weight_VD += d_chunk_VD
         losses.append(loss)
         d_x_pieces.append(d_x_PD.reshape(n_rows, -1, n_embd))
@@ -97,13 +104,13 @@ def _summed_loss_forward(x_BTD, weight_VD, targets, weights, chunk_len, softcap)
 def _summed_loss_backward(gradients, d_loss):
     d_x_BTD, d_weight_VD = gradients
     d_x_BTD = (d_x_BTD.to(d_loss.dtype) * d_loss).to(d_x_BTD.dtype)
-    return d_x_BTD, d_weight_VD * d_loss.to(d_weight_VD.dtype), None, None, None, None
+    return d_x_BTD, d_weight_VD * d_loss.to(d_weight_VD.dtype), None, None, None, None, None
 
 
 class _SummedLoss(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, x_BTD, weight_VD, targets, weights, chunk_len, softcap):
-        loss, gradients = _summed_loss_forward(x_BTD, weight_VD, targets, weights, chunk_len, softcap)
+    def forward(ctx, x_BTD, weight_VD, targets, weights, chunk_len, softcap, head):
+        loss, gradients = _summed_loss_forward(x_BTD, weight_VD, targets, weights, chunk_len, softcap, head)
         ctx.save_for_backward(*gradients)
         return loss
 

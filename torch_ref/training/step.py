@@ -22,6 +22,7 @@ from jaxgpt.config.param_groups import param_groups
 from jaxgpt.data.batch import Batch
 from torch_ref.models import Model, init_params, param_shapes
 from torch_ref.models.attention import choose_attention
+from torch_ref.models.fp8_head import make_fp8_head, require_head
 from torch_ref.models.loss import cross_entropy, token_losses
 from torch_ref.models.weights import by_path, refuse_foreign, with_leaves
 from torch_ref.optim.clip import clip_by_global_norm, global_norm
@@ -95,6 +96,7 @@ def make_step(config: Config, mesh: Mesh, *, is_compiled: bool = False) -> Step:
     Args:
       is_compiled: forward and backward pass go through torch.compile, at their first call.
     """
+    require_head(config.train, mesh.device)
     set_precision(config)
     model, attention = make_model(config, mesh)
     dtype = param_dtype(config)
@@ -172,6 +174,7 @@ def set_precision(config: Config) -> None:
 
 def loss_sum(config: Config, model: Model, params, batch_BT, mask_BT=None, weights_K=None, dropout_key=None):
     x_BTD, weight_VD, settings = last_hidden(config, model.bind(params), batch_BT, dropout_key)
+    settings["head"] = make_fp8_head(config.train)
     return cross_entropy(x_BTD, weight_VD, batch_BT[:, 1:], mask_BT, weights_K=weights_K, **settings)
 
 
