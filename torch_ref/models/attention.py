@@ -10,15 +10,16 @@ import torch.nn.functional as F
 from jaxgpt.config import Config
 from jaxgpt.errors import InputError
 from torch_ref.models.cache import query_positions
+from torch_ref.models.packed import MASKED, choose_packed
 
-MASKED = -1e30
 
-
-def choose_attention(config: Config, platform: str) -> tuple[str, str]:
+def choose_attention(config: Config, platform: str, device_kind: str = "") -> tuple[str, str]:
     """math or sdpa, and why. train.attention=xla asks for math, cudnn for sdpa; on a CPU auto takes sdpa too."""
     model, wanted, dtype = config.model, config.train.attention, config.train.dtype
     head_dim = model.head_dim
     platform = "gpu" if platform in ("cuda", "rocm") else platform
+    if model.is_packed:
+        return choose_packed(config, platform, device_kind)
     is_half = dtype in ("bfloat16", "float16")
     obstacles = {
         "cudnn": [
@@ -26,6 +27,7 @@ def choose_attention(config: Config, platform: str) -> tuple[str, str]:
             (not is_half, f"train.dtype={dtype}; it takes bfloat16 or float16"),
             (head_dim > 256, f"head_dim={head_dim}; it takes up to 256"),
         ],
+        "triton": [(True, f"model.family={model.family} has no documents to tell apart")],
         "splash": [(True, f"the platform is {platform}, not tpu")],
         "auto": [
             (platform == "gpu" and not is_half, f"train.dtype={dtype}; it takes bfloat16 or float16"),

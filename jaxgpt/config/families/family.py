@@ -94,6 +94,11 @@ class Family(Section, ABC):
         """Keys that the original counts for a query of this layer when it states FLOPs."""
         return min(self.window(layer), self.seq_len)
 
+    @property
+    def is_packed(self) -> bool:
+        """Whether rows are packed documents, each beginning with BOS, that do not see one another."""
+        return False
+
     @abstractmethod
     def shrink(self, seq_len: int) -> Self:
         """A model in miniature with the same mechanisms, for --smoke."""
