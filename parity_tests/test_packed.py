@@ -4,19 +4,36 @@ The kernels run their own steps, interpreted. test_packed_compiled.py compiles t
 """
 
 import functools
+from types import SimpleNamespace
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 import torch
+from jax.sharding import NamedSharding
+from jax.sharding import PartitionSpec as P
 
 from jaxgpt.compare import tolerances
-from jaxgpt.models.attention import attention
+from jaxgpt.config import Config, GPT2Config, MeshConfig, TrainConfig
+from jaxgpt.errors import InputError
+from jaxgpt.models.attention import attention, choose_attention
 from jaxgpt.models.packed import document_begins, packed_attention
 from jaxgpt.models.packed_scan import choose_block, packed_scan
 from jaxgpt.models.packed_splash import packed_splash
-from jaxgpt.models.packed_triton import LARGE, Blocks, Tiles, end_of_seen, packed_triton
+from jaxgpt.models.packed_triton import (
+    LARGE,
+    SMALL,
+    Blocks,
+    Tiles,
+    end_of_seen,
+    packed_triton,
+    refusal,
+    tiles_for,
+)
+from jaxgpt.parallel.mesh import make_mesh
+from jaxgpt.parallel.sharding import BATCH, per_shard
+from torch_ref.models import attention as torch_attention
 from torch_ref.models import packed as torch_packed
 
 SCALE = 0.1
@@ -49,7 +66,7 @@ def random_rows(n_tokens, seed):
     return rows
 
 
-def arrays(n_tokens, n_heads=2, head_dim=16, dtype=np.float64):
+def arrays(n_tokens, n_heads=2, head_dim=16, dtype: type = np.float64):
     """q, k, v and the gradient of the output, [2, T, N, H]."""
     rng = np.random.default_rng(5)
     return [rng.standard_normal((2, n_tokens, n_heads, head_dim)).astype(dtype) for _ in range(4)]
@@ -91,15 +108,15 @@ def largest_error(ours, theirs):
 def test_the_scan_is_attention_query_by_query(n_tokens, window):
     """In float64, rows of any length; the window that is longer than the row counts for nothing."""
     begin = begins_of(random_rows(n_tokens, seed=window))
-    inputs = arrays(n_tokens)
+    q, k, v, d_y = arrays(n_tokens)
+    theirs = literal(q, k, v, d_y, begin, window)
     with jax.enable_x64(True):
-        ours = value_and_gradients(packed_attention, window, *map(jnp.asarray, inputs), begin)
-    theirs = literal(*inputs, begin, window)
+        ours = value_and_gradients(packed_attention, window, q, k, v, d_y, begin)
     assert largest_error(ours, theirs) < 1e-12
-    q, k, v, d_y = (torch.tensor(x, requires_grad=True) for x in inputs)
+    q, k, v, d_y = (torch.tensor(x, requires_grad=True) for x in (q, k, v, d_y))
     y = torch_packed.packed_attention(q, k, v, torch.tensor(begin), window=window, scale=SCALE)
     y.backward(d_y)
-    assert largest_error([x.detach() for x in (y, q.grad, k.grad, v.grad)], theirs) < 1e-12
+    assert largest_error([y.detach(), *(x.grad for x in (q, k, v))], theirs) < 1e-12
 
 
 @pytest.mark.filterwarnings("ignore:flex_attention called without torch.compile")
@@ -182,5 +199,114 @@ def test_long_rows_with_windows_go_by_blocks(n_tokens, window):
         masked = jax.jit(functools.partial(run, {"window": window, "offset_B": jnp.zeros(2, int)})).lower(*inputs)
         masked = masked.compile()
         assert largest_error(blocks(*inputs), [np.asarray(x) for x in masked(*inputs)]) < 1e-12
-    assert f"{n_tokens},{n_tokens}]" in masked.as_text()
-    assert f"{n_tokens},{n_tokens}]" not in blocks.as_text()
+    assert f"{n_tokens},{n_tokens}]" in str(masked.as_text())
+    assert f"{n_tokens},{n_tokens}]" not in str(blocks.as_text())
+
+
+class Packed(GPT2Config):
+    """A family with documents."""
+
+    @property
+    def is_packed(self):
+        return True
+
+
+def packed_config(model, **train):
+    model = Packed(**{"n_head": 6, "n_embd": 768, "seq_len": 1024} | model)
+    return Config(model=model, train=TrainConfig(batch_tokens=12 * model.seq_len, **train))
+
+
+@pytest.mark.parametrize(
+    ("platform", "kind", "model", "train", "expected"),
+    [
+        ("cpu", "", {}, {}, ("xla", "blocks of queries; no kernel for documents on cpu")),
+        ("cuda", "NVIDIA H100 80GB HBM3", {}, {}, ("triton", "flash, by document")),
+        ("gpu", "", {}, {"attention": "triton"}, ("triton", "as configured")),
+        ("gpu", "", {}, {"attention": "xla"}, ("xla", "as configured")),
+        ("tpu", "TPU v5 lite", {}, {}, ("splash", "flash, by document")),
+        ("gpu", "Tesla T4", {}, {}, ("xla", "triton cannot: Tesla T4 has compute capability 7.5; it takes 8.0 and up")),
+        ("gpu", "", {}, {"dtype": "float32"}, ("xla", "triton cannot: train.dtype=float32")),
+        ("gpu", "", {"n_embd": 576}, {}, ("xla", "triton cannot: head_dim=96; it takes 16, 32, 64, 128")),
+        ("gpu", "", {"seq_len": 1000}, {}, ("xla", "triton cannot: model.seq_len=1000")),
+        ("tpu", "", {"seq_len": 1000}, {}, ("xla", "splash cannot: model.seq_len=1000")),
+        ("tpu", "", {"seq_len": 32_768}, {}, ("xla", "splash cannot: model.seq_len=32768; it takes up to 16384")),
+    ],
+)
+def test_the_form_is_chosen_by_target_and_the_reason_is_said(platform, kind, model, train, expected):
+    form, reason = choose_attention(packed_config(model, **train), platform, kind)
+    assert form == expected[0] and expected[1] in reason
+
+
+@pytest.mark.parametrize(
+    ("platform", "wanted", "reason"),
+    [
+        ("cpu", "triton", "the platform is cpu, not gpu"),
+        ("gpu", "splash", "the platform is gpu, not tpu"),
+        ("gpu", "cudnn", "model.family=gpt2 has documents, which it cannot tell apart"),
+    ],
+)
+def test_forms_that_cannot_run_are_refused(platform, wanted, reason):
+    config = packed_config({}, attention=wanted)
+    for choose in (choose_attention, torch_attention.choose_attention):
+        with pytest.raises(InputError, match=f"train.attention={wanted} cannot run: {reason}"):
+            choose(config, platform)
+
+
+def test_torch_ref_writes_the_mask_out_except_on_cuda():
+    assert torch_attention.choose_attention(packed_config({}), "cuda")[0] == "flex"
+    assert torch_attention.choose_attention(packed_config({}), "cpu")[0] == "math"
+    form, reason = torch_attention.choose_attention(packed_config({}, dtype="float32"), "cuda")
+    assert form == "math" and "flex cannot: train.dtype=float32" in reason
+
+
+def test_attention_without_documents_refuses_triton():
+    config = Config(train=TrainConfig(attention="triton"))
+    for choose in (choose_attention, torch_attention.choose_attention):
+        with pytest.raises(InputError, match=r"model\.family=gpt2 has no documents to tell apart"):
+            choose(config, "gpu")
+
+
+@pytest.mark.parametrize(
+    ("kind", "version", "is_refused"),
+    [
+        ("NVIDIA GeForce RTX 3090", (0, 10, 2), False),
+        ("NVIDIA GeForce RTX 3090", (0, 11, 0), True),
+        ("NVIDIA GeForce RTX 3090", (0, 11, 2), True),
+        ("NVIDIA GeForce RTX 4090", (0, 11, 0), False),
+        ("NVIDIA A100-SXM4-80GB", (0, 11, 2), False),
+        ("NVIDIA A1000", (0, 11, 2), True),
+        ("Tesla T4", (0, 10, 2), True),
+        ("", (0, 11, 2), False),
+    ],
+)
+def test_cards_that_pallas_does_not_know_are_refused(kind, version, is_refused):
+    """JAX 0.11 looks an absent card up in a table; 0.10 does not."""
+    assert bool(refusal(kind, version)) == is_refused
+
+
+def test_a_card_that_is_here_need_not_be_in_the_table(monkeypatch):
+    here = [SimpleNamespace(device_kind="NVIDIA GeForce RTX 3090")]
+    monkeypatch.setattr(jax, "local_devices", lambda: here)
+    assert not refusal("NVIDIA GeForce RTX 3090", (0, 11, 2))
+    assert refusal("NVIDIA GeForce RTX 3090", (0, 11, 1))
+
+
+def test_tiles_follow_the_cards_shared_memory():
+    assert {tiles_for(kind) for kind in ("NVIDIA A100-SXM4-40GB", "NVIDIA H200", "NVIDIA B200")} == {LARGE}
+    assert {tiles_for(kind) for kind in ("NVIDIA GeForce RTX 4090", "NVIDIA L4", "NVIDIA L40S", "cpu")} == {SMALL}
+
+
+@pytest.mark.parametrize("form", ["xla", "triton"])
+def test_eight_devices_equal_one(form):
+    """Rows over data and fsdp, heads over tensor."""
+    begin = np.concatenate([begins_of(LENGTHS), begins_of(random_rows(KERNEL_T, 4))])
+    inputs = [np.concatenate([x, x[::-1]]) for x in arrays(KERNEL_T, dtype=np.float32)]
+    alone = [np.asarray(x, np.float64) for x in value_and_gradients(FORMS[form], 50, *inputs, begin)]
+    mesh = make_mesh(MeshConfig(data=2, fsdp=2, tensor=2, platform="cpu"))
+    with jax.set_mesh(mesh):
+        placed = [jax.device_put(x, NamedSharding(mesh, P(BATCH, None, "tensor"))) for x in inputs]
+        rows = jax.device_put(begin, NamedSharding(mesh, P(BATCH)))
+        kernel = functools.partial(FORMS[form], window=50, scale=SCALE)
+        whole = per_shard(kernel) if form == "triton" else kernel
+        y, pull_back = jax.vjp(lambda q, k, v: whole(q, k, v, rows), *placed[:3])
+        assert largest_error([y, *pull_back(placed[3])], alone) < 4 * tolerances.FP32_OP

@@ -30,4 +30,5 @@ def packed_splash(q_BTNH, k_BTNH, v_BTNH, begin_BT, *, window, scale, interpret=
         return jax.vmap(kernel)(q_BNTH, k_BNSH, v_BNSH, SegmentIds(q=begin_BT, kv=begin_BT))
 
     heads_first = [x.swapaxes(1, 2) for x in (q_BTNH * scale, k_BTNH, v_BTNH)]
-    return one_pass(attend, *heads_first, begin_BT).swapaxes(1, 2)
+    y_BNTH: jax.Array = one_pass(attend, *heads_first, begin_BT)  # pyright: ignore[reportAssignmentType]
+    return y_BNTH.swapaxes(1, 2)
