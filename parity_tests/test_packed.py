@@ -18,7 +18,7 @@ from jaxgpt.compare import tolerances
 from jaxgpt.config import Config, GPT2Config, MeshConfig, TrainConfig
 from jaxgpt.errors import InputError
 from jaxgpt.models.attention import attention, choose_attention
-from jaxgpt.models.packed import document_begins, packed_attention
+from jaxgpt.models.packed import cached_attention, document_begins, packed_attention
 from jaxgpt.models.packed_scan import choose_block, packed_scan
 from jaxgpt.models.packed_splash import packed_splash
 from jaxgpt.models.packed_triton import (
@@ -117,6 +117,23 @@ def test_the_scan_is_attention_query_by_query(n_tokens, window):
     y = torch_packed.packed_attention(q, k, v, torch.tensor(begin), window=window, scale=SCALE)
     y.backward(d_y)
     assert largest_error([y.detach(), *(x.grad for x in (q, k, v))], theirs) < 1e-12
+
+
+@pytest.mark.parametrize("window", [1, 20, 1000])
+def test_new_tokens_after_a_cache_are_the_tail_of_the_whole(window):
+    """Rows of different lengths, in a cache with room for more."""
+    begin, offset, n_new = begins_of(random_rows(60, 2)), np.array([50, 31]), 7
+    q, k, v, _ = arrays(60)
+    with jax.enable_x64(True):
+        whole = np.asarray(jax.jit(functools.partial(packed_attention, window=window, scale=SCALE))(q, k, v, begin))
+        new = offset[:, None] + np.arange(n_new)
+        tail, q_new, begin_new = (np.stack([x[row, new[row]] for row in (0, 1)]) for x in (whole, q, begin))
+        settings = {"window": window, "scale": SCALE}
+        ours = cached_attention(*map(jnp.asarray, (q_new, k, v, begin_new)), offset_B=jnp.asarray(offset), **settings)
+    assert largest_error([ours], [tail]) < 1e-12
+    inputs = [torch.tensor(x) for x in (q_new, k, v, begin_new)]
+    theirs = torch_packed.cached_attention(*inputs, offset_B=torch.tensor(offset), **settings)
+    assert largest_error([theirs], [tail]) < 1e-12
 
 
 @pytest.mark.filterwarnings("ignore:flex_attention called without torch.compile")

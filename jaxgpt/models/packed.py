@@ -15,7 +15,8 @@ import jax.numpy as jnp
 from jaxgpt.config import Config
 from jaxgpt.errors import InputError
 from jaxgpt.models import packed_splash, packed_triton
-from jaxgpt.models.packed_scan import packed_scan
+from jaxgpt.models.cache import query_positions
+from jaxgpt.models.packed_scan import MASKED, packed_scan
 from jaxgpt.parallel.sharding import per_shard
 
 
@@ -87,6 +88,24 @@ def packed_attention(q_BTNH, k_BTNH, v_BTNH, begin_BT, *, window, scale, impleme
     if implementation == "triton":
         run = functools.partial(run, tiles=packed_triton.tiles_for(_device_kind()))
     return per_shard(run)(q_BTNH, k_BTNH, v_BTNH, begin_BT)
+
+
+def cached_attention(q_BTNH, k_BSNH, v_BSNH, begin_BT, *, offset_B, window, scale):
+    """`packed_attention` for new tokens of rows whose earlier keys are in a cache; scores of T x S are written out.
+
+    Args:
+      k_BSNH, v_BSNH: the cache, with the keys of the new tokens in it.
+      begin_BT: the first position of each new token's document, in the cache.
+      offset_B: position of each row's first new token; None: 0.
+    """
+    positions_BT = query_positions(q_BTNH, offset_B)
+    first_BT = jnp.maximum(begin_BT, positions_BT - (window - 1))
+    keys_S = jnp.arange(k_BSNH.shape[1])
+    is_seen_BTS = (keys_S <= positions_BT[..., None]) & (keys_S >= first_BT[..., None])
+    wide = jnp.promote_types(q_BTNH.dtype, jnp.float32)
+    scores_BNTS = jnp.einsum("BTNH,BSNH->BNTS", q_BTNH, k_BSNH, preferred_element_type=wide)
+    probs_BNTS = jax.nn.softmax(jnp.where(is_seen_BTS[:, None], scores_BNTS * scale, MASKED), axis=-1)
+    return jnp.einsum("BNTS,BSNH->BTNH", probs_BNTS.astype(v_BSNH.dtype), v_BSNH)
 
 
 def _device_kind() -> str:

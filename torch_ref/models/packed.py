@@ -10,6 +10,7 @@ from torch.nn.attention.flex_attention import create_block_mask, flex_attention
 
 from jaxgpt.config import Config
 from jaxgpt.errors import InputError
+from torch_ref.models.cache import query_positions
 
 MASKED = -1e30
 
@@ -47,20 +48,22 @@ def document_begins(tokens_BT, bos_id: int):
 
 def packed_attention(q_BTNH, k_BTNH, v_BTNH, begin_BT, *, window, scale, implementation="math"):
     """As in jaxgpt; implementation is math or flex."""
-    positions_T = torch.arange(q_BTNH.shape[1], device=q_BTNH.device)
-    first_BT = torch.maximum(begin_BT, positions_T - (window - 1))
     if implementation == "flex":
-        return _flex(q_BTNH, k_BTNH, v_BTNH, first_BT, scale)
+        positions_T = torch.arange(q_BTNH.shape[1], device=q_BTNH.device)
+        return _flex(q_BTNH, k_BTNH, v_BTNH, torch.maximum(begin_BT, positions_T - (window - 1)), scale)
     assert implementation == "math", implementation
-    return _math(q_BTNH, k_BTNH, v_BTNH, first_BT, scale)
+    return cached_attention(q_BTNH, k_BTNH, v_BTNH, begin_BT, offset_B=None, window=window, scale=scale)
 
 
-def _math(q_BTNH, k_BSNH, v_BSNH, first_BT, scale):
-    wide = torch.promote_types(q_BTNH.dtype, torch.float32)
-    scores_BNTS = torch.einsum("BTNH,BSNH->BNTS", q_BTNH.to(wide), k_BSNH.to(wide)) * scale
+def cached_attention(q_BTNH, k_BSNH, v_BSNH, begin_BT, *, offset_B, window, scale):
+    """As in jaxgpt."""
+    positions_BT = query_positions(q_BTNH, offset_B)
+    first_BT = torch.maximum(begin_BT, positions_BT - (window - 1))
     keys_S = torch.arange(k_BSNH.shape[1], device=k_BSNH.device)
-    is_seen_BTS = (keys_S <= keys_S[:, None]) & (keys_S >= first_BT[..., None])
-    probs_BNTS = torch.softmax(torch.where(is_seen_BTS[:, None], scores_BNTS, MASKED), dim=-1)
+    is_seen_BTS = (keys_S <= positions_BT[..., None]) & (keys_S >= first_BT[..., None])
+    wide = torch.promote_types(q_BTNH.dtype, torch.float32)
+    scores_BNTS = torch.einsum("BTNH,BSNH->BNTS", q_BTNH.to(wide), k_BSNH.to(wide))
+    probs_BNTS = torch.softmax(torch.where(is_seen_BTS[:, None], scores_BNTS * scale, MASKED), dim=-1)
     return torch.einsum("BNTS,BSNH->BTNH", probs_BNTS.to(v_BSNH.dtype), v_BSNH)
 
 
