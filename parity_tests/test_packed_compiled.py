@@ -52,7 +52,7 @@ def compile(form, name, n_rows, mesh, program):
     text = program.as_text()
     return {{
         "mib": program.memory_analysis().temp_size_in_bytes / 2**20,
-        "squares": re.findall(r"\\w+\\[(?:\\d+,)*{T},{T}\\]", text),
+        "squares": re.findall(r"\\w+\\[(?:\\d+,)*{T},{T}[,\\]]", text),
         "rows": len(re.findall(r"\\[(?:\\d+,)*{T},", text)),
         "collectives": re.findall(r"all-gather|all-reduce|all-to-all|collective-permute|reduce-scatter", text),
     }}
