@@ -19,7 +19,7 @@ from jaxgpt.data.tokenizer.byte_pairs import GPT2Tokenizer
 from jaxgpt.errors import InputError
 from jaxgpt.models import init_params, param_shapes
 from jaxgpt.models.bigram import bigram_ids
-from jaxgpt.models.documents import document_begins
+from jaxgpt.models.packed import document_begins
 from jaxgpt.models.rope import rotary_tables
 from jaxgpt.parallel.mesh import make_mesh
 from jaxgpt.parallel.sharding import shard_params
@@ -28,8 +28,8 @@ from torch_ref.models import Model as TorchModel
 from torch_ref.models import init_params as torch_init_params
 from torch_ref.models import param_shapes as torch_param_shapes
 from torch_ref.models.bigram import bigram_ids as torch_bigram_ids
-from torch_ref.models.documents import document_begins as torch_document_begins
 from torch_ref.models.loss import cross_entropy as torch_cross_entropy
+from torch_ref.models.packed import document_begins as torch_document_begins
 from torch_ref.models.rope import rotary_tables as torch_rotary_tables
 
 pytestmark = pytest.mark.usefixtures("one_thread")

@@ -4,6 +4,7 @@ Temporaries are what the backward pass needs of the forward, plus the loss chunk
 an estimate; docs/memory.md compares it with the compiler's figure for each shipped config.
 """
 
+from jaxgpt.config.families import ModelConfig
 from jaxgpt.config.settings import Config
 
 COMPUTE_BYTES = {"bfloat16": 2, "float16": 2, "float32": 4, "float64": 8}
@@ -14,7 +15,7 @@ def kept_bytes(config: Config, attention: str) -> float:
 
     In numbers per token and layer: with remat=none what the sublayers' gradients need (both norms' inputs and outputs,
     q, k and v, the attention's output, the MLP's hidden layer before and after its activation), with dots the outputs
-    of the matmuls, with block its input. Attention by xla keeps the scores too.
+    of the matmuls, with block its input. Attention by xla keeps the scores too, where it does not go by blocks.
     """
     model, train = config.model, config.train
     n_bytes = COMPUTE_BYTES[train.dtype]
@@ -25,10 +26,21 @@ def kept_bytes(config: Config, attention: str) -> float:
     kept = n_rows * seq_len * model.n_layer * width * numbers * n_bytes
     if train.remat == "none":
         if attention == "xla":
-            kept += model.n_layer * _scores_bytes(config)
+            kept += sum(keeps_scores(model, layer) for layer in range(model.n_layer)) * _scores_bytes(config)
         if model.dropout:
             kept += n_rows * seq_len * model.n_layer * 2 * width
     return kept
+
+
+SCAN_FROM = 512
+"""Tokens of a row from which xla computes a layer with a window in blocks of queries. On a CPU, blocks are slower below
+and faster from here on."""
+
+
+def keeps_scores(model: ModelConfig, layer: int) -> bool:
+    """Whether attention by xla writes out a layer's scores of all queries and keys."""
+    has_blocks = model.HAS_PACKED_ATTENTION or model.window(layer) < model.seq_len >= SCAN_FROM
+    return not has_blocks
 
 
 def _scores_bytes(config: Config) -> float:
@@ -61,7 +73,8 @@ def activations_bytes(config: Config, attention: str, params_bytes: int) -> floa
     block = 0.0
     if train.remat != "none":
         block = n_tokens * KEPT_WIDTHS * model.n_embd / config.mesh.tensor * n_bytes
-        block += _scores_bytes(config) if attention == "xla" else 0.0
+        if attention == "xla" and any(keeps_scores(model, layer) for layer in range(model.n_layer)):
+            block += _scores_bytes(config)
     whole = params_bytes * config.mesh.fsdp * n_bytes / 4 if config.mesh.fsdp > 1 else 0.0
     return kept_bytes(config, attention) + block + loss + whole + WEIGHTS_SHARE * params_bytes
 

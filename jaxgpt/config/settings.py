@@ -101,8 +101,8 @@ class TrainConfig(Section):
     """Dtype of the computation. Parameters and optimizer state stay float32 (float64 keeps them float64)."""
     matmul_precision: Literal["highest", "high", "default"] = "highest"
     """For float32: highest is true float32; high and default allow TF32 on a GPU, bfloat16 passes on a TPU."""
-    attention: Literal["auto", "cudnn", "splash", "xla"] = "auto"
-    """auto: flash attention (cudnn on GPU, splash on TPU) where it supports the run, else xla; the run prints which."""
+    attention: Literal["auto", "cudnn", "triton", "splash", "xla"] = "auto"
+    """auto: flash attention where it supports the run (on GPU cudnn, for documents triton; on TPU splash), else xla."""
     remat: Literal["none", "dots", "block"] = "none"
     """Activation checkpointing: keep everything, keep matmul outputs, or keep only the input of each block."""
     loss_chunk_tokens: int = 8192

@@ -1,7 +1,8 @@
 """Causal attention behind one signature, with three ways to compute it.
 
-`xla` writes the T x S scores out and runs everywhere. `cudnn` (NVIDIA, flash) and `splash` (TPU, Pallas) never
-hold them, so their memory grows with T instead of T squared. All three agree; tests compare them.
+`xla` writes the T x S scores out and runs everywhere; long rows with windows it takes in blocks of queries. `cudnn`
+(NVIDIA, flash) and `splash` (TPU, Pallas) never hold them, so their memory grows with T instead of T squared. All three
+agree; tests compare them. Models whose rows are documents have their own three ways, in `packed`.
 The choice is made once, on the host, by `choose_attention`: never silently, the run's header prints it.
 
 References: Vaswani et al., arXiv:1706.03762; Dao et al., arXiv:2205.14135.
@@ -11,19 +12,22 @@ import functools
 
 import jax
 import jax.numpy as jnp
-from jax.sharding import PartitionSpec as P
 
 from jaxgpt.config import Config
+from jaxgpt.config.activations import SCAN_FROM
 from jaxgpt.errors import InputError
 from jaxgpt.models.cache import query_positions
+from jaxgpt.models.packed import choose_packed
+from jaxgpt.models.packed_scan import MASKED, packed_scan
 from jaxgpt.models.splash import splash
-
-MASKED = -1e30
-"""Score of a key that must not be seen: finite, so that a row is never NaN; exp of it is exactly 0."""
+from jaxgpt.parallel.sharding import per_shard
 
 
-def choose_attention(config: Config, platform: str) -> tuple[str, str]:
+def choose_attention(config: Config, platform: str, device_kind: str = "") -> tuple[str, str]:
     """The implementation for a run on a platform (cpu, gpu, tpu), and in words why.
+
+    Args:
+      device_kind: as JAX names it, "NVIDIA A100-SXM4-80GB"; empty: no card in particular.
 
     Raises:
       InputError: the one asked for cannot run there.
@@ -31,22 +35,22 @@ def choose_attention(config: Config, platform: str) -> tuple[str, str]:
     model, wanted, dtype = config.model, config.train.attention, config.train.dtype
     head_dim = model.head_dim
     platform = "gpu" if platform in ("cuda", "rocm") else platform
+    if model.HAS_PACKED_ATTENTION:
+        return choose_packed(config, platform, device_kind)
     dropout = (model.dropout > 0, f"model.dropout={model.dropout} needs the attention probabilities")
-    packed = (model.HAS_PACKED_ATTENTION, f"model.family={model.family} packs documents, and it knows no borders")
     obstacles = {
         "cudnn": [
             (platform != "gpu", f"the platform is {platform}, not gpu"),
             (dtype not in ("bfloat16", "float16"), f"train.dtype={dtype}; it takes bfloat16 or float16"),
             (head_dim % 8 != 0 or head_dim > 128, f"head_dim={head_dim}; it takes multiples of 8 up to 128"),
             dropout,
-            packed,
         ],
         "splash": [
             (platform != "tpu", f"the platform is {platform}, not tpu"),
             (model.seq_len % 128 != 0, f"model.seq_len={model.seq_len}; it takes multiples of 128"),
             dropout,
-            packed,
         ],
+        "triton": [(True, f"model.family={model.family} has no documents to tell apart")],
         "xla": [],
     }  # fmt: skip
     flash = {"gpu": "cudnn", "tpu": "splash"}.get(platform)
@@ -80,15 +84,21 @@ def attention(
     assert offset_B is None or implementation == "xla", "queries after a cache take xla"
     if implementation == "cudnn":
         local = None if window is None else (window - 1, 0)
-        return _per_shard(
+        return per_shard(
             functools.partial(
                 jax.nn.dot_product_attention, is_causal=True, local_window_size=local, implementation="cudnn"
             )
         )(q_BTNH, k_BSKH, v_BSKH)
     if implementation == "splash":
         k_BSNH, v_BSNH = (_repeat_heads(x, q_BTNH.shape[2]) for x in (k_BSKH, v_BSKH))
-        return _per_shard(functools.partial(splash, window=window))(q_BTNH, k_BSNH, v_BSNH)
+        return per_shard(functools.partial(splash, window=window))(q_BTNH, k_BSNH, v_BSNH)
     assert implementation == "xla", implementation
+    has_dropout = dropout_key is not None and dropout_rate > 0
+    n_queries = q_BTNH.shape[1]
+    if offset_B is None and not has_dropout and window is not None and window < n_queries >= SCAN_FROM:
+        k_BSNH, v_BSNH = (_repeat_heads(x, q_BTNH.shape[2]) for x in (k_BSKH, v_BSKH))
+        begin_BT = jnp.zeros(q_BTNH.shape[:2], jnp.int32)
+        return packed_scan(q_BTNH, k_BSNH, v_BSNH, begin_BT, window=window, scale=q_BTNH.shape[-1] ** -0.5)
     return _xla(q_BTNH, k_BSKH, v_BSKH, offset_B, window, dropout_rate, dropout_key)
 
 
@@ -112,12 +122,3 @@ def _repeat_heads(x_BSKH, n_heads):
     """Each head of keys or values as often as query heads share it."""
     n_repeats = n_heads // x_BSKH.shape[2]
     return x_BSKH if n_repeats == 1 else jnp.repeat(x_BSKH, n_repeats, axis=2)
-
-
-def _per_shard(kernel):
-    """Runs a kernel that XLA cannot partition on each device's own rows and heads."""
-    mesh = jax.sharding.get_abstract_mesh()
-    if mesh.empty or mesh.size == 1:
-        return kernel
-    spec = P(("data", "fsdp"), None, "tensor", None)
-    return jax.shard_map(kernel, mesh=mesh, in_specs=(spec, spec, spec), out_specs=spec, check_vma=False)

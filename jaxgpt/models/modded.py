@@ -31,8 +31,6 @@ from jaxgpt.config.families.modded import GATE_CHANNELS
 from jaxgpt.config.yarn import rotary_frequencies
 from jaxgpt.models.bigram import bigram_ids
 from jaxgpt.models.cache import query_positions, write_rows
-from jaxgpt.models.cached_attention import cached_attention
-from jaxgpt.models.documents import document_begins
 from jaxgpt.models.layers import (
     Embedding,
     Linear,
@@ -45,7 +43,7 @@ from jaxgpt.models.layers import (
     uniform,
     zeros,
 )
-from jaxgpt.models.packed import packed_attention
+from jaxgpt.models.packed import cached_attention, document_begins, packed_attention
 from jaxgpt.models.rope import rotary_tables, rotate
 from jaxgpt.parallel.sharding import shard_batch
 
@@ -164,7 +162,7 @@ class CausalSelfAttention(nnx.Module):
         if cache is None:
             y_BTNH = packed_attention(q_BTNH, k_BSNH, v_BSNH, begin_BT, **settings, implementation=self.implementation)
         else:
-            y_BTNH = cached_attention(q_BTNH, k_BSNH, v_BSNH, begin_BT, offset_B, **settings)
+            y_BTNH = cached_attention(q_BTNH, k_BSNH, v_BSNH, begin_BT, offset_B=offset_B, **settings)
         y_BTNH = y_BTNH.reshape(heads)
         if config.attn_gates:
             y_BTNH = y_BTNH * gate(self.gate, x_BTD)[..., None]

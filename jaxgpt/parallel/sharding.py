@@ -8,6 +8,7 @@ References: GSPMD, arXiv:2105.04663; ZeRO, arXiv:1910.02054; Megatron-LM, arXiv:
 """
 
 import re
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -106,3 +107,21 @@ def shard_stack(x):
     if mesh.size == 1 or "fsdp" not in mesh.auto_axes:
         return x
     return jax.lax.with_sharding_constraint(x, P("fsdp", *[None] * (x.ndim - 1)))
+
+
+def per_shard(kernel: Callable) -> Callable:
+    """Runs a kernel that XLA cannot partition on each device's own rows and heads, under the mesh in force.
+
+    Args:
+      kernel: takes arrays [B, T, N, H] and [B, T], the first of them [B, T, N, H]; its result is like that one.
+    """
+    mesh = jax.sharding.get_abstract_mesh()
+    if mesh.empty or mesh.size == 1:
+        return kernel
+    heads, rows = P(BATCH, None, "tensor", None), P(BATCH, None)
+
+    def run(*arrays):
+        specs = tuple(heads if x.ndim == 4 else rows for x in arrays)
+        return jax.shard_map(kernel, mesh=mesh, in_specs=specs, out_specs=heads, check_vma=False)(*arrays)
+
+    return run

@@ -18,19 +18,19 @@ from jaxgpt.plan.footprint import Footprint
 from jaxgpt.training.step import device_bytes, init_state, make_optimizer, param_dtype, place_state
 
 
-def estimate_run(config: Config, platform: str) -> Footprint:
+def estimate_run(config: Config, platform: str, device_kind: str = "") -> Footprint:
     """What a compiler would say of the stage with the largest batch, roughly.
 
     Args:
       config: derived, with its mesh's axes filled in.
-      platform: gpu or tpu; chooses the attention.
+      platform, device_kind: as `choose_attention` wants them.
 
     Raises:
       InputError: a parameter cannot be split as the mesh wants, or the attention asked for cannot run.
     """
     config = config.largest_stage()
     model, train, mesh = config.model, config.train, config.mesh
-    attention = choose_attention(config, platform)
+    attention = choose_attention(config, platform, device_kind)
     abstract = AbstractMesh((mesh.data, mesh.fsdp, mesh.tensor), ("data", "fsdp", "tensor"), (AxisType.Auto,) * 3)
     with jax.enable_x64(train.dtype == "float64"):
         shapes = param_shapes(model, param_dtype(config))

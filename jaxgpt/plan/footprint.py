@@ -169,9 +169,10 @@ def explain(error: Exception, step: Step, config: Config) -> str:
             f"train.attention={step.attention[0]} has no kernel for head_dim={config.model.head_dim} and "
             f"train.dtype={config.train.dtype} on {kind} ({first}); --train.attention=xla runs there"
         )
-    if step.attention[0] == "splash" and re.search(r"mosaic|pallas|splash", text, re.IGNORECASE):
+    kernel = step.attention[0]
+    if kernel in ("splash", "triton") and re.search(r"mosaic|pallas|splash|triton|shared memory", text, re.IGNORECASE):
         return (
-            f"train.attention=splash does not compile for {kind} with train.matmul_precision="
+            f"train.attention={kernel} does not compile for {kind} with train.matmul_precision="
             f"{config.train.matmul_precision} ({first}); --train.attention=xla runs there"
         )
     if re.search(r"RESOURCE_EXHAUSTED|out of memory", text, re.IGNORECASE):

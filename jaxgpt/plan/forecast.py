@@ -134,7 +134,7 @@ def look(config: Config, topology: Topology, cache: CompileCache | None, fractio
     if cache:
         footprints = cache.footprints(config, topology)
     else:
-        footprints = [estimate_run(config, topology.platform)]
+        footprints = [estimate_run(config, topology.platform, topology.device_kind)]
     most = max(footprints, key=lambda one: one.total_bytes)
     largest = max(footprints, key=lambda one: (one.n_micro * one.seq_len, one.seq_len))
     attention = most.attention[0]

@@ -48,6 +48,11 @@ class Topology:
     def platform(self) -> str:
         return "gpu" if self.device.is_gpu else "tpu"
 
+    @property
+    def device_kind(self) -> str:
+        """JAX's name of a card; empty for a TPU."""
+        return self.device.compiler.title if isinstance(self.device.compiler, GpuDescription) else ""
+
 
 def parse_topology(name: str) -> Topology:
     """Reads h100, h100x8, h100x64, v5e-256, v5ex8 or v5p:2x2x4.

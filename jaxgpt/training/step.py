@@ -151,7 +151,8 @@ def make_evaluator(config: Config, mesh: Mesh) -> Evaluator:
 
 def make_model(config: Config, mesh: Mesh) -> tuple[Model, tuple[str, str]]:
     """The model as a run computes with it, and what `choose_attention` chose for it."""
-    attention = choose_attention(config, mesh.devices.flat[0].platform)
+    device = mesh.devices.flat[0]
+    attention = choose_attention(config, device.platform, device.device_kind)
     model = Model(config.model, dtype=config.train.dtype, implementation=attention[0], remat=config.train.remat)
     return model, attention
 

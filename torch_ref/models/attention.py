@@ -10,31 +10,30 @@ import torch.nn.functional as F
 from jaxgpt.config import Config
 from jaxgpt.errors import InputError
 from torch_ref.models.cache import query_positions
+from torch_ref.models.packed import MASKED, choose_packed
 
-MASKED = -1e30
 
-
-def choose_attention(config: Config, platform: str) -> tuple[str, str]:
+def choose_attention(config: Config, platform: str, device_kind: str = "") -> tuple[str, str]:
     """math or sdpa, and why. train.attention=xla asks for math, cudnn for sdpa; on a CPU auto takes sdpa too."""
     model, wanted, dtype = config.model, config.train.attention, config.train.dtype
     head_dim = model.head_dim
     platform = "gpu" if platform in ("cuda", "rocm") else platform
+    if model.HAS_PACKED_ATTENTION:
+        return choose_packed(config, platform, device_kind)
     is_half = dtype in ("bfloat16", "float16")
-    packed = (model.HAS_PACKED_ATTENTION, f"model.family={model.family} packs documents, and it knows no borders")
     obstacles = {
         "cudnn": [
             (platform != "gpu", f"the platform is {platform}, not gpu"),
             (not is_half, f"train.dtype={dtype}; it takes bfloat16 or float16"),
             (head_dim > 256, f"head_dim={head_dim}; it takes up to 256"),
-            packed,
         ],
+        "triton": [(True, f"model.family={model.family} has no documents to tell apart")],
         "splash": [(True, f"the platform is {platform}, not tpu")],
         "auto": [
             (platform == "gpu" and not is_half, f"train.dtype={dtype}; it takes bfloat16 or float16"),
             (dtype == "float64", f"train.dtype={dtype}; it takes float32 at most"),
             (head_dim > 256, f"head_dim={head_dim}; it takes up to 256"),
             (platform == "cpu" and model.dropout > 0, f"model.dropout={model.dropout} is not fused on a CPU"),
-            packed,
         ],
         "xla": [],
     }

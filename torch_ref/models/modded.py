@@ -11,8 +11,6 @@ from jaxgpt.config.families.modded import GATE_CHANNELS
 from jaxgpt.config.yarn import rotary_frequencies
 from torch_ref.models.bigram import bigram_ids
 from torch_ref.models.cache import query_positions, write_rows
-from torch_ref.models.cached_attention import cached_attention
-from torch_ref.models.documents import document_begins
 from torch_ref.models.layers import (
     Embedding,
     Linear,
@@ -25,7 +23,7 @@ from torch_ref.models.layers import (
     uniform,
     zeros,
 )
-from torch_ref.models.packed import packed_attention
+from torch_ref.models.packed import cached_attention, document_begins, packed_attention
 from torch_ref.models.rope import rotary_tables, rotate
 
 RMS_EPS = 2.0**-23
@@ -121,7 +119,7 @@ class CausalSelfAttention(nn.Module):
         if cache is None:
             y_BTNH = packed_attention(q_BTNH, k_BSNH, v_BSNH, begin_BT, **settings, implementation=self.implementation)
         else:
-            y_BTNH = cached_attention(q_BTNH, k_BSNH, v_BSNH, begin_BT, offset_B, **settings)
+            y_BTNH = cached_attention(q_BTNH, k_BSNH, v_BSNH, begin_BT, offset_B=offset_B, **settings)
         y_BTNH = y_BTNH.reshape(heads)
         if config.attn_gates:
             y_BTNH = y_BTNH * gate(self.gate, x_BTD)[..., None]

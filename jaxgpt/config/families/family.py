@@ -63,7 +63,6 @@ class Family(Section, ABC):
     MORE_KEPT_WIDTHS: ClassVar[float] = 0.0
     """Numbers per token and layer, in widths of the residual stream, that a block keeps for its backward pass besides
     those that every family keeps."""
-
     HAS_PACKED_ATTENTION: ClassVar[bool] = False
     """Attention goes through `models.packed`: within documents, with a scale of the family's."""
 
