@@ -142,6 +142,7 @@ def test_two_that_want_a_split_fetch_it_once(server, capsys):
     for thread in threads:
         thread.join()
     assert found == [ROWS, ROWS]
+    assert sum("/api/" in path for _, path, _ in server.log) == 1
     assert sum("cdn" in path for method, path, _ in server.log if method == "GET") == 2
 
 
