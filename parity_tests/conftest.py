@@ -35,7 +35,7 @@ FAST = {
     "gates",
     "hardware", "hub", "hugging_face_tokenizer", "inputs",
     "layout", "letters", "mirror",
-    "packing", "pages", "plan", "prepare", "schedule", "shards", "shipped", "stores", "text_batches",
+    "packing", "pages", "plan", "prepare", "sandbox", "schedule", "shards", "shipped", "spelling", "stores", "task_files", "tasks", "text_batches",
     "text_shards", "tokenizer", "train_tokenizer",
 }  # fmt: skip
 """Test files that compile nothing: `make test-fast`."""

@@ -1,6 +1,8 @@
 """The sandbox: right programs pass, and what an attacker would try fails in time and leaves nothing behind."""
 
+import contextlib
 import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -22,41 +24,40 @@ N_SAMPLE = 20
 """Of HumanEval's 164 programs."""
 
 
-def children() -> set[int]:
-    """Processes on this machine whose command names the sandbox."""
-    found = set()
-    for path in Path("/proc").glob("[0-9]*/cmdline"):
-        try:
-            if b"sandbox_child" in path.read_bytes():
-                found.add(int(path.parent.name))
-        except OSError:
-            continue
-    return found
-
-
 @pytest.fixture(autouse=True)
-def confined(tmp_path, monkeypatch):
-    """Where this machine can confine a program at all; afterwards no file and no process is left of it."""
+def inside(tmp_path, monkeypatch):
+    """Where this machine can confine a program at all; afterwards no file and no process is left of it.
+
+    Returns a function: ids of the processes that are inside.
+    """
     if not sys.platform.startswith("linux"):
         pytest.skip("programs are confined on Linux only")
-    if missing := run_python("", has_unsafe=True).missing:
+    if missing := run_python("", allow_unconfined=True).missing:
         pytest.skip(f"this kernel does not confine programs: {missing}")
-    place = tmp_path / "temporary"
+    place, child = tmp_path / "temporary", tmp_path / "sandbox_child.py"
     place.mkdir()
     monkeypatch.setattr(tempfile, "tempdir", str(place))
-    before = children()
-    yield
-    assert list(place.iterdir()) == []
-    assert children() <= before
-
-
-def lose(monkeypatch, directory, head: str) -> None:
-    """As on a machine whose kernel lacks one protection: its step, which begins with `def <head>`, raises."""
-    text, child = sandbox._CHILD.read_text(), directory / "child" / "sandbox_child.py"
-    assert f"def {head}" in text
-    child.parent.mkdir()
-    child.write_text(text.replace(f"def {head}", f"def {head}\n    raise OSError('none')"))
+    shutil.copy(sandbox._CHILD, child)  # its path tells this test's processes from those of tests beside it
     monkeypatch.setattr(sandbox, "_CHILD", child)
+
+    def ids() -> set[int]:
+        found = set()
+        for path in Path("/proc").glob("[0-9]*/cmdline"):
+            with contextlib.suppress(OSError):
+                if str(child).encode() in path.read_bytes().split(b"\0"):
+                    found.add(int(path.parent.name))
+        return found
+
+    yield ids
+    assert list(place.iterdir()) == []
+    wait_until(lambda: not ids(), 2.0)  # a process that was killed is gone a moment later
+
+
+def lose(head: str) -> None:
+    """As on a machine whose kernel lacks one protection: its step, which begins with `def <head>`, raises."""
+    text = sandbox._CHILD.read_text()
+    assert f"def {head}" in text
+    sandbox._CHILD.write_text(text.replace(f"def {head}", f"def {head}\n    raise OSError('none')"))
 
 
 def test_a_program_runs_and_its_output_is_returned():
@@ -133,19 +134,19 @@ def test_files_outside_are_neither_read_nor_written_nor_changed(tmp_path):
         assert outside.read_text() == "token" and not Path(f"{outside}2").exists()
 
 
-def test_without_the_filter_of_system_calls_the_network_and_children_still_end(tmp_path, monkeypatch):
-    lose(monkeypatch, tmp_path, "filter_syscalls() -> None:")
+def test_without_the_filter_of_system_calls_the_network_and_children_still_end():
+    lose("filter_syscalls() -> None:")
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as server:
         server.bind(("127.0.0.1", 0))
         server.settimeout(0.05)
         send = f"s.sendto(b'x', {server.getsockname()!r})"
         code = f"import socket\ns = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)\n{send}"
-        run = run_python(code, has_unsafe=True)
+        run = run_python(code, allow_unconfined=True)
         assert "unreachable" in run.error and list(run.missing) == ["system calls"]
         with pytest.raises(TimeoutError):
             server.recv(1)
     child = "import os, time\nif os.fork() == 0:\n    time.sleep(60)\nprint('parent ends')"
-    assert run_python(child, has_unsafe=True).stdout == "parent ends\n"
+    assert run_python(child, allow_unconfined=True).stdout == "parent ends\n"
 
 
 def test_programs_run_in_several_threads_at_once():
@@ -158,34 +159,42 @@ def test_programs_run_in_several_threads_at_once():
     assert {i: run.stdout for i, run in runs.items()} == {i: f"{i}\n" for i in range(4)}
 
 
-def test_the_program_ends_when_its_caller_is_killed(tmp_path):
-    script = "from jaxgpt.tasks.sandbox import run_python, Limits; run_python('while True: pass', Limits(wall_s=30))"
-    before = children()
-    caller = subprocess.Popen(
-        [sys.executable, "-c", script], cwd=REPO, env={**os.environ, "PYTHONPATH": str(REPO), "TMPDIR": str(tmp_path)}
+def test_the_program_ends_when_its_caller_is_killed(tmp_path, inside):
+    script = (
+        f"from pathlib import Path; from jaxgpt.tasks import sandbox; sandbox._CHILD = Path({str(sandbox._CHILD)!r})\n"
+        "sandbox.run_python('while True: open(\\'x\\', \\'w\\').close()', sandbox.Limits(wall_s=30))"
     )
+    environment = {**os.environ, "PYTHONPATH": str(REPO), "TMPDIR": str(tmp_path)}
+    caller = subprocess.Popen([sys.executable, "-c", script], cwd=REPO, env=environment)
     try:
-        end = time.monotonic() + 20
-        while not (inside := children() - before) and time.monotonic() < end:
-            time.sleep(0.02)
-        assert inside
-        time.sleep(0.3)  # until it waits for its parent's death
+        wait_until(lambda: list(tmp_path.glob("jaxgpt-sandbox-*/x")))
+        assert len(inside()) == 1
     finally:
         caller.send_signal(signal.SIGKILL)
         caller.wait()
-    end = time.monotonic() + 5
-    while children() & inside and time.monotonic() < end:
+    wait_until(lambda: not inside())
+
+
+def wait_until(is_so, limit_s: float = 20.0) -> None:
+    end = time.monotonic() + limit_s
+    while not is_so():
+        assert time.monotonic() < end
         time.sleep(0.02)
-    assert not children() & inside
 
 
-def test_a_machine_without_a_protection_runs_nothing_unless_allowed(tmp_path, monkeypatch):
-    lose(monkeypatch, tmp_path, "confine_files(directory: str) -> None:")
+def test_where_namespaces_are_forbidden_there_are_still_no_sockets():
+    lose("leave_network() -> None:")
+    assert run_python("print(1)").is_good
+    assert run_python("import socket; socket.socket(socket.AF_UNIX)").error.startswith("PermissionError")
+
+
+def test_a_machine_without_a_protection_runs_nothing_unless_allowed(tmp_path):
+    lose("confine_files(directory: str) -> None:")
     mark = tmp_path / "mark"
     with pytest.raises(Failure, match=r"cannot confine a program \(files: none\), so none was run"):
         run_python(f"open({str(mark)!r}, 'w')")
     assert not mark.exists()
-    run = run_python("print(1)", has_unsafe=True)
+    run = run_python("print(1)", allow_unconfined=True)
     assert run.is_good and run.missing == {"files": "none"}
 
 

@@ -13,13 +13,13 @@ SPLITS = {"test": HubSplit("openai/openai_humaneval", "openai_humaneval", "test"
 _FENCED = re.compile(r"```(?:python)?\s*\n(.*?)\n```", re.DOTALL)
 
 
-def humaneval(rows: Sequence[Any], limits: Limits | None = None, *, has_unsafe: bool = False) -> Task:
+def humaneval(rows: Sequence[Any], limits: Limits | None = None, *, allow_unconfined: bool = False) -> Task:
     """The rows in nanochat's order.
 
     Args:
-      limits, has_unsafe: see `run_python`, which runs what the model wrote.
+      limits, allow_unconfined: see `run_python`, which runs what the model wrote.
     """
-    judge = _judge_in(limits, has_unsafe)
+    judge = _judge_in(limits, allow_unconfined)
     return Task("HumanEval", Shuffled(rows), converse, kind="generated", judge=judge)
 
 
@@ -53,8 +53,8 @@ def build_program(conversation: Conversation, text: str) -> str:
     return f"{imports}\n\n{find_code(text)}\n\n{conversation['test']}\n{check}"
 
 
-def _judge_in(limits: Limits | None, has_unsafe: bool) -> Callable[[Conversation, str], bool]:
+def _judge_in(limits: Limits | None, allow_unconfined: bool) -> Callable[[Conversation, str], bool]:
     def judge(conversation: Conversation, text: str) -> bool:
-        return run_python(build_program(conversation, text), limits, has_unsafe=has_unsafe).is_good
+        return run_python(build_program(conversation, text), limits, allow_unconfined=allow_unconfined).is_good
 
     return judge

@@ -62,12 +62,12 @@ class Sources:
     Attributes:
       directory: where splits of the hub and the words are kept.
       inputs: task -> local copies to read instead of the hub; "words" and "own" are tasks here too.
-      has_unsafe: see `jaxgpt.tasks.sandbox.run_python`.
+      allow_unconfined: see `jaxgpt.tasks.sandbox.run_python`.
     """
 
     directory: Path = DIRECTORY
     inputs: dict[str, Sequence[Path]] = field(default_factory=dict)
-    has_unsafe: bool = False
+    allow_unconfined: bool = False
     _rows: dict[str, Sequence[Any]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -96,7 +96,7 @@ class Sources:
         elif name in HUB_TASKS:
             rows = self._rows_of(name)
             if name == "humaneval":
-                whole = humaneval.humaneval(rows, has_unsafe=self.has_unsafe)
+                whole = humaneval.humaneval(rows, allow_unconfined=self.allow_unconfined)
             elif name.startswith("arc-"):
                 whole = arc.arc("ARC-Easy" if "easy" in name else "ARC-Challenge", rows)
             else:

@@ -6,7 +6,7 @@
 The process gets an empty environment, no stdin, a temporary directory, limits on time, memory, files and output, and no
 network. Where the kernel permits (Linux: Landlock, seccomp, namespaces), it can read nothing but Python and the
 system's libraries, write nothing outside its directory, and start or signal no process. What the kernel does not permit
-is named in `Run.missing`; without `has_unsafe` such a run is refused before the code starts. See sandbox_child.py for
+is named in `Run.missing`; without `allow_unconfined` such a run is refused before the code starts. sandbox_child.py is
 the inside.
 
 It is no virtual machine: a fault of the kernel is a way out. And code that is written to deceive its judge can, since
@@ -84,14 +84,14 @@ class Run:
         return (self.stderr.strip().splitlines() or [""])[-1]
 
 
-def run_python(code: str, limits: Limits | None = None, *, has_unsafe: bool = False) -> Run:
+def run_python(code: str, limits: Limits | None = None, *, allow_unconfined: bool = False) -> Run:
     """Runs a program. May be called from any thread, several at a time.
 
     Args:
-      has_unsafe: run it also where a protection is missing; `Run.missing` names it.
+      allow_unconfined: run it also where a protection is missing; `Run.missing` names it.
 
     Raises:
-      Failure: the sandbox cannot be set up; or a protection is missing, and `has_unsafe` is not set.
+      Failure: the sandbox cannot be set up; or a protection is missing, and `allow_unconfined` is not set.
     """
     limits = limits or Limits()
     try:
@@ -104,14 +104,14 @@ def run_python(code: str, limits: Limits | None = None, *, has_unsafe: bool = Fa
         tempfile.TemporaryFile() as stderr,
     ):
         Path(directory, "program.py").write_bytes(content)
-        return _run_in(Path(directory), limits, stdout, stderr, has_unsafe)
+        return _run_in(Path(directory), limits, stdout, stderr, allow_unconfined)
 
 
-def _run_in(directory: Path, limits: Limits, stdout: IO[bytes], stderr: IO[bytes], has_unsafe: bool) -> Run:
+def _run_in(directory: Path, limits: Limits, stdout: IO[bytes], stderr: IO[bytes], allow_unconfined: bool) -> Run:
     told = {
         "cpu_s": int(limits.wall_s) + 1, "memory_bytes": limits.memory_bytes, "file_bytes": limits.output_bytes,
         "n_files": limits.n_files, "n_processes": limits.n_processes,
-        "required": not has_unsafe,
+        "required": not allow_unconfined,
     }  # fmt: skip
     read_end, write_end = os.pipe()
     try:
@@ -141,7 +141,7 @@ def _run_in(directory: Path, limits: Limits, stdout: IO[bytes], stderr: IO[bytes
         if ended == "time":
             return Run(False, "", "the interpreter did not start in time", "time", {})
         raise Failure(f"the sandbox cannot be set up: {reason[-1]}; check {sys.executable}") from error
-    if missing and not has_unsafe:
+    if missing and not allow_unconfined:
         names = "; ".join(f"{name}: {reason}" for name, reason in missing.items())
         raise Failure(
             f"this machine cannot confine a program ({names}), so none was run; use Linux 5.13 or later outside a "
