@@ -35,8 +35,8 @@ FAST = {
     "gates",
     "hardware", "hub", "hugging_face_tokenizer", "inputs",
     "layout", "letters", "mirror",
-    "packing", "pages", "plan", "prepare", "sandbox", "schedule", "shards", "shipped", "spelling", "stores", "task_files", "tasks", "text_batches",
-    "text_shards", "tokenizer", "train_tokenizer",
+    "packing", "pages", "plan", "prepare", "sandbox", "schedule", "shards", "shipped",
+    "spelling", "stores", "task_files", "tasks", "text_batches", "text_shards", "tokenizer", "train_tokenizer",
 }  # fmt: skip
 """Test files that compile nothing: `make test-fast`."""
 assert all((Path(__file__).parent / f"test_{name}.py").is_file() for name in FAST), "FAST names a file that is gone"
