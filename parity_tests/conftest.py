@@ -31,7 +31,8 @@ if signal.getsignal(signal.SIGHUP) is signal.SIG_IGN:  # under nohup
     signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
 FAST = {
-    "batches", "census", "command", "config", "content", "cursors", "documents", "downloads", "fit", "gates",
+    "batches", "census", "chat_batches", "command", "config", "content", "conversations", "cursors", "documents",
+    "downloads", "fit", "gates",
     "hardware", "hub", "hugging_face_tokenizer", "inputs",
     "layout", "letters", "mirror",
     "packing", "pages", "plan", "prepare", "schedule", "shards", "shipped", "stores", "text_batches",
