@@ -35,7 +35,7 @@ FAST = {
     "downloads", "fit", "gates",
     "hardware", "hub", "hugging_face_tokenizer", "inputs",
     "layout", "letters", "mirror",
-    "packing", "pages", "plan", "prepare", "schedule", "shards", "shipped", "stores", "text_batches",
+    "packing", "pages", "plan", "prepare", "prepare_chat", "schedule", "shards", "shipped", "stores", "text_batches",
     "text_shards", "tokenizer", "train_tokenizer",
 }  # fmt: skip
 """Test files that compile nothing: `make test-fast`."""
