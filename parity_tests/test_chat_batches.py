@@ -153,11 +153,43 @@ def test_short_contexts_train_to_the_end_of_the_epoch(mixed, rendered, seq_len):
     assert counts.n_trained == sum(int(mask.sum()) for i, mask in enumerate(masks) if i not in cursor["held"])
 
 
-def test_with_the_limit_of_2048_a_short_context_is_an_error_not_padding(mixed):
-    reader = _open(mixed, 256, max_tokens=2048, spans_epochs=True)
+TAKE = BestFit._take
+
+
+def _take_or_pad(self, room, *, is_first):
+    """nanochat's way."""
+    try:
+        return TAKE(self, room, is_first=is_first)
+    except InputError:
+        return None
+
+
+def test_with_the_limit_of_2048_a_short_context_is_an_error_not_padding(mixed, monkeypatch):
+    """nanochat continues with rows of padding: 597 of its first 600 batches have no trained token."""
+    reader, n_read = _open(mixed, 256, max_tokens=2048, spans_epochs=True), 0
     with pytest.raises(InputError, match="none of the 100 buffered conversations fits a row; set max_tokens=257"):
         for _ in range(40):
             reader.read(planned(4, 256), 0, 4)
+            n_read += 1
+    assert n_read == 2
+    monkeypatch.setattr(BestFit, "_take", _take_or_pad)
+    reader = _open(mixed, 256, max_tokens=2048, spans_epochs=True)
+    n_trained = [int(reader.read(planned(4, 256), 0, 4).mask.sum()) for _ in range(600)]
+    assert all(n_trained[:3]) and not any(n_trained[3:]) and f"{reader.progress():.5f}" == "0.00165"
+
+
+@pytest.mark.parametrize("is_shared", [True, False])
+def test_a_stream_is_the_plain_algorithm(is_shared):
+    """Each microbatch is a run of 3 x 40 + 1 tokens; the next begins with the last of them, or behind it."""
+    chat = _chat(np.random.default_rng(2).integers(0, 90, 50))
+    ids, mask = (np.tile(np.concatenate(parts), 3) for parts in zip(*(render(c, BYTES) for c in chat), strict=True))
+    reader = _open(chat, 40, "stream", is_shared=is_shared)
+    for i in range(len(ids) // 121 - 1):
+        batch, at = reader.read(planned(3, 40), 0, 3), i * (120 if is_shared else 121)
+        starts = [at, at + 40, at + 80]
+        np.testing.assert_array_equal(batch.tokens[0], [ids[start : start + 41] for start in starts])
+        np.testing.assert_array_equal(batch.mask[0], [mask[start + 1 : start + 41] for start in starts])
+    assert reader.progress() > 2
 
 
 def test_what_cannot_be_trained_is_counted():
@@ -169,8 +201,12 @@ def test_what_cannot_be_trained_is_counted():
         "4 conversations in 4 rows, 17 trained tokens, 25.0% padding; 2 cut to max_tokens=20; "
         "warning: 2 conversations have no trained token; 2 rows have none"
     )
-    with pytest.raises(InputError, match=r"^2 conversations have no trained token for validation, cut to"):
-        chat_val_rows([chat[0], chat[3]], BYTES, ChatSettings(19))
+    message = r"^2 conversations, cut to max_tokens=20, have no trained token; set a larger model.seq_len, or give "
+    for check in (chat_val_rows, count_epoch):
+        with pytest.raises(InputError, match=message):
+            check([chat[0], chat[3]], BYTES, ChatSettings(19))
+        with pytest.raises(InputError, match=r"^1 conversations have no trained token; give conversations with"):
+            check([say("q")], BYTES, ChatSettings(19))
 
 
 def test_trained_all_counts_everything_but_padding():

@@ -233,7 +233,7 @@ def chat_val_rows(
       n_tokens: targets, counted or not, cut to whole rows (one at least). 0, or more than there are: the whole pass.
 
     Raises:
-      InputError: as `ChatReader`; or no row has a trained token.
+      InputError: as `ChatReader`; or no target of these rows is trained.
     """
     n_most = max(1, n_tokens // settings.seq_len) if n_tokens else None
     feed, rows = _one_pass(conversations, tokenizer, settings)
@@ -243,21 +243,31 @@ def chat_val_rows(
         masks.append(mask[1:])
         if len(tokens) == n_most:
             break
-    if not feed.counts.n_trained:
-        raise InputError(
-            f"{len(conversations)} conversations have no trained token for validation, cut to max_tokens="
-            f"{settings.limit}; give more conversations, or a larger model.seq_len"
-        )
+    _require_trained(feed.counts, settings)
     return ChatRows(np.stack(tokens), np.stack(masks), feed.counts)
 
 
 def count_epoch(conversations: Conversations, tokenizer: Tokenizer, settings: ChatSettings) -> Counts:
-    """What one epoch comes to, rows among it, by packing it once in one lane; for planning steps. Raises as
-    `ChatReader`."""
+    """What one epoch comes to, rows among it, by packing it once in one lane; for planning steps, and to see before a
+    run what it cannot train on.
+
+    Raises:
+      InputError: as `chat_val_rows`.
+    """
     feed, rows = _one_pass(conversations, tokenizer, settings)
     for _ in rows:
         pass
+    _require_trained(feed.counts, settings)
     return feed.counts
+
+
+def _require_trained(counts: Counts, settings: ChatSettings) -> None:
+    if not counts.n_trained:
+        how = f", cut to max_tokens={settings.limit}," if counts.n_truncated else ""
+        raise InputError(
+            f"{counts.n_placed} conversations{how} have no trained token; "
+            f"{'set a larger model.seq_len, or ' if counts.n_truncated else ''}give conversations with answers"
+        )
 
 
 def _one_pass(
