@@ -17,9 +17,9 @@ from parity_tests.helpers.chat_data import BYTES, digest, mixture, planned, say
 BOS, END = 256, 260
 
 
-def _open(conversations, seq_len, packing: Any = "best_fit", cursors=None, n_threads=1, **settings):
+def _open(conversations, seq_len, packing: Any = "best_fit", cursors=None, **settings):
     settings = ChatSettings(seq_len, packing, **settings)
-    return ChatReader(conversations, "x", BYTES, settings, cursors=cursors, n_threads=n_threads)
+    return ChatReader(conversations, "x", BYTES, settings, cursors=cursors)
 
 
 def _xy(batch, rows=slice(None), width=None):
@@ -77,11 +77,10 @@ def test_best_fit_of_2026_on_the_second_of_two_ranks(mixed):
 
 
 def test_an_epoch_of_2026(mixed):
-    reader = _open(mixed, 2048, max_tokens=2048, spans_epochs=True, n_threads=2)
+    reader = _open(mixed, 2048, max_tokens=2048, spans_epochs=True)
     n_batches = n_trained = 0
     while reader.progress() < 1:
         n_batches, n_trained = n_batches + 1, n_trained + int(reader.read(planned(8, 2048), 0, 8).mask.sum())
-    reader.close()
     assert (n_batches, n_trained, reader.counts.n_trained) == (255, 2_181_943, 2_181_943)
 
 
@@ -216,7 +215,7 @@ def test_trained_all_counts_everything_but_padding():
     assert rows.mask.sum() == 75 - 1 and len(rows.tokens) == 3  # 75 tokens; each but the first is a target
 
 
-# Hosts, threads and resume
+# Hosts and resume
 
 CASES = {
     "best_fit": {"packing": "best_fit"},
@@ -240,7 +239,7 @@ def test_a_resume_is_exact_on_any_number_of_hosts(name):
         assert progress_at(whole.cursors()) == whole.progress()
     assert whole.progress() > 1.8
     for at in range(30):
-        hosts = [_open(chat, 70, cursors=cursors[at], n_threads=1 + at % 2, **CASES[name]) for _ in range(2)]
+        hosts = [_open(chat, 70, cursors=cursors[at], **CASES[name]) for _ in range(2)]
         assert hosts[0].counts == counts[at]
         for batch in batches[at : at + 3]:
             parts = [host.read(step, 2 * i, 2 * i + 2) for i, host in enumerate(hosts)]
@@ -248,8 +247,6 @@ def test_a_resume_is_exact_on_any_number_of_hosts(name):
             np.testing.assert_array_equal(np.concatenate([part.mask for part in parts], 1), batch.mask)
         if at + 3 < 30:
             assert hosts[1].cursors() == cursors[at + 3]
-        for host in hosts:
-            host.close()
 
 
 DAMAGE = {

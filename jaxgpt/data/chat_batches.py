@@ -15,7 +15,6 @@ fills with conversations that never fit, and the rest of the run is padding.)
 import dataclasses
 import hashlib
 from collections.abc import Iterable, Iterator, Mapping
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any, Literal, Protocol, get_args
 
@@ -88,13 +87,11 @@ class ChatReader:
         tokenizer: Tokenizer,
         settings: ChatSettings,
         *,
-        n_threads: int = 1,
         cursors: Any = None,
     ):
         """
         Args:
           digest: of the conversations and their order: another one refuses the cursors.
-          n_threads: that render ahead. The rows do not depend on it.
           cursors: as `cursors` returned them, untrusted JSON; None starts at the beginning.
 
         Raises:
@@ -113,9 +110,8 @@ class ChatReader:
         starts = [ChatStart()] * settings.n_lanes
         if cursors is not None:
             starts = check_chat_cursors(cursors, self._head, self._n)
-        self._pool = ThreadPoolExecutor(n_threads, "render") if n_threads > 1 else None
         self._feeds = [
-            _make_feed(conversations, tokenizer, settings, lane=lane, n_taken=start.n_taken, pool=self._pool)
+            _make_feed(conversations, tokenizer, settings, lane=lane, n_taken=start.n_taken)
             for lane, start in enumerate(starts)
         ]
         self._packers: list[Packer] = []
@@ -167,8 +163,7 @@ class ChatReader:
         return summarize(self.counts, self.settings)
 
     def close(self) -> None:
-        if self._pool is not None:
-            self._pool.shutdown(cancel_futures=True)
+        """Nothing is open: conversations are rendered when they are read, in the thread that reads."""
 
 
 def progress_at(cursors: dict[str, Any]) -> float:

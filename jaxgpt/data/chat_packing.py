@@ -9,9 +9,8 @@ Padding is never trained. A packer takes conversations from a `Feed`, and counts
 """
 
 import dataclasses
-from collections import deque
+from bisect import bisect_right, insort
 from collections.abc import Callable, Iterator
-from concurrent.futures import Executor
 from typing import Literal, NamedTuple, Protocol
 
 import numpy as np
@@ -22,8 +21,6 @@ from jaxgpt.errors import InputError
 ChatPacking = Literal["stream", "rows", "best_fit"]
 N_BUFFER = 100
 """Conversations that best_fit chooses from."""
-N_AHEAD = 64
-"""Conversations that are rendered before they are asked for, where there are threads."""
 
 
 @dataclasses.dataclass
@@ -70,7 +67,6 @@ class Feed:
         n_lanes: int = 1,
         n_epochs: int | None = None,
         n_taken: int = 0,
-        pool: Executor | None = None,
     ):
         """
         Args:
@@ -78,13 +74,11 @@ class Feed:
           max_tokens: that are kept of each; None: all.
           n_epochs: after so many there are no more; None: endless.
           n_taken: by this lane before, from a cursor.
-          pool: renders ahead.
         """
-        self._render, self._n, self._max_tokens, self._pool = render_one, n_conversations, max_tokens, pool
+        self._render, self._n, self._max_tokens = render_one, n_conversations, max_tokens
         self._lane, self._n_lanes = lane, n_lanes
         self._n_most = None if n_epochs is None else n_epochs * n_conversations
         self.n_taken, self.counts = n_taken, Counts()
-        self._ahead: deque[Callable[[], Rendered]] = deque()
 
     def epoch_of(self, index: int) -> int:
         return index // self._n
@@ -92,10 +86,7 @@ class Feed:
     @property
     def next_index(self) -> int | None:
         """Of the item that `take` gives next; None at the end."""
-        return self._index_of(self.n_taken)
-
-    def _index_of(self, n: int) -> int | None:
-        index = self._lane + n * self._n_lanes
+        index = self._lane + self.n_taken * self._n_lanes
         return index if self._n_most is None or index < self._n_most else None
 
     def take(self) -> Item | None:
@@ -103,29 +94,20 @@ class Feed:
         index = self.next_index
         if index is None:
             return None
-        whole = self._rendered(index)
-        item = self._item(index, whole)
-        self.counts.n_truncated += len(item.ids) < len(whole.ids)
+        item, is_truncated = self._make(index)
+        self.counts.n_truncated += is_truncated
         self.counts.n_untrained += not item.mask[1:].any()
         self.n_taken += 1
         return item
 
     def fetch(self, index: int) -> Item:
         """One that was taken before, again; it is not counted."""
-        return self._item(index, self._render(index % self._n))
+        return self._make(index)[0]
 
-    def _item(self, index: int, whole: Rendered) -> Item:
-        return Item(index, *cut(whole, self._max_tokens))
-
-    def _rendered(self, index: int) -> Rendered:
-        if self._pool is None:
-            return self._render(index % self._n)
-        while len(self._ahead) < N_AHEAD:
-            ahead = self._index_of(self.n_taken + len(self._ahead))
-            if ahead is None:
-                break
-            self._ahead.append(self._pool.submit(self._render, ahead % self._n).result)
-        return self._ahead.popleft()()
+    def _make(self, index: int) -> tuple[Item, bool]:
+        whole = self._render(index % self._n)
+        item = Item(index, *cut(whole, self._max_tokens))
+        return item, len(item.ids) < len(whole.ids)
 
 
 class Packer(Protocol):
@@ -232,7 +214,16 @@ class BestFit:
             conversations of one epoch, and each is placed once in it.
         """
         self._feed, self._padding, self._spans_epochs = feed, padding, spans_epochs
-        self._buffer = [feed.fetch(index) for index in held]
+        self._items: dict[int, Item] = {}
+        """By index, the oldest first."""
+        self._lengths: list[tuple[int, int]] = []
+        """Length and minus the index of each item, sorted: among equals the oldest comes last."""
+        for index in held:
+            self._add(feed.fetch(index))
+
+    def _add(self, item: Item) -> None:
+        self._items[item.index] = item
+        insort(self._lengths, (len(item.ids), -item.index))
 
     def fill(self, ids: np.ndarray, mask: np.ndarray) -> bool:
         n_full = 0
@@ -255,34 +246,35 @@ class BestFit:
 
     def _take(self, room: int, *, is_first: bool) -> Item | None:
         """The oldest among the longest of at most `room` tokens."""
-        if self._buffer or is_first or self._spans_epochs:
+        if self._items or is_first or self._spans_epochs:
             self._refill()
-        fitting = [i for i, item in enumerate(self._buffer) if len(item.ids) <= room]
-        if not fitting:
-            if is_first and self._buffer:
-                raise InputError(
-                    f"max_tokens is above seq_len + 1 = {room}, and none of the {len(self._buffer)} buffered "
-                    f"conversations fits a row; set max_tokens={room}, which cuts them"
-                )
-            return None
-        return self._buffer.pop(max(fitting, key=lambda i: len(self._buffer[i].ids)))  # max gives the first of equals
+        n_fitting = bisect_right(self._lengths, (room, 0))
+        if n_fitting:
+            _, index = self._lengths.pop(n_fitting - 1)
+            return self._items.pop(-index)
+        if is_first and self._items:
+            raise InputError(
+                f"max_tokens is above seq_len + 1 = {room}, and none of the {len(self._items)} buffered "
+                f"conversations fits a row; set max_tokens={room}, which cuts them"
+            )
+        return None
 
     def _refill(self) -> None:
-        while len(self._buffer) < N_BUFFER and not self._is_over():
+        while len(self._items) < N_BUFFER and not self._is_over():
             item = self._feed.take()
             if item is None:
                 return
-            self._buffer.append(item)
+            self._add(item)
 
     def _is_over(self) -> bool:
         """Whether the next conversation must wait until the buffer, of the epoch before, is empty."""
         index = self._feed.next_index
-        if self._spans_epochs or index is None or not self._buffer:
+        if self._spans_epochs or index is None or not self._items:
             return False
-        return self._feed.epoch_of(index) != self._feed.epoch_of(self._buffer[0].index)
+        return self._feed.epoch_of(index) != self._feed.epoch_of(next(iter(self._items)))
 
     def held(self) -> tuple[list[int], int]:
-        return [item.index for item in self._buffer], 0
+        return list(self._items), 0
 
 
 def all_rows(packer: Packer, seq_len: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:

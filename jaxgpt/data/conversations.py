@@ -168,32 +168,23 @@ def require_chat_tokens(tokenizer: Tokenizer) -> None:
 
 
 def _render_turns(turns: tuple[Message, ...], tokenizer: Tokenizer) -> Rendered:
-    ids: list[np.ndarray] = []
-    trained: list[int] = []
-    counts: list[int] = []
+    ids, mask = [tokenizer.special_id("<|bos|>")], [0]
 
-    def add(tokens: np.ndarray, is_trained: bool) -> None:
-        ids.append(tokens)
-        trained.append(is_trained)
-        counts.append(len(tokens))
+    def add(tokens: list[int], is_trained: bool) -> None:
+        ids.extend(tokens)
+        mask.extend([int(is_trained)] * len(tokens))
 
-    def control(name: str, is_trained: bool = False) -> None:
-        add(np.array([tokenizer.special_id(name)]), is_trained)
-
-    control("<|bos|>")
     for turn in turns:
         is_answer = turn.role == "assistant"
-        control(f"<|{turn.role}_start|>")
+        add([tokenizer.special_id(f"<|{turn.role}_start|>")], False)
         for part in turn.parts:
-            is_trained = is_answer and part.kind != "python_output"
+            tokens = tokenizer.encode(part.text)
             begin, end = PART_TOKENS[part.kind]
             if begin:
-                control(begin, is_trained)
-            add(tokenizer.encode_array(part.text), is_trained)
-            if end:
-                control(end, is_trained)
-        control(f"<|{turn.role}_end|>", is_answer)
-    return Rendered(np.concatenate(ids).astype(np.int32), np.repeat(np.array(trained, np.uint8), counts))
+                tokens = [tokenizer.special_id(begin), *tokens, tokenizer.special_id(end)]
+            add(tokens, is_answer and part.kind != "python_output")
+        add([tokenizer.special_id(f"<|{turn.role}_end|>")], is_answer)
+    return Rendered(np.array(ids, np.int32), np.array(mask, np.uint8))
 
 
 # Reading
