@@ -17,7 +17,7 @@ import pytest
 from jaxgpt.errors import Failure, InputError
 from jaxgpt.tasks import humaneval, sandbox
 from jaxgpt.tasks.sandbox import Limits, run_python
-from parity_tests.helpers.chat_data import chat_rows
+from parity_tests.helpers.task_data import chat_rows
 
 REPO = Path(__file__).parents[1]
 N_SAMPLE = 20

@@ -11,7 +11,7 @@ from jaxgpt.tasks import gsm8k, mixtures, spelling
 from jaxgpt.tasks.calculator import FORBIDDEN
 from jaxgpt.tasks.mixtures import MIXTURES, Sources
 from jaxgpt.tasks.task import Mixture
-from parity_tests.helpers.chat_data import chat_file, words_file
+from parity_tests.helpers.task_data import chat_file, words_file
 
 
 @pytest.fixture(scope="module")

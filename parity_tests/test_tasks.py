@@ -13,7 +13,7 @@ from jaxgpt.tasks.calculator import calculate
 from jaxgpt.tasks.multiple_choice import ask
 from jaxgpt.tasks.own import own_conversations
 from jaxgpt.tasks.task import Chain, Mixture, Shuffled, Task, check_messages, shuffled_order
-from parity_tests.helpers.chat_data import chat_rows, json_digest, render_bytes
+from parity_tests.helpers.task_data import chat_rows, json_digest, render_bytes
 
 FIRST_ROWS = {
     smoltalk.SPLITS["train"]: [21697, 61600, 155055, 325090, 320249, 306258],

@@ -6,6 +6,7 @@
     jaxgpt prepare mydocs --input 'crawl/*.parquet' --tokenizer DIRECTORY     (that has a tokenizer.json)
     jaxgpt prepare mydocs --input 'crawl/*.parquet' --format text
     jaxgpt prepare climbmix --shards 8
+    jaxgpt prepare chat --input conversations.jsonl
 
 --input reads text files (.txt, .md, and others that you name), .jsonl or .ndjson, .json, .csv, .tsv, .parquet, .arrow
 and directories that Hugging Face's datasets saved, also compressed (.gz, .zst, .bz2, .xz). Where its name does not say
@@ -19,6 +20,8 @@ and byte tokenizers, which have none, put a blank line there.
 --format text writes parquet files, a document per row, the last file for validation. Models like nanochat's train on
 those, with a tokenizer that `jaxgpt train_tokenizer` learns from them. Each page of a single text is a
 document.
+
+--format chat, or the name chat, reads conversations: {"messages": [...]} per line, OpenAI's and ShareGPT's layouts too.
 
 The work happens in DIR/.tmp and is moved into place when it is complete: until then what was in DIR stays as it is.
 Preparing the same data again does nothing. Published text is fetched file by file: ask for more at any time; existing
@@ -46,6 +49,7 @@ USUAL = {
 TAKES = {
     "tokens": ("input", "tokenizer", "val_fraction", "shard_tokens", "text_field", "input_format"),
     "text": ("input", "val_fraction", "shard_chars", "group_documents", "text_field", "input_format"),
+    "chat": ("input", "val_fraction"),
     "fineweb10B": ("input", "shards"),
     "fetched": ("shards",),
 }
@@ -74,7 +78,7 @@ def make_parser(about: dict[str, str]) -> Parser:
     parser.add_argument("--out", metavar="DIR", type=user_location, default="", help="the result (data/NAME)")
     parser.add_argument("--tokenizer", metavar="NAME", help="char, byte, gpt2, or a directory with a tokenizer.json")
     parser.add_argument("--val-fraction", type=float, metavar="X", help="part for validation (the corpus's; 0.1)")
-    parser.add_argument("--format", dest="form", choices=("tokens", "text"), help="what to write (tokens)")
+    parser.add_argument("--format", dest="form", choices=("tokens", "text", "chat"), help="what to write (tokens)")
     parser.add_argument("--text-field", metavar="NAME", help="field or column that holds the text (text)")
     parser.add_argument("--input-format", metavar="NAME", choices=tuple(READERS), help=f"{', '.join(READERS)}")
     for flag, about_flag in (
@@ -103,7 +107,7 @@ def read_arguments(args: list[str]) -> argparse.Namespace:
         raise InputError(f"no corpus {name}; {guess}corpora: {', '.join(about)}; or give files: --input PATH")
     if name == "pydocs" and options.input:
         raise InputError("pydocs reads no --input; choose another name for your files")
-    form_published = "text" if name in TEXT_CORPORA else "tokens"
+    form_published = "text" if name in TEXT_CORPORA else "chat" if name == "chat" else "tokens"
     options.form = options.form or form_published
     refuse_flags(options)
     if options.val_fraction is not None and not 0 < options.val_fraction < 1:
@@ -114,7 +118,9 @@ def read_arguments(args: list[str]) -> argparse.Namespace:
         elif getattr(options, flag) < 1:
             raise InputError(f"{dashed(flag)}={getattr(options, flag)} is not positive; {usual} is usual")
     options.text_field = options.text_field or "text"
-    options.out = options.out or f"data/{name}" + ("_text" if options.form == "text" != form_published else "")
+    options.out = options.out or f"data/{name}" + (
+        "" if options.form in ("tokens", form_published) else f"_{options.form}"
+    )
     return options
 
 
@@ -126,6 +132,8 @@ def refuse_flags(options: argparse.Namespace) -> None:
     form, n_most = published.get(name, (options.form, 0))
     if form != options.form:
         raise InputError(f"{name} is published as {form}; --format {options.form} is not available")
+    if form == "chat" and name in CORPORA:
+        raise InputError(f"{name} is no conversations; choose another name for yours")
     takes = TAKES.get(name, TAKES["fetched"] if name in TEXT_CORPORA else TAKES[form])
     for flag in sorted({flag for flags in TAKES.values() for flag in flags} - set(takes)):
         value = getattr(options, flag)
@@ -152,7 +160,6 @@ if __name__ == "__main__":
 import contextlib
 import hashlib
 import os
-import shlex
 import shutil
 import time
 from collections import Counter
@@ -166,12 +173,12 @@ from jaxgpt.data import hub
 from jaxgpt.data.digests import sha256_of
 from jaxgpt.data.manifest import read_manifest
 from jaxgpt.data.shards import Split, check_ids, inspect_shard, open_dataset, split_blocks
-from jaxgpt.data.text_data import TOKENIZER, open_splits
 from jaxgpt.data.text_manifest import read_text_manifest
 from jaxgpt.data.tokenizer import GPT2Tokenizer, Tokenizer
 from jaxgpt.errors import EXIT_DONE, run_verb
 from jaxgpt.formats.vocabulary import read_tokenizer
 from jaxgpt.mirror import directory_of, upload_directory
+from jaxgpt.prepare.chat import describe_chat, write_conversations
 from jaxgpt.prepare.corpora import (
     FINEWEB,
     SHAKESPEARE_BYTES,
@@ -180,14 +187,11 @@ from jaxgpt.prepare.corpora import (
     fineweb_names,
     open_corpus,
 )
-from jaxgpt.prepare.destination import FORMS, claim, is_prepared, publish, publish_text, train_command
+from jaxgpt.prepare.destination import FORMS, claim, is_prepared, publish, publish_chat, publish_text, train_command
 from jaxgpt.prepare.encode import NAMED, describe_tokens, encode_source
 from jaxgpt.prepare.inputs import find_inputs, open_files
 from jaxgpt.prepare.source import describe_left_out
-from jaxgpt.prepare.text_shards import (
-    fetch_text_shards,
-    write_text_shards,
-)
+from jaxgpt.prepare.text_shards import describe_text, fetch_text_shards, write_text_shards
 from jaxgpt.run.console import console, working
 from jaxgpt.run.progress import Progress
 from jaxgpt.stores import Store
@@ -224,7 +228,11 @@ def prepare(options: argparse.Namespace, out: Path) -> int:
         began = time.monotonic()
         with claim(out) as scratch, Progress() as progress:
             about = {"corpus": options.name, "request": request}
-            if corpus.kind == "shards":
+            if options.form == "chat":
+                advance = progress.count(sum(path.stat().st_size for path in inputs), "bytes")("conversations")
+                wants = {"val_fraction": request["val_fraction"], "advance": advance}
+                publish_chat(out, scratch, about | write_conversations(inputs, scratch / "shards", **wants))
+            elif corpus.kind == "shards":
                 made = gather_shards(inputs, options.shards, out, scratch, progress)
                 publish(out, scratch, {"format": 1, **about, **made})
             else:
@@ -290,7 +298,10 @@ def describe_request(
     request: dict[str, Any] = {"input": f"{len(inputs)} files ({digest})" if inputs else "the corpus"}
     if corpus.kind == "shards":
         return {**request, "shards": options.shards or "all"}
-    request |= {"val_fraction": options.val_fraction or corpus.val_fraction, "text_field": options.text_field}
+    request["val_fraction"] = options.val_fraction or corpus.val_fraction
+    if options.form == "chat":
+        return request
+    request["text_field"] = options.text_field
     if options.input_format:
         request["input_format"] = options.input_format
     if options.form == "text":
@@ -399,9 +410,11 @@ def report(out: Path, form: str) -> int:
     """Opens the directory as training will, prints what it is, and what to type next."""
     from rich.table import Table
 
-    next_verb = ""
+    next_verb, notes = "", []
     if form == "text":
         rows, next_verb = describe_text(out)
+    elif form == "chat":
+        rows, notes = describe_chat(out)
     else:
         open_dataset(out)
         rows = [("split", "tokens", "documents", "bytes", "bytes/token", "files")]
@@ -415,24 +428,11 @@ def report(out: Path, form: str) -> int:
     for row in rows[1:]:
         table.add_row(*row)
     console.print(table)
-    console.say(f"next: {next_verb or train_command(out, form)}")
+    for note in notes:
+        console.say(note)
+    if form != "chat":
+        console.say(f"next: {next_verb or train_command(out, form)}")
     return EXIT_DONE
-
-
-def describe_text(out: Path) -> tuple[list[tuple[str, ...]], str]:
-    """The rows of a table, and the command that makes the tokenizer if there is none."""
-    files = read_text_manifest(out)["files"]
-    chars = {entry["name"]: entry["n_chars"] for entry in files if "n_chars" in entry}
-    rows: list[tuple[str, ...]] = [("split", "documents", "characters", "MB on disk", "files")]
-    for split in open_splits(out):
-        names = [file.path.name for file in split.files]
-        n_chars = f"{sum(chars[name] for name in names):,}" if set(names) <= set(chars) else "?"
-        n_mb = sum(file.size_bytes for file in split.files) / 1e6
-        rows.append((split.name, f"{split.count_rows():,}", n_chars, f"{n_mb:,.1f}", str(len(names))))
-    if (out / TOKENIZER).exists():
-        return rows, ""
-    size = " --vocab-size 4096" if chars and sum(chars.values()) < 50_000_000 else ""
-    return rows, f"jaxgpt train_tokenizer --data {shlex.quote(str(out))}{size}"
 
 
 if __name__ == "__main__":

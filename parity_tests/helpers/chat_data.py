@@ -1,61 +1,71 @@
-"""The chat data for tests, and a byte tokenizer of nanochat's nine special tokens to compare digests with."""
+"""Real conversations for tests: FastChat's 500 and GSM8K's problems, and the mixture that nanochat's digests are of."""
 
-import gzip
 import hashlib
 import json
-import zipfile
-from pathlib import Path
-from typing import Any
+import random
+import re
 
+import numpy as np
 import pytest
 
+from jaxgpt.config.steps import PlannedStep
+from jaxgpt.data.tokenizer import BPETokenizer
 from parity_tests.conftest import TEST_DATA
 
-CHAT = TEST_DATA / "chat"
-_IDS = {"user": (257, 258), "assistant": (259, 260), "python": (261, 262), "python_output": (263, 264)}
-BOS = 256
+CHAT_DATA = TEST_DATA / "chat"
+BYTES = BPETokenizer([bytes([i]) for i in range(256)])
+"""Bytes 0 to 255, and nanochat's nine control tokens from 256 on."""
 
 
-def chat_file(name: str) -> Path:
-    path = CHAT / name
+def say(*texts, system=None):
+    """A conversation of these texts, the user's first."""
+    messages = [{"role": ("user", "assistant")[i % 2], "content": text} for i, text in enumerate(texts)]
+    return {"messages": [{"role": "system", "content": system}] * (system is not None) + messages}
+
+
+def digest(value):
+    """SHA-256 of compact JSON."""
+    return hashlib.sha256(json.dumps(value, separators=(",", ":")).encode()).hexdigest()
+
+
+def _require(path):
     if not path.is_file():
-        pytest.skip(f"no {path}; JAXGPT_TEST_DATA names the directory that holds it")
+        pytest.skip(f"no {path}; JAXGPT_TEST_DATA names the directory that holds chat/")
     return path
 
 
-def chat_rows(name: str) -> list[Any]:
-    content = chat_file(name).read_bytes()
-    content = gzip.decompress(content) if name.endswith(".gz") else content
-    return [json.loads(line) for line in content.decode().splitlines()]
+def fastchat():
+    """500 conversations in file order."""
+    path = _require(CHAT_DATA / "conversations" / "fastchat_dummy_conversation.json")
+    return [say(*(turn["value"] for turn in entry["conversations"])) for entry in json.loads(path.read_text())]
 
 
-def words_file(directory: Path) -> Path:
-    """words_alpha.txt, unpacked."""
-    with zipfile.ZipFile(chat_file("words/words_alpha.zip")) as packed:
-        (directory / "words_alpha.txt").write_bytes(packed.read(packed.namelist()[0]))
-    return directory / "words_alpha.txt"
+def gsm8k(split):
+    """Problems in the hub's shuffled order, answers split at <<expression=result>>."""
+    path = _require(CHAT_DATA / "gsm8k" / f"{split}.jsonl")
+    rows = [json.loads(line) for line in path.read_text().splitlines()]
+    return [_problem(rows[i]) for i in np.random.default_rng(42).permutation(len(rows))]
 
 
-def render_bytes(conversation: Any) -> tuple[list[int], list[int]]:
-    """(ids, mask) of user and assistant messages, as nanochat renders them, without a limit."""
-    ids, mask = [BOS], [0]
-
-    def add(tokens, trained):
-        ids.extend(tokens)
-        mask.extend([trained] * len(tokens))
-
-    for message in conversation["messages"]:
-        begin, end = _IDS[message["role"]]
-        is_answer = int(message["role"] == "assistant")
-        add([begin], 0)
-        content = message["content"]
-        for part in [{"type": "text", "text": content}] if isinstance(content, str) else content:
-            text, marks = list(part["text"].encode()), _IDS.get(part["type"])
-            trained = is_answer * (part["type"] != "python_output")
-            add([marks[0], *text, marks[1]] if marks else text, trained)
-        add([end], is_answer)
-    return ids, mask
+def _problem(row):
+    parts = []
+    for i, piece in enumerate(re.split(r"<<([^>]+)>>", row["answer"])):
+        if i % 2:
+            expression, _, result = piece.rpartition("=")
+            parts += [{"type": "python", "text": expression}, {"type": "python_output", "text": result}]
+        else:
+            parts.append({"type": "text", "text": piece})
+    return say(row["question"], parts)
 
 
-def json_digest(value: Any) -> str:
-    return hashlib.sha256(json.dumps(value, separators=(",", ":")).encode()).hexdigest()
+def mixture():
+    """FastChat, GSM8K, FastChat: 8,473 conversations, shuffled once as nanochat's TaskMixture does."""
+    tasks = (fastchat(), gsm8k("train"), fastchat())
+    places = [(task, row) for task, rows in enumerate(tasks) for row in range(len(rows))]
+    random.Random(42).shuffle(places)
+    return [tasks[task][row] for task, row in places]
+
+
+def planned(n_rows, seq_len, n_micro=1):
+    """A step of so many microbatches of so many rows."""
+    return PlannedStep(0, 0, 0, 0, n_micro, n_rows, seq_len, {})
