@@ -31,11 +31,12 @@ if signal.getsignal(signal.SIGHUP) is signal.SIG_IGN:  # under nohup
     signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
 FAST = {
-    "batches", "census", "command", "config", "content", "cursors", "documents", "downloads", "fit", "gates",
+    "batches", "calculator", "census", "chat_batches", "command", "config", "content", "conversations", "cursors",
+    "documents", "downloads", "fit", "gates",
     "hardware", "hub", "hugging_face_tokenizer", "inputs",
     "layout", "letters", "mirror",
-    "packing", "pages", "plan", "prepare", "schedule", "shards", "shipped", "stores", "text_batches",
-    "text_shards", "tokenizer", "train_tokenizer",
+    "packing", "pages", "plan", "prepare", "prepare_chat", "sandbox", "schedule", "shards", "shipped",
+    "spelling", "stores", "task_files", "tasks", "text_batches", "text_shards", "tokenizer", "train_tokenizer",
 }  # fmt: skip
 """Test files that compile nothing: `make test-fast`."""
 assert all((Path(__file__).parent / f"test_{name}.py").is_file() for name in FAST), "FAST names a file that is gone"

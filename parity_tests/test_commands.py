@@ -29,6 +29,7 @@ NOT_HERE = {
     r"pip3? (install|wheel) ": "downloads packages; test_wheel installs the wheel",
     r"(git|docker|gcloud|ssh|scp|sbatch|srun|squeue|nvidia-smi|scripts/\S+|cd jaxgpt) ": "is for another machine",
     r".*--mesh.platform=gpu": "needs a card",
+    r".*(s3|gs)://": "needs a bucket; test_remote_runs and store_kills have one of their own",
     r"jaxgpt bench ": "takes minutes; test_bench runs it",
     r"jaxgpt train --config \w+ --smoke$": "test_recipes runs it",
     r"jaxgpt prepare (shakespeare$|fineweb-edu|climbmix|openwebtext)": "needs the network, for text or a vocabulary",

@@ -15,7 +15,7 @@ FLOORS = (
     ("config",),
     ("data", "parallel"),
     ("run", "models", "optim"),
-    ("training", "formats", "prepare"),
+    ("training", "formats", "prepare", "tasks"),
     ("inference", "plan"),
     ("bench", "compare"),
     ("convert",),

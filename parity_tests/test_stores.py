@@ -140,7 +140,7 @@ def test_no_credentials_and_no_package(proxy, monkeypatch):
         return real(name, *args, **options)
 
     monkeypatch.setattr(builtins, "__import__", refuse)
-    with pytest.raises(InputError, match=r"needs s3fs \(No module named 's3fs'\); pip install 'jaxgpt\[s3\]'"):
+    with pytest.raises(InputError, match=r"needs s3fs \(No module named 's3fs'\); pip install 's3fs>=2025.3'"):
         Store(f"s3://{BUCKET}/x")
 
 

@@ -345,12 +345,12 @@ def server(monkeypatch, tmp_path):
 
 
 def asked(server) -> list[str]:
-    return sorted(name for name, _ in server.log)
+    return sorted(name for name, _ in server.log if name != "agent-harnesses")  # huggingface_hub names itself
 
 
 def test_fetching_brings_what_is_missing(server, capsys):
     assert run("climbmix", "--shards", 2) == 0
-    assert server.log[0] == (NAMES[5], None) and asked(server) == [NAMES[0], NAMES[1], NAMES[5]]
+    assert (NAMES[5], None) in server.log and asked(server) == [NAMES[0], NAMES[1], NAMES[5]]
     assert files("data/climbmix") == [NAMES[0], NAMES[1], NAMES[5], "text.json"] and leftovers() == []
     out = capsys.readouterr().out
     assert "data/climbmix: 3 files fetched" in out and out.endswith("train_tokenizer --data data/climbmix\n")

@@ -8,6 +8,7 @@
     jaxgpt prepare mydocs --input 'crawl/*.parquet' --format modded
     jaxgpt prepare climbmix --shards 8
     jaxgpt prepare fineweb10B --shards 9
+    jaxgpt prepare chat --input conversations.jsonl
 
 --input reads text files (.txt, .md, and others that you name), .jsonl or .ndjson, .json, .csv, .tsv, .parquet, .arrow
 and directories that Hugging Face's datasets saved, also compressed (.gz, .zst, .bz2, .xz). Where its name does not say
@@ -25,6 +26,7 @@ document.
 --format modded writes what modded-nanogpt reads, for --data.sampling=bos_aligned: files in llm.c's format, GPT-2's
 end-of-text token in front of every document (byte: a token of id 256; or a tokenizer's own, of a file that
 `jaxgpt train_tokenizer` wrote). Each page of a single text is a document here too. fineweb10B is published like this.
+--format chat, or the name chat, reads conversations: {"messages": [...]} per line, OpenAI's and ShareGPT's layouts too.
 
 The work happens in DIR/.tmp and is moved into place when it is complete: until then what was in DIR stays as it is.
 Preparing the same data again does nothing. Published text is fetched file by file: ask for more at any time; existing
@@ -53,6 +55,7 @@ TAKES = {
     "tokens": ("input", "tokenizer", "val_fraction", "shard_tokens", "text_field", "input_format"),
     "text": ("input", "val_fraction", "shard_chars", "group_documents", "text_field", "input_format"),
     "modded": ("input", "tokenizer", "val_fraction", "shard_tokens", "text_field", "input_format"),
+    "chat": ("input", "val_fraction"),
     "fineweb10B": ("input", "shards"),
     "fetched": ("shards",),
 }
@@ -81,7 +84,9 @@ def make_parser(about: dict[str, str]) -> Parser:
     parser.add_argument("--out", metavar="DIR", type=user_location, default="", help="the result (data/NAME)")
     parser.add_argument("--tokenizer", metavar="NAME", help="char, byte, gpt2, a JSON file or directory of one")
     parser.add_argument("--val-fraction", type=float, metavar="X", help="part for validation (the corpus's; 0.1)")
-    parser.add_argument("--format", dest="form", choices=("tokens", "text", "modded"), help="what to write (tokens)")
+    parser.add_argument(
+        "--format", dest="form", choices=("tokens", "text", "chat", "modded"), help="what to write (tokens)"
+    )
     parser.add_argument("--text-field", metavar="NAME", help="field or column that holds the text (text)")
     parser.add_argument("--input-format", metavar="NAME", choices=tuple(READERS), help=f"{', '.join(READERS)}")
     for flag, about_flag in (
@@ -110,14 +115,11 @@ def read_arguments(args: list[str]) -> argparse.Namespace:
         raise InputError(f"no corpus {name}; {guess}corpora: {', '.join(about)}; or give files: --input PATH")
     if name == "pydocs" and options.input:
         raise InputError("pydocs reads no --input; choose another name for your files")
-    form_published = "text" if name in TEXT_CORPORA else "tokens"
+    form_published = "text" if name in TEXT_CORPORA else "chat" if name == "chat" else "tokens"
     options.form = options.form or form_published
     if name == "fineweb10B" and options.form == "modded":
         options.form = "tokens"  # it is published in that format
     refuse_flags(options)
-    names = ("char", "byte", "gpt2")
-    if options.tokenizer and options.tokenizer not in names and options.form != "modded":
-        raise InputError(f"--tokenizer={options.tokenizer} is not one of {', '.join(names)}; files: --format modded")
     if options.val_fraction is not None and not 0 < options.val_fraction < 1:
         raise InputError(f"--val-fraction={options.val_fraction} is outside (0, 1); 0.1 is usual")
     for flag, usual in USUAL.items():
@@ -132,6 +134,9 @@ def read_arguments(args: list[str]) -> argparse.Namespace:
     options.form = "tokens" if options.is_modded else options.form
     if options.is_modded and options.shard_tokens >= 2**31:
         raise InputError(f"--shard-tokens={options.shard_tokens} is above {2**31 - 1}, what llm.c's header can say")
+    options.out = options.out or f"data/{name}" + (
+        "" if options.form in ("tokens", form_published) else f"_{options.form}"
+    )
     return options
 
 
@@ -143,6 +148,8 @@ def refuse_flags(options: argparse.Namespace) -> None:
     form, n_most = published.get(name, (options.form, 0))
     if form != options.form:
         raise InputError(f"{name} is published as {form}; --format {options.form} is not available")
+    if form == "chat" and name in CORPORA:
+        raise InputError(f"{name} is no conversations; choose another name for yours")
     takes = TAKES.get(name, TAKES["fetched"] if name in TEXT_CORPORA else TAKES[form])
     for flag in sorted({flag for flags in TAKES.values() for flag in flags} - set(takes)):
         value = getattr(options, flag)
@@ -166,46 +173,33 @@ def refuse_flags(options: argparse.Namespace) -> None:
 if __name__ == "__main__":
     answer_early(read_arguments)
 
-import contextlib
 import hashlib
-import os
-import shlex
-import shutil
 import time
 from collections import Counter
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from jaxgpt import signals
-from jaxgpt.data import hub
-from jaxgpt.data.digests import sha256_of
 from jaxgpt.data.manifest import read_manifest
-from jaxgpt.data.shards import Split, check_ids, inspect_shard, open_dataset, split_blocks
-from jaxgpt.data.text_data import TOKENIZER, open_splits
+from jaxgpt.data.shards import open_dataset
 from jaxgpt.data.text_data import read_tokenizer as read_saved_tokenizer
 from jaxgpt.data.text_manifest import read_text_manifest
-from jaxgpt.data.tokenizer import GPT2Tokenizer, Tokenizer
+from jaxgpt.data.tokenizer import Tokenizer
 from jaxgpt.errors import EXIT_DONE, run_verb
 from jaxgpt.formats.vocabulary import read_tokenizer
 from jaxgpt.mirror import directory_of, upload_directory
+from jaxgpt.prepare.chat import describe_chat, write_conversations
 from jaxgpt.prepare.corpora import (
-    FINEWEB,
     SHAKESPEARE_BYTES,
-    SHARD_LIMIT_BYTES,
     Corpus,
-    fineweb_names,
     open_corpus,
 )
-from jaxgpt.prepare.destination import FORMS, claim, is_prepared, publish, publish_text, train_command
-from jaxgpt.prepare.encode import NAMED, describe_tokens, encode_source
+from jaxgpt.prepare.destination import FORMS, claim, is_prepared, publish, publish_chat, publish_text, train_command
+from jaxgpt.prepare.encode import NAMED, encode_source
 from jaxgpt.prepare.inputs import find_inputs, open_files
 from jaxgpt.prepare.source import describe_left_out
-from jaxgpt.prepare.text_shards import (
-    fetch_text_shards,
-    write_text_shards,
-)
+from jaxgpt.prepare.text_shards import describe_text, fetch_text_shards, write_text_shards
+from jaxgpt.prepare.token_shards import gather_shards
 from jaxgpt.run.console import console, working
 from jaxgpt.run.progress import Progress
 from jaxgpt.stores import Store
@@ -242,7 +236,11 @@ def prepare(options: argparse.Namespace, out: Path) -> int:
         began = time.monotonic()
         with claim(out) as scratch, Progress() as progress:
             about = {"corpus": options.name, "request": request}
-            if corpus.kind == "shards":
+            if options.form == "chat":
+                advance = progress.count(sum(path.stat().st_size for path in inputs), "bytes")("conversations")
+                wants = {"val_fraction": request["val_fraction"], "advance": advance}
+                publish_chat(out, scratch, about | write_conversations(inputs, scratch / "shards", **wants))
+            elif corpus.kind == "shards":
                 made = gather_shards(inputs, options.shards, out, scratch, progress)
                 publish(out, scratch, {"format": 1, **about, **made})
             else:
@@ -310,7 +308,10 @@ def describe_request(
     request: dict[str, Any] = {"input": f"{len(inputs)} files ({digest})" if inputs else "the corpus"}
     if corpus.kind == "shards":
         return {**request, "shards": options.shards or "all"}
-    request |= {"val_fraction": options.val_fraction or corpus.val_fraction, "text_field": options.text_field}
+    request["val_fraction"] = options.val_fraction or corpus.val_fraction
+    if options.form == "chat":
+        return request
+    request["text_field"] = options.text_field
     if options.input_format:
         request["input_format"] = options.input_format
     if options.form == "text":
@@ -321,66 +322,6 @@ def describe_request(
     else:
         request["tokenizer"] = options.tokenizer or ("gpt2" if options.is_modded else corpus.tokenizer)
     return request | ({"is_modded": True} if options.is_modded else {})
-
-
-# Tokens that are published
-
-
-def gather_shards(
-    inputs: list[Path], n_shards: int | None, out: Path, scratch: Path, progress: Progress
-) -> dict[str, Any]:
-    """Fetches FineWeb's shards into `out` (existing ones are kept) and describes them for the manifest."""
-    local = {path.name: path for path in inputs}
-    known = known_digests(out)
-    if inputs and n_shards is None:
-        n_shards = sum(name.startswith("fineweb_train_") for name in local)
-    tokenizer = GPT2Tokenizer()
-    token_bytes = tokenizer.token_bytes().astype(np.int64)
-    splits = {name: {"files": [], "n_tokens": 0, "n_bytes": 0, "n_documents": 0} for name in ("train", "val")}
-    for name in fineweb_names(n_shards or FINEWEB_TRAIN_SHARDS):
-        path = place_shard(name, local, known.get(name, ""), out, scratch, progress)
-        file = inspect_shard(path, wants="llmc")
-        split = splits["val" if "_val_" in name else "train"]
-        whole = Split(name, path.parent, (file,))
-        check_ids(whole, tokenizer.vocab_size)
-        counts = np.zeros(tokenizer.vocab_size, np.int64)
-        for _, tokens in split_blocks(whole):
-            counts += np.bincount(tokens, minlength=tokenizer.vocab_size)
-        entry = {"name": name, "n_tokens": file.n_tokens, "size_bytes": file.size_bytes, "sha256": sha256_of(path)}
-        split["files"].append({**entry, "format": "llmc"})
-        split["n_tokens"] += file.n_tokens
-        split["n_bytes"] += int(counts @ token_bytes)
-        split["n_documents"] += int(counts[tokenizer.end_of_text])
-    for path in (scratch / "downloads").glob("*.bin"):
-        os.replace(path, scratch / "shards" / path.name)
-    return describe_tokens(tokenizer, np.dtype(np.uint16), splits)
-
-
-def known_digests(out: Path) -> dict[str, str]:
-    """SHA-256 of the shards that were fetched into `out` before."""
-    with contextlib.suppress(InputError):
-        return {entry.name: entry.sha256 for entries in read_manifest(out).splits.values() for entry in entries}
-    return {}
-
-
-def place_shard(name: str, local: dict[str, Path], sha256: str, out: Path, scratch: Path, progress: Progress) -> Path:
-    """Where the shard is now: in `out`, or in scratch/downloads after a copy or a download.
-
-    Args:
-      sha256: that it had when it was fetched before; empty: none is known.
-    """
-    if (out / name).exists():
-        if not sha256 or sha256_of(out / name) == sha256:
-            return out / name
-        console.say(f"{out / name} changed since it was fetched; fetching it again")
-    path = scratch / "downloads" / name
-    if not local:
-        hub.fetch_to(FINEWEB, name, path, limit_bytes=SHARD_LIMIT_BYTES, progress=progress.download(name))
-    elif name not in local:
-        raise InputError(f"--input has no {name}; fetch it, or ask for fewer with --shards")
-    else:
-        shutil.copyfile(local[name], path)
-    return path
 
 
 # Text that is published
@@ -423,9 +364,11 @@ def report(out: Path, form: str) -> int:
     """Opens the directory as training will, prints what it is, and what to type next."""
     from rich.table import Table
 
-    next_verb = ""
+    next_verb, notes = "", []
     if form == "text":
         rows, next_verb = describe_text(out)
+    elif form == "chat":
+        rows, notes = describe_chat(out)
     else:
         open_dataset(out)
         rows = [("split", "tokens", "documents", "bytes", "bytes/token", "files")]
@@ -439,24 +382,11 @@ def report(out: Path, form: str) -> int:
     for row in rows[1:]:
         table.add_row(*row)
     console.print(table)
-    console.say(f"next: {next_verb or train_command(out, form)}")
+    for note in notes:
+        console.say(note)
+    if form != "chat":
+        console.say(f"next: {next_verb or train_command(out, form)}")
     return EXIT_DONE
-
-
-def describe_text(out: Path) -> tuple[list[tuple[str, ...]], str]:
-    """The rows of a table, and the command that makes the tokenizer if there is none."""
-    files = read_text_manifest(out)["files"]
-    chars = {entry["name"]: entry["n_chars"] for entry in files if "n_chars" in entry}
-    rows: list[tuple[str, ...]] = [("split", "documents", "characters", "MB on disk", "files")]
-    for split in open_splits(out):
-        names = [file.path.name for file in split.files]
-        n_chars = f"{sum(chars[name] for name in names):,}" if set(names) <= set(chars) else "?"
-        n_mb = sum(file.size_bytes for file in split.files) / 1e6
-        rows.append((split.name, f"{split.count_rows():,}", n_chars, f"{n_mb:,.1f}", str(len(names))))
-    if (out / TOKENIZER).exists():
-        return rows, ""
-    size = " --vocab-size 4096" if chars and sum(chars.values()) < 50_000_000 else ""
-    return rows, f"jaxgpt train_tokenizer --data {shlex.quote(str(out))}{size}"
 
 
 if __name__ == "__main__":

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from jaxgpt.config.shipped import read_about, shipped_configs
+from jaxgpt.data.chat_data import CHAT_FILES, CHAT_MANIFEST, open_chat, read_chat_manifest, write_chat_manifest
 from jaxgpt.data.manifest import MANIFEST, read_manifest, write_manifest
 from jaxgpt.data.shards import open_dataset, verify
 from jaxgpt.data.text_data import TOKENIZER, open_splits, verify_text
@@ -61,6 +62,12 @@ FORMS = {
         _read_text,
         lambda out: verify_text(*open_splits(out)),
     ),
+    "chat": Form(
+        CHAT_MANIFEST,
+        re.compile(r"(train|val)\.jsonl|chat\.json(\.(\d+\.)?tmp)?|\.tmp"),
+        read_chat_manifest,
+        open_chat,
+    ),
 }
 
 
@@ -68,7 +75,7 @@ def is_prepared(out: Path, form: str, name: str, request: dict[str, Any], force:
     """Whether the directory already holds the requested data. Other data is replaced only with force.
 
     Args:
-      form: tokens or text.
+      form: a key of `FORMS`.
       name, request: the corpus, and what decides the result.
 
     Raises:
@@ -172,6 +179,14 @@ def publish_text(out: Path, scratch: Path, values: dict[str, Any]) -> None:
     for path in sorted((scratch / "shards").iterdir(), reverse=True):
         os.replace(path, out / path.name)
     write_text_manifest(out, values)
+
+
+def publish_chat(out: Path, scratch: Path, values: dict[str, Any]) -> None:
+    """As `publish`."""
+    (out / CHAT_MANIFEST).unlink(missing_ok=True)
+    for name in CHAT_FILES.values():
+        os.replace(scratch / "shards" / name, out / name)
+    write_chat_manifest(out, values)
 
 
 def train_command(out: Path, form: str, settings: Sequence[str] = ()) -> str:

@@ -55,7 +55,7 @@ def read_text(path: Path, field: str, left_out: Counter[str]) -> Iterator[Piece]
 def read_jsonl(path: Path, field: str, left_out: Counter[str]) -> Iterator[Piece]:
     """A document per line."""
     with InputStream(path) as stream:
-        for number, line in enumerate(_lines(stream, path), 1):
+        for number, line in enumerate(lines_of(stream, path), 1):
             place = f"{path}:{number}"
             if not line.strip():
                 continue
@@ -71,7 +71,7 @@ def read_jsonl(path: Path, field: str, left_out: Counter[str]) -> Iterator[Piece
 def read_json(path: Path, field: str, left_out: Counter[str]) -> Iterator[Piece]:
     """A document per entry of an array, or per value where values follow each other."""
     with InputStream(path) as stream:
-        for number, value in enumerate(_json_values(stream, path)):
+        for number, value in enumerate(json_values(stream, path)):
             yield from _document(_text_of(value, field, f"{path}[{number}]"), left_out, stream.n_read())
 
 
@@ -205,7 +205,7 @@ def _joined(value: Any) -> str | None:
 # JSON
 
 
-def _lines(stream: InputStream, path: Path) -> Iterator[bytes]:
+def lines_of(stream: InputStream, path: Path) -> Iterator[bytes]:
     number = 0
     while line := stream.file.readline(MAX_DOCUMENT_BYTES + 1):
         number += 1
@@ -214,7 +214,7 @@ def _lines(stream: InputStream, path: Path) -> Iterator[bytes]:
         yield line
 
 
-def _json_values(stream: InputStream, path: Path) -> Iterator[Any]:
+def json_values(stream: InputStream, path: Path) -> Iterator[Any]:
     """The entries of an array, or the values that follow each other, as they come."""
     decoder, utf8 = json.JSONDecoder(), codecs.getincrementaldecoder("utf-8")()
     text, at, n_block, is_over, n_bytes = "", 0, BLOCK_BYTES, False, 0

@@ -12,6 +12,7 @@ packer uses the front and discards the rest. Documents of more than `source.PIEC
 
 import contextlib
 import os
+import shlex
 import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor, as_completed
@@ -24,8 +25,8 @@ import pyarrow.parquet
 from jaxgpt.data import hub
 from jaxgpt.data.digests import hash_files, sha256_of
 from jaxgpt.data.hub_repository import Repository
-from jaxgpt.data.text_data import COLUMN
-from jaxgpt.data.text_manifest import TEXT_SHARD, write_text_manifest
+from jaxgpt.data.text_data import COLUMN, TOKENIZER, open_splits
+from jaxgpt.data.text_manifest import TEXT_SHARD, read_text_manifest, write_text_manifest
 from jaxgpt.errors import InputError
 from jaxgpt.files import flush_to_disk
 from jaxgpt.prepare.corpora import SHARD_LIMIT_BYTES, TextCorpus
@@ -323,3 +324,22 @@ def check_text_shard(path: Path) -> None:
         raise InputError(f"{(str(error).splitlines() or [''])[0]}; fetch it again") from error
     if not n_rows:
         raise InputError("it has no rows")
+
+
+# What the user sees
+
+
+def describe_text(out: Path) -> tuple[list[tuple[str, ...]], str]:
+    """The rows of a table, and the command that makes the tokenizer if there is none."""
+    files = read_text_manifest(out)["files"]
+    chars = {entry["name"]: entry["n_chars"] for entry in files if "n_chars" in entry}
+    rows: list[tuple[str, ...]] = [("split", "documents", "characters", "MB on disk", "files")]
+    for split in open_splits(out):
+        names = [file.path.name for file in split.files]
+        n_chars = f"{sum(chars[name] for name in names):,}" if set(names) <= set(chars) else "?"
+        n_mb = sum(file.size_bytes for file in split.files) / 1e6
+        rows.append((split.name, f"{split.count_rows():,}", n_chars, f"{n_mb:,.1f}", str(len(names))))
+    if (out / TOKENIZER).exists():
+        return rows, ""
+    size = " --vocab-size 4096" if chars and sum(chars.values()) < 50_000_000 else ""
+    return rows, f"jaxgpt train_tokenizer --data {shlex.quote(str(out))}{size}"

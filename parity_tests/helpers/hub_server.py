@@ -101,9 +101,23 @@ class HubServer:
             if not self.misbehave(request, self.plan_put.pop(0) if self.plan_put else "serve"):
                 self.uploaded[found[1]] = body
                 self.send(request, 200)
+        elif found := re.fullmatch("/api/(datasets/.+?)/revision/(.+)", path):
+            self.list_files(request, *found.groups())
         else:
             self.api(request, method, path, body)
         return None
+
+    def list_files(self, request, name: str, revision: str) -> None:
+        """What the hub says about a revision of a data set."""
+        if self.misbehave(request, self.plan_head.pop(0) if self.plan_head else "serve"):
+            return
+        if name not in self.repositories or revision not in self.branches:
+            what = "Repo" if name not in self.repositories else "Revision"
+            self.refuse(request, 404, f"{what}NotFound", f"{what} not found")
+            return
+        files = [{"rfilename": file} for file in self.repositories[name]]
+        about = {"id": name.removeprefix("datasets/"), "sha": self.branches[revision], "siblings": files}
+        self.send(request, 200, {**about, "private": False, "tags": [], "downloads": 0, "likes": 0})
 
     def resolve(self, request, name: str, revision: str, file: str) -> None:
         action = self.plan_head.pop(0) if self.plan_head and request.command == "HEAD" else "serve"
