@@ -72,7 +72,7 @@ def test_bytes_or_a_tokenizer_of_ones_own(tmp_path):
     assert open_dataset("o").train.n_tokens < open_dataset("b").train.n_tokens
     assert run(*command) == 0  # prepared already
     Path("own.json").write_text(json.dumps(BPETokenizer([bytes([b]) for b in range(256)], specials).to_json()))
-    assert "has other data (tokenizer_file=" in refused(*command)
+    assert "has other data (tokenizer=own.json" in refused(*command)
 
 
 def test_one_text_is_cut_into_pages(monkeypatch):
@@ -97,7 +97,7 @@ def test_a_document_in_pieces_begins_once(monkeypatch):
     ("flags", "message"),
     [
         (["--tokenizer", "char"], "--tokenizer=char has no token that separates documents"),
-        (["--tokenizer", "none.json"], "the tokenizer none.json is missing"),
+        (["--tokenizer", "none.json"], "--tokenizer=none.json is not one of char, byte, gpt2, nor a directory"),
         (["--shard-tokens", 2**31], f"--shard-tokens={2**31} is above {2**31 - 1}"),
         (["--shards", 3], "--shards=3 is not for mine as modded"),
     ],
