@@ -3,6 +3,7 @@
 import contextlib
 import dataclasses
 import functools
+from typing import Any, cast
 
 import numpy as np
 import pytest
@@ -15,6 +16,7 @@ from jaxgpt.config import (
     Config,
     DataConfig,
     EvalConfig,
+    ModdedConfig,
     OptimConfig,
     TrainConfig,
     schedule,
@@ -65,20 +67,24 @@ def make_config(name, directory):
     model = dataclasses.replace(
         record(name), seq_len=TOKENS[0] // 8, block_tokens=BLOCK, short_window=BLOCK + 1, long_window=3 * BLOCK + 1
     )
-    table = {"lr_from": (1 / 3, 2 / 3), "lr_scales": (1.52, 1.73), "target_weights": ((1.0, 0.5), (1.0,))}
+    table: dict[str, Any] = {
+        "lr_from": (1 / 3, 2 / 3),
+        "lr_scales": (1.52, 1.73),
+        "target_weights": ((1.0, 0.5), (1.0,)),
+    }
     if name == "46":
-        table = {"lr_from": (0.33, 0.66), "lr_scales": (1.51, 1.93)}
+        table: dict[str, Any] = {"lr_from": (0.33, 0.66), "lr_scales": (1.51, 1.93)}
     stages = speedrun_stages(
         scheduled_steps=SCHEDULED, batch_tokens=TOKENS, windows=WINDOWS, block_tokens=BLOCK, **table
     )
     optim = in_small(MODDED_62, 14) if name == "62" else in_small(MODDED_46, 0)
-    weights = {"target_weights": (1.0, 0.5, 0.25)} if name == "62" else {}
     return Config(
         model=model, optim=optim,
         data=DataConfig(dir=directory, sampling="bos_aligned", bos_id=BOS, max_document_tokens=CAP),
         train=TrainConfig(
             steps=SCHEDULED + EXTENSION, batch_tokens=TOKENS[0], micro_batch_size=1, dtype="float64",
-            loss_chunk_tokens=10**6, stages=stages, **weights,
+            loss_chunk_tokens=10**6, stages=stages,
+            target_weights=(1.0, 0.5, 0.25) if name == "62" else (1.0,),
         ),
         eval=EvalConfig(seq_len=64, tokens=8 * 64, long_window=20 * BLOCK + 1),
     )  # fmt: skip
@@ -151,7 +157,7 @@ def test_a_record_trains_as_the_original(name, framework, directories):
     assert sums == list(wanted["token_sums"])
     np.testing.assert_allclose(losses, wanted["losses"], rtol=STEPS)
     for params, figures, n_steps in ((found.first, wanted["after_1"], 1), (found.last, wanted["last"], len(losses))):
-        tensors = to_original(config.model, params)
+        tensors = to_original(cast(ModdedConfig, config.model), params)
         if name == "62":
             decay_unread_row(config, tensors["mlp_bank"], fill_record("62", 63), n_steps)
         for tensor, norm in figures.items():
@@ -187,6 +193,6 @@ def test_track_3_trains_as_the_original(framework):
     assert [int(batch.tokens[..., :-1].sum()) for batch in batches] == list(wanted["token_sums"])
     np.testing.assert_allclose(np.array(found.losses) * 128, wanted["losses"], rtol=1e-11)
     for params, figures in ((found.first, wanted["after_1"]), (found.last, wanted["last"])):
-        tensors = to_original(config.model, params)
+        tensors = to_original(cast(ModdedConfig, config.model), params)
         for tensor, norm in figures.items():
             np.testing.assert_allclose(np.linalg.norm(tensors[tensor]), norm, rtol=STEPS, err_msg=tensor)

@@ -252,7 +252,7 @@ def test_a_layer_sees_its_window_and_no_more(era):
     module = Model(config, dtype=jnp.float64).bind(noisy_params(config))
     x = jnp.asarray(np.random.default_rng(3).standard_normal((1, 24, 32)))
     for layer, n_seen in enumerate((5, 5, 24, 24)):  # SSL, and the last sees all
-        block = module.h[layer].attn
+        block: Any = module.h[layer].attn
         gradient = jax.jit(jax.grad(lambda x, block=block: (block(x)[0][0, 15] ** 2).sum()))(x)[0]
         seen = np.flatnonzero(np.abs(gradient).max(axis=1))
         assert seen.tolist() == list(range(max(0, 15 - n_seen + 1), 16)), layer

@@ -19,7 +19,7 @@ from jaxgpt.config.settings import (
     count_microbatches,
     rows_that_divide,
 )
-from jaxgpt.config.speedrun import speedrun_stages
+from jaxgpt.config.speedrun import speedrun_62, speedrun_stages
 from jaxgpt.config.stages import StageConfig
 from jaxgpt.config.storage import flatten, from_dict, to_dict
 
@@ -56,6 +56,7 @@ __all__ = [
     "nanochat_2025",
     "nanochat_2026",
     "rows_that_divide",
+    "speedrun_62",
     "speedrun_stages",
     "to_dict",
     "to_source",

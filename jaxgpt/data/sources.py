@@ -311,7 +311,9 @@ def open_source(config: DataConfig, *, verify_again: bool = False) -> Source:
         files = verify_text(text.train, text.val, again=verify_again)
         return Source(config, text, text.tokenizer, text.tokenizer_json, text.digest, files, n_ids, None)
     has_patterns = bool(config.train_files)
-    data = open_matching(directory, config.train_files, config.val_files) if has_patterns else open_dataset(directory)
+    data = (
+        open_matching(str(directory), config.train_files, config.val_files) if has_patterns else open_dataset(directory)
+    )
     files = verify(data, again=verify_again)
     tokenizer = tokenizer_from_json(data.tokenizer_json) if data.tokenizer_json else None
     return Source(

@@ -345,7 +345,7 @@ def all_logits(model: Model, params: Any, ids_BT: Any) -> jax.Array:
 def mean_loss(model: Model, params: Any, inputs_BT: Any, targets_BT: Any, mask_BT: Any) -> jax.Array:
     module = model.bind(params)
     loss, n_tokens = cross_entropy(
-        module(inputs_BT), module.head_weight(), targets_BT, mask_BT, softcap=model.config.softcap
+        module(inputs_BT), module.head_weight(), targets_BT, mask_BT, softcap=model.config.logit_cap
     )
     return loss / n_tokens
 
