@@ -73,7 +73,7 @@ def make_config(name, directory):
         "target_weights": ((1.0, 0.5), (1.0,)),
     }
     if name == "46":
-        table: dict[str, Any] = {"lr_from": (0.33, 0.66), "lr_scales": (1.51, 1.93)}
+        table = {"lr_from": (0.33, 0.66), "lr_scales": (1.51, 1.93)}
     stages = speedrun_stages(
         scheduled_steps=SCHEDULED, batch_tokens=TOKENS, windows=WINDOWS, block_tokens=BLOCK, **table
     )

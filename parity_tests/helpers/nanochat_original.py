@@ -234,8 +234,8 @@ class Original:
     @staticmethod
     def _orthogonal(directions, orthogonalizer, *, is_2026):
         return orthogonalize(
-            directions, orthogonalizer=orthogonalizer, ns_steps=5, ns_dtype="float64", ns_margin=1.01, equilibrate_rows=is_2026,
-            renormalize=is_2026,
+            directions, orthogonalizer=orthogonalizer, ns_steps=5, ns_dtype="float64", ns_margin=1.01,
+            equilibrate_rows=is_2026, renormalize=is_2026,
         )  # fmt: skip
 
     # files
