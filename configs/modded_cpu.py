@@ -1,4 +1,4 @@
-"""modded-nanogpt's record 62 in small: three stages, windows that grow, several targets, the split of the embedding.
+"""modded-nanogpt's record 62 in small: stages, growing windows, the split.
 
 Machine: any CPU
 Vocabulary: 257

@@ -1,4 +1,4 @@
-"""modded-nanogpt's record 62 on one A100, which has no float8.
+"""modded-nanogpt's record 62 without float8.
 
 Model: 11 layers x 768, rows of packed documents: 461,833,354 parameters, most of them in tables.
 Batch: 8 rows of 16,384, 32,768 and 49,152 tokens by thirds of 1,560 steps, then 40 more. 424,673,280 tokens.

@@ -1,4 +1,4 @@
-"""modded-nanogpt's record 62 on one RTX 4090: blocks are computed twice to fit 24 GB.
+"""modded-nanogpt's record 62, blocks computed twice to fit 24 GB.
 
 Model: 11 layers x 768, rows of packed documents: 461,833,354 parameters, most of them in tables.
 Batch: 8 rows of 16,384, 32,768 and 49,152 tokens by thirds of 1,560 steps, then 40 more. 424,673,280 tokens.

@@ -1,4 +1,4 @@
-"""modded-nanogpt's track 3, the benchmark of optimizers: 162M parameters, dense attention, Muon.
+"""modded-nanogpt's track 3, the benchmark of optimizers: 162M, dense, Muon.
 
 Model: 12 layers x 768, context 1024, biases, norms with gains: 162,354,816 parameters.
 Batch: 524,288 tokens = 64 rows of 1024 x 8. Steps: 3,250, 1.70 billion tokens.

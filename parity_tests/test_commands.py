@@ -30,6 +30,8 @@ NOT_HERE = {
     r"(git|docker|gcloud|ssh|scp|sbatch|srun|squeue|nvidia-smi|scripts/\S+|cd jaxgpt) ": "is for another machine",
     r".*--mesh.platform=gpu": "needs a card",
     r".*(s3|gs)://": "needs a bucket; test_remote_runs and store_kills have one of their own",
+    r"jaxgpt (train --config|sample --run) (runs/)?modded_cpu": "compiles for a minute; test_modded_training trains it",
+    r"\\$run --hosts": "test_train trains in two processes",
     r"jaxgpt bench ": "takes minutes; test_bench runs it",
     r"jaxgpt train --config \w+ --smoke$": "test_recipes runs it",
     r"jaxgpt prepare (shakespeare$|fineweb-edu|climbmix|openwebtext)": "needs the network, for text or a vocabulary",

@@ -16,6 +16,7 @@ import pytest
 
 from jaxgpt.compare import tolerances
 from jaxgpt.config import Config, GPT2Config, MeshConfig, TrainConfig, to_dict
+from jaxgpt.config.softcap import Softcap
 from jaxgpt.errors import InputError
 from jaxgpt.models.fp8_head import E4M3, E5M2, Fp8Head, make_fp8_head, require_float8, require_head, round_to
 from jaxgpt.models.loss import cross_entropy
@@ -127,7 +128,7 @@ def test_emulated_operands_are_those_of_float8():
         np.testing.assert_allclose(np.asarray(a, np.float32), np.asarray(b, np.float32), rtol=2**-7, atol=1e-6)
 
 
-@pytest.mark.parametrize("softcap", [0.0, 15.0])
+@pytest.mark.parametrize("softcap", [None, Softcap("tanh", 15.0)], ids=["none", "tanh"])
 def test_the_loss_with_such_a_head_is_the_mirrors(softcap):
     """Value and both gradients, in chunks; and different from the loss of a whole head."""
     r = np.random.default_rng(1)

@@ -8,6 +8,7 @@ import pytest
 from jaxgpt.compare import tolerances
 from jaxgpt.config import Config, GPT2Config, TrainConfig
 from jaxgpt.config.flops import flops_per_token
+from jaxgpt.config.softcap import Softcap
 from jaxgpt.errors import InputError
 from jaxgpt.models import Model, init_params, layers, param_shapes
 from jaxgpt.models.attention import attention, choose_attention
@@ -162,7 +163,7 @@ def test_masked_targets_are_not_read_and_nothing_counts_as_zero():
 
 
 @pytest.mark.parametrize("chunk_len", [None, 3])
-@pytest.mark.parametrize("softcap", [0.0, 15.0])
+@pytest.mark.parametrize("softcap", [None, Softcap("tanh", 15.0)], ids=["none", "tanh"])
 def test_several_targets_ahead_are_the_sum_over_shifted_rows(chunk_len, softcap):
     """Against a loop over positions and targets, in float64; chunks that cut between a position and its targets."""
     rng = np.random.default_rng(5)
@@ -174,7 +175,7 @@ def test_several_targets_ahead_are_the_sum_over_shifted_rows(chunk_len, softcap)
 
         def plain(x, head):
             logits = x @ head.T
-            logits = softcap * jnp.tanh(logits / softcap) if softcap else logits
+            logits = 15 * jnp.tanh(logits / 15) if softcap else logits
             log_probs, total = jax.nn.log_softmax(logits), 0.0
             for row in range(n_rows):
                 for t in range(seq_len):

@@ -148,8 +148,7 @@ def directories(tmp_path_factory):
     return {name: write_data(tmp_path_factory.mktemp(name), int(name) + 1) for name in ("62", "46")}
 
 
-@pytest.mark.parametrize("framework", ["jax", "torch"])
-@pytest.mark.parametrize("name", ["62", "46"])
+@pytest.mark.parametrize(("name", "framework"), [("62", "jax"), ("62", "torch"), ("46", "torch")])
 def test_a_record_trains_as_the_original(name, framework, directories):
     """Rows, three stages with growing windows and YaRN, several targets, NorMuon, Adam in odd steps, the split."""
     config, found, losses, sums = run_record(framework, name, directories[name])

@@ -65,7 +65,7 @@ def test_one_picture_shows_the_sweep_on_every_device(tmp_path):
         ((*ARGS, "--device", "h100", "--max-depth"), "model.family=gpt2 has none"),
         ((*ARGS, "--device", "h100", "--sweep", "n_layers=2"), "--sweep n_layers=2 names no config field n_layers"),
         ((*ARGS, "--device", "h100", "--sweep", "n_layer"), "--sweep n_layer has no values"),
-        ((*ARGS, "--device", "h100", "--sweep", "every=2"), "may mean eval.every, "),
+        ((*ARGS, "--device", "h100", "--sweep", "every=2"), "may mean optim.adam.every, eval.every, "),
         ((*ARGS, "--device", "h100x8", "--mesh.fsdp=5"), "5 devices, but --device=h100x8 has 8"),
         (
             (*ARGS, "--device", "h100x8", "--mesh.fsdp=8", "--model.n_embd=780", "--train.micro_batch_size=10"),

@@ -114,6 +114,6 @@ def test_a_config_is_printed_and_copied_to_edit(tmp_path, capsys):
 
 
 def test_listing_loads_no_framework():
-    script = "import sys, jaxgpt.configs; print(sorted({'jax', 'torch', 'flax', 'numpy'} & set(sys.modules)))"
+    script = "import sys, jaxgpt.configs; print(sorted({'jax', 'torch', 'flax', 'orbax'} & set(sys.modules)))"
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, cwd=REPO, check=True)
     assert done.stdout == "[]\n"

@@ -120,7 +120,7 @@ def test_main_learns_from_all_files_but_the_last(capsys):
     assert "d/tokenizer.json has 320 tokens, learned in " in out
     assert f"of shard_00005.parquet: {per_token:.3f} by this\n" in out
     assert "not compared with GPT-2's: the GPT-2 vocabulary cannot be loaded (ConnectionError)" in out
-    assert out.endswith("# FILE: a config, such as the repository's nanochat_cpu.py\n") and not err
+    assert out.endswith("next: jaxgpt train --config nanochat_cpu --data.dir=d\n") and not err
     data = open_text("d")
     assert (data.tokenizer.digest(), data.delimiter) == (expected.digest(), expected.special_id("<|bos|>"))
     assert sorted(os.listdir("d")) == [f"shard_0000{i}.parquet" for i in (0, 1, 5)] + ["tokenizer.json"]

@@ -309,7 +309,7 @@ def next_token_loss(module: Any, ids_BT: Any, dropout_key: jax.Array | None = No
       dropout_key: None turns dropout off.
     """
     x_BTD = module(ids_BT[:, :-1], dropout_key=dropout_key)
-    loss, n_tokens = cross_entropy(x_BTD, module.head_weight(), ids_BT[:, 1:], softcap=module.config.softcap)
+    loss, n_tokens = cross_entropy(x_BTD, module.head_weight(), ids_BT[:, 1:], softcap=module.config.logit_cap)
     return loss / n_tokens
 
 

@@ -11,6 +11,7 @@ import math
 import torch
 
 from jaxgpt.config import NanochatConfig
+from jaxgpt.config.softcap import Softcap
 from torch_ref import models
 from torch_ref.models.loss import cross_entropy
 from torch_ref.optim.normuon import mean_square, normuon
@@ -152,7 +153,12 @@ class Original:
             tokens_BT = torch.from_numpy(batch_BT)
             x_BTD = self.model(tokens_BT[:, :-1])
             total, n_tokens = cross_entropy(
-                x_BTD, self.model.head_weight(), tokens_BT[:, 1:], None, chunk_len=SEQ_LEN, softcap=15.0
+                x_BTD,
+                self.model.head_weight(),
+                tokens_BT[:, 1:],
+                None,
+                chunk_len=SEQ_LEN,
+                softcap=Softcap("tanh", 15.0),
             )
             (total / n_tokens).backward()
             losses.append(float(total.detach() / n_tokens))
