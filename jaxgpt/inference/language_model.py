@@ -65,7 +65,8 @@ def load(
     they did.
 
     Args:
-      source: a run directory, gpt2 (gpt2-medium, gpt2-large, gpt2-xl), a Hugging Face directory, a nanoGPT ckpt.pt.
+      source: a run directory, gpt2 (gpt2-medium, gpt2-large, gpt2-xl), a Hugging Face directory, a nanoGPT
+        ckpt.pt, a checkpoint directory of nanochat, hf:OWNER/NAME, or a run at an object store.
       step: of a run: this checkpoint; None: the newest that verifies.
       dtype: of the computation: bfloat16, float16, float32 or float64. None: that of the run, for other weights
         bfloat16; on a CPU float32 in place of 16 bits. Weights keep the dtype they are stored in.
