@@ -225,7 +225,7 @@ def test_names_inside_files_are_shown_and_not_obeyed(monkeypatch, capsys):
     assert err.count("\n") == 1 and err.rstrip("\n").isprintable()
 
 
-def test_nothing_is_a_prompt_where_a_token_begins_a_text():
+def test_nothing_is_a_prompt_where_a_token_begins_a_text(gpt2_vocabulary):
     """Faults: C93."""
     bpe = BPETokenizer([bytes([i]) for i in range(256)])
     assert bpe.encode_prompt("") == [bpe.begin_of_text]
