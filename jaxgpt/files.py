@@ -9,13 +9,17 @@ import os
 import re
 import socket
 import stat
+import sys
 import threading
+import time
 from collections.abc import Iterator
 from io import BufferedReader
 from pathlib import Path
 from typing import IO
 
 from jaxgpt.errors import InputError
+
+LOCK_POLL_S = 0.2
 
 
 def open_regular(path: str | Path) -> BufferedReader:
@@ -112,6 +116,26 @@ def write_atomically(path: Path, content: str | bytes) -> None:
     except BaseException:
         partial.unlink(missing_ok=True)
         raise
+
+
+def wait_for_lock(file: IO[str], why: str) -> None:
+    """`take_lock`, after waiting for another process that holds it; stderr says so once.
+
+    Args:
+      why: what the other process does, for the line, such as "reads the same location".
+
+    Raises:
+      OSError, ImportError: there are no locks.
+    """
+    has_said = False
+    while True:
+        try:
+            return take_lock(file)
+        except BlockingIOError as owner:
+            if not has_said:
+                print(f"waiting for {owner}, which {why}", file=sys.stderr, flush=True)
+            has_said = True
+            time.sleep(LOCK_POLL_S)
 
 
 def take_lock(file: IO[str]) -> None:

@@ -12,12 +12,11 @@ import os
 import re
 import shutil
 import sys
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
 from jaxgpt.errors import Failure, InputError
-from jaxgpt.files import is_location, open_in_place, read_bounded, take_lock, write_atomically
+from jaxgpt.files import is_location, open_in_place, read_bounded, wait_for_lock, write_atomically
 from jaxgpt.stores import Store, partial_name
 from jaxgpt.streams import show_as
 
@@ -28,7 +27,6 @@ SAID_BYTES = 1e8
 """What is larger says how far it is."""
 _INDEX = "objects.json"
 _INDEX_LIMIT_BYTES = 64 << 20
-_POLL_S = 0.2
 
 
 def mirror_path(location: str, kind: str) -> Path:
@@ -55,7 +53,6 @@ def claim_mirror(path: Path) -> Iterator[None]:
     Raises:
       Failure: the cache cannot be written, or has no locks.
     """
-    has_said = False
     try:
         path.mkdir(parents=True, exist_ok=True)
         file = open_in_place(path.with_name(f"{path.name}.lock"))
@@ -64,18 +61,11 @@ def claim_mirror(path: Path) -> Iterator[None]:
             f"{path} cannot be written ({error.strerror}); set XDG_CACHE_HOME to a directory that can"
         ) from error
     with file:
-        while True:
-            try:
-                take_lock(file)
-                break
-            except BlockingIOError as owner:
-                if not has_said:
-                    print(f"waiting for {owner}, which reads the same location", file=sys.stderr, flush=True)
-                has_said = True
-                time.sleep(_POLL_S)
-            except OSError as error:
-                advice = "set XDG_CACHE_HOME to a local disk"
-                raise Failure(f"{path} is on a file system without locks ({error}); {advice}") from error
+        try:
+            wait_for_lock(file, "reads the same location")
+        except OSError as error:
+            advice = "set XDG_CACHE_HOME to a local disk"
+            raise Failure(f"{path} is on a file system without locks ({error}); {advice}") from error
         yield
 
 

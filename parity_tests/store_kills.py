@@ -6,6 +6,7 @@ store in the end must be what an uninterrupted run leaves: losses bit for bit, t
 """
 
 import contextlib
+import itertools
 import random
 import re
 import subprocess
@@ -148,8 +149,10 @@ def main() -> None:
 
     with tempfile.TemporaryDirectory() as directory, open_trials(Path(directory)) as trials:
         say(f"an uninterrupted run of {N_STEPS} steps sends {trials.n_requests} requests")
-        while n_killed < n:
-            trials.kill_and_continue(f"run-{n_killed}", draw(n - n_killed, seed + n_killed, trials.n_requests), say)
+        for number in itertools.count():  # a run may end before its first kill, so kills give no name
+            if n_killed >= n:
+                break
+            trials.kill_and_continue(f"run-{number}", draw(n - n_killed, seed + number, trials.n_requests), say)
 
 
 if __name__ == "__main__":

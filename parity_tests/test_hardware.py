@@ -20,6 +20,7 @@ BY_NAME = {device.name: device for device in DEVICES}
         ("TPU v5 lite", "v5e"),
         ("TPU v5", "v5p"),
         ("TPU v6 lite", "v6e"),
+        ("NVIDIA RTX A1000", None),
         ("cpu", None),
     ],
 )

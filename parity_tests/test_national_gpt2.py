@@ -98,7 +98,7 @@ def test_weights_and_data_of_two_tokenizers_are_refused(tmp_path):
 
 
 def test_words_have_no_bytes(tmp_path, capsys):
-    """A word-level tokenizer: text is generated with its spaces, bits per byte are left out, and the user is told."""
+    """A word-level tokenizer: text is generated with its spaces, bits per byte are left out, with a note."""
     shutil.copytree("national", tmp_path / "words")
     words = ["?", "the", "house", "is", "big"]
     made: Tokenizer = Tokenizer(models.WordLevel({word: i for i, word in enumerate(words)}, unk_token="?"))

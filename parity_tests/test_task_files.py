@@ -163,7 +163,7 @@ def test_a_lock_of_another_process_is_waited_for(server, capfd):
         holder.communicate("\n")
     thread.join()
     assert (folder / "manifest.json").exists()
-    assert re.search(r"waiting for data\S+, which process \d+ on host \S+ fetches", capfd.readouterr().err)
+    assert re.search(r"waiting for process \d+ on host \S+, which fetches data", capfd.readouterr().err)
 
 
 def test_local_copies_are_read_instead(tmp_path, capsys):

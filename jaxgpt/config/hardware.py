@@ -13,6 +13,7 @@ of a TPU is what libtpu 0.0.42 says a program may use.
 """
 
 import os
+import re
 from dataclasses import dataclass
 
 GIB = 2**30
@@ -160,7 +161,12 @@ DEVICES = (
 def find_device(kind: str) -> Device | None:
     """The entry of a kind such as 'NVIDIA A100-SXM4-80GB' or 'TPU v5 lite'; None for a CPU or an unknown one."""
     kind = kind.lower()
-    return next((device for device in DEVICES if any(part in kind for part in device.kinds)), None)
+    return next((device for device in DEVICES if any(_names(part, kind) for part in device.kinds)), None)
+
+
+def _names(part: str, kind: str) -> bool:
+    """Whether a kind has this fragment, and not that of a longer number: an A1000 is no A100."""
+    return re.search(rf"{re.escape(part)}(?!\d)", kind) is not None
 
 
 def memory_fraction() -> float:

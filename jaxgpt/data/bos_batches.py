@@ -21,6 +21,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from jaxgpt.data.cursor_checks import damaged, require_format
 from jaxgpt.data.shards import Split, raise_bad_id
 from jaxgpt.errors import InputError, require
 
@@ -183,17 +184,10 @@ class BosBatches:
         return row.astype(np.int32)
 
     def _check(self, cursors: Any) -> Place:
-        def damaged(what: str) -> InputError:
-            return InputError(f"data cursor: {what}; the checkpoint is damaged, resume from another")
-
         cursor = cursors.get("0") if isinstance(cursors, dict) and set(cursors) == {"0"} else None
         if not isinstance(cursor, dict):
             raise damaged("it is not the one cursor of bos_aligned rows")
-        if type(cursor.get("format")) is not int or cursor["format"] != FORMAT:
-            raise InputError(
-                f"data cursor: format={str(cursor.get('format'))[:40]}, this code reads {FORMAT}; "
-                "resume with the version that wrote the checkpoint"
-            )
+        require_format(cursor, FORMAT)
         numbers = [*self._settings(), *Place._fields]
         if set(cursor) != {"format", *numbers} or any(type(cursor[name]) is not int for name in numbers):
             raise damaged(f"its fields are {str(sorted(map(str, cursor)))[:80]}")

@@ -4,9 +4,11 @@ A cursor holds where reading resumes, and the places of the documents in the buf
 was made from another program's checkpoint does not know what its data was: its `data` is unknown.
 """
 
+import functools
 from dataclasses import dataclass
 from typing import Any
 
+from jaxgpt.data.cursor_checks import check_count, damaged, require_format, require_lanes, require_objects, show
 from jaxgpt.data.documents import REFILL_ROWS, Position
 from jaxgpt.data.packing import BestFit
 from jaxgpt.data.text_data import TextData
@@ -47,42 +49,31 @@ def check_cursors(cursors: Any, head: dict[str, Any], data: TextData) -> list[St
     Raises:
       InputError: they are damaged, of another run, or of other data.
     """
-    if not isinstance(cursors, dict) or not cursors or not all(isinstance(c, dict) for c in cursors.values()):
-        raise _damaged("it is no JSON object of cursors")
+    require_objects(cursors)
     for cursor in cursors.values():
-        if type(cursor.get("format")) is not int or cursor["format"] != FORMAT:
-            raise InputError(
-                f"data cursor: format={_show(cursor.get('format'))}, this code reads {FORMAT}; "
-                "resume with the version that wrote the checkpoint"
-            )
+        require_format(cursor, FORMAT)
         for name, setting in _SETTINGS.items():
             if type(cursor.get(name)) is not type(head[name]):
-                raise _damaged(f"{name}={_show(cursor.get(name))}")
+                raise damaged(f"{name}={show(cursor.get(name))}")
             if cursor[name] != head[name]:
                 raise InputError(
-                    f"{setting}={head[name]}, the checkpoint was written with {_show(cursor[name])}; "
-                    f"set --{setting}={_show(cursor[name])}, or start a new run"
+                    f"{setting}={head[name]}, the checkpoint was written with {show(cursor[name])}; "
+                    f"set --{setting}={show(cursor[name])}, or start a new run"
                 )
         if cursor.get("data") not in (UNKNOWN_DATA, head["data"]):
             raise InputError(
                 f"the text or the tokenizer in data.dir={data.directory} changed since the checkpoint was written; "
                 "restore the old files, or start a new run with train.init_from"
             )
-    lanes = [str(lane) for lane in range(head["n_lanes"])]
-    if set(cursors) != set(lanes):
-        wrong = _show(sorted(set(map(str, cursors)) ^ set(lanes)))
-        raise _damaged(f"{head['n_lanes']} lanes have one cursor each; missing, or too many: {wrong}")
+    require_lanes(cursors, head["n_lanes"])
     return [_check_cursor(cursors[str(lane)], lane, head, data) for lane in range(head["n_lanes"])]
 
 
 def _check_cursor(cursor: dict[str, Any], lane: int, head: dict[str, Any], data: TextData) -> Start:
     def bad(what: str) -> InputError:
-        return _damaged(f"lane {lane}: {what}")
+        return damaged(f"lane {lane}: {what}")
 
-    def count(value: Any, name: str, limit: int = 1 << 53) -> int:
-        if type(value) is not int or not 0 <= value < limit:
-            raise bad(f"{name}={_show(value)} is not in [0, {limit})")
-        return value
+    count = functools.partial(check_count, lane)
 
     def find(file: Any, row_group: Any) -> int:
         group = data.train.find_group(count(file, "file"), count(row_group, "row_group"))
@@ -91,12 +82,12 @@ def _check_cursor(cursor: dict[str, Any], lane: int, head: dict[str, Any], data:
         return group
 
     if set(cursor) != {*head, "lane", "next", "buffer"}:
-        raise bad(f"its fields are {_show(sorted(map(str, cursor)))}")
+        raise bad(f"its fields are {show(sorted(map(str, cursor)))}")
     if count(cursor["lane"], "lane") != lane:
         raise bad(f"it is of lane {cursor['lane']}")
     following, buffer = cursor["next"], cursor["buffer"]
     if not isinstance(following, dict) or set(following) != {"epoch", "file", "row_group", "row", "token"}:
-        raise bad(f"next={_show(following)}")
+        raise bad(f"next={show(following)}")
     group = find(following["file"], following["row_group"])
     row = count(following["row"], "row", data.train.rows_of(group))
     position = Position(count(following["epoch"], "epoch"), group, row)
@@ -106,22 +97,13 @@ def _check_cursor(cursor: dict[str, Any], lane: int, head: dict[str, Any], data:
         raise bad(f"row {row} token {token} does not begin a refill of {REFILL_ROWS} rows")
     n_most = BestFit.N_BUFFER + REFILL_ROWS - 1 if is_best_fit else 0
     if not isinstance(buffer, list) or len(buffer) > n_most:
-        raise bad(f"buffer={_show(buffer)} is no list of up to {n_most}")
+        raise bad(f"buffer={show(buffer)} is no list of up to {n_most}")
     places: list[tuple[int, int]] = []
     for run in buffer:
         if not isinstance(run, list) or len(run) != 3 or not isinstance(run[2], list) or len(run[2]) > n_most:
-            raise bad(f"buffer holds {_show(run)}, not [file, row group, [rows]]")
+            raise bad(f"buffer holds {show(run)}, not [file, row group, [rows]]")
         group = find(run[0], run[1])
         places += [(group, count(row, "row", data.train.rows_of(group))) for row in run[2]]
     if len(places) > n_most:
         raise bad(f"buffer has {len(places)} documents, {n_most} at most fit")
     return Start(position, token, tuple(places))
-
-
-def _damaged(what: str) -> InputError:
-    return InputError(f"data cursor: {what}; the checkpoint is damaged, resume from another")
-
-
-def _show(value: Any) -> str:
-    text = repr(value)
-    return text if len(text) <= 40 else f"{text[:40]}..."

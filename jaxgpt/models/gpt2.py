@@ -15,7 +15,7 @@ from flax import nnx
 from jaxgpt.config.families import GPT2Config
 from jaxgpt.models.attention import attention
 from jaxgpt.models.cache import query_positions, write_rows
-from jaxgpt.models.layers import Embedding, LayerNorm, Linear, dropout, gelu, normal, rematerialise
+from jaxgpt.models.layers import Embedding, LayerNorm, Linear, dropout, gelu, head_logits, normal, rematerialise
 from jaxgpt.parallel.sharding import shard_batch
 
 INIT_STD = 0.02
@@ -133,9 +133,7 @@ class GPT2(nnx.Module):
 
     def logits(self, x_BTD):
         """Scores over the vocabulary, float32 or wider."""
-        wide = jnp.promote_types(x_BTD.dtype, jnp.float32)
-        weight_VD = self.head_weight().astype(x_BTD.dtype)
-        return jnp.einsum("BTD,VD->BTV", x_BTD, weight_VD, preferred_element_type=wide)
+        return head_logits(x_BTD, self.head_weight(), self.config.logit_cap)
 
     def init_cache(self, n_rows: int, n_positions: int):
         """Empty keys and values for `decode`, one pair per layer."""

@@ -115,6 +115,13 @@ def softcap(logits, cap):
     return cap.scale * jax.nn.sigmoid((logits + cap.shift) / cap.width)
 
 
+def head_logits(x_BTD, weight_VD, cap):
+    """Scores over the vocabulary, [B, T, V], float32 or wider; capped where `cap` is a `Softcap`."""
+    wide = jnp.promote_types(x_BTD.dtype, jnp.float32)
+    weight_VD = weight_VD.astype(x_BTD.dtype)
+    return softcap(jnp.einsum("BTD,VD->BTV", x_BTD, weight_VD, preferred_element_type=wide), cap)
+
+
 def softcap_slope(capped, cap):
     """The derivative of `softcap`, from what it returned."""
     part = capped / cap.scale

@@ -26,11 +26,11 @@ from jaxgpt.models.layers import (
     Embedding,
     Linear,
     add_scaled,
+    head_logits,
     normal,
     rematerialise,
     rms_norm,
     rotary,
-    softcap,
     uniform,
     zeros,
 )
@@ -225,10 +225,7 @@ class Nanochat(nnx.Module):
 
     def logits(self, x_BTD):
         """Capped scores over the vocabulary, float32 or wider."""
-        wide = jnp.promote_types(x_BTD.dtype, jnp.float32)
-        weight_VD = self.head_weight().astype(x_BTD.dtype)
-        logits_BTV = jnp.einsum("BTD,VD->BTV", x_BTD, weight_VD, preferred_element_type=wide)
-        return softcap(logits_BTV, self.config.logit_cap)
+        return head_logits(x_BTD, self.head_weight(), self.config.logit_cap)
 
     def init_cache(self, n_rows: int, n_positions: int):
         """For `decode`: the ids so far, which smear looks back at, and keys and values, one pair per layer."""

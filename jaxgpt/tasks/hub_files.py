@@ -24,7 +24,7 @@ from jaxgpt.data import hub
 from jaxgpt.data.digests import hash_files
 from jaxgpt.data.hub_repository import Absent, Repository, Unreachable, explain, require_hub, within
 from jaxgpt.errors import InputError
-from jaxgpt.files import open_in_place, read_bounded, refuse_link, take_lock, write_atomically
+from jaxgpt.files import open_in_place, read_bounded, refuse_link, wait_for_lock, write_atomically
 from jaxgpt.streams import one_line
 
 DIRECTORY = Path("data/tasks")
@@ -243,16 +243,7 @@ def _read_manifest(folder: Path) -> list[Path]:
 
 @contextlib.contextmanager
 def _lock(folder: Path) -> Iterator[None]:
-    """Holds a split for this process; waits, and says so, while another one fetches it."""
+    """Locks a split for this process, after another one that fetches it."""
     with open_in_place(folder / "lock") as file:
-        has_said = False
-        while True:
-            try:
-                take_lock(file)
-                break
-            except BlockingIOError as owner:
-                if not has_said:
-                    print(f"waiting for {folder}, which {owner} fetches", file=sys.stderr)
-                    has_said = True
-                time.sleep(0.2)
+        wait_for_lock(file, f"fetches {folder}")
         yield

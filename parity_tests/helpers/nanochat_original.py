@@ -1,7 +1,8 @@
 """nanochat's training in PyTorch, as its two eras do it: groups, shards on n processes, schedules, checkpoint files.
 
 The model is torch_ref's under nanochat's names, and so are the formulas of Muon's iteration. Which parameter is in
-which group, what a process holds, and what is written is told here again, from the project's files.
+which group, what a process holds, and what is written stand here a second time, from the
+project's files.
 All processes are one here: each updates what it owns.
 """
 

@@ -11,7 +11,7 @@ from torch import nn
 from jaxgpt.config.families import GPT2Config
 from torch_ref.models.attention import attention
 from torch_ref.models.cache import query_positions, write_rows
-from torch_ref.models.layers import Embedding, LayerNorm, Linear, dropout, gelu, normal, rematerialise
+from torch_ref.models.layers import Embedding, LayerNorm, Linear, dropout, gelu, head_logits, normal, rematerialise
 
 INIT_STD = 0.02
 
@@ -105,9 +105,7 @@ class GPT2(nn.Module):
         return self.wte.weight
 
     def logits(self, x_BTD):
-        wide = torch.promote_types(x_BTD.dtype, torch.float32)
-        weight_VD = self.head_weight().to(x_BTD.dtype)
-        return torch.einsum("BTD,VD->BTV", x_BTD.to(wide), weight_VD.to(wide))
+        return head_logits(x_BTD, self.head_weight(), self.config.logit_cap)
 
     def init_cache(self, n_rows: int, n_positions: int):
         shape = (n_rows, n_positions, self.config.n_head, self.config.head_dim)

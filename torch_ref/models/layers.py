@@ -61,6 +61,12 @@ def softcap(logits, cap):
     return cap.scale * torch.sigmoid((logits + cap.shift) / cap.width)
 
 
+def head_logits(x_BTD, weight_VD, cap):
+    wide = torch.promote_types(x_BTD.dtype, torch.float32)
+    weight_VD = weight_VD.to(x_BTD.dtype)
+    return softcap(torch.einsum("BTD,VD->BTV", x_BTD.to(wide), weight_VD.to(wide)), cap)
+
+
 def softcap_slope(capped, cap):
     part = capped / cap.scale
     if cap.kind == "tanh":

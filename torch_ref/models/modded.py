@@ -15,11 +15,11 @@ from torch_ref.models.layers import (
     Embedding,
     Linear,
     add_scaled,
+    head_logits,
     linear,
     normal,
     rematerialise,
     rms_norm,
-    softcap,
     uniform,
     zeros,
 )
@@ -315,10 +315,7 @@ class Modded(nn.Module):
         return torch.cat([weight_VD, self.lm_head.bias[:, None], extra_VD], dim=-1)
 
     def logits(self, x_BTD):
-        wide = torch.promote_types(x_BTD.dtype, torch.float32)
-        weight_VD = self.head_weight().to(x_BTD.dtype)
-        logits_BTV = torch.einsum("BTD,VD->BTV", x_BTD.to(wide), weight_VD.to(wide))
-        return softcap(logits_BTV, self.config.logit_cap)
+        return head_logits(x_BTD, self.head_weight(), self.config.logit_cap)
 
     def init_cache(self, n_rows: int, n_positions: int):
         shape = (n_rows, n_positions, self.config.n_head, self.config.head_dim)
