@@ -158,12 +158,15 @@ def test_a_lock_of_another_process_is_waited_for(server, capfd):
         assert holder.stdout is not None and holder.stdout.readline() == "1\n"
         thread = threading.Thread(target=fetched)
         thread.start()
-        time.sleep(0.3)
+        printed, deadline = "", time.monotonic() + 60
+        while "waiting" not in printed and time.monotonic() < deadline:
+            time.sleep(0.05)
+            printed += capfd.readouterr().err
+        assert re.search(r"waiting for process \d+ on host \S+, which fetches data", printed)
         assert not (folder / "manifest.json").exists()
         holder.communicate("\n")
     thread.join()
     assert (folder / "manifest.json").exists()
-    assert re.search(r"waiting for process \d+ on host \S+, which fetches data", capfd.readouterr().err)
 
 
 def test_local_copies_are_read_instead(tmp_path, capsys):

@@ -14,6 +14,7 @@ import logging
 import sys
 import threading
 import types
+import warnings
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -84,10 +85,12 @@ class Checkpoints(CheckpointDirectory):
         # Here, because listing checkpoints needs no orbax, and its import takes half a second.
         import orbax.checkpoint as ocp
 
-        # Each failure that is raised here in one line is logged by orbax in pages of tracebacks, and its writes that
-        # still run when the first has failed report to an event loop that is closed.
+        # Each failure that is raised here in one line is logged by orbax in pages of tracebacks; its writes that
+        # still run when the first has failed report to an event loop that is closed, and those that had not begun
+        # are warned of.
         for name in ("absl", "asyncio"):
             logging.getLogger(name).setLevel(logging.CRITICAL)
+        warnings.filterwarnings("ignore", r"coroutine 'async_serialize_from_host\b.* was never awaited", RuntimeWarning)
         sys.unraisablehook = functools.partial(_show_unraisable, sys.unraisablehook)
         # Directories made in the background leave threads behind when that fails, which hold the process at
         # its end for ten minutes.
