@@ -13,6 +13,7 @@ VERBS = {
     "train_tokenizer": "learn a BPE vocabulary from text",
     "sample": "write text with a trained model",
     "evaluate": "loss, perplexity and bits per byte on held-out text",
+    "report": "one page about runs: results by stage, curves, time, cost",
     "convert": "a run for PyTorch and back, or exported",
     "configs": "the configs that come with jaxgpt",
     "plan": "does a run fit a GPU or TPU, and how fast can it be",

@@ -14,7 +14,7 @@ import argparse
 
 from jaxgpt.config import load
 from jaxgpt.errors import InputError, answer_early
-from jaxgpt.files import user_location
+from jaxgpt.files import is_location, user_location
 from jaxgpt.inference.arguments import source_parser
 
 DEFAULT_TOKENS = 1_000_000
@@ -74,6 +74,8 @@ if __name__ == "__main__":
 import dataclasses
 import json
 import sys
+import time
+from pathlib import Path
 from typing import Any, Literal
 
 import jax
@@ -86,6 +88,7 @@ from jaxgpt.errors import EXIT_DONE, run_verb
 from jaxgpt.inference.trained import Trained, open_source, with_tokenizer_of
 from jaxgpt.parallel.mesh import count_batch_devices
 from jaxgpt.run.console import console
+from jaxgpt.run.results import Kind, write_result
 from jaxgpt.training.step import Evaluator, make_evaluator
 from jaxgpt.training.validation import Evaluation, evaluate_split
 
@@ -106,8 +109,14 @@ def main(args: list[str]) -> int:
     if trained.tokenizer and token_bytes is None:
         note = f"the ids of the {trained.tokenizer.name} tokenizer do not stand for bytes"
         print(f"note: bits per byte not available: {note}", file=sys.stderr)
+    began_s = time.perf_counter()
     results = {split: evaluate(trained, evaluator, source, split, config, token_bytes) for split in splits}
     facts = {"model": trained.origin, "data": source.config.dir, "dtype": config.train.dtype}
+    if settings.run is not None:
+        about = {key: facts[key] for key in ("data", "dtype")}
+        about |= {"data_sha256": source.digest, "tokens": config.eval.tokens}
+        figures = {split: as_dict(result) for split, result in results.items()}
+        record(settings.run, "loss", trained.n_done, time.perf_counter() - began_s, figures, about)
     if settings.json:
         print(json.dumps(facts | {"splits": {split: as_dict(result) for split, result in results.items()}}))
     else:
@@ -157,6 +166,20 @@ def evaluate(
             n_rows=config.train.micro_batch_size * count_batch_devices(trained.mesh),
             token_bytes=token_bytes,
         )
+
+
+def record(
+    run: str, kind: Kind, step: int, seconds: float, results: dict[str, dict[str, Any]], about: dict[str, Any]
+) -> None:
+    """Writes the record of an evaluation into the run's directory, for `jaxgpt report`. Where that cannot be, stderr
+    says so; the figures are printed all the same."""
+    if is_location(run):
+        print(f"note: --run={run} is at a store, which gets no record of this evaluation", file=sys.stderr)
+        return
+    try:
+        write_result(Path(run), kind, step, seconds, results, about)
+    except (OSError, ValueError) as error:
+        print(f"note: {run} gets no record of this evaluation: {error}", file=sys.stderr)
 
 
 def as_dict(result: Evaluation) -> dict[str, Any]:

@@ -118,12 +118,14 @@ def train(given: Config, flags: argparse.Namespace) -> int:
 
         # loop
         stop = StopSignal(config.log.every, jax.process_count(), gather_texts)
-        files = open_logs(given, run_dir, first_step) if jax.process_index() == 0 else []
+        device_kind = mesh.devices.flat[0].device_kind
+        devices = f"{mesh.size} x {device_kind}"
+        files = open_logs(given, run_dir, first_step, devices) if jax.process_index() == 0 else []
         pace = Pace(config.train.watchdog_s, stacks_path(run_dir, jax.process_index()), console.warn)
         skips = read_skips(run_dir, first_step)
         feed = pace.watch(prefetch(make_feed(plan, reader, mesh, first_step, skips)))
         progress = stack.enter_context(Progress(plan.n_steps, first_step))
-        meter = Meter(config, mesh.devices.flat[0].device_kind, mesh.size, progress, files, console.say)
+        meter = Meter(config, device_kind, mesh.size, progress, files, console.say)
         engines = [
             Engine(model, {}, dtype=config.train.dtype, n_valid=run.source.n_ids or None)
             for model in config.stage_models()

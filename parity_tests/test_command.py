@@ -38,6 +38,7 @@ MISTAKES = {
     ("sample", "--run=r", "-prompt", "x"): "-prompt is no flag of sample; did you mean --prompt?",
     ("sample", "--help", "optim"): "--help optim: jaxgpt sample has no sections; --help all shows everything",
     ("evaluate", "--run=r", "--splt=val"): "--splt is no flag of evaluate; did you mean --split?",
+    ("report", "runs/x", "--prize=3"): "--prize is no flag of report; did you mean --price?",
     ("convert", "--form=x"): "--form is no flag of convert; did you mean --from?",
     ("plan", QUICKSTART, "--devcie=h100"): "--devcie is no flag of plan; did you mean --device?",
     ("plan", QUICKSTART, "--device=h1000"): "--device=h1000 is not known; ",

@@ -15,7 +15,7 @@ FLOORS = (
     ("config",),
     ("data", "parallel"),
     ("run", "models", "optim"),
-    ("training", "formats", "prepare", "tasks"),
+    ("training", "formats", "prepare", "tasks", "report"),
     ("inference", "plan"),
     ("bench", "compare"),
     ("convert",),

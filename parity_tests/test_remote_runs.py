@@ -11,6 +11,7 @@ from jaxgpt.run import remote as remotes
 from jaxgpt.run.checkpoints import CheckpointError, list_steps
 from jaxgpt.run.manifest import write_manifest
 from jaxgpt.run.remote import RemoteRun, has_steps, hold_run, opened_run, run_directory
+from jaxgpt.run.results import read_results, write_result
 from jaxgpt.stores import Store
 from jaxgpt.training.checkpoint import Checkpoints
 from parity_tests import store_kills
@@ -144,6 +145,10 @@ def test_what_only_the_copy_has_is_forgotten(location):
     with training(location, is_new=True) as (saved, _):
         save(saved, 1)
         (run_directory(location) / "metrics.jsonl").write_text("at the store\n")
+        write_result(run_directory(location), "loss", 1, 1.0, {"val": {"loss": 1.0}}, {})
+        (run_directory(location) / "history.jsonl").write_text("at the store\n")
+    shutil.rmtree(run_directory(location) / "evaluations")
+    (run_directory(location) / "history.jsonl").unlink()
     shutil.copytree(saved.directory / "1", saved.directory / "2")
     (run_directory(location) / "metrics.jsonl").write_text("later\n")
     (run_directory(location) / "skipped.json").write_text("[]")
@@ -151,6 +156,8 @@ def test_what_only_the_copy_has_is_forgotten(location):
         assert list_steps(saved.directory) == [1]
         assert (run_directory(location) / "metrics.jsonl").read_text() == "at the store\n"
         assert not (run_directory(location) / "skipped.json").exists()
+        assert (run_directory(location) / "history.jsonl").read_text() == "at the store\n"
+        assert len(read_results(run_directory(location))[0]) == 1
 
 
 def test_records_are_at_the_store_before_a_checkpoint(location, monkeypatch):

@@ -29,6 +29,7 @@ from jaxgpt.inference.trained import choose_tokenizer, open_run
 from jaxgpt.models import init_params
 from jaxgpt.parallel.mesh import make_mesh
 from jaxgpt.prepare.__main__ import main as prepare
+from jaxgpt.run.results import read_results
 from jaxgpt.training.checkpoint import Checkpoints
 from jaxgpt.training.step import make_step
 
@@ -302,6 +303,19 @@ def test_a_run_is_evaluated_as_it_trained(here, capsys, monkeypatch):
     assert evaluate.main(["--run", "run"]) == 0
     table = capsys.readouterr().out
     assert f"{result['splits']['val']['loss']:.4f}" in table and "992" in table
+    records = [record for record in read_results(Path("run"))[0] if record.step == 200]
+    assert result["splits"]["val"]["loss"] in [record.results["val"]["loss"] for record in records]
+
+
+def test_an_evaluation_that_cannot_be_recorded_is_said(tmp_path, capsys):
+    (tmp_path / "file").mkdir()
+    (tmp_path / "file" / "evaluations").write_text("")
+    (tmp_path / "link").mkdir()
+    (tmp_path / "link" / "evaluations").symlink_to(tmp_path / "file")
+    for run in (str(tmp_path / "file"), str(tmp_path / "link"), "s3://bucket/run"):
+        evaluate.record(run, "loss", 1, 1.0, {"val": {"loss": 1.0}}, {})
+        said = capsys.readouterr().err
+        assert run in said and "gets no record of this evaluation" in said and said.count("\n") == 1
 
 
 @pytest.mark.parametrize(

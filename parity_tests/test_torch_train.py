@@ -16,6 +16,7 @@ import torch
 from jaxgpt.compare import tolerances
 from jaxgpt.errors import EXIT_DIVERGED, EXIT_STOPPED, InputError
 from jaxgpt.prepare.__main__ import main as prepare
+from jaxgpt.run.history import read_history
 from jaxgpt.run.manifest import FORMAT, MANIFEST, read_manifest, write_manifest
 from torch_ref import train
 from torch_ref.training.checkpoint import STATE, CheckpointError, Checkpoints
@@ -132,6 +133,8 @@ def test_run_directory_and_metrics_are_jaxgpts(straight):
     assert last["step"] == 20 and last["tokens"] == 20 * 128
     assert last["val_bits_per_byte"] == pytest.approx(last["val_loss"] / np.log(2))  # characters are bytes here
     assert losses(straight)[20][0] < losses(straight)[1][0] - 0.5
+    (session,), faults = read_history(straight)
+    assert (session.last_step, session.was_closed, session.about["devices"], faults) == (20, True, "1 x cpu", [])
 
 
 def test_default_run_directory_is_beside_jaxgpts(home, monkeypatch, tmp_path):

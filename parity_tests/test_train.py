@@ -12,6 +12,7 @@ import pytest
 from jaxgpt import signals, train
 from jaxgpt.compare import tolerances
 from jaxgpt.errors import EXIT_DIVERGED, EXIT_STOPPED, InputError
+from jaxgpt.run.history import read_history
 from jaxgpt.run.spikes import Spikes
 from jaxgpt.run.stop_signal import StopSignal
 from parity_tests.helpers.environment import REPO
@@ -135,6 +136,9 @@ def test_run_directory_holds_what_it_promises(finished):
     assert last["step"] == 10 and last["tokens"] == 1280
     assert last["val_perplexity"] == pytest.approx(np.exp(last["val_loss"]))
     assert last["val_bits_per_byte"] == pytest.approx(last["val_loss"] / np.log(2))  # characters are bytes here
+    (session,), faults = read_history(finished)
+    assert (session.first_step, session.last_step, session.was_closed, faults) == (0, 10, True, [])
+    assert session.about["stage"] == "base" and session.about["devices"].endswith("x cpu")
 
 
 def test_written_config_trains_the_same_run(finished, tmp_path):

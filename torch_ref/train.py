@@ -121,7 +121,8 @@ def train(given: Config, flags: argparse.Namespace) -> int:
 
         # loop
         stop = StopSignal(config.log.every, process_count(), gather_texts)
-        files = open_logs(given, run_dir, first_step) if process_index() == 0 else []
+        devices = f"{mesh.size} x {mesh.device_kind}"
+        files = open_logs(given, run_dir, first_step, devices) if process_index() == 0 else []
         pace = Pace(config.train.watchdog_s, stacks_path(run_dir, process_index()), console.warn)
         skips = read_skips(run_dir, first_step)
         feed = pace.watch(prefetch(make_feed(plan, reader, mesh, first_step, skips)))

@@ -1,6 +1,6 @@
 """The directory of a run, for both training loops: who may enter it, what is written at the start and at the end.
 
-runs/x/config.py, metrics.jsonl, loss.png, checkpoints/
+runs/x/config.py, metrics.jsonl, history.jsonl, loss.png, checkpoints/, evaluations/
 """
 
 from pathlib import Path
@@ -11,19 +11,28 @@ from jaxgpt.errors import EXIT_DONE, EXIT_STOPPED
 from jaxgpt.files import write_atomically
 from jaxgpt.run.console import console
 from jaxgpt.run.curve import draw_losses
+from jaxgpt.run.history import FILE, History
 from jaxgpt.run.metrics import MetricsFile, read_metrics
 from jaxgpt.run.remote import RemoteRun
 from jaxgpt.run.sinks import Sinks
 
 
-def open_logs(config: Config, run_dir: Path, first_step: int) -> list[MetricsFile | Sinks]:
-    """Writes config.py, and opens metrics.jsonl and the sinks."""
+def open_logs(
+    config: Config, run_dir: Path, first_step: int, devices: str = "", stage: str = "base"
+) -> list[MetricsFile | Sinks | History]:
+    """Writes config.py, and opens metrics.jsonl, history.jsonl and the sinks.
+
+    Args:
+      devices: number and kind, for history.jsonl.
+      stage: one of `history.STAGES`, for history.jsonl.
+    """
     try:
         write_atomically(run_dir / "config.py", to_source(config))
     except OSError as error:
         console.warn(f"{run_dir}/config.py cannot be written ({error.strerror}); training continues")
     metrics = MetricsFile(run_dir / "metrics.jsonl", first_step, console.warn)
-    return [metrics, Sinks(run_dir, to_dict(config), config.log, first_step)]
+    history = History(run_dir / FILE, first_step, stage, devices, console.warn)
+    return [metrics, history, Sinks(run_dir, to_dict(config), config.log, first_step)]
 
 
 def close_run(run_dir: Path, exit_code: int, way_on: str, *, is_first: bool, remote: RemoteRun | None = None) -> int:

@@ -10,6 +10,7 @@ from jaxgpt.data.sources import Reader
 from jaxgpt.errors import EXIT_DIVERGED, EXIT_DONE
 from jaxgpt.run.checkpoints import CheckpointDirectory
 from jaxgpt.run.console import console
+from jaxgpt.run.history import History
 from jaxgpt.run.meter import Diverged, Meter
 from jaxgpt.run.metrics import MetricsFile
 from jaxgpt.run.sinks import Sinks
@@ -26,7 +27,7 @@ class Ending:
 @contextmanager
 def ending(
     feed: Generator[Any, None, None],
-    files: Iterable[MetricsFile | Sinks],
+    files: Iterable[MetricsFile | Sinks | History],
     reader: Reader,
     meter: Meter,
     saved: CheckpointDirectory,

@@ -5,11 +5,12 @@ here knows a framework: a metric is whatever `float()` takes.
 """
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from jaxgpt.config import Config, schedule
 from jaxgpt.config.flops import flops_per_token, mfu
 from jaxgpt.run.bar import Progress
+from jaxgpt.run.history import History
 from jaxgpt.run.metrics import MetricsFile, describe, describe_parts
 from jaxgpt.run.sinks import Sinks
 from jaxgpt.run.spikes import Spikes
@@ -35,7 +36,7 @@ class Meter:
 
     def __init__(
         self, config: Config, device_kind: str, n_devices: int,
-        progress: Progress, files: list[MetricsFile | Sinks], say: Callable[[str], None],
+        progress: Progress, files: Sequence[MetricsFile | Sinks | History], say: Callable[[str], None],
     ):  # fmt: skip
         self._config, self._progress, self._files, self._say = config, progress, files, say
         self._flops_per_token = [flops_per_token(model) for model in config.stage_models()]

@@ -39,7 +39,8 @@ WRITER = "writer.json"
 PUSH_S = 60.0
 """How often records are written to the store between checkpoints."""
 RECORDS = re.compile(
-    r"config\.py|metrics\.jsonl(\.bad\d*)?|loss\.png|skipped\.json|trackers\.json|stacks(\.\d+)?\.txt|tensorboard/[^/]+"
+    r"config\.py|metrics\.jsonl(\.bad\d*)?|history\.jsonl|loss\.png|skipped\.json|trackers\.json|stacks(\.\d+)?\.txt|"
+    r"(tensorboard|evaluations)/[^/]+"
 )
 """Files of a run, besides its checkpoints."""
 COMMON = re.compile(r"_[^/]+|commit_success\.txt|(.+/)?\.zarray")
@@ -212,7 +213,10 @@ class RemoteRun:
     # Records
 
     def _list_records(self) -> list[str]:
-        files = [*self.directory.glob("*"), *self.directory.glob("tensorboard/*")]
+        files = [
+            *self.directory.glob("*"),
+            *(path for name in ("tensorboard", "evaluations") for path in self.directory.glob(f"{name}/*")),
+        ]
         names = [path.relative_to(self.directory).as_posix() for path in files if path.is_file()]
         return [name for name in names if RECORDS.fullmatch(name)]
 

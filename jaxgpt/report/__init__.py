@@ -1,0 +1,1 @@
+"""One page about one run or several, from the records in their directories."""
