@@ -33,9 +33,9 @@ if signal.getsignal(signal.SIGHUP) is signal.SIG_IGN:  # under nohup
 FAST = {
     "batches", "calculator", "census", "chat_batches", "command", "config", "content", "conversations", "cursors",
     "documents", "downloads", "fit", "gates",
-    "hardware", "hub", "hugging_face_tokenizer", "inputs",
+    "hardware", "history", "hub", "hugging_face_tokenizer", "inputs",
     "layout", "letters", "mirror",
-    "packing", "pages", "plan", "prepare", "prepare_chat", "sandbox", "schedule", "shards", "shipped",
+    "packing", "pages", "plan", "prepare", "prepare_chat", "report", "sandbox", "schedule", "shards", "shipped",
     "spelling", "stores", "task_files", "tasks", "text_batches", "text_shards", "tokenizer", "train_tokenizer",
 }  # fmt: skip
 """Test files that compile nothing: `make test-fast`."""
