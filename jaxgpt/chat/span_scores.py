@@ -155,13 +155,12 @@ class SpanScorer:
 
     def _model(self, n_tokens: int) -> Model:
         """The model for rows of so many tokens."""
-        return _model(self._config, self._dtype, n_tokens)
+        config = self._config
+        return _model(dataclasses.replace(config, seq_len=max(n_tokens, config.seq_len)), self._dtype)
 
 
 @functools.lru_cache(maxsize=32)
-def _model(config: ModelConfig, dtype: str, n_tokens: int) -> Model:
-    if n_tokens > config.seq_len:
-        config = dataclasses.replace(config, seq_len=n_tokens)
+def _model(config: ModelConfig, dtype: str) -> Model:
     return Model(config, dtype=dtype)
 
 
