@@ -92,8 +92,15 @@ class CoreRecord:
 
     def write(self, results: Sequence[TaskResult]) -> None:
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        tasks = [dataclasses.asdict(result) for result in results]
-        write_atomically(self.path, json.dumps({"facts": dict(self.facts), "tasks": tasks}, indent=1) + "\n")
+        accuracies = {result.name: result.accuracy for result in results}
+        content = {
+            "kind": "core",
+            "facts": dict(self.facts),
+            "is_complete": len(accuracies) == len(CORE_TASKS),
+            "mean_centred": {table: core_score(accuracies, table) for table in ("v1", "v2")},
+            "tasks": [dataclasses.asdict(result) for result in results],
+        }
+        write_atomically(self.path, json.dumps(content, indent=1) + "\n")
 
 
 def evaluate_core(

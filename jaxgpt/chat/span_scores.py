@@ -25,9 +25,9 @@ from jaxgpt.parallel.sharding import put_rows
 
 MIN_TOKENS = 32
 """Shorter rows are padded to this."""
-BATCH_TOKENS = {"cpu": 4_096}
-"""Tokens per device and pass; on other platforms `MANY_TOKENS`."""
-MANY_TOKENS = 16_384
+BATCH_TOKENS = {"cpu": (4_096, 1_024)}
+"""Padded tokens per device and pass, and how many of them are scored; on other platforms `MANY_TOKENS`."""
+MANY_TOKENS = (16_384, 4_096)
 ROTARY_REACH = 10
 """nanochat's models read rows of up to this many times their training length."""
 
@@ -60,7 +60,8 @@ class SpanScorer:
         self._config, self._dtype, self._params = trained.model.without_dropout(), trained.compute_dtype, trained.params
         self._mesh, self._n_devices = trained.mesh, count_batch_devices(trained.mesh)
         platform = trained.mesh.devices.flat[0].platform
-        self._batch_tokens = batch_tokens or BATCH_TOKENS.get(platform, MANY_TOKENS)
+        self._batch_tokens, self._batch_scored = BATCH_TOKENS.get(platform, MANY_TOKENS)
+        self._batch_tokens = batch_tokens or self._batch_tokens
         reach = ROTARY_REACH if isinstance(self._config, NanochatConfig) else 1
         self.max_tokens = reach * self._config.seq_len
         self.shapes: set[Shape] = set()
@@ -77,9 +78,8 @@ class SpanScorer:
         scores = [SpanScore(0.0, 0, True)] * len(spans)
         asked = [i for i, span in enumerate(spans) if len(span)]
         n_done = len(spans) - len(asked)
-        for batch in self._batches([spans[i].ids for i in asked]):
+        for shape, batch in self._batches([len(spans[i].ids) for i in asked], [len(spans[i]) for i in asked]):
             rows = [spans[asked[i]] for i in batch]
-            shape = self._shape([row.ids for row in rows], max(len(row) for row in rows))
             places_BS = np.zeros((shape.n_rows, shape.n_scored), np.int32)
             targets_BS = np.zeros_like(places_BS)
             for b, row in enumerate(rows):
@@ -106,8 +106,7 @@ class SpanScorer:
           InputError: they are not finite.
         """
         found: list[np.ndarray] = [np.zeros(0)] * len(prompts)
-        for batch in self._batches(prompts):
-            shape = self._shape([prompts[i] for i in batch], max(len(choices[i]) for i in batch))
+        for shape, batch in self._batches([len(ids) for ids in prompts], [len(ids) for ids in choices]):
             last_B = np.zeros(shape.n_rows, np.int32)
             choices_BC = np.zeros((shape.n_rows, shape.n_scored), np.int32)
             for b, i in enumerate(batch):
@@ -119,28 +118,27 @@ class SpanScorer:
                 _require_finite(float(found[i].sum()))
         return found
 
-    def _batches(self, rows: Sequence[np.ndarray]) -> Iterator[list[int]]:
-        """Indices of rows that share a pass, the longest first."""
-        order = sorted(range(len(rows)), key=lambda i: -len(rows[i]))
+    def _batches(self, n_tokens: Sequence[int], n_scored: Sequence[int]) -> Iterator[tuple[Shape, list[int]]]:
+        """Rows that share a pass, by index, and the shape that they are padded to; the longest rows come first.
+
+        Args:
+          n_tokens, n_scored: of each row.
+        """
+        order = sorted(range(len(n_tokens)), key=lambda i: -n_tokens[i])
         while order:
-            n_rows = self._n_rows(self._padded(len(rows[order[0]])))
-            yield order[:n_rows]
+            padded = self._padded(n_tokens[order[0]])
+            most = max(self._batch_tokens // padded, 1)
+            scored = power_above(max(n_scored[i] for i in order[: most * self._n_devices]), 4, 16)
+            most = max(min(most, self._batch_scored // scored), 1)
+            n_rows = min(power_above(-(-len(order) // self._n_devices), 4, 1), most) * self._n_devices
+            yield Shape(n_rows, padded, scored), order[:n_rows]
             order = order[n_rows:]
 
     def _padded(self, n_tokens: int) -> int:
         """The next of 32, 48, 64, 96, 128, ..., at most `max_tokens`."""
-        power = 1 << max(n_tokens - 1, MIN_TOKENS - 1).bit_length()
-        return min(power * 3 // 4 if n_tokens <= power * 3 // 4 and power > MIN_TOKENS else power, self.max_tokens)
-
-    def _n_rows(self, n_tokens: int) -> int:
-        return max(self._batch_tokens // n_tokens, 1) * self._n_devices
-
-    def _shape(self, rows: Sequence[np.ndarray], n_scored: int) -> Shape:
-        n_tokens = self._padded(max(map(len, rows)))
-        power = 16
-        while power < n_scored:
-            power *= 4
-        return Shape(self._n_rows(n_tokens), n_tokens, power)
+        power = power_above(n_tokens, 2, MIN_TOKENS)
+        between = power * 3 // 4 if power > MIN_TOKENS else power
+        return min(between if n_tokens <= between else power, self.max_tokens)
 
     def _run(self, compute: Any, shape: Shape, rows: Sequence[np.ndarray], *about: np.ndarray) -> Any:
         """Runs a compiled function on padded rows; NumPy arrays."""
@@ -162,6 +160,13 @@ class SpanScorer:
 @functools.lru_cache(maxsize=32)
 def _model(config: ModelConfig, dtype: str) -> Model:
     return Model(config, dtype=dtype)
+
+
+def power_above(n: int, base: int, first: int) -> int:
+    """The least of first, first * base, first * base * base, ... that is at least n."""
+    while first < n:
+        first *= base
+    return first
 
 
 def _require_finite(value: float) -> None:
