@@ -13,7 +13,10 @@ With --core it evaluates on CORE instead, the 22 tasks by which nanochat ranks b
   jaxgpt evaluate --run runs/d20 --core --core-data eval_bundle
   jaxgpt evaluate --model gpt2 --core --max-per-task 500 --out core_gpt2.json
 
-Finished tasks are kept in RUN/evaluations, so that the same command continues after an interruption.
+Finished tasks are kept in RUN/evaluations, so that the same command continues after an interruption. HellaSwag by
+itself, as modded-nanogpt evaluates it:
+
+  jaxgpt evaluate --run runs/modded --hellaswag hellaswag_val.jsonl
 """
 
 # ruff: noqa: E402 - mistakes are answered before the imports that take seconds
@@ -51,8 +54,9 @@ def read_arguments(args: list[str]) -> argparse.Namespace:
     parser.add_argument("--max-per-task", type=int, metavar="N", help="items of each task of CORE (all)")
     parser.add_argument("--baselines", choices=("v1", "v2"), help="v1: nanochat's, v2: DCLM's corrected ones (v1)")
     parser.add_argument("--out", metavar="FILE", type=user_path, help="keeps finished tasks (in RUN/evaluations)")
+    parser.add_argument("--hellaswag", metavar="FILE", type=user_path, help="evaluate on hellaswag_val.jsonl instead")
     settings = parser.read(expand_config(args))
-    check_core(settings)
+    check_kind(settings)
     if settings.tokens is not None and settings.tokens < 0:
         raise InputError(f"--tokens={settings.tokens} is negative; 0 uses the whole split")
     if settings.micro_batch_size is not None and settings.micro_batch_size < 1:
@@ -60,16 +64,21 @@ def read_arguments(args: list[str]) -> argparse.Namespace:
     return settings
 
 
-def check_core(settings: argparse.Namespace) -> None:
-    """Raises InputError where flags of CORE and of held-out text are mixed, or no number of items is left."""
-    for name in ("core_data", "core_tasks", "max_per_task", "baselines", "out", "data", "tokens", "micro_batch_size"):
+OF_TEXT = ("data", "tokens", "micro_batch_size")
+OF_CORE = ("core_data", "core_tasks", "max_per_task", "baselines", "out")
+
+
+def check_kind(settings: argparse.Namespace) -> None:
+    """Raises InputError where flags of different evaluations are mixed, or no number of items is left."""
+    if settings.core and settings.hellaswag:
+        raise InputError(f"--hellaswag={settings.hellaswag} is another evaluation than --core; give one of them")
+    is_text = not (settings.core or settings.hellaswag)
+    for name in (*OF_TEXT, *OF_CORE):
         flag, value = f"--{name.replace('_', '-')}", getattr(settings, name)
-        is_of_text = name in ("data", "tokens", "micro_batch_size")
-        if value is not None and is_of_text == settings.core:
-            raise InputError(
-                f"{flag}={value} is for {'held-out text' if is_of_text else 'CORE'}; "
-                f"leave out {'it or --core' if is_of_text else 'it, or add --core'}"
-            )
+        if value is not None and name in OF_TEXT and not is_text:
+            raise InputError(f"{flag}={value} is for held-out text; leave it out, or leave out --core and --hellaswag")
+        if value is not None and name in OF_CORE and not settings.core:
+            raise InputError(f"{flag}={value} is for CORE; leave it out, or add --core")
     if settings.max_per_task is not None and settings.max_per_task < 1:
         raise InputError(f"--max-per-task={settings.max_per_task} is below 1; leave it out to use all items")
 
@@ -113,8 +122,10 @@ import numpy as np
 from rich.table import Table
 
 from jaxgpt.chat.core import core_table
-from jaxgpt.chat.core_run import record_file, run_core
+from jaxgpt.chat.core_run import record_file, require_tokenizer, run_core
 from jaxgpt.chat.core_tasks import choose_tasks
+from jaxgpt.chat.hellaswag import evaluate_hellaswag, read_problems
+from jaxgpt.chat.span_scores import SpanScorer
 from jaxgpt.config import Config, EvalConfig, MeshConfig, TrainConfig, schedule
 from jaxgpt.data.sources import Source, open_directory
 from jaxgpt.errors import EXIT_DONE, run_verb
@@ -129,6 +140,8 @@ def main(args: list[str]) -> int:
     settings = read_arguments(args)
     if settings.core:
         return evaluate_on_core(settings)
+    if settings.hellaswag:
+        return evaluate_on_hellaswag(settings)
     trained = open_source(settings, n_devices=0)
     directory = settings.data or (trained.config.data.dir if trained.config else "")
     if not directory:
@@ -170,6 +183,25 @@ def evaluate_on_core(settings: argparse.Namespace) -> int:
     console.print(table)
     for line in lines:
         console.say(line)
+    return EXIT_DONE
+
+
+def evaluate_on_hellaswag(settings: argparse.Namespace) -> int:
+    problems = read_problems(Path(settings.hellaswag))
+    trained = open_source(settings, n_devices=0)
+    trained = dataclasses.replace(trained, dtype=settings.dtype or trained.dtype)
+    result = evaluate_hellaswag(problems, SpanScorer(trained), require_tokenizer(trained))
+    facts = {"model": trained.origin, "dtype": trained.compute_dtype}
+    figures = {
+        "accuracy": result.accuracy, "n_problems": len(result.answers), "n_cropped": result.n_cropped,
+        "answers": result.answers,
+    }  # fmt: skip
+    if settings.json:
+        print(json.dumps(facts | {"hellaswag": figures}))
+        return EXIT_DONE
+    console.say(f"model {facts['model']}, dtype {facts['dtype']}")
+    cropped = f"; {result.n_cropped:,} were longer than the context" if result.n_cropped else ""
+    console.say(f"HellaSwag accuracy {result.accuracy:.4f} on {len(result.answers):,} problems{cropped}")
     return EXIT_DONE
 
 

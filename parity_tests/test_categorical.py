@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from jaxgpt.chat.categorical import evaluate_categorical, letter_ids
-from jaxgpt.chat.chat_core import BASELINES, chat_core, chat_core_letters
+from jaxgpt.chat.chat_core import BASELINES, ERA_TASKS, chat_core, chat_core_letters
 from jaxgpt.chat.span_scores import SpanScorer
 from jaxgpt.config import GPT2Config, MeshConfig
 from jaxgpt.data.conversations import render_for_completion
@@ -119,10 +119,11 @@ def test_a_letter_has_to_be_one_token():
 
 
 def test_chat_core():
-    five = dict(zip(("ARC-Easy", "ARC-Challenge", "MMLU", "GSM8K", "HumanEval"), (0.25, 0.25, 0.25, 0, 0), strict=True))
+    names: list[str] = [*ERA_TASKS["2026"]]
+    five = dict(zip(names, (0.25, 0.25, 0.25, 0, 0), strict=True))
     assert chat_core(five, "2026") == 0 and chat_core(five, "2025") is None and chat_core_letters(five) == 0
-    assert chat_core(dict.fromkeys(BASELINES, 1.0), "2025") == chat_core(dict.fromkeys(five, 1.0), "2026") == 1
-    published = dict(zip(five, (0.3876, 0.2807, 0.3151, 0.0455, 0.0854), strict=True))  # nanochat's d20 after SFT
+    assert chat_core(dict.fromkeys(BASELINES, 1.0), "2025") == chat_core(dict.fromkeys(names, 1.0), "2026") == 1
+    published = dict(zip(names, (0.3876, 0.2807, 0.3151, 0.0455, 0.0854), strict=True))  # nanochat's d20 after SFT
     assert chat_core(published, "2026") == pytest.approx(0.0884, abs=1e-4)
     published |= {"ARC-Easy": 0.4684, "ARC-Challenge": 0.3362, "MMLU": 0.3314, "GSM8K": 0.0697, "HumanEval": 0.0915}
     assert chat_core(published | {"SpellingBee": 1.0}, "2025") == pytest.approx(0.2793, abs=1e-4)

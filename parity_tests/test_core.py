@@ -9,7 +9,7 @@ import pytest
 
 from jaxgpt.chat.core import CoreRecord, TaskResult, as_json, core_table, evaluate_core
 from jaxgpt.chat.core_prompts import ask, scored_tokens, write_prompts
-from jaxgpt.chat.core_tasks import CORE_TASKS, CoreItems, CoreTask, choose_tasks, core_score, read_items
+from jaxgpt.chat.core_tasks import CORE_TASKS, Baselines, CoreItems, CoreTask, choose_tasks, core_score, read_items
 from jaxgpt.chat.span import Span, SpanScore, score_logits
 from jaxgpt.data.tokenizer import ByteTokenizer
 from jaxgpt.errors import InputError
@@ -103,7 +103,8 @@ def test_tasks_and_baselines_are_those_of_the_bundle(bundle):
         for field in fields
     ]  # fmt: skip
     assert written == [(t.name, t.file, t.kind, t.n_shots, t.delimiter) for t in CORE_TASKS]
-    for table, file in (("v1", "eval_meta_data.csv"), ("v2", "eval_meta_data_v2.csv")):
+    files: dict[Baselines, str] = {"v1": "eval_meta_data.csv", "v2": "eval_meta_data_v2.csv"}
+    for table, file in files.items():
         with open(bundle / file, newline="") as lines:
             rows = {row["Eval Task"]: float(row["Random baseline"]) / 100 for row in csv.DictReader(lines)}
         for task in CORE_TASKS:

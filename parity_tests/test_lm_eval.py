@@ -7,6 +7,7 @@ import sys
 from importlib.util import find_spec
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -96,11 +97,12 @@ def test_texts(run, model):
 
 
 def test_arguments(run):
-    for arguments, words in (
+    cases: tuple[tuple[dict[str, Any], str], ...] = (
         ({}, "give one of them"),
         ({"run": "x", "model": "y"}, "give one of them"),
         ({"run": str(run / "nothing")}, "does not exist; runs that can be opened"),
-    ):
+    )
+    for arguments, words in cases:
         with pytest.raises(InputError, match=words):
             JaxgptModel(**arguments)
     if find_spec("lm_eval") is None:
