@@ -12,7 +12,7 @@ VERBS = {
     "prepare": "text into shards of tokens, or of text",
     "train_tokenizer": "learn a BPE vocabulary from text",
     "sample": "write text with a trained model",
-    "evaluate": "loss, perplexity and bits per byte on held-out text",
+    "evaluate": "loss on held-out text, CORE, HellaSwag",
     "report": "one page about runs: results by stage, curves, time, cost",
     "convert": "a run for PyTorch and back, or exported",
     "configs": "the configs that come with jaxgpt",

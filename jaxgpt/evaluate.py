@@ -7,6 +7,16 @@ evaluated with its own settings, so the loss on val agrees with the one that tra
   jaxgpt evaluate --run runs/owt --split both --tokens 0
   jaxgpt evaluate --model gpt2 --data data/openwebtext --json
   jaxgpt evaluate --config eval_gpt2 --split both
+
+With --core it evaluates on CORE instead, the 22 tasks by which nanochat ranks base models:
+
+  jaxgpt evaluate --run runs/d20 --core --core-data eval_bundle
+  jaxgpt evaluate --model gpt2 --core --max-per-task 500 --out core_gpt2.json
+
+Finished tasks are kept in RUN/evaluations/tasks, so that the same command continues after an interruption. HellaSwag by
+itself, as modded-nanogpt evaluates it:
+
+  jaxgpt evaluate --run runs/modded --hellaswag hellaswag_val.jsonl
 """
 
 # ruff: noqa: E402 - mistakes are answered before the imports that take seconds
@@ -14,11 +24,12 @@ import argparse
 
 from jaxgpt.config import load
 from jaxgpt.errors import InputError, answer_early
-from jaxgpt.files import is_location, user_location
+from jaxgpt.files import is_location, user_location, user_path
 from jaxgpt.inference.arguments import source_parser
 
 DEFAULT_TOKENS = 1_000_000
 DEFAULT_ROWS = 8
+CORE_DATA = "data/eval_bundle"
 
 
 def read_arguments(args: list[str]) -> argparse.Namespace:
@@ -35,12 +46,41 @@ def read_arguments(args: list[str]) -> argparse.Namespace:
     parser.add_argument("--dtype", choices=("bfloat16", "float16", "float32"), help="(the run's; float32 on a CPU)")
     parser.add_argument("--verify", action="store_true", help="hash all of the data again")
     parser.add_argument("--json", action="store_true", help="print one JSON object")
+    parser.add_argument("--core", action="store_true", help="evaluate on CORE's tasks in place of --data")
+    parser.add_argument(
+        "--core-data", metavar="DIR", type=user_path, help=f"nanochat's eval_bundle, unpacked ({CORE_DATA})"
+    )
+    parser.add_argument("--core-tasks", metavar="A,B", help="only these; present: those whose files exist (all 22)")
+    parser.add_argument("--max-per-task", type=int, metavar="N", help="items of each task of CORE (all)")
+    parser.add_argument("--baselines", choices=("v1", "v2"), help="v1: nanochat's, v2: DCLM's corrected ones (v1)")
+    parser.add_argument("--out", metavar="FILE", type=user_path, help="keeps finished tasks (in RUN/evaluations/tasks)")
+    parser.add_argument("--hellaswag", metavar="FILE", type=user_path, help="evaluate on hellaswag_val.jsonl instead")
     settings = parser.read(expand_config(args))
+    check_kind(settings)
     if settings.tokens is not None and settings.tokens < 0:
         raise InputError(f"--tokens={settings.tokens} is negative; 0 uses the whole split")
     if settings.micro_batch_size is not None and settings.micro_batch_size < 1:
         raise InputError(f"--micro-batch-size={settings.micro_batch_size} is below 1; choose a positive number")
     return settings
+
+
+OF_TEXT = ("data", "tokens", "micro_batch_size")
+OF_CORE = ("core_data", "core_tasks", "max_per_task", "baselines", "out")
+
+
+def check_kind(settings: argparse.Namespace) -> None:
+    """Raises InputError where flags of different evaluations are mixed, or no number of items is left."""
+    if settings.core and settings.hellaswag:
+        raise InputError(f"--hellaswag={settings.hellaswag} is another evaluation than --core; give one of them")
+    is_text = not (settings.core or settings.hellaswag)
+    for name in (*OF_TEXT, *OF_CORE):
+        flag, value = f"--{name.replace('_', '-')}", getattr(settings, name)
+        if value is not None and name in OF_TEXT and not is_text:
+            raise InputError(f"{flag}={value} is for held-out text; leave it out, or leave out --core and --hellaswag")
+        if value is not None and name in OF_CORE and not settings.core:
+            raise InputError(f"{flag}={value} is for CORE; leave it out, or add --core")
+    if settings.max_per_task is not None and settings.max_per_task < 1:
+        raise InputError(f"--max-per-task={settings.max_per_task} is below 1; leave it out to use all items")
 
 
 def expand_config(args: list[str]) -> list[str]:
@@ -82,6 +122,11 @@ import jax
 import numpy as np
 from rich.table import Table
 
+from jaxgpt.chat.core import core_table
+from jaxgpt.chat.core_run import record_file, require_tokenizer, run_core
+from jaxgpt.chat.core_tasks import choose_tasks
+from jaxgpt.chat.hellaswag import evaluate_hellaswag, read_problems
+from jaxgpt.chat.span_scores import SpanScorer
 from jaxgpt.config import Config, EvalConfig, MeshConfig, TrainConfig, schedule
 from jaxgpt.data.sources import Source, open_directory
 from jaxgpt.errors import EXIT_DONE, run_verb
@@ -95,6 +140,10 @@ from jaxgpt.training.validation import Evaluation, evaluate_split
 
 def main(args: list[str]) -> int:
     settings = read_arguments(args)
+    if settings.core:
+        return evaluate_on_core(settings)
+    if settings.hellaswag:
+        return evaluate_on_hellaswag(settings)
     trained = open_source(settings, n_devices=0)
     directory = settings.data or (trained.config.data.dir if trained.config else "")
     if not directory:
@@ -121,6 +170,55 @@ def main(args: list[str]) -> int:
         print(json.dumps(facts | {"splits": {split: as_dict(result) for split, result in results.items()}}))
     else:
         print_table(facts, results)
+    return EXIT_DONE
+
+
+def evaluate_on_core(settings: argparse.Namespace) -> int:
+    directory = Path(settings.core_data or CORE_DATA)
+    tasks = choose_tasks(directory, settings.core_tasks.split(",") if settings.core_tasks else ())
+    trained = open_source(settings, n_devices=0)
+    trained = dataclasses.replace(trained, dtype=settings.dtype or trained.dtype)
+    n_items = settings.max_per_task or 0
+    report = run_core(
+        trained, tasks, directory, table=settings.baselines or "v1", max_per_task=n_items,
+        record_path=record_file(settings.run, trained.n_done, n_items, settings.out),
+    )  # fmt: skip
+    if settings.run is not None:
+        figures = {
+            name: {"score": task["centred"], "accuracy": task["accuracy"]} for name, task in report["tasks"].items()
+        }
+        if report["core"] is not None:
+            figures = {"CORE": {"score": report["core"]}} | figures
+        about = {name: report[name] for name in ("dtype", "max_per_task", "baselines")}
+        seconds = sum(task["seconds"] for task in report["tasks"].values())
+        record(settings.run, "core", trained.n_done, seconds, figures, about)
+    if settings.json:
+        print(json.dumps(report))
+        return EXIT_DONE
+    table, lines = core_table(report)
+    console.say(f"model {report['model']}, dtype {report['dtype']}")
+    console.print(table)
+    for line in lines:
+        console.say(line)
+    return EXIT_DONE
+
+
+def evaluate_on_hellaswag(settings: argparse.Namespace) -> int:
+    problems = read_problems(Path(settings.hellaswag))
+    trained = open_source(settings, n_devices=0)
+    trained = dataclasses.replace(trained, dtype=settings.dtype or trained.dtype)
+    result = evaluate_hellaswag(problems, SpanScorer(trained), require_tokenizer(trained))
+    facts = {"model": trained.origin, "dtype": trained.compute_dtype}
+    figures = {
+        "accuracy": result.accuracy, "n_problems": len(result.answers), "n_cropped": result.n_cropped,
+        "answers": result.answers,
+    }  # fmt: skip
+    if settings.json:
+        print(json.dumps(facts | {"hellaswag": figures}))
+        return EXIT_DONE
+    console.say(f"model {facts['model']}, dtype {facts['dtype']}")
+    cropped = f"; {result.n_cropped:,} were longer than the context" if result.n_cropped else ""
+    console.say(f"HellaSwag accuracy {result.accuracy:.4f} on {len(result.answers):,} problems{cropped}")
     return EXIT_DONE
 
 
@@ -171,8 +269,10 @@ def evaluate(
 def record(
     run: str, kind: Kind, step: int, seconds: float, results: dict[str, dict[str, Any]], about: dict[str, Any]
 ) -> None:
-    """Writes the record of an evaluation into the run's directory, for `jaxgpt report`. Where that cannot be, stderr
-    says so; the figures are printed all the same."""
+    """Writes the record of an evaluation into the run's directory, for `jaxgpt report`.
+
+    Where that cannot be, stderr says so; the figures are printed all the same.
+    """
     if is_location(run):
         print(f"note: --run={run} is at a store, which gets no record of this evaluation", file=sys.stderr)
         return

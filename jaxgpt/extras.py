@@ -12,6 +12,7 @@ EXTRAS = {
     "torch": ("torch>=2.10",),
     "hf": ("datasets>=3",),
     "gguf": ("gguf>=0.10",),
+    "lm-eval": ("lm-eval>=0.4.9",),
     "s3": ("s3fs>=2025.3",),
     "gcs": ("gcsfs>=2025.3",),
     "tracking": ("tensorboardX>=2.6", "wandb>=0.19", "trackio>=0.5"),

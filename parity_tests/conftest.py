@@ -31,7 +31,8 @@ if signal.getsignal(signal.SIGHUP) is signal.SIG_IGN:  # under nohup
     signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
 FAST = {
-    "batches", "calculator", "census", "chat_batches", "command", "config", "content", "conversations", "cursors",
+    "batches", "calculator", "census", "chat_batches", "command", "config", "content", "conversations", "core",
+    "cursors",
     "documents", "downloads", "fit", "gates",
     "hardware", "history", "hub", "hugging_face_tokenizer", "inputs",
     "layout", "letters", "mirror",

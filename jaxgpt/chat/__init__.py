@@ -1,0 +1,11 @@
+"""On top of a trained model: evaluations, and what a chat model does between its tokens.
+
+core_tasks.py    CORE: its 22 tasks, baselines, orders
+core_prompts.py  the prompts of an item, and which of their tokens are scored
+core.py          runs tasks, keeps what is finished, draws the table
+categorical.py   questions that are answered by a letter
+chat_core.py     one number for the tasks of a chat model
+hellaswag.py     HellaSwag as modded-nanogpt runs it
+span.py          tokens of a row whose probability is asked for; span_scores.py computes them in batches
+lm_eval_model.py a model for EleutherAI's lm-evaluation-harness
+"""
