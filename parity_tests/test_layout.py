@@ -18,11 +18,23 @@ FLOORS = (
     ("training", "formats", "prepare", "tasks"),
     ("inference", "plan"),
     ("bench", "compare"),
-    ("convert",),
+    ("convert", "serve"),
 )
 """A room imports only itself and rooms on lower floors. Above all of them stand the verbs, which nobody imports."""
 
-WITH_JAX = ("parallel", "models", "optim", "training", "formats", "inference", "plan", "bench", "compare", "convert")
+WITH_JAX = (
+    "parallel",
+    "models",
+    "optim",
+    "training",
+    "formats",
+    "inference",
+    "plan",
+    "bench",
+    "compare",
+    "convert",
+    "serve",
+)
 MIRRORED = ("parallel", "models", "optim", "training")
 """Rooms that torch_ref has too; of jaxgpt it imports the rooms without JAX."""
 FLOOR_OF = {room: i for i, rooms in enumerate(FLOORS) for room in rooms}
