@@ -67,6 +67,7 @@ class Job:
       n_best: of the choices of each prompt, so many of the most likely are answered; None: all.
     """
 
+    state: State
     answer: Answer
     choices: list[Choice]
     n_prompt_tokens: int
@@ -75,9 +76,16 @@ class Job:
     def usage(self) -> dict[str, int]:
         return usage_of(self.n_prompt_tokens, sum(choice.n_tokens for choice in self.choices))
 
-    def cancel(self) -> None:
+    def __post_init__(self) -> None:
+        self.state.n_requests += 1
+        self.state.meter.count_prompt(self.n_prompt_tokens)
+
+    def end(self) -> None:
+        """After its answer, or in place of it. Called once."""
+        self.state.n_requests -= 1
         for choice in self.choices:
             choice.cancel()
+            self.state.meter.count_choice(choice)
 
 
 def make_app(
@@ -120,7 +128,7 @@ async def _chat(request: Request, state: State) -> Response:
         state.backend.model_name, state.backend.tokenizer,
         has_logprobs=bool(body.logprobs), has_usage_chunk=body.has_usage_chunk,
     )  # fmt: skip
-    return await _respond(request, state, _submit(state, body, [prompt], answer), bool(body.stream))
+    return await _respond(request, _submit(state, body, [prompt], answer), bool(body.stream))
 
 
 async def _complete(request: Request, state: State) -> Response:
@@ -131,7 +139,7 @@ async def _complete(request: Request, state: State) -> Response:
         state.backend.model_name, state.backend.tokenizer,
         has_logprobs=body.logprobs is not None, has_usage_chunk=body.has_usage_chunk,
     )  # fmt: skip
-    return await _respond(request, state, _submit(state, body, prompts, answer), bool(body.stream))
+    return await _respond(request, _submit(state, body, prompts, answer), bool(body.stream))
 
 
 async def _list_models(request: Request, state: State) -> Response:
@@ -209,28 +217,30 @@ def _submit(state: State, body: ChatBody | CompletionBody, prompts: list[Prompt]
             raise faults.bad_request(f"{error.name} is not supported by this model", error.name) from error
         raise faults.busy("the queue is full; ask again") from error
     n_prompt_tokens = sum(len(prompt.ids) for prompt in prompts)
-    state.meter.count_prompt(n_prompt_tokens)
-    return Job(answer, choices, n_prompt_tokens, body.n_choices if n_drawn > body.n_choices else None)
+    return Job(state, answer, choices, n_prompt_tokens, body.n_choices if n_drawn > body.n_choices else None)
 
 
-async def _respond(request: Request, state: State, job: Job, is_stream: bool) -> Response:
+async def _respond(request: Request, job: Job, is_stream: bool) -> Response:
     if is_stream:
-        return _EventStream(state, job)
+        return _EventStream(job)
+    deadline_s = job.state.limits.deadline_s
     try:
-        async with asyncio.timeout(state.limits.deadline_s):
-            return await _unless_gone(request.receive, _collect(state, job))
+        async with asyncio.timeout(deadline_s):
+            return await _unless_gone(request.receive, _collect(job))
     except TimeoutError:
-        raise faults.late(state.limits.deadline_s) from None
+        raise faults.late(deadline_s) from None
+    finally:
+        job.end()
 
 
-async def _collect(state: State, job: Job) -> Response:
+async def _collect(job: Job) -> Response:
     """The whole answer."""
     pieces: dict[int, list[Piece]] = {choice.index: [] for choice in job.choices}
 
     async def keep(choice: Choice, piece: Piece) -> None:
         pieces[choice.index].append(piece)
 
-    await _run(state, job, keep)
+    await run_choices(job.choices, keep)
     chosen = job.choices
     if job.n_best is not None:
         groups: dict[int, list[Choice]] = {}
@@ -250,31 +260,21 @@ def _cost(choice: Choice) -> float:
     return -choice.logprob / max(choice.n_tokens, 1)
 
 
-async def _run(state: State, job: Job, emit: Callable[[Choice, Piece], Awaitable[None]]) -> None:
-    state.n_requests += 1
-    try:
-        await run_choices(job.choices, emit)
-    finally:
-        state.n_requests -= 1
-        for choice in job.choices:
-            state.meter.count_choice(choice)
-
-
 class _EventStream(Response):
     """The answer as server-sent events, each as soon as its text is there."""
 
-    def __init__(self, state: State, job: Job):
+    def __init__(self, job: Job):
         super().__init__(headers=STREAM_HEADERS)
         del self.headers["content-length"]
-        self._state, self._job = state, job
+        self._job = job
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         try:
             await _unless_gone(receive, self._stream(send))
         except ClientGone:
-            self._state.meter.count_disconnect()
+            self._job.state.meter.count_disconnect()
         finally:
-            self._job.cancel()
+            self._job.end()
 
     async def _stream(self, send: Send) -> None:
         """However the generation ends, the stream ends with an event that says so."""
@@ -283,17 +283,17 @@ class _EventStream(Response):
             await send({"type": "http.response.body", "body": data, "more_body": True})
 
         await send({"type": "http.response.start", "status": 200, "headers": self.raw_headers})
-        end = DONE
+        end, deadline_s = DONE, self._job.state.limits.deadline_s
         try:
-            async with asyncio.timeout(self._state.limits.deadline_s):
+            async with asyncio.timeout(deadline_s):
                 await self._write_choices(write)
         except TimeoutError:
-            end = error_event(faults.late(self._state.limits.deadline_s).body)
+            end = error_event(faults.late(deadline_s).body)
         except Exception:
             traceback.print_exc(file=sys.stderr)
             end = error_event(faults.broken().body)
         with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(LAST_WORD_S if end is not DONE else self._state.limits.deadline_s):
+            async with asyncio.timeout(LAST_WORD_S if end is not DONE else deadline_s):
                 await write(end)
                 await send({"type": "http.response.body", "body": b"", "more_body": False})
 
@@ -307,7 +307,7 @@ class _EventStream(Response):
         for choice in job.choices:
             if (first := answer.first_chunk(choice)) is not None:
                 await write(event(first))
-        await _run(self._state, job, emit)
+        await run_choices(job.choices, emit)
         for choice in job.choices:
             await write(event(answer.last_chunk(choice)))
         if (usage := answer.usage_chunk(job.usage())) is not None:
