@@ -123,7 +123,7 @@ class OneByOne:
             if settings.n_logprobs is None:
                 stream.push(Token(token_id))
             else:
-                scored = score_next(logits_1V[None], token_1[None])
+                scored = score_next(logits_1V[None], token_1[None], n_valid=n_valid)
                 stream.push(_token(token_id, scored, 0, settings.n_logprobs))
             if n_done + 1 < settings.max_tokens:
                 logits_1V, cache = decode_step(self._model, self._params, cache, token_1, length_1)
@@ -134,7 +134,7 @@ class OneByOne:
 
     def _push_prompt(self, stream: ThreadStream, ids: tuple[int, ...], tokens_1T: np.ndarray, n_top: int) -> None:
         stream.push(Token(ids[0]))
-        scored = score_text(self._model, self._params, tokens_1T)
+        scored = score_text(self._model, self._params, tokens_1T, n_valid=self.tokenizer.vocab_size)
         for i, token_id in enumerate(ids[1:]):
             stream.push(_token(token_id, scored, i, n_top))
 
@@ -158,18 +158,22 @@ def _token(token_id: int, scored: Scored, place: int, n_top: int) -> Token:
     return Token(token_id, float(logprob_T[place]), tuple(top))
 
 
-@jax.jit
-def score_next(logits_BTV, targets_BT) -> Scored:
-    """Logprobs of the targets, [B, T]; and ids and logprobs of the most likely N_TOP, [B, T, K]; float32."""
+@functools.partial(jax.jit, static_argnames="n_valid")
+def score_next(logits_BTV, targets_BT, *, n_valid: int) -> Scored:
+    """Logprobs of the targets, [B, T]; and ids and logprobs of the most likely N_TOP, [B, T, K]; float32.
+
+    Args:
+      n_valid: only ids below this are among the most likely. All count in the sum, as they did in training.
+    """
     logprobs_BTV = jax.nn.log_softmax(logits_BTV.astype(jnp.float32), axis=-1)
     chosen_BT = jnp.take_along_axis(logprobs_BTV, targets_BT[..., None], axis=-1)[..., 0]
-    top_BTK, ids_BTK = jax.lax.top_k(logprobs_BTV, min(N_TOP, logits_BTV.shape[-1]))
+    top_BTK, ids_BTK = jax.lax.top_k(logprobs_BTV[..., :n_valid], min(N_TOP, n_valid))
     return chosen_BT, ids_BTK, top_BTK
 
 
-@functools.partial(jax.jit, static_argnames="model")
-def score_text(model: Model, params, tokens_1T) -> Scored:
+@functools.partial(jax.jit, static_argnames=("model", "n_valid"))
+def score_text(model: Model, params, tokens_1T, *, n_valid: int) -> Scored:
     """As `score_next`, of each token of a text after its first: [1, T - 1]. Not cached."""
     module = model.bind(params)
     logits_1TV = module.logits(module(tokens_1T))
-    return score_next(logits_1TV[:, :-1], tokens_1T[:, 1:])
+    return score_next(logits_1TV[:, :-1], tokens_1T[:, 1:], n_valid=n_valid)
