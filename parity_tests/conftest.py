@@ -35,7 +35,7 @@ FAST = {
     "documents", "downloads", "fit", "gates",
     "hardware", "hub", "hugging_face_tokenizer", "inputs",
     "layout", "letters", "mirror",
-    "packing", "pages", "plan", "prepare", "prepare_chat", "sandbox", "schedule", "shards", "shipped",
+    "packing", "pages", "plan", "prepare", "prepare_chat", "sandbox", "schedule", "serve_api", "shards", "shipped",
     "spelling", "stores", "task_files", "tasks", "text_batches", "text_shards", "tokenizer", "train_tokenizer",
 }  # fmt: skip
 """Test files that compile nothing: `make test-fast`."""

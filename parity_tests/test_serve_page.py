@@ -16,7 +16,7 @@ for library in ("starlette", "uvicorn", "pydantic", "prometheus_client", "playwr
 
 from playwright.sync_api import expect, sync_playwright
 
-from parity_tests.helpers.scripted_server import Scripted, scripted_server
+from parity_tests.helpers.scripted_server import ANSWERS, Scripted, scripted_server
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 if CHROMIUM is None:
@@ -25,6 +25,8 @@ if CHROMIUM is None:
 CONTRAST = 4.5
 """WCAG 2.2 AA, for text."""
 SCRIPT = "<script>document.title = 'taken'</script><img src=x onerror=\"document.title='taken'\"> **b** &amp;"
+
+(QUESTION,) = ANSWERS
 
 
 @pytest.fixture(scope="module")
@@ -105,6 +107,7 @@ def test_an_answer_comes_in_pieces_and_stops(page):
     page.get_by_role("button", name="Stop").click()
     expect(page.locator("#send")).to_be_visible()
     stopped = answer.text_content()
+    assert "60" not in stopped, "it ran to its end"
     page.wait_for_timeout(100)
     assert answer.text_content() == stopped
     page.reload()
@@ -172,14 +175,31 @@ def test_a_base_model_continues_a_text(chromium):
         page = chromium.new_page()
         page.goto(address)
         expect(page.locator("#title")).to_contain_text("scripted")
-        send(page, "say hello")
+        with page.expect_request("**/v1/completions") as asked:
+            send(page, "say hello")
         expect_texts(page, "say hello", "hello")
+        assert asked.value.post_data_json["max_tokens"] == 256
+        page.close()
+
+
+def test_a_conversation_longer_than_the_context_loses_its_oldest_turns(chromium):
+    backend = Scripted()
+    backend.n_context = 100
+    with scripted_server(backend) as (address, _, _):
+        page = chromium.new_page()
+        page.goto(address)
+        for i in range(4):  # a turn has 39 tokens, an answer may have 25
+            send(page, f"say answer number {i}")
+            expect(page.locator("#log .text").nth(2 * i + 1)).to_have_text(f"answer number {i}")
+            expect(page.locator("#send")).to_be_visible()
+        expect(page.get_by_role("alert")).to_contain_text("its oldest messages were left out")
+        assert len(texts(page)) == 8 and backend.asked[-1][0][:19] == (256, 257, *b"say answer number")
         page.close()
 
 
 SPLITS = """async () => {
   const { readEvents } = await import("/sse.js");
-  const text = ': c\\r\\ndata: {"a":"é🙂"}\\r\\n\\r\\nevent: error\\ndata: x\\ndata:y\\n\\n'
+  const text = ': c\\r\\ndata: {"a":"é🙂"}\\r\\n\\r\\nevent: error\\r\\ndata: x\\r\\ndata:y\\n\\n'
     + 'data: z\\r\\rid: 1\\n\\ndata: [DONE]\\n\\ndata: cut';
   const bytes = new TextEncoder().encode(text);
   const stream = (parts) => new ReadableStream({ start(c) { for (const p of parts) c.enqueue(p); c.close(); } });
@@ -223,16 +243,17 @@ CONTRASTS = """() => {
 @pytest.mark.parametrize("look", ["desktop", "phone", "dark"])
 def test_each_look_has_contrast_and_fits_its_width(page, look):
     page.set_viewport_size({"width": 390, "height": 780} if look == "phone" else {"width": 1100, "height": 720})
-    for text in ("say Attention reads all tokens before it at once.", f"say {'wide' * 60}"):
-        send(page, text)
-        expect(page.locator("#send")).to_be_visible()
     if look == "dark":
         page.get_by_role("button", name="Dark").click()
-    assert page.evaluate("document.documentElement.scrollWidth <= innerWidth")
-    seen = page.evaluate(CONTRASTS)
+    send(page, QUESTION)
+    expect_texts(page, QUESTION, ANSWERS[QUESTION])
     if directory := os.environ.get("JAXGPT_SCREENSHOTS"):
         Path(directory).mkdir(parents=True, exist_ok=True)
         page.screenshot(path=f"{directory}/serve_{look}.png")
+    send(page, f"say {'wide' * 60}")
+    expect(page.locator("#send")).to_be_visible()
+    assert page.evaluate("document.documentElement.scrollWidth <= innerWidth")
+    seen = page.evaluate(CONTRASTS)
     if look == "phone":
         assert page.locator("#sidebar").is_hidden()
         page.get_by_role("button", name="Conversations").click()

@@ -21,6 +21,10 @@ from jaxgpt.serve.backend import QueueFull, Settings, ThreadStream, Token
 from jaxgpt.serve.server import DRAINING, make_server, open_socket, serve
 
 STEP_S = 0.01
+ANSWERS = {
+    "What does attention do?": "Each token asks all tokens before it, and reads those whose keys fit its query.\n\n"
+    "The weights are a softmax over the products of query and key, so they sum to 1."
+}
 TOKENIZER = BPETokenizer([bytes([i]) for i in range(256)])
 """The byte tokenizer of nanochat's examples: control tokens from 256 on."""
 
@@ -92,6 +96,8 @@ def script_of(prompt_ids: Sequence[int], seed: int) -> tuple[list[int], float]:
     text = TOKENIZER.decode(prompt_ids)
     question = text.removeprefix("<|bos|>").rpartition("<|user_start|>")[2].partition("<|user_end|>")[0]
     question = question.rpartition("\n\n")[2]
+    if question in ANSWERS:
+        return list(ANSWERS[question].encode()), 0.002
     word, _, rest = question.partition(" ")
     if word == "slow":
         return [byte for i in range(int(rest)) for byte in b"%d " % i], STEP_S

@@ -1,10 +1,18 @@
 // The server's API, as the page uses it.
 import { readEvents } from "./sse.js";
 
+/** An answer other than the one that was asked for; `code` as in OpenAI's errors. */
+class ApiError extends Error {
+  constructor({ message, code }) {
+    super(message);
+    this.code = code;
+  }
+}
+
 /** The model that is served: {id, is_chat, context_tokens}. */
 export async function fetchModel(key) {
   const answer = await fetch("/v1/models", { headers: headersOf(key) });
-  if (!answer.ok) throw new Error(await messageOf(answer));
+  if (!answer.ok) throw new ApiError(await errorOf(answer));
   return (await answer.json()).data[0];
 }
 
@@ -18,6 +26,7 @@ export async function* streamAnswer(model, messages, settings, signal) {
   const body = { model: model.id, stream: true, stream_options: { include_usage: true } };
   for (const name of ["temperature", "top_p", "top_k", "max_tokens", "seed"])
     if (Number.isFinite(settings[name])) body[name] = settings[name];
+  body.max_tokens ??= Math.max(1, Math.floor(model.context_tokens / 4)); // the rest is for the conversation
   if (model.is_chat) {
     const system = settings.system.trim() ? [{ role: "system", content: settings.system }] : [];
     body.messages = [...system, ...messages.map(({ role, content }) => ({ role, content }))];
@@ -30,7 +39,7 @@ export async function* streamAnswer(model, messages, settings, signal) {
     body: JSON.stringify(body),
     signal,
   });
-  if (!answer.ok) throw new Error(await messageOf(answer));
+  if (!answer.ok) throw new ApiError(await errorOf(answer));
   let usage = null;
   let reason = null;
   for await (const { event, data } of readEvents(answer.body)) {
@@ -39,7 +48,7 @@ export async function* streamAnswer(model, messages, settings, signal) {
       return;
     }
     const chunk = JSON.parse(data);
-    if (event === "error" || chunk.error) throw new Error(chunk.error.message);
+    if (event === "error" || chunk.error) throw new ApiError(chunk.error);
     usage = chunk.usage ?? usage;
     const choice = chunk.choices[0];
     reason = choice?.finish_reason ?? reason;
@@ -53,10 +62,10 @@ function headersOf(key) {
   return key ? { Authorization: `Bearer ${key}` } : {};
 }
 
-async function messageOf(answer) {
+async function errorOf(answer) {
   try {
-    return (await answer.json()).error.message;
+    return (await answer.json()).error;
   } catch {
-    return `the server answered ${answer.status}`;
+    return { message: `the server answered ${answer.status}` };
   }
 }

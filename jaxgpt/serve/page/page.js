@@ -176,7 +176,7 @@ async function answer() {
   let usage = null;
   try {
     model ??= await fetchModel(settings.key);
-    for await (const piece of streamAnswer(model, asked, settings, mine.controller.signal)) {
+    for await (const piece of answerThatFits(asked, mine.controller.signal)) {
       usage = piece.usage ?? usage;
       if (!piece.text) continue;
       last = performance.now();
@@ -196,6 +196,20 @@ async function answer() {
     if (writing === mine) writing = null;
     save();
     if (conversation === current) showAll();
+  }
+}
+
+/** As streamAnswer; turns that no longer fit the context are left out, the oldest first, and that is said. */
+async function* answerThatFits(asked, signal) {
+  for (;;) {
+    try {
+      yield* streamAnswer(model, asked, settings, signal);
+      return;
+    } catch (error) {
+      if (error.code !== "context_length_exceeded" || asked.length < 3) throw error;
+      asked.splice(0, 2);
+      notify("The conversation is longer than the model's context: its oldest messages were left out.");
+    }
   }
 }
 

@@ -3,7 +3,7 @@
 const CONVERSATIONS = "jaxgpt.conversations";
 const SETTINGS = "jaxgpt.settings";
 const KEY = "jaxgpt.key";
-export const DEFAULTS = { system: "", temperature: 0.8, top_p: 1, top_k: 50, max_tokens: 256, seed: null };
+export const DEFAULTS = { system: "", temperature: 0.8, top_p: 1, top_k: 50, max_tokens: null, seed: null };
 
 function read(name, fallback) {
   try {
