@@ -35,21 +35,29 @@ class Limits:
     deadline_s: float = 600.0
 
 
+N_DISCARDED = 16
+"""A body that is too long is read on and discarded, up to so many times the limit: a client whose bytes nobody reads
+sees its connection reset, and not the answer."""
+
+
 async def read_limited(request: Request, limits: Limits) -> bytes:
     """The body.
 
     Raises:
       ApiError: 413 or 408.
     """
-    body = bytearray()
+    body, n_bytes = bytearray(), 0
     try:
         async with asyncio.timeout(limits.body_s):
             async for part in request.stream():
-                body += part
-                if len(body) > limits.body_bytes:
-                    raise ApiError(
-                        413, f"the body has more than {limits.body_bytes} bytes", headers={"Connection": "close"}
-                    )
+                n_bytes += len(part)
+                if n_bytes <= limits.body_bytes:
+                    body += part
+                elif n_bytes > N_DISCARDED * limits.body_bytes:
+                    break
+        if n_bytes > limits.body_bytes:
+            message = f"the body has more than {limits.body_bytes} bytes"
+            raise ApiError(413, message, headers={"Connection": "close"})
     except TimeoutError:
         message = f"the body did not arrive within {limits.body_s:g} s"
         raise ApiError(408, message, headers={"Connection": "close"}) from None

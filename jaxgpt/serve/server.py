@@ -29,7 +29,11 @@ class BoundedProtocol(H11Protocol):
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # pyright: ignore[reportIncompatibleMethodOverride]
         super().connection_made(transport)
-        self.loop.call_later(HEADERS_S, self._close_if_silent)
+        self._silence = self.loop.call_later(HEADERS_S, self._close_if_silent)
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._silence.cancel()  # else the timer keeps the connection's buffers alive
+        super().connection_lost(exc)
 
     def _close_if_silent(self) -> None:
         if self.cycle is None and not self.transport.is_closing():
