@@ -43,6 +43,12 @@ def post(served, path, content, **headers):
     return httpx.post(served[0] + path, content=content, headers=headers)
 
 
+def error_of(caught) -> dict:
+    """The error object that the client read."""
+    assert isinstance(caught.value.body, dict)
+    return caught.value.body
+
+
 def chat_json(**fields):
     return json.dumps({"model": "scripted", "messages": [{"role": "user", "content": "hi"}], **fields})
 
@@ -108,7 +114,8 @@ def test_choices_and_seeds(client, served):
         choice = chunk.choices[0]
         again[choice.index] = again.get(choice.index, "") + (choice.delta.content or "")
     assert again == {0: "7", 1: "8", 2: "9"}
-    ask(client, "seeded"), ask(client, "seeded")
+    for _ in range(2):
+        ask(client, "seeded")
     assert served[1].asked[-1][1].seed != served[1].asked[-2][1].seed
 
 
@@ -212,10 +219,11 @@ ERRORS = {
 
 @pytest.mark.parametrize("case", ERRORS)
 def test_a_request_that_cannot_be_served_is_a_bad_request(client, case):
+    """Faults: C99."""
     fields, param, code = ERRORS[case]
     with pytest.raises(openai.BadRequestError) as caught:
         client.post("/chat/completions", body=json.loads(chat_json(**fields)), cast_to=object)
-    body = caught.value.body
+    body = error_of(caught)
     assert (body["type"], body["code"]) == ("invalid_request_error", code)
     assert (body["param"] or "").startswith(param) and "\n" not in body["message"]
 
@@ -226,12 +234,14 @@ def test_a_request_that_cannot_be_served_is_a_bad_request(client, case):
     ids=["empty", "half", "list", "null", "not-utf8", "deep-list", "deep-object", "nan"],
 )
 def test_a_body_that_is_no_request(served, content):
+    """Faults: C100."""
     for path in ("/v1/chat/completions", "/v1/completions"):
         answer = post(served, path, content)
         assert answer.status_code == 400 and answer.json()["error"]["type"] == "invalid_request_error"
 
 
 def test_each_status_has_the_class_of_the_client(served, client):
+    """Faults: C105."""
     with pytest.raises(openai.NotFoundError) as caught:
         client.completions.create(model="other", prompt="x")
     assert caught.value.code == "model_not_found"
@@ -255,11 +265,12 @@ def test_each_status_has_the_class_of_the_client(served, client):
 def test_a_fault_after_the_headers_is_an_event_that_raises(client, capfd):
     with pytest.raises(openai.APIError) as caught:
         list(ask(client, "break", stream=True))
-    assert caught.value.body["type"] == "server_error"
+    assert error_of(caught)["type"] == "server_error"
     assert "the script breaks" in capfd.readouterr().err
 
 
 def test_other_sites_and_other_names_are_refused(served):
+    """Faults: C106."""
     ask_from = lambda **headers: post(served, "/v1/chat/completions", chat_json(), **headers)  # noqa: E731
     assert ask_from(Origin="https://evil.example").status_code == 403
     assert ask_from(Host="evil.example").status_code == 403

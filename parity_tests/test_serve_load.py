@@ -16,8 +16,10 @@ for library in ("starlette", "uvicorn", "pydantic", "prometheus_client", "openai
 
 import httpx
 
+from jaxgpt.errors import InputError
 from jaxgpt.serve import server as server_module
 from jaxgpt.serve.gate import Limits
+from jaxgpt.serve.server import open_socket
 from parity_tests.helpers.environment import REPO, environment
 from parity_tests.helpers.scripted_server import scripted_server
 
@@ -103,7 +105,7 @@ def said(answer):
 
 
 def test_64_clients_on_4_slots_get_their_own_answer_or_429():
-    """/health is asked by a process of its own: the clients keep this one busy."""
+    """/health is asked by a process of its own: the clients keep this one busy. Faults: C102."""
     started, address = start_process()
     probe = [sys.executable, "-c", PROBE, address.rpartition(":")[2]]
     with started, subprocess.Popen(probe, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as probing:
@@ -119,6 +121,7 @@ def test_64_clients_on_4_slots_get_their_own_answer_or_429():
 
 @pytest.mark.parametrize("is_stream", [True, False], ids=["stream", "whole"])
 def test_a_client_that_leaves_frees_its_slots(served, is_stream):
+    """Faults: C101."""
     content = json.dumps(body_of("slow 500", stream=is_stream, n=2)).encode()
     head = head_of(len(content)).replace(b"completions", b"chat/completions")
     opened = raw(served, head + content)
@@ -140,6 +143,7 @@ def test_a_deadline_ends_an_answer(strict):
 
 
 def test_bodies_that_are_too_long_or_never_come(strict):
+    """Faults: C100, C103."""
     with raw(strict, head_of(10 << 20) + b"x" * (10 << 20)) as opened:
         assert b" 413 " in opened.recv(100)
     with raw(strict, head_of(17 << 20) + b"x" * ((16 << 20) + 1)) as opened:
@@ -154,9 +158,19 @@ def test_bodies_that_are_too_long_or_never_come(strict):
 
 
 def test_a_connection_without_a_request_is_closed(served, monkeypatch):
+    """Faults: C103."""
     monkeypatch.setattr(server_module, "HEADERS_S", 0.2)
     with raw(served, b"POST /v1/completions HTTP/1.1\r\nHost:") as opened:
         assert opened.recv(100) == b""
+
+
+def test_a_port_in_use_is_one_line(served):
+    """Faults: C104."""
+    port = int(served[0].rpartition(":")[2])
+    with pytest.raises(InputError, match=rf"--host=127\.0\.0\.1 --port={port} cannot be listened on: .*in use"):
+        open_socket("127.0.0.1", port)
+    with pytest.raises(InputError, match=r"--host=no\.such\.host\.invalid"):
+        open_socket("no.such.host.invalid", 0)
 
 
 def test_metrics_count(served):

@@ -83,21 +83,32 @@ class Stream(Protocol):
 
 
 class Backend(Protocol):
-    """A model that generates for many at once.
+    """A model that generates for many at once."""
 
-    Attributes:
-      tokenizer: of the model.
-      model_name: what clients call it.
-      n_context: the most tokens that a prompt and its continuation have.
-      n_capacity: requests that can be generated or wait at one time.
-      is_chat: whether it knows turns of a conversation.
-    """
+    @property
+    def tokenizer(self) -> Tokenizer:
+        """Of the model."""
+        ...
 
-    tokenizer: Tokenizer
-    model_name: str
-    n_context: int
-    n_capacity: int
-    is_chat: bool
+    @property
+    def model_name(self) -> str:
+        """What clients call it."""
+        ...
+
+    @property
+    def n_context(self) -> int:
+        """The most tokens that a prompt and its continuation have."""
+        ...
+
+    @property
+    def n_capacity(self) -> int:
+        """Texts that can be generated or wait at one time."""
+        ...
+
+    @property
+    def is_chat(self) -> bool:
+        """Whether it knows turns of a conversation."""
+        ...
 
     @property
     def n_active(self) -> int:

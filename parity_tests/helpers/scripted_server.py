@@ -13,11 +13,12 @@ import sys
 import threading
 import time
 from collections.abc import Iterator, Sequence
+from typing import Any
 
 from jaxgpt import signals
 from jaxgpt.data.tokenizer import BPETokenizer
 from jaxgpt.serve.app import State, make_app
-from jaxgpt.serve.backend import QueueFull, Settings, ThreadStream, Token
+from jaxgpt.serve.backend import Backend, QueueFull, Settings, ThreadStream, Token
 from jaxgpt.serve.server import DRAINING, make_server, open_socket, serve
 
 STEP_S = 0.01
@@ -109,16 +110,15 @@ def script_of(prompt_ids: Sequence[int], seed: int) -> tuple[list[int], float]:
 
 
 @contextlib.contextmanager
-def scripted_server(backend: Scripted | None = None, **options) -> Iterator[tuple[str, Scripted, State]]:
-    """Its address; in a thread of this process."""
-    backend = backend or Scripted()
+def served_at(backend: Backend, **options: Any) -> Iterator[tuple[str, State]]:
+    """The address of a server in a thread of this process."""
     app = make_app(backend, **options)
     listening = open_socket("127.0.0.1", 0)
     server = make_server(app)
     thread = threading.Thread(target=lambda: asyncio.run(server.serve(sockets=[listening])))
     thread.start()
     try:
-        yield f"http://127.0.0.1:{listening.getsockname()[1]}", backend, app.state.shared
+        yield f"http://127.0.0.1:{listening.getsockname()[1]}", app.state.shared
     finally:
         server.should_exit = True
         thread.join(20)
@@ -126,7 +126,15 @@ def scripted_server(backend: Scripted | None = None, **options) -> Iterator[tupl
         backend.close()
 
 
+@contextlib.contextmanager
+def scripted_server(backend: Scripted | None = None, **options: Any) -> Iterator[tuple[str, Scripted, State]]:
+    backend = backend or Scripted()
+    with served_at(backend, **options) as (address, state):
+        yield address, backend, state
+
+
 def main() -> None:
+    assert "jax" not in sys.modules, "the request layer imports JAX"
     signals.start()
     listening = open_socket("127.0.0.1", int(sys.argv[1]))
     print(listening.getsockname()[1], flush=True)
