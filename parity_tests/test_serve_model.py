@@ -76,15 +76,17 @@ def likelihoods(trained, ids):
 
 def test_logprobs_are_those_of_the_uncached_model(client, trained):
     for temperature in (1.0, 0.3):
-        answer = chat(client, seed=3, logprobs=True, top_logprobs=3, temperature=temperature).choices[0]
+        answer = chat(client, seed=3, logprobs=True, top_logprobs=20, temperature=temperature).choices[0]
         content = answer.logprobs.content
         ids = [TOKENIZER.specials.get(entry.token, entry.bytes[0]) for entry in content]
         assert len(ids) == 12 or answer.finish_reason == "stop"
         prompt = [256, 257, *b"hi", 258, 259]
         wanted = likelihoods(trained, prompt + ids)[len(prompt) - 1 :]
         assert abs(sum(entry.logprob for entry in content) - wanted.sum()) < TOLERANCE
-        for entry in content:
-            assert len(entry.top_logprobs) == 3 and entry.top_logprobs[0].logprob >= entry.logprob - 1e-6
+        logprobs_TV = np.asarray(jax.nn.log_softmax(logits_of(trained, prompt + ids)))[len(prompt) - 1 : -1]
+        likeliest_TK = np.sort(logprobs_TV[:, : TOKENIZER.vocab_size])[:, :-21:-1]
+        found_TK = [[top.logprob for top in entry.top_logprobs] for entry in content]
+        np.testing.assert_allclose(found_TK, likeliest_TK, atol=TOLERANCE)
 
 
 def test_an_echoed_prompt_is_scored_by_the_uncached_model(client, trained):
