@@ -11,6 +11,7 @@ EXTRAS = {
     "plan-tpu": ("jax[tpu]>=0.10,<0.12",),
     "torch": ("torch>=2.10",),
     "hf": ("datasets>=3",),
+    "serve": ("starlette>=0.46", "uvicorn>=0.34", "pydantic>=2.10", "prometheus_client>=0.21"),
     "gguf": ("gguf>=0.10",),
     "lm-eval": ("lm-eval>=0.4.9",),
     "s3": ("s3fs>=2025.3",),

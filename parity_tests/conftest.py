@@ -36,7 +36,8 @@ FAST = {
     "documents", "downloads", "fit", "gates",
     "hardware", "history", "hub", "hugging_face_tokenizer", "inputs",
     "layout", "letters", "mirror",
-    "packing", "pages", "plan", "prepare", "prepare_chat", "report", "sandbox", "schedule", "shards", "shipped",
+    "packing", "pages", "plan", "prepare", "prepare_chat", "report", "sandbox", "schedule", "serve_api", "shards",
+    "shipped",
     "spelling", "stores", "task_files", "tasks", "text_batches", "text_shards", "tokenizer", "train_tokenizer",
 }  # fmt: skip
 """Test files that compile nothing: `make test-fast`."""

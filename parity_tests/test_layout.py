@@ -18,7 +18,7 @@ FLOORS = (
     ("training", "formats", "prepare", "tasks", "report"),
     ("inference", "plan"),
     ("bench", "compare", "chat"),
-    ("convert",),
+    ("convert", "serve"),
 )
 """A room imports only itself and rooms on lower floors. Above all of them stand the verbs, which nobody imports."""
 
@@ -34,6 +34,7 @@ WITH_JAX = (
     "compare",
     "chat",
     "convert",
+    "serve",
 )
 MIRRORED = ("parallel", "models", "optim", "training")
 """Rooms that torch_ref has too; of jaxgpt it imports the rooms without JAX."""

@@ -13,7 +13,7 @@ from jaxgpt.config.hardware import DEVICES
 from jaxgpt.plan.topology import parse_topology
 from parity_tests.helpers.environment import REPO
 
-PAGES = ["README", "gpu", "multi_gpu", "slurm", "tpu", "docker", "notebooks"]
+PAGES = ["README", "gpu", "multi_gpu", "slurm", "tpu", "docker", "notebooks", "serving"]
 PROJECT = tomllib.loads((REPO / "pyproject.toml").read_text())["project"]
 DOCKERFILE = (REPO / "docker" / "Dockerfile").read_text()
 

@@ -76,7 +76,8 @@ def test_the_wheel_holds_the_product_and_its_configs_and_no_tests(wheel):
     with zipfile.ZipFile(wheel) as file:
         names = [name for name in file.namelist() if ".dist-info/" not in name]
         assert {name: file.read(name) for name in names if name.endswith(".py")} == wanted
-    assert set(names) - wanted.keys() == {"jaxgpt/py.typed", "torch_ref/py.typed"}
+    page = {f"jaxgpt/serve/page/{path.name}" for path in (REPO / "jaxgpt/serve/page").iterdir()}
+    assert set(names) - wanted.keys() == {"jaxgpt/py.typed", "torch_ref/py.typed", *page}
 
 
 def test_the_sdist_holds_what_the_repository_has(sdist):
