@@ -34,8 +34,11 @@ class Engine:
         assert 2 <= self.n_positions <= config.seq_len, (n_positions, config.seq_len)
         assert self.n_valid <= config.vocab_size, (n_valid, config.vocab_size)
 
-    def rows(self, requests: Sequence[Request]) -> Rows:
+    def rows(self, requests: Sequence[Request | None]) -> Rows:
         """Generates for several requests at once: an iterator that yields the next id of each, see `Rows`.
+
+        Args:
+          requests: None is a row that waits for its first request.
 
         Raises:
           InputError: a request that this model cannot serve, at the call; or logits that are not finite, while
