@@ -17,12 +17,15 @@ FLOORS = (
     ("run", "models", "optim"),
     ("training", "formats", "prepare", "tasks"),
     ("inference", "plan"),
+    ("chat",),
     ("bench", "compare"),
     ("convert",),
 )
 """A room imports only itself and rooms on lower floors. Above all of them stand the verbs, which nobody imports."""
 
-WITH_JAX = ("parallel", "models", "optim", "training", "formats", "inference", "plan", "bench", "compare", "convert")
+WITH_JAX = (
+    "parallel", "models", "optim", "training", "formats", "inference", "plan", "chat", "bench", "compare", "convert",
+)  # fmt: skip
 MIRRORED = ("parallel", "models", "optim", "training")
 """Rooms that torch_ref has too; of jaxgpt it imports the rooms without JAX."""
 FLOOR_OF = {room: i for i, rooms in enumerate(FLOORS) for room in rooms}
