@@ -109,10 +109,12 @@ def test_without_a_tool_nothing_is_forced(engine):
 
 
 def test_rows_that_ended_call_no_tool(engine):
-    """nanochat goes on computing, and calling, until the last row ends."""
+    """nanochat goes on calling until the last row ends."""
     calls = []
-    run(engine, ["bos", "cut", "answer"], 3, lambda text: calls.append(text))
-    assert calls == ["1+1", "12*3"]
+    tool = calculator_tool(BYTES, lambda text: calls.append(text))
+    ending = Request([list(CASES).index("cut")], 5, temperature=0, tool=tool)  # with python_end
+    dict(complete(engine, [ending, request("bos", tool), request("answer", tool)]))
+    assert calls == ["12*3"]
 
 
 def test_the_calculator_answers_in_a_worker_thread(engine):

@@ -17,16 +17,15 @@ step. Randomness belongs to a position, so forced tokens use up none of it.
 """
 
 import collections
-import functools
 from collections.abc import Sequence
 from typing import Any, Literal, NamedTuple
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 
 from jaxgpt.errors import InputError
 from jaxgpt.inference.request import MAX_LOG_PROBS, Request
+from jaxgpt.inference.row_cache import decode_step, make_cache, make_state, prefill, put_row, take_row
 from jaxgpt.inference.sampling import choose_token, draw_of, score_token, way_of
 from jaxgpt.models import Model
 
@@ -60,16 +59,23 @@ class _Row:
       ids: prompt and what came after it.
       n_left: tokens that it may still give; 0 once it has ended.
       n_cached: tokens in its part of the cache.
+      begin: where in ids the cached tokens begin.
+      before: ids that its part of the cache held before it was first filled.
       is_stale: its part of the cache has to be filled anew before its next token.
       forced: ids that come next, whatever the model says.
     """
 
-    def __init__(self, request: Request, n_left: int):
+    def __init__(self, request: Request, n_left: int, before: list[int]):
         self.request, self.way = request, way_of(request)
         self.tool = request.tool() if request.tool else None
         self.ids, self.n_left = list(request.prompt_ids), n_left
-        self.n_cached, self.is_stale = 0, True
+        self.n_cached, self.begin, self.before, self.is_stale = 0, 0, before, True
         self.forced: collections.deque[int] = collections.deque()
+
+    @property
+    def cached_ids(self) -> list[int]:
+        """What its part of the cache holds, between two steps."""
+        return self.ids[self.begin : self.begin + self.n_cached] if self.n_cached else self.before
 
 
 class Rows:
@@ -85,15 +91,27 @@ class Rows:
             rows.stop(2)                   # None from the next step on
 
     What a row gets does not depend on the others. `step` gives more about each token than its id.
+
+    Attributes:
+      n_prefilled_tokens: tokens of prompts that were computed so far; those reused from another row are not counted.
     """
 
     def __init__(
-        self, model: Model, params: Any, requests: Sequence[Request | None], *, n_positions: int, n_valid: int
+        self,
+        model: Model,
+        params: Any,
+        requests: Sequence[Request | None],
+        *,
+        n_positions: int,
+        n_valid: int,
+        reuses_prefixes: bool = False,
     ):
-        """As `Engine.rows`, which has checked the arguments. Computes nothing yet. None: a row that has ended."""
+        """As `Engine.rows`, which has checked the arguments. Computes nothing yet."""
+        self._reuses_prefixes = reuses_prefixes
         self._model, self._params, self._n_positions, self._n_valid = model, params, n_positions, n_valid
-        self._rows = [self._make_row(request) for request in requests]
+        self._rows = [self._make_row(request, []) for request in requests]
         self._draw = draw_of([row.request for row in self._rows])
+        self.n_prefilled_tokens = 0
         self._state: Any = None  # logits after the last cached token of each row, and the cache
         self._token_B: Any = None  # chosen for the next step, forced tokens aside
 
@@ -108,7 +126,7 @@ class Rows:
         Raises:
           InputError: as `Engine.rows`; the row keeps what it had.
         """
-        self._rows[row] = self._make_row(request)
+        self._rows[row] = self._make_row(request, self._rows[row].cached_ids)
         self._draw = draw_of([row.request for row in self._rows])
 
     def stop(self, row: int) -> None:
@@ -181,9 +199,9 @@ class Rows:
         counts = [n for n in wanted if n is not None]
         return score_token(self._state[0], token_B, n_likeliest=MAX_LOG_PROBS * any(counts)) if counts else ()
 
-    def _make_row(self, request: Request | None) -> _Row:
+    def _make_row(self, request: Request | None, before: list[int]) -> _Row:
         if request is None:
-            return _Row(Request((0,), 1, temperature=0), n_left=0)
+            return _Row(Request((0,), 1, temperature=0), 0, before)
         n_prompt = len(request.prompt_ids)
         bad_id = next((i for i in request.prompt_ids if not 0 <= i < self._n_valid), None)
         if n_prompt > self._n_positions:
@@ -195,26 +213,49 @@ class Rows:
         if request.top_k > self._n_valid:
             raise InputError(f"top_k={request.top_k} is above the vocabulary of {self._n_valid}; 0 keeps all tokens")
         n_room = self._n_positions - n_prompt + 1  # the last token is not cached
-        return _Row(request, request.max_tokens if request.slides else min(request.max_tokens, n_room))
+        return _Row(request, request.max_tokens if request.slides else min(request.max_tokens, n_room), before)
 
     def _fill(self) -> None:
         """Fills the cache of stale rows; rows of one text, such as samples of one prompt, from one prefill."""
         texts: dict[tuple[int, ...], list[int]] = {}
+        held = [row.cached_ids if self._reuses_prefixes else [] for row in self._rows]
         for i, row in enumerate(self._rows):
             if row.n_left and row.is_stale:
                 is_long = len(row.ids) > self._n_positions
                 text = tuple(row.ids[-(self._n_positions // 2) :] if is_long else row.ids)
                 texts.setdefault(text, []).append(i)
-                row.n_cached, row.is_stale = len(text), False
+                row.n_cached, row.begin, row.is_stale = len(text), len(row.ids) - len(text), False
         for text, rows in texts.items():
-            n_padded = min(max(MIN_PREFILL_TOKENS, 1 << (len(text) - 1).bit_length()), self._n_positions)
-            tokens_1T = np.zeros((1, n_padded), np.int32)
-            tokens_1T[0, : len(text)] = text
-            filled = prefill(self._model, self._params, tokens_1T, np.int32(len(text)), n_positions=self._n_positions)
+            filled = self._prefill(text, held)
             if self._state is None:
                 self._state = make_state(filled, n_rows=len(self._rows))
             for row in rows:
                 self._state = put_row(self._state, filled, np.int32(row))
+                held[row] = list(text) if self._reuses_prefixes else []
+
+    def _prefill(self, text: Sequence[int], held: list[list[int]]):
+        """The state of one row after a text, computed from the longest beginning that a row's cache holds of it."""
+        source = max(range(len(held)), key=lambda row: _n_shared(text, held[row]))
+        n_held = _n_shared(text, held[source])
+        n_held = self._fit_prefix(min(n_held, len(text) - 1), len(text))
+        if n_held:
+            cache = take_row(self._state[1], np.int32(source))
+        else:
+            cache = make_cache(self._model, self._params, n_positions=self._n_positions)
+        rest = text[n_held:]
+        tokens_1T = np.zeros((1, self._pad(len(rest))), np.int32)
+        tokens_1T[0, : len(rest)] = rest
+        self.n_prefilled_tokens += len(rest)
+        return prefill(self._model, self._params, cache, tokens_1T, np.int32(len(rest)), np.int32(n_held))
+
+    def _pad(self, n_tokens: int) -> int:
+        return min(max(MIN_PREFILL_TOKENS, 1 << (n_tokens - 1).bit_length()), self._n_positions)
+
+    def _fit_prefix(self, n_held: int, n_text: int) -> int:
+        """As much of a prefix as leaves room for the padded rest; 0 where it would save less than it costs."""
+        while n_held > 0 and n_held + self._pad(n_text - n_held) > self._n_positions:
+            n_held = self._n_positions - self._pad(n_text - n_held)
+        return n_held if n_held >= MIN_PREFILL_TOKENS else 0
 
     def _choose(self, n_ahead: int):
         """The model's choice of the next token of each row, `n_ahead` tokens after those that the host knows."""
@@ -238,37 +279,14 @@ class Rows:
             row.is_stale = row.n_left == 0 or row.n_cached == self._n_positions
         if all(row.is_stale for row in self._rows):
             return
-        offset_B = np.array([0 if row.is_stale else row.n_cached for row in self._rows], np.int32)
+        last = self._n_positions - 1  # where rows that have ended write, so that the rest of their cache stays
+        offset_B = np.array([last if row.is_stale else row.n_cached for row in self._rows], np.int32)
         self._state = decode_step(self._model, self._params, self._state[1], token_B, offset_B)
         for row in self._rows:
             row.n_cached += not row.is_stale
         self._token_B = self._choose(1)
 
 
-@functools.partial(jax.jit, static_argnames=("model", "n_positions"))
-def prefill(model: Model, params, tokens_1T, n_tokens, *, n_positions: int):
-    """Logits after the first `n_tokens` of one row, [1, V], and a cache of `n_positions` filled from it."""
-    module = model.bind(params)
-    x_1TD, cache = module.decode(tokens_1T, module.init_cache(1, n_positions), jnp.zeros(1, jnp.int32))
-    last_11D = jax.lax.dynamic_slice_in_dim(x_1TD, n_tokens - 1, 1, axis=1)
-    return module.logits(last_11D)[:, 0], cache
-
-
-@functools.partial(jax.jit, static_argnames="n_rows")
-def make_state(filled, *, n_rows: int):
-    """Room for `n_rows` rows like `filled`."""
-    return jax.tree.map(lambda leaf: jnp.zeros((n_rows, *leaf.shape[1:]), leaf.dtype), filled)
-
-
-@functools.partial(jax.jit, donate_argnames="state")
-def put_row(state, filled, row):
-    """A state with `filled` as its row number `row`; the other rows are not touched."""
-    return jax.tree.map(lambda old, new: jax.lax.dynamic_update_slice_in_dim(old, new, row, axis=0), state, filled)
-
-
-@functools.partial(jax.jit, static_argnames="model", donate_argnames="cache")
-def decode_step(model: Model, params, cache, token_B, offset_B):
-    """Logits after one more token per row, which stands at its offset, [B, V]; the cache is updated in place."""
-    module = model.bind(params)
-    x_B1D, cache = module.decode(token_B[:, None], cache, offset_B)
-    return module.logits(x_B1D)[:, 0], cache
+def _n_shared(text: Sequence[int], ids: Sequence[int]) -> int:
+    """Ids that both begin with."""
+    return next((n for n, (a, b) in enumerate(zip(text, ids, strict=False)) if a != b), min(len(text), len(ids)))
