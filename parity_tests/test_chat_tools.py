@@ -1,6 +1,7 @@
 """The tool of a chat model: what a scripted model's calls are answered with, row by row, and in any thread."""
 
 import threading
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -78,7 +79,8 @@ def engine():
     for row, (said, _, _) in enumerate(CASES.values()):
         scripts[row, : len(said)] = said
     engine = Engine(Script.config, jnp.array(scripts), dtype="float32", n_valid=BYTES.vocab_size)
-    engine.model = Script()
+    model: Any = Script()
+    engine.model = model
     return engine
 
 
