@@ -12,7 +12,7 @@ from jaxgpt.config import NanochatConfig
 from jaxgpt.inference.completions import complete
 from jaxgpt.inference.engine import Engine
 from jaxgpt.inference.request import Request
-from jaxgpt.inference.sampling import Draw, choose_token, draw_of, way_of
+from jaxgpt.inference.sampling import Draw, choose_token, draw_of, score_token, way_of
 from jaxgpt.models import Model, init_params
 
 N_VOCAB, WINDOW, N_POSITIONS = 97, 40, 256
@@ -187,6 +187,15 @@ def test_ties_go_to_the_lowest_id():
     assert set(draw([1.0, 2.0, 2.0, 2.0], temperature=0)) == {1}
     assert set(draw([1.0, 2.0, 2.0, 2.0], top_k=1)) == {1}
     assert set(draw([2.0, 1.0, 2.0, 2.0], top_k=2)) == {0, 2}
+
+
+def test_padded_ids_have_probability_and_are_no_alternatives():
+    """As in a loss over all rows of the head."""
+    probs = np.array([[0.2, 0.1, 0.3, 0.4]])
+    chosen, ids, values = score_token(jnp.log(probs), jnp.array([1]), n_valid=3, n_likeliest=20)
+    np.testing.assert_allclose(chosen, np.log([0.1]), rtol=1e-6)
+    assert ids.tolist() == [[2, 0, 1]]
+    np.testing.assert_allclose(values, np.log([[0.3, 0.2, 0.1]]), rtol=1e-6)
 
 
 def test_top_k_draws_as_if_only_so_many_were_sorted():

@@ -197,7 +197,10 @@ class Rows:
         """What `score_token` returns, where a row that has not ended asks for it."""
         wanted = [row.request.n_log_probs for row in self._rows if row.n_left]
         counts = [n for n in wanted if n is not None]
-        return score_token(self._state[0], token_B, n_likeliest=MAX_LOG_PROBS * any(counts)) if counts else ()
+        if not counts:
+            return ()
+        n_likeliest = MAX_LOG_PROBS if any(counts) else 0
+        return score_token(self._state[0], token_B, n_valid=self._n_valid, n_likeliest=n_likeliest)
 
     def _make_row(self, request: Request | None, before: list[int]) -> _Row:
         if request is None:

@@ -90,12 +90,13 @@ def choose_token(logits_BV, length_B, draw: Draw, *, n_valid: int, way: Way):
     return jnp.where(jnp.isfinite(logits_BV.max(axis=-1)), token_B, -1).astype(jnp.int32)
 
 
-@functools.partial(jax.jit, static_argnames="n_likeliest")
-def score_token(logits_BV, token_B, *, n_likeliest: int):
+@functools.partial(jax.jit, static_argnames=("n_valid", "n_likeliest"))
+def score_token(logits_BV, token_B, *, n_valid: int, n_likeliest: int):
     """Natural logarithms of the model's own probabilities: whatever temperature, top_k and top_p, as a loss has them.
 
     Args:
       token_B: ids; a negative one counts as 0.
+      n_valid: ids from here on have their part of the probability, but are not among the most likely.
 
     Returns:
       That of each row's token, [B]; and the ids and values, [B, n_likeliest], of the most likely tokens, most likely
@@ -104,7 +105,7 @@ def score_token(logits_BV, token_B, *, n_likeliest: int):
     wide = jnp.promote_types(logits_BV.dtype, jnp.float32)
     log_probs_BV = jax.nn.log_softmax(logits_BV.astype(wide), axis=-1)
     chosen_B = jnp.take_along_axis(log_probs_BV, jnp.maximum(token_B, 0)[:, None], axis=1)[:, 0]
-    values_BK, ids_BK = jax.lax.top_k(log_probs_BV, min(n_likeliest, logits_BV.shape[1]))
+    values_BK, ids_BK = jax.lax.top_k(log_probs_BV[:, :n_valid], min(n_likeliest, n_valid))
     return chosen_B, ids_BK, values_BK
 
 
