@@ -12,7 +12,7 @@ from jaxgpt.config import GPT2Config
 from jaxgpt.errors import InputError
 from jaxgpt.inference.engine import Engine
 from jaxgpt.inference.request import Request
-from jaxgpt.inference.rows import decode_step, prefill
+from jaxgpt.inference.row_cache import decode_step, make_cache, prefill
 from jaxgpt.inference.sampling import choose_token, draw_of, way_of
 from jaxgpt.models import Model, init_params
 
@@ -111,7 +111,7 @@ def test_cached_logits_agree_with_the_full_forward(model, params, forward):
     for row, n in zip(tokens, lengths, strict=True):
         padded_1T = np.full((1, 64), 7, np.int32)
         padded_1T[0, :n] = row[:n]
-        filled.append(prefill(model, params, padded_1T, n, n_positions=64))
+        filled.append(prefill(model, params, make_cache(model, params, n_positions=64), padded_1T, n, 0))
     logits_BV, cache = jax.tree.map(lambda *parts: jnp.concatenate(parts), *filled)
     np.testing.assert_allclose(logits_BV, full_BTV[rows, lengths - 1], atol=LOGIT_TOLERANCE)
     for offset_B in lengths + np.arange(20, dtype=np.int32)[:, None]:

@@ -17,25 +17,16 @@ FLOORS = (
     ("run", "models", "optim"),
     ("training", "formats", "prepare", "tasks", "report"),
     ("inference", "plan"),
-    ("bench", "compare", "chat"),
+    ("chat",),
+    ("bench", "compare"),
     ("convert", "serve"),
 )
 """A room imports only itself and rooms on lower floors. Above all of them stand the verbs, which nobody imports."""
 
 WITH_JAX = (
-    "parallel",
-    "models",
-    "optim",
-    "training",
-    "formats",
-    "inference",
-    "plan",
-    "bench",
-    "compare",
-    "chat",
-    "convert",
+    "parallel", "models", "optim", "training", "formats", "inference", "plan", "chat", "bench", "compare", "convert",
     "serve",
-)
+)  # fmt: skip
 MIRRORED = ("parallel", "models", "optim", "training")
 """Rooms that torch_ref has too; of jaxgpt it imports the rooms without JAX."""
 FLOOR_OF = {room: i for i, rooms in enumerate(FLOORS) for room in rooms}

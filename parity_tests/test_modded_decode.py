@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from jaxgpt.inference.engine import Engine
-from jaxgpt.inference.rows import decode_step, prefill
+from jaxgpt.inference.row_cache import decode_step, make_cache, prefill
 from jaxgpt.models import Model
 from parity_tests.helpers.modded_cases import BOS, params_of, record, track3
 from torch_ref.models import Model as TorchModel
@@ -54,7 +54,7 @@ def test_decoding_equals_the_forward_pass(name):
     for row, n in zip(tokens, offset_B, strict=True):
         padded_1T = np.full((1, 32), BOS, np.int32)
         padded_1T[0, :n] = row[:n]
-        filled.append(prefill(model, params, padded_1T, n, n_positions=64))
+        filled.append(prefill(model, params, make_cache(model, params, n_positions=64), padded_1T, n, 0))
     logits_BV, cache = jax.tree.map(lambda *parts: jnp.concatenate(parts), *filled)
     for _ in range(N_STEPS):
         np.testing.assert_allclose(logits_BV, full_BTV[rows, offset_B - 1], rtol=1e-9, atol=1e-10)

@@ -1,9 +1,21 @@
 """What one row of an engine is asked for."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
 from jaxgpt.errors import InputError
+
+MAX_LOG_PROBS = 20
+"""Alternatives to a token that can be asked for; OpenAI's API has the same limit."""
+
+
+class Tool(Protocol):
+    """Reads the tokens of one row, and may answer."""
+
+    def feed(self, token_id: int) -> Sequence[int]:
+        """Takes the row's next token, sampled or forced, and returns the ids to force after it; often none."""
+        ...
 
 
 @dataclass(frozen=True)
@@ -21,6 +33,9 @@ class Request:
       top_p: samples among the fewest most likely tokens whose probabilities, after temperature and top_k, sum to this;
         1: all.
       seed, sample: the randomness. Samples 0, 1, 2, ... of a seed differ.
+      tool: makes the tool that reads this row; None: no tool. It reads nothing after the row's last token.
+      n_log_probs: None: no log-probabilities. Otherwise those of the row's tokens, and of so many most likely ones.
+      slides: whether the row continues from the last half of its text when its context is full. If not, it ends there.
     """
 
     prompt_ids: Sequence[int]
@@ -31,6 +46,9 @@ class Request:
     top_p: float = 1.0
     seed: int = 0
     sample: int = 0
+    tool: Callable[[], Tool] | None = None
+    n_log_probs: int | None = None
+    slides: bool = True
 
     def __post_init__(self):
         check_settings(
@@ -38,6 +56,8 @@ class Request:
         )
         if len(self.prompt_ids) == 0:
             raise InputError("the prompt is empty; give at least one token")
+        if self.n_log_probs is not None and not 0 <= self.n_log_probs <= MAX_LOG_PROBS:
+            raise InputError(f"n_log_probs={self.n_log_probs} is outside [0, {MAX_LOG_PROBS}]; choose one inside")
         object.__setattr__(self, "prompt_ids", tuple(map(int, self.prompt_ids)))
         object.__setattr__(self, "stop_ids", tuple(map(int, self.stop_ids)))
 

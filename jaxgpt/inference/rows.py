@@ -11,24 +11,45 @@ n_positions / 2 to n_positions tokens. (nanoGPT always shows the last n_position
 position at each step, so that nothing could be kept.)
 
 The device computes step n + 1 while the host reads step n.
+
+A tool reads each token of its row, and what it answers is forced: these ids replace the model's next choices, one a
+step. Randomness belongs to a position, so forced tokens use up none of it.
 """
 
 import collections
-import functools
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Literal, NamedTuple
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 
 from jaxgpt.errors import InputError
-from jaxgpt.inference.request import Request
-from jaxgpt.inference.sampling import choose_token, draw_of, way_of
+from jaxgpt.inference.request import MAX_LOG_PROBS, Request
+from jaxgpt.inference.row_cache import decode_step, make_cache, make_state, prefill, put_row, take_row
+from jaxgpt.inference.sampling import choose_token, draw_of, score_token, way_of
 from jaxgpt.models import Model
 
 MIN_PREFILL_TOKENS = 16
 """Shorter prompts are padded to this."""
+
+
+class Token(NamedTuple):
+    """What a row gives in a step.
+
+    Attributes:
+      is_forced: whether it was forced; otherwise the model chose it.
+      log_prob: natural logarithm of the model's own probability of it, before temperature, top_k and top_p; None
+        unless the request asks for it.
+      likeliest: ids and log-probabilities of the most likely tokens, as many as the request asks for.
+      end: stop: it is one of the request's stop ids. length: it is the last of max_tokens, or of the context. "": the
+        row goes on.
+    """
+
+    id: int
+    is_forced: bool = False
+    log_prob: float | None = None
+    likeliest: tuple[tuple[int, float], ...] = ()
+    end: Literal["", "stop", "length"] = ""
 
 
 class _Row:
@@ -38,15 +59,23 @@ class _Row:
       ids: prompt and what came after it.
       n_left: tokens that it may still give; 0 once it has ended.
       n_cached: tokens in its part of the cache.
+      begin: where in ids the cached tokens begin.
+      before: ids that its part of the cache held before it was first filled.
       is_stale: its part of the cache has to be filled anew before its next token.
       forced: ids that come next, whatever the model says.
     """
 
-    def __init__(self, request: Request):
+    def __init__(self, request: Request, n_left: int, before: list[int]):
         self.request, self.way = request, way_of(request)
-        self.ids, self.n_left = list(request.prompt_ids), request.max_tokens
-        self.n_cached, self.is_stale = 0, True
+        self.tool = request.tool() if request.tool else None
+        self.ids, self.n_left = list(request.prompt_ids), n_left
+        self.n_cached, self.begin, self.before, self.is_stale = 0, 0, before, True
         self.forced: collections.deque[int] = collections.deque()
+
+    @property
+    def cached_ids(self) -> list[int]:
+        """What its part of the cache holds, between two steps."""
+        return self.ids[self.begin : self.begin + self.n_cached] if self.n_cached else self.before
 
 
 class Rows:
@@ -59,22 +88,50 @@ class Rows:
             ...
             rows.force(0, tool_output)     # the next ids of row 0, one a step
             rows.start(1, Request(...))    # row 1 from the next step on, whether or not it had ended
+            rows.stop(2)                   # None from the next step on
 
-    What a row gets does not depend on the others.
+    What a row gets does not depend on the others. `step` gives more about each token than its id.
+
+    Attributes:
+      n_prefilled_tokens: tokens of prompts that were computed so far; those reused from another row are not counted.
     """
 
-    def __init__(self, model: Model, params: Any, requests: Sequence[Request], *, n_positions: int, n_valid: int):
+    def __init__(
+        self,
+        model: Model,
+        params: Any,
+        requests: Sequence[Request | None],
+        *,
+        n_positions: int,
+        n_valid: int,
+        reuses_prefixes: bool = False,
+    ):
         """As `Engine.rows`, which has checked the arguments. Computes nothing yet."""
+        self._reuses_prefixes = reuses_prefixes
         self._model, self._params, self._n_positions, self._n_valid = model, params, n_positions, n_valid
-        self._rows = [self._make_row(request) for request in requests]
+        self._rows = [self._make_row(request, []) for request in requests]
         self._draw = draw_of([row.request for row in self._rows])
+        self.n_prefilled_tokens = 0
         self._state: Any = None  # logits after the last cached token of each row, and the cache
         self._token_B: Any = None  # chosen for the next step, forced tokens aside
 
+    @property
+    def free(self) -> list[int]:
+        """Rows that have ended."""
+        return [i for i, row in enumerate(self._rows) if row.n_left == 0]
+
     def start(self, row: int, request: Request) -> None:
-        """Gives a row to another request; what it had is dropped."""
-        self._rows[row] = self._make_row(request)
+        """Gives a row to another request; what it had is dropped.
+
+        Raises:
+          InputError: as `Engine.rows`; the row keeps what it had.
+        """
+        self._rows[row] = self._make_row(request, self._rows[row].cached_ids)
         self._draw = draw_of([row.request for row in self._rows])
+
+    def stop(self, row: int) -> None:
+        """Ends a row. Nothing is computed for it from the next step on, until it is started again."""
+        self._rows[row].n_left = 0
 
     def force(self, row: int, ids: Sequence[int]) -> None:
         """Puts ids at the end of a row's queue: as long as it holds any, they are the row's next tokens.
@@ -90,28 +147,64 @@ class Rows:
         return self
 
     def __next__(self) -> list[int | None]:
+        tokens = self.step()
+        if not any(tokens):
+            raise StopIteration
+        return [token and token.id for token in tokens]
+
+    def step(self) -> list[Token | None]:
+        """The next token of each row, None for rows that have ended.
+
+        Raises:
+          InputError: logits are not finite.
+        """
         is_going = [row.n_left > 0 for row in self._rows]
         if not any(is_going):
-            raise StopIteration
+            return [None] * len(self._rows)
         if any(row.n_left and row.is_stale for row in self._rows):
             self._fill()
             self._token_B = self._choose(0)
+        is_forced = [bool(row.forced) for row in self._rows]
         token_B = self._force_tokens(self._token_B)
+        scores = self._score(token_B)
         for row in self._rows:
             row.n_left = max(row.n_left - 1, 0)
         self._decode_ahead(token_B)
 
-        ids = [i if going else None for i, going in zip(np.asarray(token_B).tolist(), is_going, strict=True)]
-        for row, token_id in zip(self._rows, ids, strict=True):
-            if token_id is None:
-                continue
-            if token_id < 0:
-                raise InputError("the model's logits are not finite: its weights are broken; take another checkpoint")
-            row.ids.append(token_id)
-            row.n_left = 0 if token_id in row.request.stop_ids else row.n_left
-        return ids
+        ids, read = np.asarray(token_B).tolist(), [np.asarray(part) for part in scores]
+        return [
+            self._take(i, ids[i], is_forced[i], read) if going else None for i, going in enumerate(is_going)
+        ]  # fmt: skip
 
-    def _make_row(self, request: Request) -> _Row:
+    def _take(self, i: int, token_id: int, is_forced: bool, scores: list[np.ndarray]) -> Token:
+        """Adds a token to its row, and shows it to the row's tool."""
+        row, n_log_probs = self._rows[i], self._rows[i].request.n_log_probs
+        if token_id < 0:
+            raise InputError("the model's logits are not finite: its weights are broken; take another checkpoint")
+        row.ids.append(token_id)
+        has_stopped = token_id in row.request.stop_ids
+        row.n_left = 0 if has_stopped else row.n_left
+        if row.tool and row.n_left:
+            self.force(i, row.tool.feed(token_id))
+        end = "stop" if has_stopped else "" if row.n_left else "length"
+        if n_log_probs is None:
+            return Token(token_id, is_forced, end=end)
+        chosen_B, ids_BK, values_BK = scores
+        likeliest = zip(ids_BK[i, :n_log_probs].tolist(), values_BK[i, :n_log_probs].tolist(), strict=True)
+        return Token(token_id, is_forced, float(chosen_B[i]), tuple(likeliest), end)
+
+    def _score(self, token_B) -> tuple[Any, ...]:
+        """What `score_token` returns, where a row that has not ended asks for it."""
+        wanted = [row.request.n_log_probs for row in self._rows if row.n_left]
+        counts = [n for n in wanted if n is not None]
+        if not counts:
+            return ()
+        n_likeliest = MAX_LOG_PROBS if any(counts) else 0
+        return score_token(self._state[0], token_B, n_valid=self._n_valid, n_likeliest=n_likeliest)
+
+    def _make_row(self, request: Request | None, before: list[int]) -> _Row:
+        if request is None:
+            return _Row(Request((0,), 1, temperature=0), 0, before)
         n_prompt = len(request.prompt_ids)
         bad_id = next((i for i in request.prompt_ids if not 0 <= i < self._n_valid), None)
         if n_prompt > self._n_positions:
@@ -122,23 +215,50 @@ class Rows:
             raise InputError(f"the prompt holds token {bad_id}, outside the vocabulary of {self._n_valid}")
         if request.top_k > self._n_valid:
             raise InputError(f"top_k={request.top_k} is above the vocabulary of {self._n_valid}; 0 keeps all tokens")
-        return _Row(request)
+        n_room = self._n_positions - n_prompt + 1  # the last token is not cached
+        return _Row(request, request.max_tokens if request.slides else min(request.max_tokens, n_room), before)
 
     def _fill(self) -> None:
         """Fills the cache of stale rows; rows of one text, such as samples of one prompt, from one prefill."""
         texts: dict[tuple[int, ...], list[int]] = {}
+        held = [row.cached_ids if self._reuses_prefixes else [] for row in self._rows]
         for i, row in enumerate(self._rows):
             if row.n_left and row.is_stale:
                 is_long = len(row.ids) > self._n_positions
                 text = tuple(row.ids[-(self._n_positions // 2) :] if is_long else row.ids)
                 texts.setdefault(text, []).append(i)
-                row.n_cached, row.is_stale = len(text), False
+                row.n_cached, row.begin, row.is_stale = len(text), len(row.ids) - len(text), False
         for text, rows in texts.items():
-            n_padded = min(max(MIN_PREFILL_TOKENS, 1 << (len(text) - 1).bit_length()), self._n_positions)
-            tokens_1T = np.zeros((1, n_padded), np.int32)
-            tokens_1T[0, : len(text)] = text
-            filled = prefill(self._model, self._params, tokens_1T, np.int32(len(text)), n_positions=self._n_positions)
-            self._state = put_row(self._state, filled, np.isin(np.arange(len(self._rows)), rows))
+            filled = self._prefill(text, held)
+            if self._state is None:
+                self._state = make_state(filled, n_rows=len(self._rows))
+            for row in rows:
+                self._state = put_row(self._state, filled, np.int32(row))
+                held[row] = list(text) if self._reuses_prefixes else []
+
+    def _prefill(self, text: Sequence[int], held: list[list[int]]):
+        """The state of one row after a text, computed from the longest beginning that a row's cache holds of it."""
+        source = max(range(len(held)), key=lambda row: _n_shared(text, held[row]))
+        n_held = _n_shared(text, held[source])
+        n_held = self._fit_prefix(min(n_held, len(text) - 1), len(text))
+        if n_held:
+            cache = take_row(self._state[1], np.int32(source))
+        else:
+            cache = make_cache(self._model, self._params, n_positions=self._n_positions)
+        rest = text[n_held:]
+        tokens_1T = np.zeros((1, self._pad(len(rest))), np.int32)
+        tokens_1T[0, : len(rest)] = rest
+        self.n_prefilled_tokens += len(rest)
+        return prefill(self._model, self._params, cache, tokens_1T, np.int32(len(rest)), np.int32(n_held))
+
+    def _pad(self, n_tokens: int) -> int:
+        return min(max(MIN_PREFILL_TOKENS, 1 << (n_tokens - 1).bit_length()), self._n_positions)
+
+    def _fit_prefix(self, n_held: int, n_text: int) -> int:
+        """As much of a prefix as leaves room for the padded rest; 0 where it would save less than it costs."""
+        while n_held > 0 and n_held + self._pad(n_text - n_held) > self._n_positions:
+            n_held = self._n_positions - self._pad(n_text - n_held)
+        return n_held if n_held >= MIN_PREFILL_TOKENS else 0
 
     def _choose(self, n_ahead: int):
         """The model's choice of the next token of each row, `n_ahead` tokens after those that the host knows."""
@@ -162,35 +282,14 @@ class Rows:
             row.is_stale = row.n_left == 0 or row.n_cached == self._n_positions
         if all(row.is_stale for row in self._rows):
             return
-        offset_B = np.array([0 if row.is_stale else row.n_cached for row in self._rows], np.int32)
+        last = self._n_positions - 1  # where rows that have ended write, so that the rest of their cache stays
+        offset_B = np.array([last if row.is_stale else row.n_cached for row in self._rows], np.int32)
         self._state = decode_step(self._model, self._params, self._state[1], token_B, offset_B)
         for row in self._rows:
             row.n_cached += not row.is_stale
         self._token_B = self._choose(1)
 
 
-@functools.partial(jax.jit, static_argnames=("model", "n_positions"))
-def prefill(model: Model, params, tokens_1T, n_tokens, *, n_positions: int):
-    """Logits after the first `n_tokens` of one row, [1, V], and a cache of `n_positions` filled from it."""
-    module = model.bind(params)
-    x_1TD, cache = module.decode(tokens_1T, module.init_cache(1, n_positions), jnp.zeros(1, jnp.int32))
-    last_11D = jax.lax.dynamic_slice_in_dim(x_1TD, n_tokens - 1, 1, axis=1)
-    return module.logits(last_11D)[:, 0], cache
-
-
-@functools.partial(jax.jit, donate_argnames="state")
-def put_row(state, filled, is_row_B):
-    """A state with the one row `filled` in the rows that are marked; of no state, in all of them."""
-
-    def put(old, new):
-        return jnp.where(is_row_B.reshape(-1, *[1] * (new.ndim - 1)), new, old)
-
-    return jax.tree.map(put, filled if state is None else state, filled)
-
-
-@functools.partial(jax.jit, static_argnames="model", donate_argnames="cache")
-def decode_step(model: Model, params, cache, token_B, offset_B):
-    """Logits after one more token per row, which stands at its offset, [B, V]; the cache is updated in place."""
-    module = model.bind(params)
-    x_B1D, cache = module.decode(token_B[:, None], cache, offset_B)
-    return module.logits(x_B1D)[:, 0], cache
+def _n_shared(text: Sequence[int], ids: Sequence[int]) -> int:
+    """Ids that both begin with."""
+    return next((n for n, (a, b) in enumerate(zip(text, ids, strict=False)) if a != b), min(len(text), len(ids)))

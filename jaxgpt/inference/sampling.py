@@ -16,23 +16,33 @@ MIN_TEMPERATURE = 1e-20
 """Lower ones, except 0, count as this: logits divided by it stay finite in float32."""
 
 
-class Way(NamedTuple):
-    """What of a request's settings is compiled into `choose_token`."""
+MIN_SORTED = 64
 
-    top_k: int
+
+class Way(NamedTuple):
+    """What of a request's settings is compiled into `choose_token`.
+
+    Attributes:
+      n_sorted: top_k rounded up to a power of two, so that requests share a few programs; 0: no top_k.
+    """
+
+    n_sorted: int
     has_top_p: bool
     is_greedy: bool
 
 
 def way_of(request: Request) -> Way:
-    is_greedy = request.temperature == 0
-    return Way(0 if is_greedy else request.top_k, not is_greedy and request.top_p < 1, is_greedy)
+    if request.temperature == 0:
+        return Way(0, False, True)
+    n_sorted = max(MIN_SORTED, 1 << (request.top_k - 1).bit_length()) if request.top_k else 0
+    return Way(n_sorted, request.top_p < 1, False)
 
 
 class Draw(NamedTuple):
     """The rest, an array each with one number per row."""
 
     temperature: jax.Array
+    top_k: jax.Array
     top_p: jax.Array
     seed: jax.Array
     sample: jax.Array
@@ -42,6 +52,7 @@ def draw_of(requests: list[Request]) -> Draw:
     """On the device, since they stay the same for many steps."""
     return Draw(
         jnp.array([max(request.temperature, MIN_TEMPERATURE) for request in requests], jnp.float32),
+        jnp.array([request.top_k for request in requests], jnp.int32),
         jnp.array([request.top_p for request in requests], jnp.float32),
         jnp.array(np.array([request.seed for request in requests], np.uint32)),
         jnp.array([request.sample for request in requests], jnp.uint32),
@@ -63,8 +74,11 @@ def choose_token(logits_BV, length_B, draw: Draw, *, n_valid: int, way: Way):
     else:
         scaled_BV = logits_BV / draw.temperature[:, None]
         ids_BV = None
-        if way.top_k or way.has_top_p:
-            scaled_BV, ids_BV = jax.lax.top_k(scaled_BV, way.top_k or n_valid)
+        if way.n_sorted or way.has_top_p:
+            scaled_BV, ids_BV = jax.lax.top_k(scaled_BV, min(way.n_sorted, n_valid) or n_valid)
+        if way.n_sorted:
+            rank_V = jnp.arange(scaled_BV.shape[1])
+            scaled_BV = jnp.where(rank_V < draw.top_k[:, None], scaled_BV, -jnp.inf)
         if way.has_top_p:
             probs_BV = jax.nn.softmax(scaled_BV, axis=-1)
             mass_before_BV = jnp.cumsum(probs_BV, axis=-1) - probs_BV
@@ -74,6 +88,25 @@ def choose_token(logits_BV, length_B, draw: Draw, *, n_valid: int, way: Way):
         if ids_BV is not None:
             token_B = jnp.take_along_axis(ids_BV, token_B[:, None], axis=-1)[:, 0]
     return jnp.where(jnp.isfinite(logits_BV.max(axis=-1)), token_B, -1).astype(jnp.int32)
+
+
+@functools.partial(jax.jit, static_argnames=("n_valid", "n_likeliest"))
+def score_token(logits_BV, token_B, *, n_valid: int, n_likeliest: int):
+    """Natural logarithms of the model's own probabilities: whatever temperature, top_k and top_p, as a loss has them.
+
+    Args:
+      token_B: ids; a negative one counts as 0.
+      n_valid: ids from here on have their part of the probability, but are not among the most likely.
+
+    Returns:
+      That of each row's token, [B]; and the ids and values, [B, n_likeliest], of the most likely tokens, most likely
+      first. float32 or wider.
+    """
+    wide = jnp.promote_types(logits_BV.dtype, jnp.float32)
+    log_probs_BV = jax.nn.log_softmax(logits_BV.astype(wide), axis=-1)
+    chosen_B = jnp.take_along_axis(log_probs_BV, jnp.maximum(token_B, 0)[:, None], axis=1)[:, 0]
+    values_BK, ids_BK = jax.lax.top_k(log_probs_BV[:, :n_valid], min(n_likeliest, n_valid))
+    return chosen_B, ids_BK, values_BK
 
 
 def _make_key(seed, length, sample):

@@ -1,0 +1,59 @@
+"""What the device does for rows: fills the cache of one, moves one in and out of the state of all, and takes a step.
+
+A state is the logits after the last cached token of each row, [B, V], and a cache of B rows. Each function is compiled
+once for its shapes: `prefill` for a few lengths, the others for a number of rows.
+"""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+
+from jaxgpt.models import Model
+
+
+@functools.partial(jax.jit, static_argnames=("model", "n_positions"))
+def make_cache(model: Model, params, *, n_positions: int):
+    """An empty cache of one row."""
+    return model.bind(params).init_cache(1, n_positions)
+
+
+@functools.partial(jax.jit, static_argnames="model", donate_argnames="cache")
+def prefill(model: Model, params, cache, tokens_1T, n_tokens, offset):
+    """A row after `n_tokens` more tokens: its logits [1, V], and its cache.
+
+    Args:
+      cache: of one row; what it holds from `offset` on is not looked at.
+      tokens_1T: the tokens, and padding.
+      offset: where the first of them stands. The caller keeps offset + T within the cache.
+    """
+    module = model.bind(params)
+    x_1TD, cache = module.decode(tokens_1T, cache, jnp.full(1, offset, jnp.int32))
+    last_11D = jax.lax.dynamic_slice_in_dim(x_1TD, n_tokens - 1, 1, axis=1)
+    return module.logits(last_11D)[:, 0], cache
+
+
+@functools.partial(jax.jit, static_argnames="n_rows")
+def make_state(filled, *, n_rows: int):
+    """Room for `n_rows` rows like `filled`."""
+    return jax.tree.map(lambda leaf: jnp.zeros((n_rows, *leaf.shape[1:]), leaf.dtype), filled)
+
+
+@functools.partial(jax.jit, donate_argnames="state")
+def put_row(state, filled, row):
+    """A state with `filled` as its row number `row`; the other rows are not touched."""
+    return jax.tree.map(lambda old, new: jax.lax.dynamic_update_slice_in_dim(old, new, row, axis=0), state, filled)
+
+
+@jax.jit
+def take_row(cache, row):
+    """A copy of one row of a cache, as a cache of one row."""
+    return jax.tree.map(lambda leaf: jax.lax.dynamic_slice_in_dim(leaf, row, 1, axis=0), cache)
+
+
+@functools.partial(jax.jit, static_argnames="model", donate_argnames="cache")
+def decode_step(model: Model, params, cache, token_B, offset_B):
+    """Logits after one more token per row, which stands at its offset, [B, V]; the cache is updated in place."""
+    module = model.bind(params)
+    x_B1D, cache = module.decode(token_B[:, None], cache, offset_B)
+    return module.logits(x_B1D)[:, 0], cache
