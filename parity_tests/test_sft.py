@@ -41,11 +41,11 @@ from jaxgpt.parallel.mesh import count_batch_devices, make_mesh
 from jaxgpt.parallel.sharding import put_rows
 from jaxgpt.prepare.__main__ import main as prepare
 from jaxgpt.prepare.chat import SplitWriter
-from jaxgpt.run.evaluation import make_masks
 from jaxgpt.run.opening import open_run
 from jaxgpt.tasks.mixtures import Sources
 from jaxgpt.training.base_state import base_state
-from jaxgpt.training.step import make_step
+from jaxgpt.training.step import Evaluator, make_step
+from jaxgpt.training.validation import evaluate_split
 from parity_tests.helpers.chat_data import BYTES, say
 from parity_tests.helpers.saved_runs import save_run
 from parity_tests.helpers.train_runs import records
@@ -194,14 +194,15 @@ def test_validation_counts_the_bytes_of_answers(place):
     run = open_run(make_config(place))
     rows, indices = run.source.val_rows(run.config)
     answers = [conversation["messages"][1]["content"] for conversation in TALK[::5]]
-    masks, n_bytes = make_masks(
-        rows.at(indices)[:, 1:], len(indices), BYTES.token_bytes(), rows.masks_at(indices)  # pyright: ignore
-    )  # fmt: skip
-    assert n_bytes == sum(len(answer.encode()) for answer in answers)
-    assert int(masks[..., 0].sum()) == n_bytes + len(answers)  # the end tokens
+    n_bytes = sum(len(answer.encode()) for answer in answers)
+    counting = Evaluator(lambda _, batch_BT, masks_BTC: masks_BTC.sum((0, 1)), make_mesh(MeshConfig(data=1)))
+    result = evaluate_split(counting, {}, rows, indices, 5, BYTES.token_bytes())
+    assert len(indices) % 5 and result.n_tokens == n_bytes + len(answers)  # the end tokens
+    assert (result.loss, result.bits_per_byte) == (1, pytest.approx(1 / np.log(2)))
 
 
-def test_steps_of_an_epoch_are_those_that_place_each_conversation(place):
+def test_steps_of_an_epoch_are_those_that_place_each_conversation(place, tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     config = make_config(place)
     for packing, epochs in (("best_fit", 1), ("stream", 2), ("rows", 1)):
         open_ended = dataclasses.replace(
@@ -218,6 +219,10 @@ def test_steps_of_an_epoch_are_those_that_place_each_conversation(place):
             assert n_steps == 48 // N_ROWS and placed[-1] == 1.0
         else:
             assert placed[-1] >= epochs > placed[-2]
+            monkeypatch.setattr("jaxgpt.data.epoch_counts.count_epoch", None)  # the second time it is known
+            assert open_run(open_ended).config.train.steps == n_steps
+            monkeypatch.undo()
+            monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
 
 
 @pytest.mark.parametrize(("p", "scale"), [(0, 0.8), (0.5, 0.8), (0.75, 0.4), (1, 0)])

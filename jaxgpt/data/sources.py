@@ -20,9 +20,10 @@ from jaxgpt.config import Config, DataConfig
 from jaxgpt.config.schedule import stage_index
 from jaxgpt.data.batches import Batches, eval_rows
 from jaxgpt.data.bos_batches import BosBatches
-from jaxgpt.data.chat_batches import ChatReader, ChatSettings, chat_val_rows, count_epoch
+from jaxgpt.data.chat_batches import ChatReader, ChatSettings, chat_val_rows
 from jaxgpt.data.chat_data import CHAT_MANIFEST, ChatData, open_chat
 from jaxgpt.data.conversations import require_chat_tokens
+from jaxgpt.data.epoch_counts import epoch_rows
 from jaxgpt.data.packing import Packing
 from jaxgpt.data.patterns import open_matching
 from jaxgpt.data.readers import BosReader, Reader, Rows, ShardReader, TextReader
@@ -108,7 +109,7 @@ class Source:
         return self.tokenizer
 
     def count_steps(self, config: Config) -> int:
-        """Steps of `data.epochs` epochs of conversations. Renders and packs all of them, except where each has a row.
+        """Steps of `data.epochs` epochs of conversations. It packs all of them the first time, if not each has a row.
 
         Args:
           config: with model, batch and `data.epochs`; its steps are not read.
@@ -122,7 +123,8 @@ class Source:
         if settings.packing == "rows":  # as nanochat: those that are left over begin the next epoch
             n_steps = len(self.data.train) // n_rows * n_epochs
         else:
-            n_steps = -(-count_epoch(self.data.train, self.chat_tokenizer(), settings).n_rows * n_epochs // n_rows)
+            rows_of_epoch = epoch_rows(self.data.train, self.data.digest, self.chat_tokenizer(), settings)
+            n_steps = -(-rows_of_epoch * n_epochs // n_rows)
         if not n_steps:
             raise InputError(
                 f"train.steps=0: data.epochs={n_epochs} of {len(self.data.train)} conversations in {self.config.dir} "
