@@ -53,7 +53,7 @@ from parity_tests.helpers.train_runs import records
 SEQ_LEN, N_ROWS = 48, 8
 MODEL = NanochatConfig(era="2025", depth=1, n_embd=32, head_dim=16, seq_len=SEQ_LEN, window_pattern="SL")
 COMPLETE = MODEL.complete(BYTES.vocab_size)
-TALK = [say(f"What is {i} and {i % 7}?", f"{i} and {i % 7} is {i + i % 7}." + "!" * (i % 5)) for i in range(60)]
+TALK = [say(f"What is {i} and {i % 7}?", f"{i} and {i % 7} is {i + i % 7}." + "!" * (i % 5)) for i in range(62)]
 
 
 def write_chat(directory, conversations=tuple(TALK)):
@@ -162,7 +162,7 @@ def test_a_context_that_is_too_short_for_every_answer_is_named(place):
     short = dataclasses.replace(config.model, seq_len=8)
     config = dataclasses.replace(config, model=short, train=dataclasses.replace(config.train, batch_tokens=64))
     run = open_run(config)
-    with pytest.raises(InputError, match=r"12 conversations, cut to max_tokens=9, have no trained token; set a "):
+    with pytest.raises(InputError, match=r"13 conversations, cut to max_tokens=9, have no trained token; set a "):
         run.source.val_rows(run.config)
 
 
@@ -216,7 +216,7 @@ def test_steps_of_an_epoch_are_those_that_place_each_conversation(place, tmp_pat
             reader.read(plan.at(i), 0, plan.n_rows)
             placed.append(reader.progress())  # pyright: ignore[reportAttributeAccessIssue]
         if packing == "rows":
-            assert n_steps == 48 // N_ROWS and placed[-1] == 1.0
+            assert n_steps == 49 // N_ROWS and placed[-1] == 48 / 49
         else:
             assert placed[-1] >= epochs > placed[-2]
             monkeypatch.setattr("jaxgpt.data.epoch_counts.count_epoch", None)  # the second time it is known
@@ -325,7 +325,7 @@ def test_a_resumed_run_is_the_same_to_the_last_bit(place, tmp_path, capsys):
     shutil.copytree(first, second)
     assert train.main([f"--config={config}", f"--run.dir={second}", "--resume-from=3"]) == EXIT_DONE
     shown = " ".join(capsys.readouterr().out.split())
-    assert "48 conversations, 12 for validation" in shown and "trained tokens" in shown
+    assert "49 conversations, 13 for validation" in shown and "trained tokens" in shown
     names = ("step", "train_loss", "grad_norm", "val_loss", "val_bits_per_byte")
     ours, theirs = ([{name: r.get(name) for name in names} for r in records(path)] for path in (second, first))
     assert ours == theirs and len(ours) == 6 and ours[-1]["val_bits_per_byte"] < ours[2]["val_bits_per_byte"]
@@ -356,7 +356,7 @@ def test_a_mixture_is_written_in_nanochats_order(tmp_path, capsys):
         for split in ("train", "val")
     ]
     rest = iter(expected)
-    assert len(expected) == 129 == sum(map(len, written)) and all(ids in rest for ids in written[0])
+    assert len(expected) == 2 * 62 + 9 == sum(map(len, written)) and all(ids in rest for ids in written[0])
     for wrong, message in (("own+gsm8k:x", "gsm8k:x asks for x rows"), ("own+nope", "task nope does not exist")):
         with pytest.raises(InputError, match=message):
             prepare(["other", "--mixture", wrong, "--out", str(tmp_path / "other"), "--input", *inputs])
