@@ -249,7 +249,7 @@ def prepare(options: argparse.Namespace, out: Path) -> int:
             wants: dict[str, Any] = {"val_fraction": request.get("val_fraction", 0)}
             if mixture:
                 splits = mixture.splits()
-                wants["advance"] = progress.count(sum(map(len, splits.values())), "conversations")("conversations")
+                wants["advance"] = progress.count(sum(map(len, splits.values())), "documents")("conversations")
                 publish_chat(out, scratch, about | write_mixture(splits, scratch / "shards", **wants))
             elif options.form == "chat":
                 advance = progress.count(sum(path.stat().st_size for path in inputs), "bytes")("conversations")
