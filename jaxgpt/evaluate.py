@@ -149,9 +149,10 @@ def main(args: list[str]) -> int:
     if not directory:
         raise InputError(f"--data is missing: {trained.origin} names no data; give a directory that prepare wrote")
     like = trained.config.data if trained.config else None
-    source = open_directory(directory, like, verify_again=settings.verify)
+    tokenizer_json = trained.tokenizer.to_json() if trained.tokenizer else None
+    source = open_directory(directory, like, verify_again=settings.verify, tokenizer_json=tokenizer_json)
     trained = with_tokenizer_of(trained, source)
-    config = evaluation_config(trained, settings)
+    config = evaluation_config(trained, source, settings)
     evaluator = make_evaluator(config, trained.mesh)
     splits: list[Literal["train", "val"]] = ["train", "val"] if settings.split == "both" else [settings.split]
     token_bytes = trained.tokenizer.token_bytes() if trained.tokenizer else None
@@ -222,7 +223,7 @@ def evaluate_on_hellaswag(settings: argparse.Namespace) -> int:
     return EXIT_DONE
 
 
-def evaluation_config(trained: Trained, settings: argparse.Namespace) -> Config:
+def evaluation_config(trained: Trained, source: Source, settings: argparse.Namespace) -> Config:
     """The config for `make_evaluator`: the run's, without dropout, on this machine's devices."""
     run = trained.config or Config(
         train=TrainConfig(micro_batch_size=DEFAULT_ROWS), eval=EvalConfig(tokens=DEFAULT_TOKENS)
@@ -242,7 +243,10 @@ def evaluation_config(trained: Trained, settings: argparse.Namespace) -> Config:
         loss_chunk_tokens=run.train.loss_chunk_tokens,
     )
     n_tokens = run.eval.tokens if settings.tokens is None else settings.tokens
-    return Config(model=model, train=train, mesh=MeshConfig(data=n_devices), eval=EvalConfig(tokens=n_tokens))
+    config = Config(model=model, train=train, mesh=MeshConfig(data=n_devices), eval=EvalConfig(tokens=n_tokens))
+    if not source.config.is_chat:
+        return config
+    return dataclasses.replace(config, data=source.config, chat=dataclasses.replace(run.chat, base=""))
 
 
 def evaluate(

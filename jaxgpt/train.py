@@ -39,7 +39,7 @@ from jaxgpt.run.directory import close_run, open_logs
 from jaxgpt.run.ending import ending
 from jaxgpt.run.header import print_header
 from jaxgpt.run.meter import Meter
-from jaxgpt.run.opening import open_run
+from jaxgpt.run.opening import Run, open_run
 from jaxgpt.run.pace import Pace, stacks_path
 from jaxgpt.run.remote import has_steps, hold_run
 from jaxgpt.run.resume import resume
@@ -47,11 +47,12 @@ from jaxgpt.run.rollback import RolledBack, read_skips, roll_back
 from jaxgpt.run.saving import Saving
 from jaxgpt.run.sinks import check_trackers
 from jaxgpt.run.stop_signal import BEFORE, StopSignal
+from jaxgpt.training.base_state import base_state
 from jaxgpt.training.checkpoint import Checkpoints
 from jaxgpt.training.feed import make_feed
 from jaxgpt.training.memory import advice_on_memory
 from jaxgpt.training.programs import compile_programs
-from jaxgpt.training.step import Step, make_step
+from jaxgpt.training.step import Step, TrainState, make_step
 from jaxgpt.training.validation import evaluate_split
 
 
@@ -100,9 +101,10 @@ def train(given: Config, flags: argparse.Namespace) -> int:
             first_step, state, then = resume(
                 saved, step.state_shapes, about, exchange_texts, flags.resume_from, allow_change=flags.allow_change
             )
+            about |= {"base": then["base"]} if "base" in then else {}
         else:
             with working("making the weights"):
-                state = step.init_state(initial_params(config, step.state_shapes.params, step.init_params, tokenizer))
+                state = first_state(run, step)
         shapes = {path: shape.shape for path, shape in step.state_shapes.params.items()}
         print_header(run, plan, shapes, first_step, describe_compute(config, step))
         if first_step >= plan.n_steps:
@@ -174,6 +176,13 @@ def train(given: Config, flags: argparse.Namespace) -> int:
                     break
     next_command = f"jaxgpt sample --run {shlex.quote(config.run.dir)}"
     return close_run(run_dir, end.exit_code, next_command, is_first=jax.process_index() == 0, remote=remote)
+
+
+def first_state(run: Run, step: Step) -> TrainState:
+    """The state at step 0: the base run's, the weights of train.init_from, or fresh ones."""
+    if run.base:
+        return base_state(run.base, run.config.chat, step)
+    return step.init_state(initial_params(run.config, step.state_shapes.params, step.init_params, run.tokenizer))
 
 
 @working("writing a sample")

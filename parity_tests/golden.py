@@ -20,7 +20,9 @@ from jaxgpt.files import write_atomically
 REPO = Path(__file__).parents[1]
 LONG = ("modded_cpu", "speedrun_a100", "speedrun_h100", "speedrun_rtx4090")
 """Record 62, whose programs take minutes to compile: test_modded_training holds it to the original's own figures."""
-CONFIGS = [path for path in sorted((REPO / "configs").glob("*.py")) if path.stem not in LONG]
+ALIKE = ("mid_cpu", "mid_d20_2025", "rtx4090_d20_mid", "rtx4090_d20_sft", "sft_cpu", "sft_d12_2026")
+"""Stages on conversations, in miniature nearly sft_d20_2025; test_sft has their packing, masks and rates."""
+CONFIGS = [path for path in sorted((REPO / "configs").glob("*.py")) if path.stem not in LONG + ALIKE]
 GOLDEN = Path(__file__).parent / "golden"
 NAMES = ("train_loss", "grad_norm", "val_loss", "lr", "tokens")
 SETTINGS = ("--smoke", "--train.dtype=float64", "--optim.muon.ns_dtype=float64", "--mesh.platform=cpu")

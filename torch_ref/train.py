@@ -205,9 +205,12 @@ def one_line_when_full(config: Config, n_devices: int):
 
 
 def initial_params(config: Config, step: Step) -> dict[str, torch.Tensor]:
-    if config.train.init_from:
+    given = {"train.init_from": config.train.init_from, "chat.base": config.chat.base}
+    for name, source in given.items():
+        if not source:
+            continue
         raise InputError(
-            f"train.init_from={config.train.init_from} is for jaxgpt; start the run there (--train.steps=1), then "
+            f"{name}={source} is for jaxgpt; start the run there (--train.steps=1), then "
             "jaxgpt convert --from RUN --to torch DIR, and continue here with --resume"
         )
     return step.init_params(config.run.seed)

@@ -1,18 +1,29 @@
 """What a run is, and what follows from it by arithmetic. A config file imports its dataclasses from here."""
 
+from jaxgpt.config.chat import ChatConfig
 from jaxgpt.config.families import GPT2Config, ModdedConfig, ModelConfig, NanochatConfig
+from jaxgpt.config.machines import HostsConfig, MeshConfig
 from jaxgpt.config.modded_optimizers import MODDED_46, MODDED_62, MODDED_TRACK3
 from jaxgpt.config.optimizer import AdamConfig, GroupConfig, MuonConfig, OptimConfig, ScheduleConfig
-from jaxgpt.config.presets import NANOCHAT_2025, NANOCHAT_2026, nanochat_2025, nanochat_2026
+from jaxgpt.config.presets import (
+    NANOCHAT_2025,
+    NANOCHAT_2026,
+    NANOCHAT_MID_2025,
+    NANOCHAT_SFT_2025,
+    NANOCHAT_SFT_2026,
+    nanochat_2025,
+    nanochat_2026,
+    nanochat_mid_2025,
+    nanochat_sft_2025,
+    nanochat_sft_2026,
+)
 from jaxgpt.config.python_file import load, to_source
 from jaxgpt.config.settings import (
     CheckpointConfig,
     Config,
     DataConfig,
     EvalConfig,
-    HostsConfig,
     LogConfig,
-    MeshConfig,
     RunConfig,
     SampleConfig,
     TrainConfig,
@@ -29,7 +40,11 @@ __all__ = [
     "MODDED_TRACK3",
     "NANOCHAT_2025",
     "NANOCHAT_2026",
+    "NANOCHAT_MID_2025",
+    "NANOCHAT_SFT_2025",
+    "NANOCHAT_SFT_2026",
     "AdamConfig",
+    "ChatConfig",
     "CheckpointConfig",
     "Config",
     "DataConfig",
@@ -55,6 +70,9 @@ __all__ = [
     "load",
     "nanochat_2025",
     "nanochat_2026",
+    "nanochat_mid_2025",
+    "nanochat_sft_2025",
+    "nanochat_sft_2026",
     "rows_that_divide",
     "speedrun_62",
     "speedrun_stages",

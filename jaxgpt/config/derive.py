@@ -39,11 +39,12 @@ class Derivation:
     warnings: tuple[str, ...]
 
 
-def derive(config: Config, n_ids: int = 0) -> Derivation:
+def derive(config: Config, n_ids: int = 0, n_epoch_steps: int = 0) -> Derivation:
     """Applies the rules. A config without open fields is returned unchanged.
 
     Args:
       n_ids: ids of the data's tokenizer, for model.vocab_size=0; 0: unknown.
+      n_epoch_steps: that data.epochs come to, for train.steps=0 on conversations; 0: unknown.
 
     Raises:
       InputError: a value is open that no rule gives, or the values do not fit together.
@@ -59,7 +60,10 @@ def derive(config: Config, n_ids: int = 0) -> Derivation:
     changed = {name: value for name, value in vars(model).items() if value != getattr(config.model, name)}
     if changed.keys() - {"vocab_size"}:
         facts["model"] = ", ".join(f"{name} {value}" for name, value in changed.items() if name != "vocab_size")
-    train = _derive_train(config.train, model, facts)
+    train = config.train
+    if config.data.is_chat and not train.steps:
+        train = _derive_epochs(config, n_epoch_steps, facts)
+    train = _derive_train(train, model, facts)
     optim = _derive_optim(config.optim, train, model, facts, warnings)
     config = dataclasses.replace(config, model=model, train=train, optim=optim)
     if optim.schedule.warmup_steps > train.steps:  # no error: --train.steps=20 is how one tries a config
@@ -75,6 +79,16 @@ def horizon_tokens(train: TrainConfig, model: ModelConfig) -> float:
     ratio = train.target_param_data_ratio or model.tokens_per_param()
     assert ratio, f"{model.family} has no rule"
     return ratio * model.count_params().scaling
+
+
+def _derive_epochs(config: Config, n_epoch_steps: int, facts: dict[str, str]) -> TrainConfig:
+    if not n_epoch_steps:
+        raise InputError(
+            f"train.steps=0 asks for data.epochs={config.data.epochs} of the conversations in {config.data.dir}, which "
+            "only a run counts; give a number of steps"
+        )
+    facts["steps"] = f"{n_epoch_steps:,} ({config.data.epochs} epochs of the conversations)"
+    return dataclasses.replace(config.train, steps=n_epoch_steps)
 
 
 def _derive_train(train: TrainConfig, model: ModelConfig, facts: dict[str, str]) -> TrainConfig:

@@ -3,6 +3,9 @@
 A config file calls one of the functions, or uses one of the optimizers and sets the rest itself.
 """
 
+import dataclasses
+
+from jaxgpt.config.chat import ChatConfig
 from jaxgpt.config.families import NanochatConfig
 from jaxgpt.config.optimizer import GroupConfig, MuonConfig, OptimConfig, ScheduleConfig
 from jaxgpt.config.settings import CheckpointConfig, Config, DataConfig, EvalConfig, SampleConfig, TrainConfig
@@ -72,6 +75,25 @@ NANOCHAT_2026 = OptimConfig(
 )  # fmt: skip
 """nanochat of July 2026 (commit 92d63d4): MuonAdamW with a learning rate for each kind of parameter, no clipping."""
 
+NANOCHAT_MID_2025 = dataclasses.replace(NANOCHAT_2025, grad_clip=0.0)
+"""Its midtraining: as the base's, without clipping."""
+
+NANOCHAT_SFT_2025 = dataclasses.replace(
+    NANOCHAT_MID_2025, schedule=ScheduleConfig(kind="trapezoid", min_lr_frac=0.0, warmdown_frac=1.0)
+)
+"""Its SFT: down from the first step to the last. nanochat takes a fiftieth of all rates: chat.init_lr_frac."""
+
+NANOCHAT_SFT_2026 = dataclasses.replace(
+    NANOCHAT_2026,
+    schedule=ScheduleConfig(kind="trapezoid", min_lr_frac=0.0, warmdown_frac=0.5),
+    muon=dataclasses.replace(
+        NANOCHAT_2026.muon, lr_follows_batch=False, momentum=0.95, momentum_warmup_steps=300, momentum_end=-1.0,
+        weight_decay=0.0, decay_follows_horizon=False,
+    ),
+    groups=tuple(dataclasses.replace(group, lr_follows_batch=False) for group in NANOCHAT_2026.groups),
+)  # fmt: skip
+"""SFT of July 2026: the base's betas and AdamW decay, no decay by Muon, rates that do not follow the batch."""
+
 _SAMPLE = SampleConfig(every=2000, prompt="The capital of France is", max_tokens=64)
 
 
@@ -98,4 +120,43 @@ def nanochat_2026(*, depth: int, seq_len: int, micro_batch_size: int) -> Config:
         eval=EvalConfig(every=250, tokens=80 * 524_288),
         checkpoint=CheckpointConfig(every=1000),
         sample=_SAMPLE,
+    )
+
+
+def nanochat_mid_2025(*, depth: int, seq_len: int, micro_batch_size: int) -> Config:
+    """Midtraining of November 2025: an epoch of its mixture as one stream, every token trained."""
+    return Config(
+        model=NanochatConfig(era="2025", depth=depth, seq_len=seq_len, vocab_size=65_536),
+        data=DataConfig(dir="data/mid_2025", sampling="conversations"),
+        chat=ChatConfig(packing="stream", trained="all", max_tokens=2048),
+        train=TrainConfig(steps=809, batch_tokens=524_288, micro_batch_size=micro_batch_size),
+        optim=NANOCHAT_MID_2025,
+        eval=EvalConfig(every=150, tokens=20 * 524_288),
+        checkpoint=CheckpointConfig(every=200),
+    )
+
+
+def nanochat_sft_2025(*, depth: int, micro_batch_size: int) -> Config:
+    """SFT of November 2025: an epoch of its mixture, 32 conversations a step, each in a row of its own."""
+    return Config(
+        model=NanochatConfig(era="2025", depth=depth, seq_len=2048, vocab_size=65_536),
+        data=DataConfig(dir="data/sft_2025", sampling="conversations"),
+        chat=ChatConfig(packing="rows", init_lr_frac=0.02),
+        train=TrainConfig(steps=701, batch_tokens=32 * 2048, micro_batch_size=micro_batch_size),
+        optim=NANOCHAT_SFT_2025,
+        eval=EvalConfig(every=100, tokens=400 * 2048),
+        checkpoint=CheckpointConfig(every=200),
+    )
+
+
+def nanochat_sft_2026(*, depth: int, micro_batch_size: int) -> Config:
+    """SFT of 2026: rows of whole conversations, the base's moments, from four fifths of its rates down to 0."""
+    return Config(
+        model=NanochatConfig(era="2026", depth=depth, seq_len=2048, vocab_size=32_768),
+        data=DataConfig(dir="data/sft_2026", sampling="conversations"),
+        chat=ChatConfig(packing="best_fit", init_lr_frac=0.8, optimizer="base"),
+        train=TrainConfig(steps=973, batch_tokens=524_288, micro_batch_size=micro_batch_size),
+        optim=NANOCHAT_SFT_2026,
+        eval=EvalConfig(every=200, tokens=40 * 524_288),
+        checkpoint=CheckpointConfig(every=200),
     )

@@ -51,8 +51,12 @@ def lr_scale_at(config: Config, step: int) -> float:
     min_lr_frac at decay_steps, and min_lr_frac after it. Trapezoid is nanochat's and modded-nanogpt's: warm-up by
     (n + 1) / warmup_steps, flat, then a straight line that would reach min_lr_frac at decay_steps, and min_lr_frac
     after it. A stage's lr_scale is a factor; of a trapezoid it is the height that the line falls from, so that all
-    stages end at min_lr_frac.
+    stages end at min_lr_frac. chat.init_lr_frac is a factor on all of it.
     """
+    return config.chat.init_lr_frac * _shape_at(config, step)
+
+
+def _shape_at(config: Config, step: int) -> float:
     schedule = config.optim.schedule
     end = schedule.decay_steps or config.train.steps
     low = schedule.min_lr_frac

@@ -9,7 +9,9 @@ import math
 from dataclasses import dataclass, field
 from typing import ClassVar, Literal
 
+from jaxgpt.config.chat import ChatConfig
 from jaxgpt.config.families import GPT2Config, ModelConfig
+from jaxgpt.config.machines import HostsConfig, MeshConfig
 from jaxgpt.config.optimizer import OptimConfig
 from jaxgpt.config.section import Section, UserLocation, UserPath, show
 from jaxgpt.config.stages import StageConfig, check_target_weights
@@ -45,22 +47,25 @@ class DataConfig(Section):
     patterns a relative dir is one under the environment variable DATA_PATH."""
     val_files: str = ""
     """Token shards: pattern of the validation files, wherever train_files is set."""
-    sampling: Literal["random", "sequential", "bos_aligned", "stream", "best_fit"] = "random"
+    sampling: Literal["random", "sequential", "bos_aligned", "stream", "best_fit", "conversations"] = "random"
     """Token shards: random (rows start anywhere, nanoGPT), sequential (front to back) or bos_aligned (each row begins
     with a document, modded-nanogpt). Text shards, tokenized while training: stream (one run of documents, nanochat
-    2025) or best_fit (each row begins with a document, 2026)."""
+    2025) or best_fit (each row begins with a document, 2026). conversations: as the chat section says."""
     bos_id: int = -1
     """bos_aligned: the id that begins a document; -1: the tokenizer's (50256 for GPT-2)."""
     max_document_tokens: int = 2048
     """bos_aligned: a document is cut to so many tokens."""
     epochs: int = 1
-    """bos_aligned: how often the training shards are read; 0: without end."""
+    """bos_aligned: how often the training shards are read; 0: without end. conversations: how often train.steps=0
+    reads them."""
     tokenizer: UserLocation = ""
-    """Text shards: the JSON file that train_tokenizer wrote; empty: tokenizer.json beside the shards."""
+    """Text shards: the JSON file that train_tokenizer wrote; empty: tokenizer.json beside the shards. conversations:
+    empty takes that of chat.base."""
     tokenizer_threads: int = 4
     """Text shards: threads that tokenize, per process."""
     lanes: int = 1
-    """Text shards: readers that share the row groups. With as many as hosts, the hosts share the tokenizing."""
+    """Text shards: readers that share the row groups. With as many as hosts, the hosts share the tokenizing.
+    conversations: nanochat's ranks, which each pack their own."""
 
     def __post_init__(self):
         super().__post_init__()
@@ -79,6 +84,10 @@ class DataConfig(Section):
     @property
     def is_text(self) -> bool:
         return self.sampling in ("stream", "best_fit")
+
+    @property
+    def is_chat(self) -> bool:
+        return self.sampling == "conversations"
 
 
 @dataclass(frozen=True)
@@ -151,61 +160,6 @@ class TrainConfig(Section):
             require(value > 0, f"train.{name}={value} is not above 0; a largest value divided by 448 is usual")
         for before, after in itertools.pairwise(stage.from_step for stage in self.stages):
             require(before < after, f"train.stages start at {before}, then at {after}; list them in rising order")
-
-
-@dataclass(frozen=True)
-class MeshConfig(Section):
-    """How devices are laid out. data and fsdp split the batch, fsdp and tensor split the parameters."""
-
-    PATH: ClassVar = "mesh."
-
-    data: int = 0
-    """Copies of the model, each with its part of the batch; 0: all devices that fsdp and tensor leave."""
-    fsdp: int = 1
-    """Devices over which parameters, gradients and optimizer state are split."""
-    tensor: int = 1
-    """Devices over which heads, MLP width and vocabulary are split."""
-    platform: Literal["", "cpu", "gpu", "tpu"] = ""
-    """Kind of device; empty: the fastest available."""
-
-    def __post_init__(self):
-        super().__post_init__()
-        require(self.data >= 0, f"mesh.data={self.data} is negative; 0 uses all remaining devices")
-        for name in ("fsdp", "tensor"):
-            value = getattr(self, name)
-            require(value >= 1, f"mesh.{name}={value} is below 1; 1 turns it off")
-
-
-@dataclass(frozen=True)
-class HostsConfig(Section):
-    """Several processes, one run. JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES and JAX_PROCESS_ID do the same."""
-
-    PATH: ClassVar = "hosts."
-
-    coordinator: str = ""
-    """host:port of process 0; empty: from the environment (SLURM, Open MPI, TPU pods, the variables above)."""
-    count: int = 0
-    """Number of processes; 0: from the environment, else 1."""
-    index: int = -1
-    """Number of this process, from 0; -1: from the environment."""
-    timeout_s: int = 60
-    """Seconds without a sign of life after which a process counts as dead, and the others stop."""
-
-    def __post_init__(self):
-        super().__post_init__()
-        host, _, port = self.coordinator.rpartition(":")
-        is_address = bool(host) and port.isascii() and port.isdigit() and 0 < int(port[:6]) < 2**16
-        require(
-            not self.coordinator or is_address,
-            f"hosts.coordinator={show(self.coordinator)} is not host:port of process 0, such as 10.0.0.1:1234",
-        )
-        require(self.count >= 0, f"hosts.count={self.count} is negative; 0 takes it from the environment")
-        require(self.timeout_s >= 1, f"hosts.timeout_s={self.timeout_s} is below 1; 60 is usual")
-        require(self.index >= -1, f"hosts.index={self.index} is below -1, which takes it from the environment")
-        require(
-            not self.count or self.index < self.count,
-            f"hosts.index={self.index} is not below hosts.count={self.count}; processes are counted from 0",
-        )
 
 
 @dataclass(frozen=True)
@@ -321,6 +275,8 @@ class Config(Section):
     """when, how many"""
     sample: SampleConfig = field(default_factory=SampleConfig)
     """text while training"""
+    chat: ChatConfig = field(default_factory=ChatConfig)
+    """conversations, base run"""
 
     def __post_init__(self):
         super().__post_init__()
@@ -340,15 +296,31 @@ class Config(Section):
             )
         lengths = list(dict.fromkeys(self.stage_seq_lens()))
         require(
-            not self.data.is_text or len(lengths) == 1,
+            not (self.data.is_text or self.data.is_chat) or len(lengths) == 1,
             f"train.stages: seq_len={lengths[-1]} differs from model.seq_len={lengths[0]}, but data.sampling="
             f"{self.data.sampling} packs rows of one length; prepare token shards, or leave seq_len out",
+        )
+        for name in ("base", "optimizer", "trained"):
+            value, usual = getattr(self.chat, name), getattr(ChatConfig(), name)
+            require(
+                self.data.is_chat or value == usual,
+                f"chat.{name}={value} is for conversations, data.sampling={self.data.sampling} is not; "
+                "set --data.sampling=conversations, or leave it out",
+            )
+        require(
+            not self.data.is_chat or self.is_next_token(),
+            "train.target_weights are for text, data.sampling=conversations predicts the next token; leave them out",
         )
         self.eval_models()
         n_devices = max(self.mesh.data, 1) * self.mesh.fsdp
         for stage, batch_tokens in enumerate(self.stage_batch_tokens()):
             if batch_tokens:
                 count_microbatches(self, stage, n_devices)
+
+    def is_next_token(self) -> bool:
+        """Whether each token predicts the one after it, and no other, in all stages."""
+        stages = [stage.target_weights for stage in self.train.stages if stage.target_weights]
+        return all(weights == (1.0,) for weights in (self.train.target_weights, *stages))
 
     def stage_batch_tokens(self) -> list[int]:
         """Tokens per step of each stage, the config's own first."""

@@ -1,4 +1,4 @@
-"""Where a run's rows come from, token shards or text shards, through one interface for both training loops.
+"""Where a run's rows come from, shards of tokens or text, or conversations, through one interface for both loops.
 
     source = open_source(config.data)
     reader = source.reader(config, cursors)     training rows, step after step
@@ -12,21 +12,24 @@ import dataclasses
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, Protocol, cast
+from typing import Any, Literal, cast
 
 import numpy as np
 
 from jaxgpt.config import Config, DataConfig
 from jaxgpt.config.schedule import stage_index
-from jaxgpt.config.steps import PlannedStep
-from jaxgpt.data.batch import Batch
 from jaxgpt.data.batches import Batches, eval_rows
 from jaxgpt.data.bos_batches import BosBatches
+from jaxgpt.data.chat_batches import ChatReader, ChatSettings, chat_val_rows
+from jaxgpt.data.chat_data import CHAT_MANIFEST, ChatData, open_chat
+from jaxgpt.data.conversations import require_chat_tokens
+from jaxgpt.data.epoch_counts import epoch_rows
 from jaxgpt.data.packing import Packing
 from jaxgpt.data.patterns import open_matching
+from jaxgpt.data.readers import BosReader, Reader, Rows, ShardReader, TextReader
 from jaxgpt.data.shards import Dataset, Split, check_ids, open_dataset, verify
 from jaxgpt.data.text_batches import PackedRows, TextBatches, require_lanes, val_rows
-from jaxgpt.data.text_data import TextData, open_text, verify_text
+from jaxgpt.data.text_data import TextData, open_text, read_tokenizer, verify_text
 from jaxgpt.data.tokenizer import Tokenizer, tokenizer_from_json
 from jaxgpt.errors import InputError
 from jaxgpt.files import is_location
@@ -36,128 +39,21 @@ FULL_CHECK_TOKENS = 100_000_000
 """Splits up to this size have all their ids checked at the start; larger ones batch by batch."""
 
 
-class Rows(Protocol):
-    """Rows that are read again and again: `Batches` by position, `PackedRows` by index."""
-
-    def at(self, starts: Any, /) -> np.ndarray:
-        """Rows int32 [n, seq_len + 1]."""
-        ...
-
-
-class Reader(Protocol):
-    """Training rows, step after step."""
-
-    def read(self, planned: PlannedStep, lo: int, hi: int) -> Batch:
-        """Rows lo..hi of each of the step's microbatches, [n_micro, hi - lo, seq_len + 1]; once a step, in order."""
-        ...
-
-    def cursors(self) -> dict[str, Any]:
-        """Where this process's lanes stand after the last step, as JSON; empty where a batch depends on the step."""
-        ...
-
-    def summary(self) -> str:
-        """What packing cost, for the end of a run; empty where it costs nothing."""
-        ...
-
-    def close(self) -> None:
-        """Stops the reader's threads."""
-        ...
-
-
-class ShardReader:
-    """Training rows of token shards: row m * n_rows + r of a step is row r of microbatch m."""
-
-    def __init__(self, batches: Batches):
-        self._batches = batches
-
-    def read(self, planned: PlannedStep, lo: int, hi: int) -> Batch:
-        n_rows, n_all = planned.n_rows, planned.n_micro * planned.n_rows
-        parts = [
-            self._batches.rows(
-                planned.step, planned.tokens_before, n_all, m * n_rows + lo, m * n_rows + hi, planned.seq_len
-            )
-            for m in range(planned.n_micro)
-        ]
-        return Batch(np.stack(parts))
-
-    def cursors(self) -> dict[str, Any]:
-        return {}
-
-    def summary(self) -> str:
-        """Empty: nothing is discarded."""
-        return ""
-
-    def close(self) -> None:
-        pass
-
-
-class BosReader:
-    """Training rows that begin with a document: row m * n_rows + r of a step is row r of microbatch m.
-
-    Every process walks all rows, and reads the tokens of its own.
-    """
-
-    def __init__(self, batches: BosBatches):
-        self._batches = batches
-
-    def read(self, planned: PlannedStep, lo: int, hi: int) -> Batch:
-        n_micro, n_rows = planned.n_micro, planned.n_rows
-        own = [m * n_rows + row for m in range(n_micro) for row in range(lo, hi)]
-        rows = self._batches.rows(n_micro * n_rows, planned.seq_len, own)
-        return Batch(rows.reshape(n_micro, hi - lo, -1))
-
-    def cursors(self) -> dict[str, Any]:
-        return self._batches.cursors()
-
-    def summary(self) -> str:
-        """What was left out, for the end of a run."""
-        return self._batches.summary()
-
-    def close(self) -> None:
-        pass
-
-
-class TextReader:
-    """Training rows of text shards: row r * n_micro + m of a step is row r of microbatch m.
-
-    So the rows of a process lie together, and its lanes are the only ones that it tokenizes.
-    """
-
-    def __init__(self, batches: TextBatches):
-        self._batches = batches
-
-    def read(self, planned: PlannedStep, lo: int, hi: int) -> Batch:
-        n_micro = planned.n_micro
-        rows = self._batches.rows(n_micro * planned.n_rows, lo * n_micro, hi * n_micro)
-        return Batch(np.ascontiguousarray(rows.reshape(hi - lo, n_micro, -1).swapaxes(0, 1)))
-
-    def cursors(self) -> dict[str, Any]:
-        return self._batches.cursors()
-
-    def summary(self) -> str:
-        """How much packing discarded, for the end of a run; empty where nothing was."""
-        fraction = self._batches.discarded_fraction
-        return f"best_fit packing discarded {fraction:.1%} of tokens" if fraction else ""
-
-    def close(self) -> None:
-        self._batches.close()
-
-
 @dataclass(frozen=True)
 class Source:
     """What a run needs to know about its data.
 
     Attributes:
-      data: the token shards or the text shards.
+      data: the token shards, the text shards or the conversations.
       tokenizer, tokenizer_json: None for token shards that name none.
       digest: of what the data says of itself: a manifest, or names, sizes and ends of files.
       files: SHA-256 of each file, by name, where `digest` does not contain them.
       n_ids: of the tokenizer; 0 where it is not known.
-      n_train_tokens: None for text, whose tokens are not counted.
+      n_train_tokens: None for text and conversations, whose tokens are not counted.
     """
 
     config: DataConfig
-    data: Dataset | TextData
+    data: Dataset | TextData | ChatData
     tokenizer: Tokenizer | None
     tokenizer_json: dict[str, Any] | None
     digest: str
@@ -169,6 +65,10 @@ class Source:
         """In words, for the header."""
         if isinstance(self.data, Dataset):
             return f"{self.data.directory}: {self.data.train.n_tokens:,} train, {self.data.val.n_tokens:,} val tokens"
+        if isinstance(self.data, ChatData):
+            return (
+                f"{self.data.directory}: {len(self.data.train):,} conversations, {len(self.data.val):,} for validation"
+            )
         train, val = self.data.train, self.data.val
         n_files = f"{len(train.files)} text shard{'s' * (len(train.files) > 1)}"
         return (
@@ -186,6 +86,10 @@ class Source:
           InputError: too little text, cursors of another run, or a step that the lanes do not divide.
         """
         data, seq_len = self.config, max(config.stage_seq_lens())
+        if isinstance(self.data, ChatData):
+            return ChatReader(
+                self.data.train, self.data.digest, self.chat_tokenizer(), chat_settings(config), cursors=cursors
+            )
         if isinstance(self.data, Dataset):
             if data.sampling == "bos_aligned":
                 return BosReader(self._bos_batches(config, cursors))
@@ -198,6 +102,35 @@ class Source:
             cursors=cursors,
         )  # fmt: skip
         return TextReader(batches)
+
+    def chat_tokenizer(self) -> Tokenizer:
+        """The tokenizer of conversations, which has its control tokens."""
+        assert self.tokenizer is not None, self.config
+        return self.tokenizer
+
+    def count_steps(self, config: Config) -> int:
+        """Steps of `data.epochs` epochs of conversations. It packs all of them the first time, if not each has a row.
+
+        Args:
+          config: with model, batch and `data.epochs`; its steps are not read.
+
+        Raises:
+          InputError: no conversation has a trained token, or an epoch is less than a step.
+        """
+        assert isinstance(self.data, ChatData)
+        settings, n_epochs = chat_settings(config), self.config.epochs
+        n_rows = config.train.batch_tokens // settings.seq_len
+        if settings.packing == "rows":  # as nanochat: those that are left over begin the next epoch
+            n_steps = len(self.data.train) // n_rows * n_epochs
+        else:
+            rows_of_epoch = epoch_rows(self.data.train, self.data.digest, self.chat_tokenizer(), settings)
+            n_steps = -(-rows_of_epoch * n_epochs // n_rows)
+        if not n_steps:
+            raise InputError(
+                f"train.steps=0: data.epochs={n_epochs} of {len(self.data.train)} conversations in {self.config.dir} "
+                f"are less than one step of train.batch_tokens={config.train.batch_tokens}; lower it, or give a number"
+            )
+        return n_steps
 
     def _bos_batches(self, config: Config, cursors: dict[str, Any] | None = None) -> BosBatches:
         assert isinstance(self.data, Dataset)
@@ -259,6 +192,10 @@ class Source:
           InputError: too little text for a row, or the training split of text.
         """
         seq_len, n_tokens = config.eval_models()[0].seq_len, config.eval.tokens
+        if isinstance(self.data, ChatData):
+            settings = dataclasses.replace(chat_settings(config), seq_len=seq_len)
+            found = chat_val_rows(getattr(self.data, split), self.chat_tokenizer(), settings, n_tokens)
+            return found, found.indices
         if isinstance(self.data, Dataset):
             part = self.data.val if split == "val" else self.data.train
             rows = Batches(part, seq_len, 0, "sequential", config.model.vocab_size)
@@ -287,17 +224,35 @@ class Source:
                 check_ids(split, n_rows)
 
 
-def open_source(config: DataConfig, *, verify_again: bool = False) -> Source:
+def chat_settings(config: Config) -> ChatSettings:
+    """How a config packs conversations."""
+    chat = config.chat
+    return ChatSettings(
+        config.model.seq_len, chat.packing, chat.trained, chat.max_tokens or None, n_lanes=config.data.lanes
+    )
+
+
+def open_source(
+    config: DataConfig, *, verify_again: bool = False, tokenizer_json: dict[str, Any] | None = None
+) -> Source:
     """Opens the data that a config names, and checks all of its content.
 
     Args:
       verify_again: read also the files that were checked before and did not change since.
+      tokenizer_json: of the base run, for conversations where data.tokenizer names none.
 
     Raises:
       InputError: the data is missing, damaged or changed, or data.sampling does not apply to its kind.
       Failure: its object store cannot be reached.
     """
     directory = _on_this_machine(config.dir)
+    if config.is_chat:
+        return _open_conversations(config, directory, verify_again, tokenizer_json)
+    if (directory / CHAT_MANIFEST).is_file():
+        raise InputError(
+            f"data.dir={config.dir} holds conversations, data.sampling={config.sampling} is for shards; "
+            "train on them by jaxgpt sft"
+        )
     if has_text(directory) and not config.is_text:
         raise InputError(
             f"data.dir={config.dir} holds text shards, data.sampling={config.sampling} is for token shards; "
@@ -322,6 +277,25 @@ def open_source(config: DataConfig, *, verify_again: bool = False) -> Source:
     )  # fmt: skip
 
 
+def _open_conversations(
+    config: DataConfig, directory: Path, verify_again: bool, tokenizer_json: dict[str, Any] | None
+) -> Source:
+    data = open_chat(directory, verify_again=verify_again)
+    if config.tokenizer:
+        at_store = is_location(config.tokenizer)
+        path = fetch_file(config.tokenizer, "data.tokenizer") if at_store else Path(config.tokenizer)
+        tokenizer, tokenizer_json = read_tokenizer(path, path.parent)
+    elif tokenizer_json is not None:
+        tokenizer = tokenizer_from_json(tokenizer_json)
+    else:
+        raise InputError(
+            f"data.tokenizer is empty, and no base run gives one for the conversations in {config.dir}; "
+            "name a run by --from, or set --data.tokenizer=FILE"
+        )
+    require_chat_tokens(tokenizer)
+    return Source(config, data, tokenizer, tokenizer_json, data.digest, {}, tokenizer.vocab_size, None)
+
+
 def _on_this_machine(directory: str) -> Path:
     """A directory itself; of a location at an object store, a copy that is up to date."""
     return fetch_directory(directory, "data.dir") if is_location(directory) else Path(directory)
@@ -332,19 +306,30 @@ def has_text(directory: str | Path) -> bool:
     return any(Path(directory).glob("shard_*.parquet"))
 
 
-def open_directory(directory: str, like: DataConfig | None = None, *, verify_again: bool = False) -> Source:
+def open_directory(
+    directory: str, like: DataConfig | None = None, *, verify_again: bool = False,
+    tokenizer_json: dict[str, Any] | None = None,
+) -> Source:  # fmt: skip
     """Opens a directory that no config names: with the settings of `like` where they apply to its kind of shards.
+
+    Args:
+      tokenizer_json: of the model, for conversations.
 
     Raises:
       InputError: as `open_source`.
     """
     like = like or DataConfig()
     is_text = has_text(_on_this_machine(directory))
-    if like.is_text != is_text:
+    is_chat = (_on_this_machine(directory) / CHAT_MANIFEST).is_file()
+    if is_chat:
+        like = dataclasses.replace(like, sampling="conversations", tokenizer="" if tokenizer_json else like.tokenizer)
+    elif like.is_text != is_text or like.is_chat:
         like = dataclasses.replace(like, sampling="best_fit" if is_text else "sequential", tokenizer="")
     if directory != like.dir:
         like = dataclasses.replace(like, train_files="", val_files="")
-    return open_source(dataclasses.replace(like, dir=directory), verify_again=verify_again)
+    return open_source(
+        dataclasses.replace(like, dir=directory), verify_again=verify_again, tokenizer_json=tokenizer_json
+    )
 
 
 def count_token_bytes(source: Source, say: Callable[[str], None]) -> np.ndarray | None:

@@ -33,7 +33,7 @@ from jaxgpt.parallel.mesh import make_mesh
 from jaxgpt.parallel.sharding import shard_params
 from jaxgpt.run.checkpoints import choose_checkpoint, list_steps
 from jaxgpt.run.remote import RemoteRun, opened_run
-from jaxgpt.run.resume import read_config
+from jaxgpt.run.saved_config import read_config
 from jaxgpt.training.checkpoint import Checkpoints
 from jaxgpt.training.step import param_dtype
 

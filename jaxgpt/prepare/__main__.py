@@ -9,6 +9,8 @@
     jaxgpt prepare climbmix --shards 8
     jaxgpt prepare fineweb10B --shards 9
     jaxgpt prepare chat --input conversations.jsonl
+    jaxgpt prepare sft_2026 --mixture sft_2026
+    jaxgpt prepare mine --mixture own+gsm8k:200 --input own=conversations.jsonl gsm8k=train.jsonl
 
 --input reads text files (.txt, .md, and others that you name), .jsonl or .ndjson, .json, .csv, .tsv, .parquet, .arrow
 and directories that Hugging Face's datasets saved, also compressed (.gz, .zst, .bz2, .xz). Where its name does not say
@@ -27,6 +29,8 @@ document.
 end-of-text token in front of every document (byte: a token of id 256; or a tokenizer's own, of a file that
 `jaxgpt train_tokenizer` wrote). Each page of a single text is a document here too. fineweb10B is published like this.
 --format chat, or the name chat, reads conversations: {"messages": [...]} per line, OpenAI's and ShareGPT's layouts too.
+--mixture writes what a stage of nanochat's trains on (mid_2025, sft_2025, sft_2026, sft_2026_spelling), or tasks joined
+by +, in the order of nanochat's shuffle. They are fetched from the hub, or read from --input TASK=FILE.
 
 The work happens in DIR/.tmp and is moved into place when it is complete: until then what was in DIR stays as it is.
 Preparing the same data again does nothing. Published text is fetched file by file: ask for more at any time; existing
@@ -55,7 +59,7 @@ TAKES = {
     "tokens": ("input", "tokenizer", "val_fraction", "shard_tokens", "text_field", "input_format"),
     "text": ("input", "val_fraction", "shard_chars", "group_documents", "text_field", "input_format"),
     "modded": ("input", "tokenizer", "val_fraction", "shard_tokens", "text_field", "input_format"),
-    "chat": ("input", "val_fraction"),
+    "chat": ("input", "val_fraction", "mixture"),
     "fineweb10B": ("input", "shards"),
     "fetched": ("shards",),
 }
@@ -87,6 +91,7 @@ def make_parser(about: dict[str, str]) -> Parser:
     parser.add_argument(
         "--format", dest="form", choices=("tokens", "text", "chat", "modded"), help="what to write (tokens)"
     )
+    parser.add_argument("--mixture", metavar="NAME", help="a stage of nanochat's, or tasks joined by +")
     parser.add_argument("--text-field", metavar="NAME", help="field or column that holds the text (text)")
     parser.add_argument("--input-format", metavar="NAME", choices=tuple(READERS), help=f"{', '.join(READERS)}")
     for flag, about_flag in (
@@ -109,13 +114,14 @@ def read_arguments(args: list[str]) -> argparse.Namespace:
     name = options.name
     if not re.fullmatch(r"\w[\w.-]*", name):
         raise InputError(f"{name!r} is not a name for data; use letters, digits, - and _, and --out DIR for the place")
-    if name not in about and not options.input:
+    if name not in about and not options.input and not options.mixture:
         near = difflib.get_close_matches(name, about, n=1)
         guess = f"did you mean {near[0]}? " if near else ""
         raise InputError(f"no corpus {name}; {guess}corpora: {', '.join(about)}; or give files: --input PATH")
     if name == "pydocs" and options.input:
         raise InputError("pydocs reads no --input; choose another name for your files")
-    form_published = "text" if name in TEXT_CORPORA else "chat" if name == "chat" else "tokens"
+    is_chat = name == "chat" or bool(options.mixture)
+    form_published = "text" if name in TEXT_CORPORA else "chat" if is_chat else "tokens"
     options.form = options.form or form_published
     if name == "fineweb10B" and options.form == "modded":
         options.form = "tokens"  # it is published in that format
@@ -176,6 +182,7 @@ if __name__ == "__main__":
 import hashlib
 import time
 from collections import Counter
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -188,7 +195,7 @@ from jaxgpt.data.tokenizer import Tokenizer
 from jaxgpt.errors import EXIT_DONE, run_verb
 from jaxgpt.formats.vocabulary import read_tokenizer
 from jaxgpt.mirror import directory_of, upload_directory
-from jaxgpt.prepare.chat import describe_chat, write_conversations
+from jaxgpt.prepare.chat import describe_chat, write_conversations, write_mixture
 from jaxgpt.prepare.corpora import (
     SHAKESPEARE_BYTES,
     Corpus,
@@ -203,6 +210,8 @@ from jaxgpt.prepare.token_shards import gather_shards
 from jaxgpt.run.console import console, working
 from jaxgpt.run.progress import Progress
 from jaxgpt.stores import Store
+from jaxgpt.tasks.mixtures import MIXTURES, Sources, read_parts
+from jaxgpt.tasks.task import Mixture
 
 
 def main(args: list[str]) -> int:
@@ -227,7 +236,8 @@ def prepare(options: argparse.Namespace, out: Path) -> int:
             return fetch_text(options, out)
         corpus = CORPORA.get(options.name, Corpus("", "documents", "char", 0.1))
         left_out: Counter[str] = Counter()
-        inputs = find_local(options, corpus, left_out)
+        mixture = find_mixture(options) if options.mixture else None
+        inputs = mixture.files() if mixture else find_local(options, corpus, left_out)
         own = read_own_tokenizer(options)
         request = describe_request(options, corpus, inputs, own)
         if is_prepared(out, options.form, options.name, request, options.force):
@@ -236,9 +246,14 @@ def prepare(options: argparse.Namespace, out: Path) -> int:
         began = time.monotonic()
         with claim(out) as scratch, Progress() as progress:
             about = {"corpus": options.name, "request": request}
-            if options.form == "chat":
+            wants: dict[str, Any] = {"val_fraction": request.get("val_fraction", 0)}
+            if mixture:
+                splits = mixture.splits()
+                wants["advance"] = progress.count(sum(map(len, splits.values())), "documents")("conversations")
+                publish_chat(out, scratch, about | write_mixture(splits, scratch / "shards", **wants))
+            elif options.form == "chat":
                 advance = progress.count(sum(path.stat().st_size for path in inputs), "bytes")("conversations")
-                wants = {"val_fraction": request["val_fraction"], "advance": advance}
+                wants["advance"] = advance
                 publish_chat(out, scratch, about | write_conversations(inputs, scratch / "shards", **wants))
             elif corpus.kind == "shards":
                 made = gather_shards(inputs, options.shards, out, scratch, progress)
@@ -269,6 +284,38 @@ def prepare(options: argparse.Namespace, out: Path) -> int:
         raise InputError(
             f"{error.filename or out}: {error.strerror or error}; free space or choose another --out"
         ) from error
+
+
+@dataclass(frozen=True)
+class TaskMixture:
+    """What --mixture names: a stage, or tasks; and the local copies of tasks."""
+
+    name: str
+    sources: Sources
+
+    def files(self) -> list[Path]:
+        """The local copies."""
+        return [path for paths in self.sources.inputs.values() for path in paths]
+
+    def splits(self) -> dict[str, Mixture]:
+        """train and, of a stage, val. Raises InputError where a task is not to be had."""
+        if self.name not in MIXTURES:
+            return {"train": self.sources.mixture_of(read_parts(self.name))}
+        val = next(other for other in (f"{self.name}_val", "sft_2026_val") if other in MIXTURES)
+        return {"train": self.sources.mixture(self.name), "val": self.sources.mixture(val)}
+
+
+def find_mixture(options: argparse.Namespace) -> TaskMixture:
+    """Reads --mixture and --input TASK=FILE ..."""
+    inputs: dict[str, list[Path]] = {}
+    for given in options.input:
+        task, equals, path = given.partition("=")
+        if not equals:
+            raise InputError(f"--input {given} names no task; with --mixture write TASK=FILE, such as own={given}")
+        if not Path(path).is_file():
+            raise InputError(f"--input {given}: {path} is no file; give the local copy of {task}")
+        inputs.setdefault(task, []).append(Path(path))
+    return TaskMixture(options.mixture, Sources(inputs=dict(inputs)))
 
 
 def find_local(options: argparse.Namespace, corpus: Corpus, left_out: Counter[str]) -> list[Path]:
@@ -310,7 +357,7 @@ def describe_request(
         return {**request, "shards": options.shards or "all"}
     request["val_fraction"] = options.val_fraction or corpus.val_fraction
     if options.form == "chat":
-        return request
+        return request | ({"mixture": options.mixture} if options.mixture else {})
     request["text_field"] = options.text_field
     if options.input_format:
         request["input_format"] = options.input_format
@@ -384,8 +431,7 @@ def report(out: Path, form: str) -> int:
     console.print(table)
     for note in notes:
         console.say(note)
-    if form != "chat":
-        console.say(f"next: {next_verb or train_command(out, form)}")
+    console.say(f"next: {next_verb or train_command(out, form)}")
     return EXIT_DONE
 
 

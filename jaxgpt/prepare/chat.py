@@ -6,12 +6,14 @@ an entry may be. What is left out is counted, and said with its place and the re
 
 import hashlib
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
+from jaxgpt.data.chat_batches import Conversations
 from jaxgpt.data.chat_data import CHAT_FILES, read_chat_manifest
+from jaxgpt.data.conversations import Conversation
 from jaxgpt.data.tokenizer.base import replace_surrogates
 from jaxgpt.errors import InputError
 from jaxgpt.prepare.inputs import detect_format
@@ -41,9 +43,7 @@ def write_conversations(
     """
     left_out: list[tuple[str, str]] = []
     n_left_out = n_kept = 0
-    counts, sums = dict.fromkeys(CHAT_FILES, 0), {split: hashlib.sha256() for split in CHAT_FILES}
-    with ExitStack() as stack:
-        files = {split: stack.enter_context(open(scratch / name, "xb")) for split, name in CHAT_FILES.items()}
+    with SplitWriter(scratch) as writer:
         for place, value, n_read in _entries(inputs):
             advance(n_read)
             try:
@@ -55,12 +55,7 @@ def write_conversations(
                 if n_left_out <= MAX_LISTED:
                     left_out.append((one_line(place), one_line(error)))
                 continue
-            split = "val" if is_val(n_kept, val_fraction) else "train"
-            text = json.dumps(conversation.to_json(), ensure_ascii=False)
-            line = replace_surrogates(text).encode("utf-8") + b"\n"
-            files[split].write(line)
-            sums[split].update(line)
-            counts[split] += 1
+            writer.add("val" if is_val(n_kept, val_fraction) else "train", conversation)
             n_kept += 1
     if n_kept < 2:
         first = f" ({left_out[0][0]}: {left_out[0][1]})" if left_out else ""
@@ -68,14 +63,69 @@ def write_conversations(
             f"--input has {n_kept} conversations to train on, and {n_left_out} that are left out{first}; "
             "give two or more"
         )
-    splits = {
-        split: {
-            "name": name, "n_conversations": counts[split], "size_bytes": (scratch / name).stat().st_size,
-            "sha256": sums[split].hexdigest(),
-        }
-        for split, name in CHAT_FILES.items()
-    }  # fmt: skip
-    return {"n_left_out": n_left_out, "left_out": left_out, "splits": splits}
+    return {"n_left_out": n_left_out, "left_out": left_out, "splits": writer.describe()}
+
+
+def write_mixture(
+    splits: Mapping[str, Conversations], scratch: Path, val_fraction: float, advance: Callable[[float], object]
+) -> dict[str, Any]:
+    """Writes conversations in their order, and describes them for the manifest. As they come from known data sets,
+    one that is malformed is an error.
+
+    Args:
+      splits: train and val; without val, a part of train becomes it, by a hash of a conversation's number.
+      advance: called with 1 for each conversation.
+
+    Raises:
+      InputError: a conversation is malformed, or a split has none.
+    """
+    with SplitWriter(scratch) as writer:
+        for split, conversations in splits.items():
+            for i in range(len(conversations)):
+                value = conversations[i]
+                conversation = value if isinstance(value, Conversation) else Conversation.read(value)
+                is_held = "val" not in splits and is_val(i, val_fraction)
+                writer.add("val" if is_held else split, conversation)
+                advance(1)
+    described = writer.describe()
+    for split, entry in described.items():
+        if not entry["n_conversations"]:
+            raise InputError(f"the mixture has no conversations for {split}; name more, or a larger --val-fraction")
+    return {"n_left_out": 0, "left_out": [], "splits": described}
+
+
+class SplitWriter:
+    """Writes train.jsonl and val.jsonl, new, into a directory."""
+
+    def __init__(self, directory: Path):
+        self._directory, self._stack = directory, ExitStack()
+        self._counts, self._sums = dict.fromkeys(CHAT_FILES, 0), {split: hashlib.sha256() for split in CHAT_FILES}
+
+    def __enter__(self) -> Self:
+        paths = {split: self._directory / name for split, name in CHAT_FILES.items()}
+        self._files = {split: self._stack.enter_context(path.open("xb")) for split, path in paths.items()}
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stack.close()
+
+    def add(self, split: str, conversation: Conversation) -> None:
+        """One more line of a split."""
+        text = json.dumps(conversation.to_json(), ensure_ascii=False)
+        line = replace_surrogates(text).encode("utf-8") + b"\n"
+        self._files[split].write(line)
+        self._sums[split].update(line)
+        self._counts[split] += 1
+
+    def describe(self) -> dict[str, dict[str, Any]]:
+        """The splits for the manifest; after the block."""
+        return {
+            split: {
+                "name": name, "n_conversations": self._counts[split],
+                "size_bytes": (self._directory / name).stat().st_size, "sha256": self._sums[split].hexdigest(),
+            }
+            for split, name in CHAT_FILES.items()
+        }  # fmt: skip
 
 
 def describe_chat(out: Path) -> tuple[list[tuple[str, ...]], list[str]]:

@@ -13,9 +13,12 @@ import numpy as np
 
 from jaxgpt.config import CheckpointConfig, Config, EvalConfig, LogConfig, MeshConfig, SampleConfig
 from jaxgpt.data.bpe import train_bpe
+from jaxgpt.data.chat_data import write_chat_manifest
+from jaxgpt.data.conversations import Conversation
 from jaxgpt.data.manifest import FORMAT, write_manifest
 from jaxgpt.errors import InputError
 from jaxgpt.files import is_location
+from jaxgpt.prepare.chat import SplitWriter
 from jaxgpt.prepare.encode import encode_source
 from jaxgpt.prepare.inputs import open_files
 from jaxgpt.prepare.text_shards import write_text_shards
@@ -27,6 +30,7 @@ MICROBATCHES = 2
 VOCAB_SIZE = 512
 VAL_FRACTION = 0.2
 N_DOCUMENTS, DOCUMENT_WORDS = 80, 150
+CHAT_WORDS = 5
 TEXT = (
     "a about after again all also an and any are around as at away back be because been before between big both but "
     "by call can change come could day did different do does down each end even every few find first follow for "
@@ -63,7 +67,10 @@ def shrink(config: Config, args: list[str]) -> Config:
     if not is_named:
         run_dir = run_dir.parent / "smoke" / run_dir.name
     make_directory(run_dir, MARK if is_named else "data")
-    write_data(run_dir / "data", is_text=config.data.is_text, is_modded=config.data.sampling == "bos_aligned")
+    if config.data.is_chat:
+        write_chat(run_dir / "data")
+    else:
+        write_data(run_dir / "data", is_text=config.data.is_text, is_modded=config.data.sampling == "bos_aligned")
     shrunk = [config.model.shrink_sizes(stage.sizes(), SEQ_LEN) for stage in config.train.stages]
     seq_len, stages = SEQ_LEN, []
     for i, (stage, sizes) in enumerate(zip(config.train.stages[: STEPS - 1], shrunk, strict=False)):
@@ -76,9 +83,10 @@ def shrink(config: Config, args: list[str]) -> Config:
         run=dataclasses.replace(config.run, dir=str(run_dir)),
         model=config.model.shrink(SEQ_LEN),
         data=dataclasses.replace(
-            config.data, dir=str(run_dir / "data"), train_files="", val_files="", tokenizer="", lanes=1, bos_id=-1,
-            epochs=0,
+            config.data, dir=str(run_dir / "data"), train_files="", val_files="", lanes=1, bos_id=-1, epochs=0,
+            tokenizer=str(run_dir / "data" / "tokenizer.json") if config.data.is_chat else "",
         ),
+        chat=config.chat if config.chat.base else dataclasses.replace(config.chat, optimizer="fresh"),
         train=dataclasses.replace(
             config.train,
             steps=STEPS, batch_tokens=MICROBATCHES * ROWS * SEQ_LEN, micro_batch_size=ROWS, loss_chunk_tokens=SEQ_LEN,
@@ -134,6 +142,21 @@ def write_data(directory: Path, *, is_text: bool, is_modded: bool = False) -> No
         progress=_in_silence, is_modded=is_modded,
     )  # fmt: skip
     write_manifest(directory, {"format": FORMAT, "corpus": "smoke", **made})
+
+
+def write_chat(directory: Path) -> None:
+    """Short conversations in the same words, and the tokenizer of text shards: a base run's --smoke has the same."""
+    documents = [draw_document(number) for number in range(N_DOCUMENTS)]
+    with SplitWriter(directory) as writer:
+        for number, document in enumerate(documents):
+            words = document.split()
+            said = [" ".join(words[at : at + CHAT_WORDS]) for at in range(0, 4 * CHAT_WORDS, CHAT_WORDS)]
+            messages = [{"role": ("user", "assistant")[i % 2], "content": text} for i, text in enumerate(said)]
+            split = "val" if number < VAL_FRACTION * N_DOCUMENTS else "train"
+            writer.add(split, Conversation.read({"messages": messages}))
+    write_chat_manifest(directory, {"corpus": "smoke", "n_left_out": 0, "splits": writer.describe()})
+    tokenizer = train_bpe(documents, VOCAB_SIZE)
+    (directory / "tokenizer.json").write_text(json.dumps(tokenizer.to_json()), encoding="utf-8")
 
 
 def draw_document(number: int) -> str:

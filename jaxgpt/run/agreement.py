@@ -21,7 +21,7 @@ from jaxgpt.run.opening import Run
 
 LOCAL = (
     "run.dir", "data.dir", "data.tokenizer", "data.tokenizer_threads", "hosts.",
-    "log.wandb_project", "log.trackio_project", "log.tensorboard",
+    "chat.base", "log.wandb_project", "log.trackio_project", "log.tensorboard",
 )  # fmt: skip
 """Settings that may differ: places on a host's disk, of which the contents are compared, and what one process reads."""
 
@@ -40,6 +40,7 @@ def facts(run: Run, flags: Mapping[str, Any], packages: tuple[str, ...]) -> dict
         **{f"--{name}": is_given for name, is_given in flags.items()},
         "the data in data.dir": run.source.digest,
         **{f"the data in data.dir, {name}": digest for name, digest in run.source.files.items()},
+        "the base run": run.base.about() | {"run": ""} if run.base else {},
         "the tokenizer": hashlib.sha256(tokenizer.encode()).hexdigest(),
         "jaxgpt's version": jaxgpt.__version__,
         "jaxgpt's sources": hash_code(),

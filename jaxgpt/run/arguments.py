@@ -8,11 +8,11 @@ from jaxgpt.config.parser import Parser
 from jaxgpt.errors import InputError
 
 
-def training_parser(prog: str, doc: str | None) -> Parser:
+def training_parser(prog: str, doc: str | None, example: str = "--config quickstart --smoke") -> Parser:
     """`--config`, its settings, and how a run begins."""
     parser = Parser(
         prog, doc, "--config FILE [--section.field=value ...]",
-        "--config quickstart --smoke", takes_config=True,
+        example, takes_config=True,
     )  # fmt: skip
     parser.add_argument("--resume", action="store_true", help="continue from the newest valid checkpoint in run.dir")
     parser.add_argument("--auto-resume", action="store_true", help="resume if there is a checkpoint, else start")

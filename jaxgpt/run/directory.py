@@ -17,21 +17,18 @@ from jaxgpt.run.remote import RemoteRun
 from jaxgpt.run.sinks import Sinks
 
 
-def open_logs(
-    config: Config, run_dir: Path, first_step: int, devices: str = "", stage: str = "base"
-) -> list[MetricsFile | Sinks | History]:
+def open_logs(config: Config, run_dir: Path, first_step: int, devices: str) -> list[MetricsFile | Sinks | History]:
     """Writes config.py, and opens metrics.jsonl, history.jsonl and the sinks.
 
     Args:
       devices: number and kind, for history.jsonl.
-      stage: one of `history.STAGES`, for history.jsonl.
     """
     try:
         write_atomically(run_dir / "config.py", to_source(config))
     except OSError as error:
         console.warn(f"{run_dir}/config.py cannot be written ({error.strerror}); training continues")
     metrics = MetricsFile(run_dir / "metrics.jsonl", first_step, console.warn)
-    history = History(run_dir / FILE, first_step, stage, devices, console.warn)
+    history = History(run_dir / FILE, first_step, config.chat.stage, devices, console.warn)
     return [metrics, history, Sinks(run_dir, to_dict(config), config.log, first_step)]
 
 

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from jaxgpt import signals
-from jaxgpt.data.sources import Reader
+from jaxgpt.data.readers import Reader
 from jaxgpt.errors import EXIT_DIVERGED, EXIT_DONE
 from jaxgpt.run.checkpoints import CheckpointDirectory
 from jaxgpt.run.console import console

@@ -42,6 +42,7 @@ def print_header(
         {
             "model": f"{model.family}, {n_params.total:,} parameters{no_positions}, {model.n_layer} layers x "
             f"{model.n_embd}, context {model.seq_len}, vocabulary {model.vocab_size}",
+            "from": f"{run.base.directory} step {run.base.step}, {config.chat.optimizer} moments" if run.base else "",
             "derived": "; ".join(f"{name}: {value}" for name, value in derivation.facts.items()),
             "data": source.describe(),
             "batch": " then ".join(

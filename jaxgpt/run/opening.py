@@ -13,8 +13,9 @@ import numpy as np
 from jaxgpt.config import Config, to_dict
 from jaxgpt.config.derive import Derivation, derive
 from jaxgpt.data.sources import Source, count_token_bytes, open_source
-from jaxgpt.data.tokenizer import Tokenizer
+from jaxgpt.data.tokenizer import Tokenizer, tokenizer_from_json
 from jaxgpt.errors import InputError, require
+from jaxgpt.run.base import Base, read_base
 from jaxgpt.run.console import console, working
 
 
@@ -26,11 +27,13 @@ class Run:
       given: as the user wrote it; what a config file of the run holds.
       derivation: the complete config, what was derived, and warnings.
       source: the data.
+      base: the run that this one starts from; None: there is none.
     """
 
     given: Config
     derivation: Derivation
     source: Source
+    base: Base | None = None
 
     @property
     def config(self) -> Config:
@@ -64,7 +67,8 @@ class Run:
 
     def about(self) -> dict[str, Any]:
         """What a checkpoint says of the run, as JSON."""
-        return {
+        based = {"base": self.base.about()} if self.base else {}
+        return based | {
             "config": to_dict(self.config),
             "data_sha256": self.source.digest,
             "data_files": self.source.files,
@@ -80,14 +84,41 @@ def open_run(given: Config, *, verify_again: bool = False) -> Run:
 
     Raises:
       InputError: the data are missing, damaged, too few for the run, or of another vocabulary than the model's; or a
-        value is open that no rule gives.
+        value is open that no rule gives; or the base run is missing, or has another model or vocabulary.
+      Failure: an object store cannot be reached.
     """
+    base = read_base(given.chat) if given.chat.base else None
     with working(f"opening the data in {given.data.dir}"):
-        source = open_source(given.data, verify_again=verify_again)
-    derivation = derive(_with_bos(given, source), source.n_ids)
+        tokenizer_json = base.tokenizer_json if base else None
+        source = open_source(given.data, verify_again=verify_again, tokenizer_json=tokenizer_json)
+    config = _with_bos(given, source)
+    if base:
+        _check_tokenizer(config, source, base)
+        config = dataclasses.replace(config, model=base.complete(config.model))
+    derivation = derive(config, source.n_ids, _count_epoch_steps(config, source))
     source.check_vocabulary(derivation.config.model.vocab_size)
     source.require_steps(derivation.config)
-    return Run(given, derivation, source)
+    return Run(given, derivation, source, base)
+
+
+def _check_tokenizer(config: Config, source: Source, base: Base) -> None:
+    """Raises InputError where data.tokenizer is another vocabulary than the base's."""
+    if base.tokenizer_json is None or source.tokenizer is None:
+        return
+    theirs = tokenizer_from_json(base.tokenizer_json)
+    require(
+        theirs.digest() == source.tokenizer.digest(),
+        f"data.tokenizer={config.data.tokenizer} has {source.tokenizer.vocab_size} ids ({source.tokenizer.name}), "
+        f"{base} was trained on {theirs.vocab_size} others ({theirs.name}); leave data.tokenizer out",
+    )
+
+
+def _count_epoch_steps(config: Config, source: Source) -> int:
+    """Steps of the epochs that train.steps=0 asks for, where the data are conversations; else 0."""
+    if not config.data.is_chat or config.train.steps:
+        return 0
+    with working(f"packing the conversations in {config.data.dir} once, to count the steps", is_said=True):
+        return source.count_steps(config)
 
 
 def _with_bos(config: Config, source: Source) -> Config:

@@ -1,17 +1,17 @@
 """Resuming a run, for both training loops: what must not have changed since its checkpoint."""
 
-import dataclasses
 import hashlib
 import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from jaxgpt.config import Config, flatten, from_dict, to_dict
+from jaxgpt.config import flatten, to_dict
 from jaxgpt.errors import InputError
 from jaxgpt.run.agreement import check_agreement
 from jaxgpt.run.checkpoints import CheckpointDirectory, list_steps
 from jaxgpt.run.console import console, working
+from jaxgpt.run.saved_config import read_config
 
 
 def list_changes(
@@ -70,36 +70,12 @@ def _decides_batches(name: str, was: Any, is_now: Any) -> bool:
         return read != reads
     return name in (
         "run.seed", "data.sampling", "data.train_files", "data.bos_id", "data.max_document_tokens",
-        "train.batch_tokens",
+        "train.batch_tokens", "chat.packing", "chat.trained", "chat.max_tokens",
     )  # fmt: skip
 
 
 FREE_MODEL_FIELDS = ("model.dropout",)
 """Fields of the model that may change when a run is resumed."""
-
-
-def read_config(about: dict[str, Any], source: str) -> Config:
-    """The complete config of a checkpoint, of this version or of one before it.
-
-    Args:
-      about: what the checkpoint says of its run.
-      source: of it, for messages.
-
-    Raises:
-      InputError: it does not say what its model is, or another version wrote it.
-    """
-    values = about.get("config")
-    if not isinstance(values, dict):
-        raise InputError(f"{source} does not say what its model is (config); it is no checkpoint of a run")
-    try:
-        config = from_dict(values)
-        vocab_size = about.get("vocab_size", config.model.vocab_size)  # beside the config in older checkpoints
-        if type(vocab_size) is not int or vocab_size < 1:
-            raise InputError(f"vocab_size={vocab_size!r} is no positive integer")
-        model = dataclasses.replace(config.model, vocab_size=vocab_size).complete(vocab_size)
-        return dataclasses.replace(config, model=model)
-    except InputError as error:
-        raise InputError(f"{source}: {error}") from error
 
 
 def resume(

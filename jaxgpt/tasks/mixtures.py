@@ -55,6 +55,21 @@ CHAT_CORE = {
 N_SPELLING_TEST = 256
 
 
+def read_parts(text: str) -> list[Part]:
+    """Tasks as a command line names them: own+gsm8k:200 is all of own and the first 200 rows of gsm8k.
+
+    Raises:
+      InputError: what follows a colon is not a positive number.
+    """
+    parts: list[Part] = []
+    for part in text.split("+"):
+        name, colon, count = part.partition(":")
+        if colon and not (count.isascii() and count.isdigit() and int(count[:18]) > 0):
+            raise InputError(f"{part} asks for {count or 'no'} rows; write a positive number, such as {name}:200")
+        parts.append((name, int(count[:18])) if colon else name)
+    return parts
+
+
 @dataclass
 class Sources:
     """Where tasks come from. Rows are read when a task is asked for, and kept.
@@ -115,7 +130,11 @@ class Sources:
         """
         if stage not in MIXTURES:
             raise InputError(f"mixture {stage} does not exist; choose one of {', '.join(MIXTURES)}")
-        return Mixture([self._part(part) for part in MIXTURES[stage]])
+        return self.mixture_of(MIXTURES[stage])
+
+    def mixture_of(self, parts: Sequence[Part]) -> Mixture:
+        """The conversations of these tasks, shuffled. Raises as `task` does."""
+        return Mixture([self._part(part) for part in parts])
 
     def _part(self, part: Part) -> Task:
         return self.task(part) if isinstance(part, str) else self.task(*part)

@@ -8,7 +8,7 @@ from jax.sharding import Mesh
 
 from jaxgpt.config.steps import Plan, PlannedStep
 from jaxgpt.data.batch import Batch
-from jaxgpt.data.sources import Reader
+from jaxgpt.data.readers import Reader
 from jaxgpt.parallel.sharding import own_rows, put_rows
 from jaxgpt.run.rollback import Skips
 

@@ -21,13 +21,18 @@ from jaxgpt.training.memory import describe_memory
 from jaxgpt.training.step import Step, make_stage
 
 
-def lower_train(step: Step, n_micro: int, n_rows: int, hyper: dict[str, Any] = schedule.NO_HYPER) -> Any:
+def lower_train(
+    step: Step, n_micro: int, n_rows: int, hyper: dict[str, Any] = schedule.NO_HYPER, *, has_mask: bool = False
+) -> Any:
     """The training step for batches [n_micro, n_rows, T + 1], traced but not compiled.
 
     Args:
       hyper: its form is what counts, not its values.
+      has_mask: whether the reader says which targets count, as that of conversations does.
     """
-    batch = Batch(jax.ShapeDtypeStruct((n_micro, n_rows, step.model.config.seq_len + 1), np.int32))
+    seq_len = step.model.config.seq_len
+    mask = jax.ShapeDtypeStruct((n_micro, n_rows, seq_len), np.uint8) if has_mask else None
+    batch = Batch(jax.ShapeDtypeStruct((n_micro, n_rows, seq_len + 1), np.int32), mask)
     shapes = {name: jax.ShapeDtypeStruct(v.shape, v.dtype) for name, v in step.hyper(hyper).items()}
     return step.train.lower(step.state_shapes, batch, shapes)
 
@@ -40,7 +45,7 @@ def lower_stage(step: Step, plan: Plan, stage: int) -> tuple[Step, Any]:
     """
     made = make_stage(step, plan.config.at_stage(stage))
     hyper = schedule.hyper_at(plan.config, plan.first_step(stage))
-    return made, lower_train(made, plan.n_micro[stage], plan.n_rows, hyper)
+    return made, lower_train(made, plan.n_micro[stage], plan.n_rows, hyper, has_mask=plan.config.data.is_chat)
 
 
 def lower_evaluate(step: Step, n_rows: int) -> Any:

@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from jaxgpt.data.sources import Rows
+from jaxgpt.data.readers import Rows, masks_of
 from jaxgpt.parallel.sharding import own_rows, put_rows
 from jaxgpt.run.console import working
 from jaxgpt.run.evaluation import Evaluation, conclude, make_masks
@@ -26,8 +26,9 @@ def evaluate_split(
     results = []
     for begin in range(0, len(starts), n_rows):
         chosen = starts[begin : begin + n_rows]
-        batch_BT = rows.at(np.concatenate([chosen, np.repeat(chosen[-1:], n_rows - len(chosen))]))
-        masks_BTC, n_more = make_masks(batch_BT[:, 1:], len(chosen), token_bytes)
+        filled = np.concatenate([chosen, np.repeat(chosen[-1:], n_rows - len(chosen))])
+        batch_BT = rows.at(filled)
+        masks_BTC, n_more = make_masks(batch_BT[:, 1:], len(chosen), token_bytes, masks_of(rows, filled))
         n_tokens, n_bytes = n_tokens + int(masks_BTC[..., 0].sum()), n_bytes + n_more
         placed = put_rows((batch_BT[lo:hi], masks_BTC[lo:hi]), n_rows, step.mesh)
         results.append(step.evaluate(params, *placed))

@@ -6,7 +6,7 @@ from typing import Any
 
 from jaxgpt.config.steps import Plan, PlannedStep
 from jaxgpt.data.batch import Batch
-from jaxgpt.data.sources import Reader
+from jaxgpt.data.readers import Reader
 from jaxgpt.run.rollback import Skips
 from torch_ref.parallel.mesh import Mesh
 from torch_ref.parallel.sharding import own_rows, put_rows

@@ -3,7 +3,7 @@
 import numpy as np
 import torch
 
-from jaxgpt.data.sources import Rows
+from jaxgpt.data.readers import Rows, masks_of
 from jaxgpt.run.console import working
 from jaxgpt.run.evaluation import Evaluation, conclude, make_masks
 from torch_ref.parallel.sharding import add_over_processes, own_rows, put_rows
@@ -19,8 +19,9 @@ def evaluate_split(
     results = []
     for begin in range(0, len(starts), n_rows):
         chosen = starts[begin : begin + n_rows]
-        batch_BT = rows.at(np.concatenate([chosen, np.repeat(chosen[-1:], n_rows - len(chosen))])[lo:hi])
-        masks_BTC, n_more = make_masks(batch_BT[:, 1:], len(chosen) - lo, token_bytes)
+        filled = np.concatenate([chosen, np.repeat(chosen[-1:], n_rows - len(chosen))])[lo:hi]
+        batch_BT = rows.at(filled)
+        masks_BTC, n_more = make_masks(batch_BT[:, 1:], len(chosen) - lo, token_bytes, masks_of(rows, filled))
         n_tokens, n_bytes = n_tokens + int(masks_BTC[..., 0].sum()), n_bytes + n_more
         results.append(step.evaluate(params, put_rows(batch_BT, step.mesh), put_rows(masks_BTC, step.mesh)))
     nats, text_nats = np.sum([result.double().cpu().numpy() for result in results], axis=0).tolist()

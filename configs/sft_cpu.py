@@ -1,0 +1,31 @@
+"""nanochat 2026, depth 4: SFT on your conversations.
+
+Starts from mid_cpu, or from nanochat_cpu, with its moments. The assistant's tokens are trained.
+Machine: any CPU
+Vocabulary: 4096
+Data: jaxgpt prepare chat --input FILES
+Run: jaxgpt sft --config sft_cpu --from runs/mid_cpu
+"""
+
+from jaxgpt.config import (
+    NANOCHAT_SFT_2026,
+    ChatConfig,
+    CheckpointConfig,
+    Config,
+    DataConfig,
+    EvalConfig,
+    LogConfig,
+    NanochatConfig,
+    TrainConfig,
+)
+
+config = Config(
+    model=NanochatConfig(era="2026", depth=4, seq_len=256),
+    data=DataConfig(dir="data/chat", sampling="conversations"),
+    chat=ChatConfig(packing="best_fit", optimizer="base", init_lr_frac=0.8),
+    train=TrainConfig(steps=200, batch_tokens=8 * 256, micro_batch_size=8, dtype="float32"),
+    optim=NANOCHAT_SFT_2026,
+    eval=EvalConfig(every=50, tokens=20_000),
+    log=LogConfig(every=5),
+    checkpoint=CheckpointConfig(every=100),
+)

@@ -1,0 +1,56 @@
+"""Midtraining and SFT: trains a run's model on conversations, as a config says.
+
+The loop is `jaxgpt train`'s, and so are resume, checkpoints and exit codes. What differs is in the config: its data
+are conversations (data.sampling), its chat section says how they become rows and which tokens count, and the
+weights, the tokenizer and, with chat.optimizer=base, the optimizer's moments are those of the run that --from names.
+
+  jaxgpt prepare chat --input conversations.jsonl
+  jaxgpt sft --config sft_cpu --from runs/nanochat_cpu
+  jaxgpt sft --config sft_d20_2025 --from runs/mid_d20_2025
+"""
+
+import runpy
+
+from jaxgpt.errors import InputError, answer_early, run_verb
+from jaxgpt.files import user_location
+from jaxgpt.run.arguments import step_number, training_parser
+
+PARSER = training_parser("jaxgpt sft", __doc__, "--config sft_cpu --from runs/mid_cpu")
+PARSER.add_argument("--from", dest="base", metavar="RUN", type=user_location, help="the run to start from")
+PARSER.add_argument("--from-step", type=step_number, metavar="STEP", help="its checkpoint (the newest)")
+
+
+def to_train(args: list[str]) -> list[str]:
+    """The arguments of `jaxgpt train` that are meant.
+
+    Raises:
+      InputError: the config is not for conversations, or nothing says what to start from.
+    """
+    config, flags = PARSER.read_run(args)
+    if not config.data.is_chat:
+        raise InputError(
+            f"data.sampling={config.data.sampling} of --config={flags.config} is not conversations; "
+            "choose another config, or jaxgpt train"
+        )
+    if flags.base and any(arg.partition("=")[0] == "--chat.base" for arg in flags.settings):
+        raise InputError(f"--from={flags.base} and --chat.base are both given; keep one")
+    if not (flags.base or config.chat.base or config.train.init_from or flags.smoke):
+        raise InputError(f"--from is missing; name the run to start from: --from RUN, as {flags.config} describes")
+    passed = list(flags.settings)
+    passed += [f"--chat.base={flags.base}"] if flags.base else []
+    passed += [f"--chat.base_step={flags.from_step}"] if flags.from_step is not None else []
+    for name in ("resume", "auto_resume", "allow_change", "verify", "smoke"):
+        passed += [f"--{name.replace('_', '-')}"] if getattr(flags, name) else []
+    return passed + ([f"--resume-from={flags.resume_from}"] if flags.resume_from is not None else [])
+
+
+if __name__ == "__main__":
+    answer_early(to_train)
+
+
+def main(args: list[str]) -> int:
+    return runpy.run_module("jaxgpt.train")["main"](to_train(args))
+
+
+if __name__ == "__main__":
+    run_verb(main)
