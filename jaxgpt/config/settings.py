@@ -217,7 +217,9 @@ class EvalConfig(Section):
     every: int = 2000
     """Steps between evaluations; the last step is always evaluated. 0: only the last."""
     tokens: int = 1_000_000
-    """Validation tokens per evaluation, the same ones each time, spread over the set; 0: all."""
+    """Validation tokens per evaluation, the same ones each time; 0: all."""
+    spread: bool = True
+    """Rows come from all over the set; False: one after the other from its start, as modded-nanogpt evaluates."""
     seq_len: int = 0
     """Tokens of a row in every evaluation; 0: model.seq_len, also where later stages train on other rows."""
     long_window: int = 0
@@ -343,6 +345,11 @@ class Config(Section):
             not self.data.is_text or len(lengths) == 1,
             f"train.stages: seq_len={lengths[-1]} differs from model.seq_len={lengths[0]}, but data.sampling="
             f"{self.data.sampling} packs rows of one length; prepare token shards, or leave seq_len out",
+        )
+        require(
+            self.eval.spread or not self.data.is_text,
+            f"eval.spread=False does not apply to data.sampling={self.data.sampling}, whose rows are packed from all "
+            "documents; prepare token shards, or drop it",
         )
         self.eval_models()
         n_devices = max(self.mesh.data, 1) * self.mesh.fsdp
