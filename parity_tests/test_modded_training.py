@@ -1,5 +1,6 @@
 """Whole training runs of the modded family, in small, against figures measured on the original programs."""
 
+import dataclasses
 import functools
 from pathlib import Path
 from typing import Any, NamedTuple, cast
