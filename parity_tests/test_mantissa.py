@@ -101,7 +101,7 @@ def express(matrix: np.ndarray, *, is_large: bool) -> np.ndarray:
         return widen(round_to_bfloat16(x))
 
     x = cast(matrix)
-    x = cast(x / (cast(cast(np.linalg.norm(x)[None]) * np.float32(1.02)) + np.float32(1e-6)))
+    x = cast(x / (cast(cast(np.atleast_1d(np.linalg.norm(x))) * np.float32(1.02)) + np.float32(1e-6)))
     for a, b, c in np.array(orthogonalize.POLAR_EXPRESS, np.float32):
         gram = cast(x @ x.T)
         product = cast(c * (gram @ gram) + b * gram) @ x

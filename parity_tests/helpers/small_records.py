@@ -79,7 +79,7 @@ def in_small(optim: OptimConfig, tied_steps: int) -> OptimConfig:
     return dataclasses.replace(optim, muon=muon, schedule=schedule, tie_until=tied_steps)
 
 
-def make_config(name, directory, *, dtype="float64", mesh: MeshConfig | None = None) -> Config:
+def make_config(name, directory, *, dtype: Any = "float64", mesh: MeshConfig | None = None) -> Config:
     """A record in steps of 8 rows, as `settle` leaves it. The mesh is by default of one device."""
     model = dataclasses.replace(
         record(name), seq_len=TOKENS[0] // 8, block_tokens=BLOCK, short_window=BLOCK + 1, long_window=3 * BLOCK + 1
