@@ -26,7 +26,7 @@ config = Config(
     data=DataConfig(dir="data/fineweb10B", sampling="sequential"),
     train=TrainConfig(steps=3250, batch_tokens=524_288, micro_batch_size=64),
     optim=MODDED_TRACK3,
-    eval=EvalConfig(every=125, tokens=20 * 524_288),
+    eval=EvalConfig(every=125, tokens=20 * 524_288, spread=False),
     checkpoint=CheckpointConfig(every=1000),
     sample=SampleConfig(every=0),
 )

@@ -1,7 +1,8 @@
 """Evaluates a model on held-out text: loss per token, perplexity, bits per byte.
 
-The rows are the same each time: whole contexts, apart from each other, spread evenly over the split. A run is
-evaluated with its own settings, so the loss on val agrees with the one that training logged.
+The rows are the same each time: whole contexts, no two of which overlap, spread evenly over the split or, with
+eval.spread=False, from its start. A run is evaluated with its own settings, so the loss on val agrees with the one
+that training logged.
 
   jaxgpt evaluate --run runs/quickstart
   jaxgpt evaluate --run runs/owt --split both --tokens 0

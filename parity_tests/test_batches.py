@@ -167,6 +167,8 @@ def test_eval_rows_do_not_overlap_and_spread(tmp_path):
         assert starts.dtype == np.int64 and len(starts) == min(n_wanted, n_there)
         assert (np.diff(starts) >= SEQ_LEN).all() and starts[0] == 0 and starts[-1] + SEQ_LEN + 1 <= 1040
     np.testing.assert_array_equal(eval_rows(split, SEQ_LEN, 0), np.arange(n_there) * SEQ_LEN)
+    first = eval_rows(split, SEQ_LEN, 10 * SEQ_LEN, spread=False)
+    np.testing.assert_array_equal(first, np.arange(10) * SEQ_LEN)
     gaps = np.diff(eval_rows(split, SEQ_LEN, 10 * SEQ_LEN))
     assert gaps.max() - gaps.min() <= SEQ_LEN and gaps.min() >= 6 * SEQ_LEN
     rows = Batches(split, SEQ_LEN, 0, "random").at(eval_rows(split, SEQ_LEN, 0))

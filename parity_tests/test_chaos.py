@@ -17,7 +17,7 @@ RUNS = (("jaxgpt", "documents"), ("torch_ref", "nanogpt"))
 
 @pytest.fixture(scope="module")
 def rig(tmp_path_factory):
-    return Rig(tmp_path_factory.mktemp("chaos"))
+    return Rig(tmp_path_factory.mktemp("chaos"), [kind for _, kind in RUNS])
 
 
 @pytest.mark.parametrize("number", range(12))

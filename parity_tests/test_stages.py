@@ -165,9 +165,11 @@ GPT2 = GPT2Config(seq_len=16, vocab_size=64)
          "train.micro_batch_size=2 x seq_len=24 x 1 device = 48; nearest: 48, 96"),
         (SMALL, [{"seq_len": 32}], {"data": DataConfig(sampling="best_fit")}, "train.stages: seq_len=32 differs from "
          "model.seq_len=16, but data.sampling=best_fit packs rows of one length"),
+        (SMALL, [], {"eval": EvalConfig(spread=False), "data": DataConfig(sampling="best_fit")},
+         "eval.spread=False does not apply to data.sampling=best_fit"),
     ],
     ids=["longer_than_positions", "evaluated_longer", "no_short_window", "no_long_window", "evaluated_wider",
-         "batch_does_not_divide", "text"],
+         "batch_does_not_divide", "text", "text_from_its_start"],
 )  # fmt: skip
 def test_a_table_that_cannot_be_is_refused_in_one_line(model, stages, more, message):
     stages = tuple(StageConfig(from_step=3 + i, **values) for i, values in enumerate(stages))

@@ -176,10 +176,11 @@ def run_jax(
         logits, grads = (known.logits, known.grads) if known else _jax_first_batch(config, step, placed, batches[0])
         places = _jax_places(config, step, placed, batches[0].tokens[0]) if is_traced else {}
         state, losses, norms, first = step.init_state(placed), [], [], {}
-        steps = [jax_step.make_stage(step, config.at_stage(i)) for i in range(1 + len(config.train.stages))]
+        models = config.stage_models()
+        steps = {model: jax_step.make_stage(step, config.at_stage(models.index(model))) for model in models}
         for i, batch in enumerate(batches):
             hyper = step.hyper(schedule.hyper_at(config, i))
-            state, metrics = steps[schedule.stage_index(config, i)].train(state, batch, hyper)
+            state, metrics = steps[models[schedule.stage_index(config, i)]].train(state, batch, hyper)
             losses.append(float(metrics["loss"]))
             norms.append(float(metrics["grad_norm"]))
             show(i + 1, len(batches), f"{i + 1} of {len(batches)} steps")

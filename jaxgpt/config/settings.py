@@ -171,7 +171,9 @@ class EvalConfig(Section):
     every: int = 2000
     """Steps between evaluations; the last step is always evaluated. 0: only the last."""
     tokens: int = 1_000_000
-    """Validation tokens per evaluation, the same ones each time, spread over the set; 0: all."""
+    """Validation tokens per evaluation, the same ones each time; 0: all."""
+    spread: bool = True
+    """Rows come from all over the set; False: one after the other from its start, as modded-nanogpt evaluates."""
     seq_len: int = 0
     """Tokens of a row in every evaluation; 0: model.seq_len, also where later stages train on other rows."""
     long_window: int = 0
@@ -310,6 +312,11 @@ class Config(Section):
         require(
             not self.data.is_chat or self.is_next_token(),
             "train.target_weights are for text, data.sampling=conversations predicts the next token; leave them out",
+        )
+        require(
+            self.eval.spread or not (self.data.is_text or self.data.is_chat),
+            f"eval.spread=False does not apply to data.sampling={self.data.sampling}, whose rows are packed from all "
+            "documents; prepare token shards, or drop it",
         )
         self.eval_models()
         n_devices = max(self.mesh.data, 1) * self.mesh.fsdp

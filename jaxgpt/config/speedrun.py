@@ -35,7 +35,9 @@ def speedrun_62(*, micro_batch_size: int = 1, eval_seq_len: int = 262_144) -> Co
             ),
         ),
         optim=MODDED_62,
-        eval=EvalConfig(every=250, tokens=10_485_760, seq_len=eval_seq_len, long_window=20 * 128 + 1),
+        eval=EvalConfig(
+            every=250, tokens=10_485_760, spread=False, seq_len=eval_seq_len, long_window=20 * 128 + 1
+        ),
         checkpoint=CheckpointConfig(every=500),
         sample=SampleConfig(every=0),
     )  # fmt: skip

@@ -99,12 +99,12 @@ def _require_a_row(split: Split, seq_len: int) -> None:
         )
 
 
-def eval_rows(split: Split, seq_len: int, n_tokens: int) -> np.ndarray:
-    """Where the rows of an evaluation start, int64 [n]: apart from each other, the same ones each time.
+def eval_rows(split: Split, seq_len: int, n_tokens: int, *, spread: bool = True) -> np.ndarray:
+    """Where the rows of an evaluation start, int64 [n]: no two overlap, the same ones each time.
 
     Args:
-      n_tokens: targets to evaluate, cut to whole rows (one at least), spread evenly over the split. 0, or more than
-      the split has: every whole row.
+      n_tokens: targets to evaluate, cut to whole rows (one at least). 0, or more than the split has: every whole row.
+      spread: evenly over the split; False: one after the other from its start.
 
     Raises:
       InputError: the split is shorter than one row.
@@ -113,4 +113,5 @@ def eval_rows(split: Split, seq_len: int, n_tokens: int) -> np.ndarray:
     n_there = (split.n_tokens - 1) // seq_len
     n_wanted = max(1, n_tokens // seq_len) if n_tokens else n_there
     n = min(n_wanted, n_there)
-    return np.arange(n, dtype=np.int64) * n_there // n * seq_len
+    rows = np.arange(n, dtype=np.int64)
+    return (rows * n_there // n if spread else rows) * seq_len

@@ -199,7 +199,7 @@ class Source:
         if isinstance(self.data, Dataset):
             part = self.data.val if split == "val" else self.data.train
             rows = Batches(part, seq_len, 0, "sequential", config.model.vocab_size)
-            return rows, eval_rows(part, seq_len, n_tokens)
+            return rows, eval_rows(part, seq_len, n_tokens, spread=config.eval.spread)
         if split == "train":
             raise InputError(f"{self.data.directory} holds text shards; only val can be evaluated: --split val")
         packed: PackedRows = val_rows(

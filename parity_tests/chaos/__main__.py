@@ -2,6 +2,7 @@
 
     python -m parity_tests.chaos --runs 200 --seed 0
     python -m parity_tests.chaos --seed 0 --trial 17
+    python -m parity_tests.chaos --runs 20 --only kill stop --kinds modded
 
 Right is: resumed and ended with the losses of the uninterrupted run, bit for bit; or refused in one line; or warned and
 trained on. Wrong is: silent, lost, traceback, hung, another exit code. The exit code is 1 if any outcome was wrong.
@@ -58,6 +59,7 @@ def main(args: list[str]) -> int:
     parser.add_argument("--seed", type=int, default=0, metavar="S", help="of all choices")
     parser.add_argument("--trial", type=int, metavar="K", help="only this one")
     parser.add_argument("--only", nargs="+", default=[], choices=list(available()), help="only these faults")
+    parser.add_argument("--kinds", nargs="+", default=KINDS, choices=KINDS, help="only runs on these kinds of data")
     given = parser.parse_args(args)
     numbers = range(given.runs) if given.trial is None else [given.trial]
     if not can_mount():
@@ -67,9 +69,9 @@ def main(args: list[str]) -> int:
             signal.signal(number, signal.SIG_DFL)
     begin, wrong = time.monotonic(), []
     with tempfile.TemporaryDirectory(prefix="jaxgpt-chaos-") as scratch:
-        rig = Rig(Path(scratch))
+        rig, runs = Rig(Path(scratch), given.kinds), list(itertools.product(FRAMEWORKS, list[str](given.kinds)))
         for n_done, number in enumerate(numbers, start=1):
-            what, outcome, fault = run_trial(rig, given.seed, number, given.only)
+            what, outcome, fault = run_trial(rig, given.seed, number, given.only, runs)
             left_s = (time.monotonic() - begin) / n_done * (len(numbers) - n_done)
             print(f"{number}: {what}: {outcome}  [{left_s / 60:.0f} min left]", flush=True)
             if fault:

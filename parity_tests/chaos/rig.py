@@ -15,6 +15,7 @@ import sys
 import tempfile
 import threading
 import time
+from collections.abc import Sequence
 from itertools import islice
 from pathlib import Path
 
@@ -31,8 +32,9 @@ PATIENCE_S = 150.0
 LAUNCHER_S = 15.0
 """A process whose peer has failed is sent SIGTERM after so long: it may wait for minutes for one that never joins."""
 FRAMEWORKS = {"jaxgpt": "jaxgpt.train", "torch_ref": "torch_ref.train"}
-KINDS = ("shards", "documents", "nanogpt")
-"""Of data: shards of one long text, documents packed with a cursor, and nanoGPT's files, which have no manifest."""
+KINDS = ("shards", "documents", "nanogpt", "modded")
+"""Of data: shards of one long text, documents packed with a cursor, nanoGPT's files, which have no manifest, and
+modded-nanogpt's shards, on which its record 62 is trained in small, through its stages and the split at step 16."""
 _CONFIG = """
 from jaxgpt.config import *
 config = Config(
@@ -43,6 +45,34 @@ config = Config(
     eval=EvalConfig(every={eval_every}, tokens=400),
     log=LogConfig(every=1),
     checkpoint=CheckpointConfig(every={every}, keep=3),
+    mesh=MeshConfig(data=1),
+)
+"""
+
+_RECORD_62 = """
+import dataclasses
+from jaxgpt.config import *
+config = Config(
+    data=DataConfig(dir={data!r}, sampling={sampling!r}, max_document_tokens=48, epochs=0),
+    model=ModdedConfig(
+        record="62", n_layer=3, window_pattern="SL-", paired_heads="P--", value_embeds="0--", skip_from=0, skip_to=2,
+        backout_from=1, n_embd=32, head_dim=16, seq_len=16, block_tokens=4,
+    ),
+    train=TrainConfig(
+        steps={n_steps}, batch_tokens=128, micro_batch_size=8, dtype="float32", target_weights=(1.0, 0.5, 0.25),
+        stages=speedrun_stages(
+            scheduled_steps=24, batch_tokens=(128, 256, 384), windows=((1, 3), (2, 5), (3, 6)), block_tokens=4,
+            lr_from=(1 / 3, 2 / 3), lr_scales=(1.52, 1.73), target_weights=((1.0, 0.5), (1.0,)),
+        ),
+    ),
+    optim=dataclasses.replace(
+        MODDED_62, tie_until=16, muon=dataclasses.replace(MODDED_62.muon, ns_dtype="float32"),
+        schedule=dataclasses.replace(MODDED_62.schedule, decay_steps=24),
+    ),
+    eval=EvalConfig(every={eval_every}, tokens=400),
+    log=LogConfig(every=1),
+    checkpoint=CheckpointConfig(every={every}, keep=3),
+    sample=SampleConfig(every=0),
     mesh=MeshConfig(data=1),
 )
 """
@@ -136,13 +166,13 @@ class Straight:
 
 
 class Rig:
-    """Data of every kind, and for each framework and kind the uninterrupted run.
+    """Data of some kinds, and for each framework and kind the uninterrupted run.
 
     Args:
       directory: a scratch directory; everything is made there.
     """
 
-    def __init__(self, directory: Path):
+    def __init__(self, directory: Path, kinds: Sequence[str] = KINDS):
         self.directory = directory
         self._straight: dict[tuple[str, str, bool], Straight] = {}
         cache = {
@@ -153,7 +183,7 @@ class Rig:
             "OMP_NUM_THREADS": "1",
         }
         self.env = environment() | cache
-        for kind in KINDS:
+        for kind in kinds:
             self._make_data(kind)
 
     def _make_data(self, kind: str) -> None:
@@ -170,6 +200,8 @@ class Rig:
         if kind == "documents":
             self._call(*prepare, "--format", "text", "--shard-chars", "6000", "--group-documents", "4")
             self._call("jaxgpt.train_tokenizer", "--data", str(where), "--vocab-size", "300")
+        elif kind == "modded":
+            self._call(*prepare, "--format", "modded", "--tokenizer", "byte")
         else:
             self._call(*prepare, "--tokenizer", "char")
 
@@ -185,9 +217,9 @@ class Rig:
 
     def write_config(self, path: Path, data: Path, kind: str) -> Path:
         vocab_size = 64 if kind == "nanogpt" else 0
-        sampling = "best_fit" if kind == "documents" else "random"
+        sampling = {"documents": "best_fit", "modded": "bos_aligned"}.get(kind, "random")
         values = {"data": str(data), "sampling": sampling, "vocab_size": vocab_size, "n_steps": N_STEPS, "every": EVERY}
-        path.write_text(_CONFIG.format(**values, eval_every=2 * EVERY))
+        path.write_text((_RECORD_62 if kind == "modded" else _CONFIG).format(**values, eval_every=2 * EVERY))
         return path
 
     def start(self, framework: str, config: Path, run_dir: Path, *more: str, env=None, **observed) -> Running:
