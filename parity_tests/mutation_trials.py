@@ -12,10 +12,11 @@ from dataclasses import dataclass
 from jaxgpt.compare.gates import Row, compare
 from jaxgpt.compare.tolerances import PARITY
 from jaxgpt.compare.trajectories import Arrays, Trajectory, draw_params, first_batch, run_jax, run_torch
+from jaxgpt.config import Config
 from jaxgpt.data.batch import Batch
 from parity_tests.mutations import MUTATIONS, Mutation, Plan
 from parity_tests.nanochat_mutations import NANOCHAT_MUTATIONS
-from parity_tests.small_runs import make_batches, make_config
+from parity_tests.small_runs import batches_of, make_config
 from parity_tests.updates import Update, draw_gradients, update_jax, update_torch
 
 ALL_MUTATIONS = MUTATIONS | NANOCHAT_MUTATIONS
@@ -29,19 +30,20 @@ def run_reference(
     """The weights that all start from, and torch_ref's run."""
     config = make_config(recipe, n_steps, dtype, is_small=is_small)
     params = draw_params(config)
-    return params, run_torch(config, params, _batches(n_steps, is_masked))
+    return params, run_torch(config, params, _batches(config, n_steps, is_masked))
 
 
 def run_unmutated(
     recipe: str, params: Arrays, n_steps: int, dtype: str, *, is_small: bool = False, is_masked: bool = False
 ) -> Trajectory:
     """jaxgpt's run as it is."""
-    return run_jax(make_config(recipe, n_steps, dtype, is_small=is_small), params, _batches(n_steps, is_masked))
+    config = make_config(recipe, n_steps, dtype, is_small=is_small)
+    return run_jax(config, params, _batches(config, n_steps, is_masked))
 
 
-def _batches(n_steps: int, is_masked: bool) -> list[Batch]:
+def _batches(config: Config, n_steps: int, is_masked: bool) -> list[Batch]:
     """The batches of a run; masked ones do not count the targets MASKED_ID."""
-    batches = make_batches(n_steps)
+    batches = batches_of(config, n_steps)
     return [Batch(b.tokens, b.tokens[..., 1:] != MASKED_ID) for b in batches] if is_masked else batches
 
 
@@ -70,7 +72,7 @@ class Trials:
             config = make_config(mutation.recipe, self.n_steps, self.dtype, is_small=True)
             plan = Plan(stack, config, self.params)
             plan = mutation.plant(plan)
-            batches = _batches(self.n_steps, mutation.is_masked)
+            batches = _batches(config, self.n_steps, mutation.is_masked)
             if is_brief and mutation.is_update:
                 ours = _with_update(self.unmutated, update_jax(plan.config, plan.params, self.gradients))
                 reference = _with_update(reference, self.updated)

@@ -6,6 +6,7 @@ that `jaxgpt.compare` judges. With is_traced they also walk the model layer by l
 
 import contextlib
 import dataclasses
+import functools
 import os
 import re
 import sys
@@ -124,9 +125,10 @@ def read_batches(config: Config, n_steps: int, dtype: str) -> tuple[Config, list
 
 
 NEARLY_ZERO = {
-    "nanochat": r"(lm_head|smear_gate|h\.\d+\.(attn|mlp)\.c_proj|h\.\d+\.attn\.ve_gate)\.weight|smear_lambda"
+    "nanochat": r"(lm_head|smear_gate|h\.\d+\.(attn|mlp)\.c_proj|h\.\d+\.attn\.ve_gate)\.weight|smear_lambda",
+    "modded": "nothing",
 }
-"""Family -> weights that start at or near zero, where it has such."""
+"""Family with weights that start at zero -> those that start near it."""
 
 
 def draw_params(config: Config) -> Arrays:
@@ -145,9 +147,19 @@ def draw_params(config: Config) -> Arrays:
         return params
     rng, std = np.random.default_rng(config.run.seed), 0.5 * config.model.n_embd**-0.5
     return {
-        path: (std * rng.standard_normal(leaf.shape)).astype(leaf.dtype) if re.fullmatch(pattern, path) else leaf
+        path: leaf
+        if leaf.any() and not re.fullmatch(pattern, path)
+        else (std * rng.standard_normal(leaf.shape)).astype(leaf.dtype)
         for path, leaf in params.items()
     }
+
+
+def _stages(config: Config, make: Callable[[Config], Any]) -> list[Any]:
+    """A framework's step of each stage; those of one model share theirs, which compiles once."""
+    configs = [config.at_stage(i) for i in range(1 + len(config.train.stages))]
+    models = [stage.model for stage in configs]
+    made = {model: make(configs[models.index(model)]) for model in dict.fromkeys(models)}
+    return [made[model] for model in models]
 
 
 # The two sides
@@ -176,7 +188,7 @@ def run_jax(
         logits, grads = (known.logits, known.grads) if known else _jax_first_batch(config, step, placed, batches[0])
         places = _jax_places(config, step, placed, batches[0].tokens[0]) if is_traced else {}
         state, losses, norms, first = step.init_state(placed), [], [], {}
-        steps = [jax_step.make_stage(step, config.at_stage(i)) for i in range(1 + len(config.train.stages))]
+        steps = _stages(config, functools.partial(jax_step.make_stage, step))
         for i, batch in enumerate(batches):
             hyper = step.hyper(schedule.hyper_at(config, i))
             state, metrics = steps[schedule.stage_index(config, i)].train(state, batch, hyper)
@@ -306,7 +318,7 @@ def run_torch(
     grads = {path: torch_step.take_grad(param) / n_tokens for path, param in state.params.items()}
     places = _torch_places(config, step, state.params, batch.tokens[0]) if is_traced else {}
     losses, norms, first = [], [], {}
-    steps = [torch_step.make_stage(step, config.at_stage(i)) for i in range(1 + len(config.train.stages))]
+    steps = _stages(config, functools.partial(torch_step.make_stage, step))
     for i, batch in enumerate(batches):
         hyper = step.hyper(schedule.hyper_at(config, i))
         state, metrics = steps[schedule.stage_index(config, i)].train(state, put_rows(batch, mesh), hyper)
