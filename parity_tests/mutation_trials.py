@@ -1,7 +1,8 @@
 """Trials of mutants: the weights, torch_ref's run and jaxgpt's own, against which a mutant's run is compared.
 
 `Trials.try_mutant` trains the mutant for a few steps. A brief trial takes the least that can show the bug: logits and
-gradients of one batch, or the optimizer alone.
+gradients of one batch, or the optimizer alone. `make_brief_trials` has what these need, and trains nothing but one step
+of torch_ref.
 """
 
 import dataclasses
@@ -14,12 +15,14 @@ from jaxgpt.compare.tolerances import PARITY
 from jaxgpt.compare.trajectories import Arrays, Trajectory, draw_params, first_batch, run_jax, run_torch
 from jaxgpt.config import Config
 from jaxgpt.data.batch import Batch
+from parity_tests.modded_mutations import MODDED_MUTATIONS
+from parity_tests.modded_update_mutations import MODDED_UPDATE_MUTATIONS
 from parity_tests.mutations import MUTATIONS, Mutation, Plan
 from parity_tests.nanochat_mutations import NANOCHAT_MUTATIONS
 from parity_tests.small_runs import batches_of, make_config
 from parity_tests.updates import Update, draw_gradients, update_jax, update_torch
 
-ALL_MUTATIONS = MUTATIONS | NANOCHAT_MUTATIONS
+ALL_MUTATIONS = MUTATIONS | NANOCHAT_MUTATIONS | MODDED_MUTATIONS | MODDED_UPDATE_MUTATIONS
 MASKED_ID = 7
 """Where a comparison masks tokens, these targets are not counted: another number in each microbatch."""
 
@@ -77,12 +80,7 @@ class Trials:
                 ours = _with_update(self.unmutated, update_jax(plan.config, plan.params, self.gradients))
                 reference = _with_update(reference, self.updated)
             elif is_brief and mutation.is_early:
-                batch = batches[0]
-                if not mutation.is_masked:  # one pass, the same sums
-                    batch = Batch(batch.tokens.reshape(1, -1, batch.tokens.shape[-1]))
-                logits, grads = first_batch(plan.config, plan.params, batch)
-                n_rows = batches[0].tokens.shape[1]
-                ours = dataclasses.replace(self.unmutated, logits=logits[:n_rows], grads=grads)
+                ours = _with_first_batch(self.unmutated, plan, batches[0], mutation.is_masked)
             else:
                 known = self.unmutated if mutation.is_update else None
                 ours = run_jax(plan.config, plan.params, batches, known=known)
@@ -94,6 +92,14 @@ def _with_update(run: Trajectory, update: Update) -> Trajectory:
     return dataclasses.replace(run, first=first, last=last, opt_state=opt_state)
 
 
+def _with_first_batch(run: Trajectory, plan: Plan, batch: Batch, is_masked: bool) -> Trajectory:
+    n_rows = batch.tokens.shape[1]
+    if not is_masked:  # one pass, the same sums
+        batch = Batch(batch.tokens.reshape(1, -1, batch.tokens.shape[-1]))
+    logits, grads = first_batch(plan.config, plan.params, batch)
+    return dataclasses.replace(run, logits=logits[:n_rows], grads=grads)
+
+
 @functools.cache
 def make_trials(recipe: str, is_masked: bool, dtype: str, n_steps: int) -> Trials:
     """Small models: each mutant is compiled anew."""
@@ -101,4 +107,20 @@ def make_trials(recipe: str, is_masked: bool, dtype: str, n_steps: int) -> Trial
     unmutated = run_unmutated(recipe, params, n_steps, dtype, is_small=True, is_masked=is_masked)
     gradients = draw_gradients(unmutated.grads, n_steps)
     updated = update_torch(make_config(recipe, n_steps, dtype, is_small=True), params, gradients)
+    return Trials(dtype, n_steps, params, reference, unmutated, gradients, updated)
+
+
+@functools.cache
+def make_brief_trials(recipe: str, dtype: str, n_steps: int) -> Trials:
+    """For brief trials alone: nothing is compiled as a whole.
+
+    Both runs have the losses of one step of torch_ref, so that these compare as equal.
+    """
+    config = make_config(recipe, n_steps, dtype, is_small=True)
+    params, batches = draw_params(config), batches_of(config, n_steps)
+    reference = run_torch(config, params, batches[:1])
+    with ExitStack() as stack:
+        unmutated = _with_first_batch(reference, Plan(stack, config, params), batches[0], False)
+    gradients = draw_gradients(unmutated.grads, n_steps)
+    updated = update_torch(config, params, gradients)
     return Trials(dtype, n_steps, params, reference, unmutated, gradients, updated)
