@@ -131,7 +131,7 @@ def test_trace_of_nanochat(monkeypatch):
 @pytest.mark.parametrize("recipe", ["adamw", "nanochat2026", "modded62"])
 def test_walk_is_the_model(recipe):
     """The layer by layer pass of --trace computes what the model's own call does."""
-    config = make_config(recipe, 1, "float64")
+    config = make_config(recipe, 1, "float64", is_small=recipe == "modded62")
     with jax.enable_x64(True):
         params = {path: jnp.asarray(leaf) for path, leaf in draw_params(config).items()}
         tokens, module = batches_of(config, 1)[0].tokens[0, :, :-1], Model(config.model, dtype=jnp.float64).bind(params)
