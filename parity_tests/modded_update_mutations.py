@@ -77,7 +77,7 @@ def _tied(plan: Plan, change: Any) -> Plan:
     """change(gradients, state, until) -> gradients and state that the tied optimizer gets instead."""
 
     def tied(_, transform, until):
-        whole = tying.tied(transform, until)
+        whole: Any = tying.tied(transform, until)
 
         def update(updates, state, params=None, **extra):
             return whole.update(*change(updates, state, until), params, **extra)

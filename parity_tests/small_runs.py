@@ -134,9 +134,9 @@ def _make_record(recipe: str, n_steps: int, is_small: bool) -> Config:
     )
     tie_until = 2 * round(N_STEPS_OF_SPLIT * n_steps / 2) if is_62 else 0
     stages = () if is_small else speedrun_stages(
-        scheduled_steps=scheduled, batch_tokens=tuple(N_ROWS * length for length in ROW_LENS), n_rows=N_ROWS,
-        windows=((3, 7), (5, 11), (6, 13)), block_tokens=BLOCK, lr_from=(1 / 3, 2 / 3), lr_scales=(1.52, 1.73),
-        target_weights=((1.0, 0.5), (1.0,)) if is_62 else (),
+        scheduled_steps=scheduled, windows=((3, 7), (5, 11), (6, 13)), block_tokens=BLOCK, n_rows=N_ROWS,
+        batch_tokens=(N_ROWS * ROW_LENS[0], N_ROWS * ROW_LENS[1], N_ROWS * ROW_LENS[2]), lr_from=(1 / 3, 2 / 3),
+        lr_scales=(1.52, 1.73), target_weights=((1.0, 0.5), (1.0,)) if is_62 else (),
     )  # fmt: skip
     row_len = ROW_LENS[1 if is_small else 0]
     return Config(
