@@ -115,6 +115,18 @@ def _muon_decays(plan: Plan, mask: Any) -> Plan:
     return plan.wrap(MUON, "muon_step", muon_step)
 
 
+def _other_axis(plan: Plan) -> Plan:
+    """The state keeps its form."""
+
+    def normuon(original, direction, square, *args):
+        if direction.shape[0] != direction.shape[1]:
+            return original(direction, square, *args)
+        turned, square = original(direction.T, square, *args)
+        return turned.T, square
+
+    return plan.wrap(MUON, "normuon", normuon)
+
+
 def _is_growing(step, param):
     return (step * param < 0).astype(param.dtype)
 
@@ -155,11 +167,11 @@ MODDED_UPDATE_MUTATIONS: dict[str, Mutation] = {
     "62: MLP's output at the rate of the rest": _of_update(
         lambda plan: _groups(plan, "mlp_proj", lr=plan.config.optim.muon.lr)
     ),
-    "62: momentum does not descend": _of_update(lambda plan: plan.set_muon(momentum_end=-1.0)),
-    "62: embeddings decay as the head": _of_update(lambda plan: _groups(plan, "embeds", weight_decay=0.75)),
-    "46: NorMuon's mean over inputs of square matrices": _of_update(
-        lambda plan: plan.set_muon(norm_axis_if_square="inputs"), "modded46"
+    "62: momentum does not descend": _of_update(
+        lambda plan: plan.set_muon(momentum_end=plan.config.optim.muon.momentum)
     ),
+    "62: embeddings decay as the head": _of_update(lambda plan: _groups(plan, "embeds", weight_decay=0.75)),
+    "46: NorMuon's mean over the other axis of square matrices": _of_update(_other_axis, "modded46"),
     "46: Adam in every step": _of_update(_adam_every_step, "modded46"),
     "46: Adam epsilon next to the corrected root": _of_update(
         lambda plan: _adam(plan, _adam_after_root), "modded46"

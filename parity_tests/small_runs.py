@@ -127,7 +127,7 @@ def _make_record(recipe: str, n_steps: int, is_small: bool) -> Config:
         lr=MODDED_LR * optim.muon.lr,
         ns_dtype="float32",
         momentum_warmup_steps=n_steps // 4,
-        momentum_cooldown_steps=n_steps // 6,
+        momentum_cooldown_steps=n_steps // 4,
     )
     groups = tuple(
         dataclasses.replace(group, lr=None if group.lr is None else MODDED_LR * group.lr) for group in optim.groups
