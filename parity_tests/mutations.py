@@ -38,6 +38,11 @@ class Plan:
         self.stack.enter_context(mock.patch.object(module, name, value))
         return self
 
+    def wrap(self, module: Any, name: str, wrapper: Callable[..., Any]) -> "Plan":
+        """wrapper(original, *arguments) instead of a function or a method."""
+        original = getattr(module, name)
+        return self.patch(module, name, lambda *args, **settings: wrapper(original, *args, **settings))
+
     def set_optim(self, **values) -> "Plan":
         return dataclasses.replace(
             self, config=dataclasses.replace(self.config, optim=dataclasses.replace(self.config.optim, **values))

@@ -9,11 +9,12 @@ import pytest
 
 from jaxgpt.compare.gates import compare, trace
 from jaxgpt.compare.tolerances import PARITY
-from jaxgpt.compare.trajectories import draw_params, run_jax, run_torch, walk
+from jaxgpt.compare.trajectories import draw_params, run_jax, run_torch
+from jaxgpt.compare.walks import walk
 from jaxgpt.config import MeshConfig
 from jaxgpt.models import Model, gpt2, layers, nanochat
 from parity_tests.mutation_trials import run_reference, run_unmutated
-from parity_tests.small_runs import CLIP, RECIPES, make_batches, make_config
+from parity_tests.small_runs import CLIP, RECIPES, batches_of, make_batches, make_config
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -127,12 +128,12 @@ def test_trace_of_nanochat(monkeypatch):
     assert trace(traced(run_jax, "nanochat2026"), theirs, PARITY["float64"]).startswith("forward: h.0.attn (")
 
 
-@pytest.mark.parametrize("recipe", ["adamw", "nanochat2026"])
+@pytest.mark.parametrize("recipe", ["adamw", "nanochat2026", "modded62"])
 def test_walk_is_the_model(recipe):
     """The layer by layer pass of --trace computes what the model's own call does."""
-    config = make_config(recipe, 1, "float64")
+    config = make_config(recipe, 1, "float64", is_small=recipe == "modded62")
     with jax.enable_x64(True):
         params = {path: jnp.asarray(leaf) for path, leaf in draw_params(config).items()}
-        tokens, module = make_batches(1)[0].tokens[0, :, :-1], Model(config.model, dtype=jnp.float64).bind(params)
+        tokens, module = batches_of(config, 1)[0].tokens[0, :, :-1], Model(config.model, dtype=jnp.float64).bind(params)
         walked = walk(module, tokens, lambda name, x: x)
         assert np.array_equal(walked, module(tokens))

@@ -3,11 +3,10 @@
     jaxgpt compare --config NAME --steps 200 --dtype float64 [--section.field=value ...]
     jaxgpt compare --runs A B
 
-The first runs both on this machine, from the weights that jaxgpt draws (nanochat's zeros replaced by noise), on the
-batches of the config's data, without dropout and with attention spelled out; the schedule is the config's, of which the
-first steps are taken. --trace also
-walks forward and backward pass and names the first place where the two part. --runs compares two finished runs by
-their metrics.jsonl.
+The first runs both on this machine, from the weights that jaxgpt draws (zeros of nanochat and modded-nanogpt replaced
+by noise), on the batches of the config's data, without dropout and with attention spelled out; the schedule is the
+config's, of which the first steps are taken. --trace also walks forward and backward pass and names the first place
+where the two part. --runs compares two finished runs by their metrics.jsonl.
 
 Precision is set on purpose on both sides: where float32 products may run as TF32, the tool refuses to judge. On a GPU
 set XLA_FLAGS=--xla_gpu_deterministic_ops=true too, so that XLA's figures are the same in the next process.

@@ -93,7 +93,7 @@ def relative_distance(ours: np.ndarray, theirs: np.ndarray) -> float:
 
 
 def is_lambda(path: str) -> bool:
-    """One of nanochat's factors on activations, whose gradient is a sum over all of them that nearly cancels."""
+    """A factor on activations (nanochat, modded-nanogpt), whose gradient is a sum over them that nearly cancels."""
     return re.fullmatch(r"\w+_lambdas?", path) is not None
 
 

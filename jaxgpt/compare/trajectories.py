@@ -6,9 +6,9 @@ that `jaxgpt.compare` judges. With is_traced they also walk the model layer by l
 
 import contextlib
 import dataclasses
+import functools
 import os
 import re
-import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
@@ -17,6 +17,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jaxgpt.compare.walks import Arrays, in_order, walk
 from jaxgpt.config import Config, HostsConfig, MeshConfig, schedule
 from jaxgpt.config.derive import derive
 from jaxgpt.config.steps import Plan
@@ -29,8 +30,6 @@ from jaxgpt.parallel.mesh import make_mesh as make_jax_mesh
 from jaxgpt.run.opening import open_run
 from jaxgpt.run.progress import Show
 from jaxgpt.training import step as jax_step
-
-Arrays = dict[str, np.ndarray]
 
 
 @dataclass(frozen=True)
@@ -124,9 +123,10 @@ def read_batches(config: Config, n_steps: int, dtype: str) -> tuple[Config, list
 
 
 NEARLY_ZERO = {
-    "nanochat": r"(lm_head|smear_gate|h\.\d+\.(attn|mlp)\.c_proj|h\.\d+\.attn\.ve_gate)\.weight|smear_lambda"
+    "nanochat": r"(lm_head|smear_gate|h\.\d+\.(attn|mlp)\.c_proj|h\.\d+\.attn\.ve_gate)\.weight|smear_lambda",
+    "modded": "nothing",
 }
-"""Family -> weights that start at or near zero, where it has such."""
+"""Family with weights that start at zero -> those that start near it."""
 
 
 def draw_params(config: Config) -> Arrays:
@@ -145,9 +145,19 @@ def draw_params(config: Config) -> Arrays:
         return params
     rng, std = np.random.default_rng(config.run.seed), 0.5 * config.model.n_embd**-0.5
     return {
-        path: (std * rng.standard_normal(leaf.shape)).astype(leaf.dtype) if re.fullmatch(pattern, path) else leaf
+        path: leaf
+        if leaf.any() and not re.fullmatch(pattern, path)
+        else (std * rng.standard_normal(leaf.shape)).astype(leaf.dtype)
         for path, leaf in params.items()
     }
+
+
+def _stages(config: Config, make: Callable[[Config], Any]) -> list[Any]:
+    """A framework's step of each stage; those of one model share theirs, which compiles once."""
+    configs = [config.at_stage(i) for i in range(1 + len(config.train.stages))]
+    models = [stage.model for stage in configs]
+    made = {model: make(configs[models.index(model)]) for model in dict.fromkeys(models)}
+    return [made[model] for model in models]
 
 
 # The two sides
@@ -176,11 +186,10 @@ def run_jax(
         logits, grads = (known.logits, known.grads) if known else _jax_first_batch(config, step, placed, batches[0])
         places = _jax_places(config, step, placed, batches[0].tokens[0]) if is_traced else {}
         state, losses, norms, first = step.init_state(placed), [], [], {}
-        models = config.stage_models()
-        steps = {model: jax_step.make_stage(step, config.at_stage(models.index(model))) for model in models}
+        steps = _stages(config, functools.partial(jax_step.make_stage, step))
         for i, batch in enumerate(batches):
             hyper = step.hyper(schedule.hyper_at(config, i))
-            state, metrics = steps[models[schedule.stage_index(config, i)]].train(state, batch, hyper)
+            state, metrics = steps[schedule.stage_index(config, i)].train(state, batch, hyper)
             losses.append(float(metrics["loss"]))
             norms.append(float(metrics["grad_norm"]))
             show(i + 1, len(batches), f"{i + 1} of {len(batches)} steps")
@@ -269,7 +278,7 @@ def _jax_places(config: Config, step: jax_step.Step, params, batch_BT) -> Arrays
     shapes = jax.eval_shape(lambda params: forward(params, None)[1], params)
     zeros = {name: jnp.zeros(shape.shape, shape.dtype) for name, shape in shapes.items() if name != "logits"}
     values, param_grads, place_grads = jax.jit(both)(params, zeros)
-    return _in_order(order, *(to_arrays(tree) for tree in (values, param_grads, place_grads)))
+    return in_order(order, *(to_arrays(tree) for tree in (values, param_grads, place_grads)))
 
 
 def run_torch(
@@ -307,7 +316,7 @@ def run_torch(
     grads = {path: torch_step.take_grad(param) / n_tokens for path, param in state.params.items()}
     places = _torch_places(config, step, state.params, batch.tokens[0]) if is_traced else {}
     losses, norms, first = [], [], {}
-    steps = [torch_step.make_stage(step, config.at_stage(i)) for i in range(1 + len(config.train.stages))]
+    steps = _stages(config, functools.partial(torch_step.make_stage, step))
     for i, batch in enumerate(batches):
         hyper = step.hyper(schedule.hyper_at(config, i))
         state, metrics = steps[schedule.stage_index(config, i)].train(state, put_rows(batch, mesh), hyper)
@@ -344,65 +353,8 @@ def _torch_places(config: Config, step: Any, params, batch_BT) -> Arrays:
     place_grads = {name: _numpy(x.grad) for name, x in values.items()}
     values["logits"] = module.logits(x_BTD)
     param_grads = to_numpy({path: take_grad(param) for path, param in params.items()})
-    return _in_order(list(place_grads), {name: _numpy(x) for name, x in values.items()}, param_grads, place_grads)
+    return in_order(list(place_grads), {name: _numpy(x) for name, x in values.items()}, param_grads, place_grads)
 
 
 def _numpy(tensor: Any) -> np.ndarray:
     return tensor.detach().cpu().double().numpy()
-
-
-def walk(module: Any, tokens_BT, tap: Callable[[str, Any], Any]):
-    """A model's forward pass, either framework's, layer by layer: tap(name, value) -> value sees each output."""
-    family = {"gpt2": _walk_gpt2, "nanochat": _walk_nanochat}[module.config.family]
-    return family(module, tokens_BT, tap)
-
-
-def _walk_gpt2(module: Any, tokens_BT, tap: Callable[[str, Any], Any]):
-    x_BTD = tap("embedding", module.embed(tokens_BT))
-    for i, block in enumerate(module.h):
-        y_BTD = tap(f"h.{i}.ln_1", block.ln_1(x_BTD))
-        x_BTD = x_BTD + tap(f"h.{i}.attn", block.attn(y_BTD)[0])
-        y_BTD = tap(f"h.{i}.ln_2", block.ln_2(x_BTD))
-        x_BTD = tap(f"h.{i}", x_BTD + tap(f"h.{i}.mlp", block.mlp(y_BTD)))
-    return tap("ln_f", module.ln_f(x_BTD))
-
-
-def _walk_nanochat(module: Any, tokens_BT, tap: Callable[[str, Any], Any]):
-    rms_norm = sys.modules[type(module).__module__].rms_norm  # of the framework that the module belongs to
-    x0_BTD = x_BTD = tap("embedding", module.embed(tokens_BT))
-    middle_BTD = None
-    for i, block in enumerate(module.h):
-        if module.config.layer_lambdas:
-            x_BTD = tap(f"h.{i}.mix", module.mix(i, x_BTD, x0_BTD))
-        value_embed_BTD = module.value_embed(i, tokens_BT)
-        if value_embed_BTD is not None:
-            value_embed_BTD = tap(f"h.{i}.value_embed", value_embed_BTD)
-        y_BTD = block.attn(rms_norm(x_BTD), value_embed_BTD)[0]
-        x_BTD = x_BTD + tap(f"h.{i}.attn", y_BTD)
-        x_BTD = tap(f"h.{i}", x_BTD + tap(f"h.{i}.mlp", block.mlp(rms_norm(x_BTD))))
-        middle_BTD = x_BTD if i == module.config.n_layer // 2 else middle_BTD
-    return tap("last norm", module.finish(x_BTD, middle_BTD))
-
-
-def _in_order(order: list[str], values: Arrays, param_grads: Arrays, place_grads: Arrays) -> Arrays:
-    """Forward from the embedding to the logits, backward from the last layer to the first.
-
-    Behind the gradient of a layer's output come those of its own parameters, last ones first.
-    """
-    places = {f"forward: {name}": values[name] for name in [*order, "logits"]}
-    for name in reversed(order):
-        places[f"backward: output of {name}"] = place_grads[name]
-        own = [path for path in param_grads if re.fullmatch(_parameters_of(name), path)]
-        places |= {f"backward: {path}": param_grads[path] for path in sorted(own, reverse=True)}
-    return places
-
-
-def _parameters_of(place: str) -> str:
-    """Regular expression of the parameters whose gradients are complete behind this place of the backward pass."""
-    ends = {
-        "embedding": r"(wte|wpe|smear_gate)\.weight|smear_lambda|(resid|x0)_lambdas",
-        "ln_f": r"ln_f\..*",
-        "last norm": r"lm_head\.weight|backout_lambda",
-    }
-    layer, _, part = place.removeprefix("h.").partition(".")
-    return ends.get(place) or (rf"value_embeds\.{layer}\..*" if part == "value_embed" else rf"h\.{layer}\.{part}\..+")

@@ -93,8 +93,9 @@ def shrink(config: Config, args: list[str]) -> Config:
             attention="auto", init_from="", stages=tuple(stages),
         ),
         mesh=MeshConfig(data=1, platform=config.mesh.platform),
-        eval=EvalConfig(
-            every=STEPS // 2, tokens=4 * SEQ_LEN, **config.model.shrink_sizes(evaluated, SEQ_LEN)
+        eval=dataclasses.replace(
+            EvalConfig(every=STEPS // 2, tokens=4 * SEQ_LEN, spread=config.eval.spread),
+            **config.model.shrink_sizes(evaluated, SEQ_LEN),
         ),
         log=LogConfig(every=1),
         checkpoint=CheckpointConfig(every=STEPS // 2),
