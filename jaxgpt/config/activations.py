@@ -69,7 +69,8 @@ def activations_bytes(config: Config, attention: str, params_bytes: int) -> floa
         min(max(train.loss_chunk_tokens // train.micro_batch_size, 1), model.seq_len) * train.micro_batch_size
     )
     vocab = config.model.vocab_size / config.mesh.tensor
-    loss = chunk_tokens * vocab * (4 + n_bytes) + 4 * vocab * model.n_embd
+    logits_bytes = n_bytes if train.logits_dtype == "compute" else max(n_bytes, 4)
+    loss = chunk_tokens * vocab * (logits_bytes + n_bytes) + 4 * vocab * model.n_embd
     block = 0.0
     if train.remat != "none":
         block = n_tokens * KEPT_WIDTHS * model.n_embd / config.mesh.tensor * n_bytes

@@ -107,6 +107,9 @@ class TrainConfig(Section):
     """Activation checkpointing: keep everything, keep matmul outputs, or keep only the input of each block."""
     loss_chunk_tokens: int = 8192
     """Tokens per device whose logits exist at one time."""
+    logits_dtype: Literal["compute", "float32"] = "compute"
+    """Of the logits as the training loss writes them: compute (train.dtype), or float32, for parity. The softmax has
+    float32 or wider in both, and so have the logits of evaluations."""
     head_dtype: Literal["compute", "float8", "float8_emulated"] = "compute"
     """Of the head's products while training: compute (train.dtype), float8 (NVIDIA cards of compute capability 8.9 or
     more) or float8_emulated (the same rounding of the operands, on any device)."""

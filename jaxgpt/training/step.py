@@ -223,6 +223,7 @@ def loss_sum(config: Config, model: Model, params, batch_BT, mask_BT=None, weigh
     """Summed loss and token count of rows of T + 1 tokens; position t predicts token t + 1, or t + 1 .. t + K."""
     x_BTD, weight_VD, settings = last_hidden(config, model.bind(params), batch_BT, dropout_key)
     settings["head"] = make_fp8_head(config.train)
+    settings["logits_dtype"] = x_BTD.dtype if config.train.logits_dtype == "compute" else None
     return cross_entropy(x_BTD, weight_VD, batch_BT[:, 1:], mask_BT, weights_K=weights_K, **settings)
 
 

@@ -175,6 +175,7 @@ def set_precision(config: Config) -> None:
 def loss_sum(config: Config, model: Model, params, batch_BT, mask_BT=None, weights_K=None, dropout_key=None):
     x_BTD, weight_VD, settings = last_hidden(config, model.bind(params), batch_BT, dropout_key)
     settings["head"] = make_fp8_head(config.train)
+    settings["logits_dtype"] = x_BTD.dtype if config.train.logits_dtype == "compute" else None
     return cross_entropy(x_BTD, weight_VD, batch_BT[:, 1:], mask_BT, weights_K=weights_K, **settings)
 
 
