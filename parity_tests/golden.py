@@ -18,7 +18,7 @@ from jaxgpt.errors import EXIT_DONE, InputError, run_verb
 from jaxgpt.files import write_atomically
 
 REPO = Path(__file__).parents[1]
-LONG = ("modded_cpu", "speedrun_a100", "speedrun_h100", "speedrun_rtx4090")
+LONG = ("modded_cpu", "speedrun_a100", "speedrun_h100", "speedrun_rtx4090", "speedrun_v6e8")
 """Record 62, whose programs take minutes to compile: test_modded_training holds it to the original's own figures."""
 CONFIGS = [path for path in sorted((REPO / "configs").glob("*.py")) if path.stem not in LONG]
 GOLDEN = Path(__file__).parent / "golden"

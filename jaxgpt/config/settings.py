@@ -439,6 +439,17 @@ def count_microbatches(config: Config, stage: int, n_devices: int) -> int:
         raise InputError(
             f"{where}batch_tokens={batch_tokens} is not a multiple of train.micro_batch_size={rows} x "
             f"{'' if stage else 'model.'}seq_len={seq_len} x {n_devices} device{'s' * (n_devices > 1)} = {unit}; "
-            f"nearest: {nearest}"
+            f"nearest: {nearest}{_devices_that_divide(config, n_devices)}"
         )
     return batch_tokens // unit
+
+
+def _devices_that_divide(config: Config, n_devices: int) -> str:
+    """For a message: numbers of devices, up to twice this one, over which every stage's microbatches divide."""
+    stages = list(zip(config.stage_batch_tokens(), config.stage_seq_lens(), strict=True))
+    counts = [
+        n
+        for n in range(1, 2 * n_devices + 1)
+        if all(tokens % (config.train.micro_batch_size * seq_len * n) == 0 for tokens, seq_len in stages)
+    ]
+    return f"; {', '.join(map(str, counts))} devices divide it" if n_devices > 1 and counts else ""
