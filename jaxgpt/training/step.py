@@ -64,6 +64,7 @@ class Step:
       init_state: (params) -> state at step 0. Donates the parameters.
       state_shapes: the state as ShapeDtypeStructs with shardings: what a checkpoint restores into.
       attention: the implementation that runs, and why.
+      n_rows: of a microbatch on each device.
     """
 
     train: Callable
@@ -74,6 +75,7 @@ class Step:
     mesh: Mesh
     state_shapes: TrainState
     attention: tuple[str, str]
+    n_rows: int
 
     def hyper(self, values: dict[str, Any]) -> dict[str, np.ndarray]:
         """Schedules as arrays of the parameters' dtype; Python floats would be traced as weak types."""
@@ -115,7 +117,8 @@ def make_step(config: Config, mesh: Mesh) -> Step:
     evaluate = jit_evaluate(config, model, param_shardings, mesh)
     fresh = jax.jit(lambda seed: init_params(config.model, param_dtype=dtype, seed=seed), out_shardings=param_shardings)
     begin = jax.jit(init, out_shardings=shardings, donate_argnums=0)
-    return Step(train, evaluate, fresh, begin, model, mesh, state_shapes, attention)
+    rows = config.train.micro_batch_size
+    return Step(train, evaluate, fresh, begin, model, mesh, state_shapes, attention, rows)
 
 
 def make_stage(step: Step, config: Config) -> Step:
@@ -128,7 +131,7 @@ def make_stage(step: Step, config: Config) -> Step:
     Raises:
       InputError: the attention asked for cannot run.
     """
-    if config.model == step.model.config:
+    if config.model == step.model.config and config.train.micro_batch_size == step.n_rows:
         return step
     model, attention = make_model(config, step.mesh)
     shardings = jax.tree.map(lambda leaf: leaf.sharding, step.state_shapes)
@@ -139,6 +142,7 @@ def make_stage(step: Step, config: Config) -> Step:
         evaluate=jit_evaluate(config, model, shardings.params, step.mesh),
         model=model,
         attention=attention,
+        n_rows=config.train.micro_batch_size,
     )
 
 
