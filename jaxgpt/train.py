@@ -136,9 +136,9 @@ def train(given: Config, flags: argparse.Namespace) -> int:
 
         def evaluate(n_done, params, starts):
             evaluator = evaluators[plan.eval_stage(n_done)]
-            return evaluate_split(evaluator, params, val_rows, starts, plan.n_rows, run.token_bytes)
+            return evaluate_split(evaluator, params, val_rows, starts, plan.n_eval_rows, run.token_bytes)
 
-        first_rows = val_starts[: plan.n_rows]
+        first_rows = val_starts[: plan.n_eval_rows]
         saving = Saving(
             saved, about, meter, gather_texts, lambda n_done, params: evaluate(n_done, params, first_rows).loss
         )

@@ -18,7 +18,7 @@ from jaxgpt.errors import EXIT_DONE, InputError, run_verb
 from jaxgpt.files import write_atomically
 
 REPO = Path(__file__).parents[1]
-LONG = ("modded_cpu", "speedrun_a100", "speedrun_h100", "speedrun_rtx4090")
+LONG = ("modded_cpu", "speedrun_a100", "speedrun_h100", "speedrun_rtx4090", "speedrun_v6e8")
 """Record 62, whose programs take minutes to compile: test_modded_training holds it to the original's own figures."""
 ALIKE = ("mid_cpu", "mid_d20_2025", "rtx4090_d20_mid", "rtx4090_d20_sft", "sft_cpu", "sft_d12_2026")
 """Stages on conversations, in miniature nearly sft_d20_2025; test_sft has their packing, masks and rates."""

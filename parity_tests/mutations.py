@@ -161,12 +161,12 @@ def _one_weight(plan):
 
 
 def _loss_bf16(plan):
-    def chunk_loss(x, weight, targets, weights, _softcap, _head=None):
+    def chunk_loss(x, weight, targets, weights, *_):
         (targets,), (mask,) = targets, weights
         logits = (x @ weight.astype(x.dtype).T).astype(jnp.bfloat16).astype(mask.dtype)
         lse = jax.nn.logsumexp(logits, axis=-1)
         target_logits = jnp.take_along_axis(logits, targets[:, None], axis=-1)[:, 0]
-        return ((lse - target_logits) * mask).sum(), logits, lse
+        return ((lse - target_logits) * mask).sum(), logits, logits, lse
 
     return plan.patch(loss, "_chunk_loss", chunk_loss)
 

@@ -196,8 +196,8 @@ def _mlp(plan: Plan, activation: Any) -> Plan:
 def _softcap_slope(plan: Plan) -> Plan:
     """The tanh is left out of the gradient."""
 
-    def chunk_loss_and_grads(x_PD, weight_VD, targets, weights, softcap, head):
-        total, logits_PV, lse_P = loss._chunk_loss(x_PD, weight_VD, targets, weights, softcap, head)
+    def chunk_loss_and_grads(x_PD, weight_VD, targets, weights, softcap, head, dtype):
+        total, _, logits_PV, lse_P = loss._chunk_loss(x_PD, weight_VD, targets, weights, softcap, head, dtype)
         d_logits_PV = jnp.exp(logits_PV - lse_P[:, None]) - jax.nn.one_hot(targets[0], logits_PV.shape[-1])
         return total, d_logits_PV @ weight_VD, d_logits_PV.T @ x_PD
 

@@ -274,7 +274,7 @@ def read_steps(config, n_devices=1, cuts=(0,), first=0, cursors=None):
     plan, source = Plan(config, n_devices), open_source(config.data)
     readers = [source.reader(config, cursors) for _ in cuts]
     for step in range(first, plan.n_steps):
-        edges = [*cuts, plan.n_rows]
+        edges = [*cuts, plan.at(step).n_rows]
         parts = [r.read(plan.at(step), lo, hi).tokens for r, (lo, hi) in zip(readers, pairwise(edges), strict=True)]
         after = [reader.cursors() for reader in readers]
         assert all(c == after[0] for c in after)

@@ -79,6 +79,20 @@ def check_logits(program, chunk_tokens):
     assert max(sizes) < N_TOKENS * VOCAB
 
 
+def written(program, n_elements):
+    """Dtypes of the floating-point arrays of so many elements that a program for a GPU writes between its kernels."""
+    inside = set(re.findall(r"(?:calls|to_apply)=%?([\w.\-]+)", program))
+    found, is_kernel = set(), False
+    for line in program.splitlines():
+        if begin := re.match(r"(?:ENTRY )?%?([\w.\-]+) .*\{$", line):
+            is_kernel = begin[1] in inside
+        made = re.match(r"\s+(?:ROOT )?%[\w.\-]+ = (.*?) (?:fusion|custom-call|dot|reduce|convert)\(", line)
+        if made and not is_kernel:
+            arrays = re.findall(r"\b(f32|bf16)\[([\d,]+)\]", made[1])
+            found |= {dtype for dtype, shape in arrays if math.prod(map(int, shape.split(","))) == n_elements}
+    return found
+
+
 @pytest.mark.parametrize("family", MODELS)
 def test_no_array_of_tokens_times_vocabulary_on_this_machine(family):
     config = make_config(family)
@@ -126,6 +140,7 @@ def test_no_array_of_tokens_times_vocabulary_on_an_a100(family):
     )  # fmt: skip
     assert done.returncode == 0, done.stderr[-2000:]
     check_logits(done.stdout, 64)
+    assert written(done.stdout, 64 * VOCAB) == {"bf16"}
 
 
 def test_programs_are_those_that_were_asked_for():

@@ -110,7 +110,7 @@ def test_overrides_are_applied_together():
         (
             {"mesh.fsdp": "3"},
             "train.batch_tokens=491520 is not a multiple of train.micro_batch_size=12 x model.seq_len=1024 x "
-            "3 devices = 36864; nearest: 479232, 516096",
+            "3 devices = 36864; nearest: 479232, 516096; 1, 2, 4, 5 devices divide it",
         ),
     ],
 )

@@ -65,6 +65,33 @@ def test_fit_takes_the_cheapest_remat_that_fits_and_keeps_the_batch():
         fit_micro_batch(SMALL, topology, lambda config: dataclasses.replace(ask(config), usable_bytes=0), ask)
 
 
+def test_fit_finds_the_rows_of_each_stage():
+    """Rows of 256 tokens, then of 64 and of 256 again: as many tokens at a time, in the last stage of each kind."""
+    train = dataclasses.replace(
+        SMALL.train,
+        stages=(
+            StageConfig(from_step=10, batch_tokens=64 * 96, seq_len=64),
+            StageConfig(from_step=20, batch_tokens=64 * 96, lr_scale=0.5, micro_batch_size=3),
+            StageConfig(from_step=30, seq_len=256),
+        ),
+    )
+    topology = parse_topology("h100")
+
+    def ask(config):
+        assert not config.train.stages
+        is_good = config.train.micro_batch_size * config.model.seq_len <= 2048
+        return dataclasses.replace(look(config, topology, None), usable_bytes=2**60 if is_good else 0)
+
+    found = fit_micro_batch(dataclasses.replace(SMALL, train=train), topology, ask, lambda c: look(c, topology, None))
+    rows = {
+        "train.micro_batch_size": "8",
+        "train.stages.0.micro_batch_size": "32",
+        "train.stages.2.micro_batch_size": "8",
+    }
+    assert found.overrides == rows | {"train.remat": "none"}
+    assert found.n_micro == [12, 3, 3, 12]
+
+
 def test_max_depth_is_the_last_that_fits():
     topology = parse_topology("rtx4090")
     config = Config(

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from jaxgpt import train
-from jaxgpt.config import Config, GPT2Config, MeshConfig, StageConfig, TrainConfig
+from jaxgpt.config import Config, GPT2Config, MeshConfig, NanochatConfig, StageConfig, TrainConfig
 from jaxgpt.config.command_line import apply_overrides
 from jaxgpt.config.derive import derive
 from jaxgpt.errors import InputError
@@ -128,6 +128,17 @@ def test_advice_stays_below_what_failed_and_within_the_device(mesh, share):
     total = estimate_run(apply_overrides(SMALL, found), "cpu").total_bytes
     assert total <= min(CLEARLY_LESS, share) * failed
     assert share < 1 or advice == advise(SMALL, step, 0)
+
+
+def test_advice_counts_the_stage_with_the_longest_rows(mesh):
+    model = NanochatConfig(depth=2, seq_len=32, vocab_size=128)
+    train = dataclasses.replace(SMALL.train, steps=2, batch_tokens=32 * 16, micro_batch_size=8)
+    train = dataclasses.replace(train, stages=(StageConfig(from_step=1, batch_tokens=256 * 16, seq_len=256),))
+    config = derive(dataclasses.replace(SMALL, model=model, train=train), 128).config
+    usable = int(0.4 * estimate_run(config, "cpu").total_bytes)
+    advice = advise(config, make_step(config, mesh), usable)
+    found = dict(pair.removeprefix("--").split("=") for pair in re.findall(r"--train\.\S+=\S+", advice))
+    assert estimate_run(apply_overrides(config, found), "cpu").total_bytes <= usable
 
 
 def test_a_model_that_cannot_fit_is_told_so(mesh):

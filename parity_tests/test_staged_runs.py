@@ -72,9 +72,11 @@ def config_path(tmp_path_factory):
     """A run of nine steps with two changes, which evaluates and saves after each step."""
     directory = tmp_path_factory.mktemp("staged")
     stages = (
-        StageConfig(from_step=4, batch_tokens=256, seq_len=32, short_window=9, target_weights=(1.0, 0.5)),
-        StageConfig(from_step=7, batch_tokens=192, seq_len=24, short_window=5, lr_scale=0.5, target_weights=(1.0,)),
-    )
+        StageConfig(from_step=4, batch_tokens=256, seq_len=32, short_window=9, target_weights=(1.0, 0.5),
+                    micro_batch_size=8),
+        StageConfig(from_step=7, batch_tokens=192, seq_len=24, short_window=5, lr_scale=0.5, target_weights=(1.0,),
+                    micro_batch_size=2),
+    )  # fmt: skip
     config = Config(
         data=DataConfig(dir=str(write_text(directory, TEXT)), sampling="sequential"),
         model=NanochatConfig(depth=2, head_dim=16, n_embd=32, seq_len=16, short_window=5, window_pattern="SL"),
@@ -120,6 +122,10 @@ def test_a_run_resumed_before_at_and_after_a_change_is_exact(loop, config_path, 
         capsys.readouterr()
         assert evaluate.main([f"--run={whole}", "--json"]) == 0
         found = json.loads(capsys.readouterr().out)["splits"]["val"]["loss"]
+        fours = [f"--train.stages.{i}.micro_batch_size=4" for i in (0, 1)]
+        assert main([f"--config={config_path}", f"--run.dir={tmp_path / 'fours'}", "--sample.every=0", *fours]) == 0
+        for step, values in figures(tmp_path / "fours").items():
+            assert values == pytest.approx(expected[step], rel=tolerances.FP32_OP * 10), "the split of a batch matters"
         assert found == pytest.approx(expected[9][2], rel=1e-6)
     assert [expected[n][3] for n in (4, 7, 9)] == [512, 512 + 3 * 256, 512 + 3 * 256 + 2 * 192]
     for step in (3, 4, 5):

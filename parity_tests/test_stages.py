@@ -10,6 +10,7 @@ from jaxgpt.config import (
     DataConfig,
     EvalConfig,
     GPT2Config,
+    MeshConfig,
     MuonConfig,
     NanochatConfig,
     OptimConfig,
@@ -176,6 +177,23 @@ def test_a_table_that_cannot_be_is_refused_in_one_line(model, stages, more, mess
     with pytest.raises(InputError) as caught:
         Config(model=model, train=TrainConfig(steps=8, batch_tokens=64, micro_batch_size=2, stages=stages), **more)
     assert message in str(caught.value) and "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("n_devices", "unit", "message"),
+    [
+        (3, 49_152, "nearest: 98304, 147456; 1, 2, 4 devices divide it"),
+        (16, 262_144, "nearest: 262144; 1, 2, 4, 8 devices divide it"),
+    ],
+)
+def test_devices_that_cannot_share_the_rows_of_a_record_are_told_which_can(n_devices, unit, message):
+    """modded-nanogpt stops with "world_size must be a divisor of 8"."""
+    with pytest.raises(InputError) as caught:
+        dataclasses.replace(load("speedrun_a100"), mesh=MeshConfig(data=n_devices))
+    assert str(caught.value) == (
+        "train.batch_tokens=131072 is not a multiple of train.micro_batch_size=1 x model.seq_len=16384 x "
+        f"{n_devices} devices = {unit}; {message}"
+    )
 
 
 @pytest.mark.parametrize(

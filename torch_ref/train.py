@@ -132,9 +132,9 @@ def train(given: Config, flags: argparse.Namespace) -> int:
 
         def evaluate(n_done, params, starts):
             evaluator = evaluators[plan.eval_stage(n_done)]
-            return evaluate_split(evaluator, params, val_rows, starts, plan.n_rows, run.token_bytes)
+            return evaluate_split(evaluator, params, val_rows, starts, plan.n_eval_rows, run.token_bytes)
 
-        first_rows = val_starts[: plan.n_rows]
+        first_rows = val_starts[: plan.n_eval_rows]
         saving = Saving(
             saved, about, meter, gather_texts, lambda n_done, params: evaluate(n_done, params, first_rows).loss
         )
@@ -194,7 +194,7 @@ def one_line_when_full(config: Config, n_devices: int):
     try:
         yield
     except torch.OutOfMemoryError as error:
-        rows = config.train.micro_batch_size
+        rows = max(config.stage_rows())
         fewer = [n for n in rows_that_divide(config, n_devices) if n < rows]
         advice = f"--train.micro_batch_size={fewer[-1]}" if fewer else "--train.remat=block or a smaller model"
         first_line = next(iter(str(error).splitlines()), type(error).__name__)
@@ -217,25 +217,29 @@ def initial_params(config: Config, step: Step) -> dict[str, torch.Tensor]:
 
 
 def make_stages(step: Step, config: Config) -> tuple[list[Step], list[Step]]:
-    """The step by stage, and the one that evaluates by `Plan.eval_stage`. Equal models have one step."""
-    made: dict[Any, Step] = {}
+    """The step by stage, and the one that evaluates by `Plan.eval_stage`. Those of equal models and rows are one."""
+    made: dict[tuple[Any, int], Step] = {}
+
+    def kind(one: Config) -> tuple[Any, int]:
+        return one.model, one.train.micro_batch_size
+
     trained = [config.at_stage(stage) for stage in range(len(config.stage_models()))]
     evaluated = [config.at_evaluation(which) for which in range(len(config.eval_models()))]
     for one in trained + evaluated:
-        if one.model not in made:
-            made[one.model] = make_stage(step, one)
-    return [made[one.model] for one in trained], [made[one.model] for one in evaluated]
+        if kind(one) not in made:
+            made[kind(one)] = make_stage(step, one)
+    return [made[kind(one)] for one in trained], [made[kind(one)] for one in evaluated]
 
 
 def compile_steps(steps: list[Step], evaluators: list[Step], plan: Plan, state: TrainState) -> None:
     """Compiles what every stage trains and evaluates with."""
-    n_rows, firsts = plan.config.train.micro_batch_size, {plan.first_alike(i): None for i in range(len(steps))}
+    firsts = {plan.first_alike(i): None for i in range(len(steps))}
     for stage in firsts:
         hyper = steps[stage].hyper(schedule.hyper_at(plan.config, plan.first_step(stage)))
-        compile_step(steps[stage], n_rows, state, hyper.get("target_weights"))
+        compile_step(steps[stage], steps[stage].n_rows, state, hyper.get("target_weights"))
     trained = [id(step) for step in steps]
     for evaluator in {id(one): one for one in evaluators if id(one) not in trained}.values():
-        compile_step(evaluator, n_rows, state)
+        compile_step(evaluator, evaluator.n_rows, state)
 
 
 def compile_step(step: Step, n_rows: int, state: TrainState, weights: torch.Tensor | None = None) -> None:

@@ -191,7 +191,7 @@ def time_loader(config: Config, source: Source, rest: list[str]) -> Record:
     begin_s = time.perf_counter()
     while step < 2 or time.perf_counter() - begin_s < DATA_S:
         begin = time.thread_time()
-        reader.read(plan.at(step), 0, plan.n_rows)
+        reader.read(plan.at(step), 0, plan.at(step).n_rows)
         batch_s.append(time.thread_time() - begin)
         step += 1
     wall_s = time.perf_counter() - begin_s

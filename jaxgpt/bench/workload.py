@@ -160,10 +160,13 @@ def _loss(config: Config, step: Step) -> Repeated:
     weight_VD = 0.02 * _normal(1, (vocab_size, model.n_embd), next(iter(step.state_shapes.params.values())).dtype)
     targets_BT = jax.random.randint(jax.random.key(2), (n_rows, model.seq_len), 0, vocab_size)
     chunk_len = max(1, config.train.loss_chunk_tokens // n_rows)
+    logits_dtype = x_BTD.dtype if config.train.logits_dtype == "compute" else None
 
     def forward_and_backward(x_BTD, weight_VD, targets_BT):
         def loss(x_BTD, weight_VD):
-            return cross_entropy(x_BTD, weight_VD, targets_BT, chunk_len=chunk_len, softcap=model.logit_cap)[0]
+            return cross_entropy(
+                x_BTD, weight_VD, targets_BT, chunk_len=chunk_len, softcap=model.logit_cap, logits_dtype=logits_dtype
+            )[0]
 
         return jax.value_and_grad(loss, argnums=(0, 1))(x_BTD, weight_VD)
 

@@ -68,7 +68,7 @@ def read_run(run: Path) -> dict | None:
 
 FREE = (
     r"run\.dir|hosts\..*|mesh\..*|log\..*|checkpoint\..*|sample\..*|eval\..*|data\.dir|train\.("
-    "steps|micro_batch_size|dtype|matmul_precision|attention|remat|loss_chunk_tokens|init_from|max_skips|spike_window|spike_sigmas|spike_rollback|watchdog_s)"
+    "steps|micro_batch_size|dtype|logits_dtype|matmul_precision|attention|remat|loss_chunk_tokens|init_from|max_skips|spike_window|spike_sigmas|spike_rollback|watchdog_s)"
 )  # fmt: skip
 """Settings in which two runs that are compared may differ: they change nothing but rounding."""
 

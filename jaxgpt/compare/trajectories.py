@@ -117,7 +117,7 @@ def read_batches(config: Config, n_steps: int, dtype: str) -> tuple[Config, list
     config = settle(run.config, n_steps, dtype)
     plan, reader = Plan(config, 1), run.source.reader(config)
     try:
-        return config, [reader.read(plan.at(step), 0, plan.n_rows) for step in range(n_steps)]
+        return config, [reader.read(plan.at(step), 0, plan.at(step).n_rows) for step in range(n_steps)]
     finally:
         reader.close()
 

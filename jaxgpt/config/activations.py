@@ -21,7 +21,7 @@ def kept_bytes(config: Config, attention: str) -> float:
     n_bytes = COMPUTE_BYTES[train.dtype]
     width = model.n_embd / config.mesh.tensor
     kv = model.n_kv_head / model.n_head
-    numbers = {"none": KEPT_WIDTHS + model.MORE_KEPT_WIDTHS + 2 * kv, "dots": 8 + 2 * kv, "block": 1.0}[train.remat]
+    numbers = {"none": block_widths(model), "dots": 8 + 2 * kv, "block": 1.0}[train.remat]
     n_rows, seq_len = train.micro_batch_size, model.seq_len
     kept = n_rows * seq_len * model.n_layer * width * numbers * n_bytes
     if train.remat == "none":
@@ -30,6 +30,11 @@ def kept_bytes(config: Config, attention: str) -> float:
         if model.dropout:
             kept += n_rows * seq_len * model.n_layer * 2 * width
     return kept
+
+
+def block_widths(model: ModelConfig) -> float:
+    """Numbers per token that one block's gradients need, in widths of the residual stream."""
+    return KEPT_WIDTHS + model.MORE_KEPT_WIDTHS + 2 * model.n_kv_head / model.n_head
 
 
 SCAN_FROM = 512
@@ -69,10 +74,11 @@ def activations_bytes(config: Config, attention: str, params_bytes: int) -> floa
         min(max(train.loss_chunk_tokens // train.micro_batch_size, 1), model.seq_len) * train.micro_batch_size
     )
     vocab = config.model.vocab_size / config.mesh.tensor
-    loss = chunk_tokens * vocab * (4 + n_bytes) + 4 * vocab * model.n_embd
+    logits_bytes = n_bytes if train.logits_dtype == "compute" else max(n_bytes, 4)
+    loss = chunk_tokens * vocab * (logits_bytes + n_bytes) + 4 * vocab * model.n_embd
     block = 0.0
     if train.remat != "none":
-        block = n_tokens * KEPT_WIDTHS * model.n_embd / config.mesh.tensor * n_bytes
+        block = n_tokens * block_widths(model) * model.n_embd / config.mesh.tensor * n_bytes
         if attention == "xla" and any(keeps_scores(model, layer) for layer in range(model.n_layer)):
             block += _scores_bytes(config)
     whole = params_bytes * config.mesh.fsdp * n_bytes / 4 if config.mesh.fsdp > 1 else 0.0

@@ -116,6 +116,9 @@ class TrainConfig(Section):
     """Activation checkpointing: keep everything, keep matmul outputs, or keep only the input of each block."""
     loss_chunk_tokens: int = 8192
     """Tokens per device whose logits exist at one time."""
+    logits_dtype: Literal["compute", "float32"] = "compute"
+    """Of the logits as the training loss writes them: compute (train.dtype), or float32, for parity. The softmax has
+    float32 or wider in both, and so have the logits of evaluations."""
     head_dtype: Literal["compute", "float8", "float8_emulated"] = "compute"
     """Of the head's products while training: compute (train.dtype), float8 (NVIDIA cards of compute capability 8.9 or
     more) or float8_emulated (the same rounding of the operands, on any device)."""
@@ -334,6 +337,13 @@ class Config(Section):
         own = self.train.batch_tokens
         return [own] + [stage.batch_tokens or own for stage in self.train.stages]
 
+    def stage_rows(self) -> list[int]:
+        """Rows per device in one forward-backward pass, by stage."""
+        rows = [self.train.micro_batch_size]
+        for stage in self.train.stages:
+            rows.append(stage.micro_batch_size or rows[-1])
+        return rows
+
     def stage_lr_scales(self) -> list[float]:
         """Factor on the learning rates in each stage, 1 for the config's own."""
         return [1.0] + [stage.lr_scale for stage in self.train.stages]
@@ -365,17 +375,22 @@ class Config(Section):
         """
         if not self.train.stages:
             return self
-        train = dataclasses.replace(self.train, batch_tokens=self.stage_batch_tokens()[stage], stages=())
+        train = dataclasses.replace(
+            self.train,
+            batch_tokens=self.stage_batch_tokens()[stage],
+            micro_batch_size=self.stage_rows()[stage],
+            stages=(),
+        )
         return dataclasses.replace(self, model=self.stage_models()[stage], train=train)
 
     def at_evaluation(self, which: int) -> "Config":
-        """A run with one of `eval_models`, whose step is one microbatch."""
-        model = self.eval_models()[which]
-        tokens = self.train.micro_batch_size * model.seq_len * max(self.mesh.data, 1) * self.mesh.fsdp
+        """A run with one of `eval_models`, whose step is one microbatch: of the fewest rows that a stage has."""
+        model, rows = self.eval_models()[which], min(self.stage_rows())
+        tokens = rows * model.seq_len * max(self.mesh.data, 1) * self.mesh.fsdp
         return dataclasses.replace(
             self,
             model=model,
-            train=dataclasses.replace(self.train, batch_tokens=tokens, stages=()),
+            train=dataclasses.replace(self.train, batch_tokens=tokens, micro_batch_size=rows, stages=()),
             eval=dataclasses.replace(self.eval, seq_len=0, long_window=0),
         )
 
@@ -405,16 +420,28 @@ def count_microbatches(config: Config, stage: int, n_devices: int) -> int:
       InputError: the stage's batch is not a multiple of one microbatch's tokens; names the nearest that are.
     """
     rows, seq_len, batch_tokens = (
-        config.train.micro_batch_size, config.stage_seq_lens()[stage], config.stage_batch_tokens()[stage],
+        config.stage_rows()[stage], config.stage_seq_lens()[stage], config.stage_batch_tokens()[stage],
     )  # fmt: skip
     unit = rows * seq_len * n_devices
     if batch_tokens % unit:
         lower = batch_tokens // unit * unit
         nearest = f"{lower}, {lower + unit}" if lower else f"{unit}"
+        section = "train." if config.train.micro_batch_size == rows else ""
         where = f"train.stages: from_step={config.train.stages[stage - 1].from_step}: " if stage else "train."
         raise InputError(
-            f"{where}batch_tokens={batch_tokens} is not a multiple of train.micro_batch_size={rows} x "
+            f"{where}batch_tokens={batch_tokens} is not a multiple of {section}micro_batch_size={rows} x "
             f"{'' if stage else 'model.'}seq_len={seq_len} x {n_devices} device{'s' * (n_devices > 1)} = {unit}; "
-            f"nearest: {nearest}"
+            f"nearest: {nearest}{_devices_that_divide(config, n_devices)}"
         )
     return batch_tokens // unit
+
+
+def _devices_that_divide(config: Config, n_devices: int) -> str:
+    """For a message: numbers of devices, up to twice this one, over which every stage's microbatches divide."""
+    stages = list(zip(config.stage_batch_tokens(), config.stage_seq_lens(), config.stage_rows(), strict=True))
+    counts = [
+        n
+        for n in range(1, 2 * n_devices + 1)
+        if all(tokens % (rows * seq_len * n) == 0 for tokens, seq_len, rows in stages)
+    ]
+    return f"; {', '.join(map(str, counts))} devices divide it" if n_devices > 1 and counts else ""

@@ -5,6 +5,8 @@ A table changes batch, rows, windows, learning rate and targets by thirds of a r
 Source: https://github.com/KellerJordan/modded-nanogpt train_gpt.py (93f0e6b, 25500ab).
 """
 
+import dataclasses
+
 from jaxgpt.config.families import ModdedConfig
 from jaxgpt.config.modded_optimizers import MODDED_62
 from jaxgpt.config.settings import CheckpointConfig, Config, DataConfig, EvalConfig, SampleConfig, TrainConfig
@@ -14,25 +16,29 @@ BATCH_TOKENS = (131_072, 262_144, 393_216)
 """Of a step, by thirds of the scheduled steps: eight rows."""
 
 
-def speedrun_62(*, micro_batch_size: int = 1, eval_seq_len: int = 262_144) -> Config:
+def speedrun_62(*, micro_batch_size: int = 1, row_tokens: int = 0, eval_seq_len: int = 262_144) -> Config:
     """Record 62 on fineweb10B: 1,600 steps, 424,673,280 tokens, by rows of 16,384 to 49,152.
 
     Its eight rows a step are the same whatever number of devices shares them.
 
     Args:
       micro_batch_size: rows that a device takes at a time.
+      row_tokens: of every row; 0: an eighth of the step's batch, as in the record.
       eval_seq_len: tokens of a row of an evaluation; the record has 262,144.
     """
+    stages = speedrun_stages(
+        scheduled_steps=1560, batch_tokens=BATCH_TOKENS, windows=((3, 7), (5, 11), (6, 13)),
+        lr_from=(1 / 3, 2 / 3), lr_scales=(1.52, 1.73), target_weights=((1.0, 0.5), (1.0,)),
+    )  # fmt: skip
+    if row_tokens:
+        stages = tuple(dataclasses.replace(stage, seq_len=0) for stage in stages)
     return Config(
-        model=ModdedConfig(record="62", vocab_size=50_304, bos_id=50_256, seq_len=BATCH_TOKENS[0] // 8),
+        model=ModdedConfig(record="62", vocab_size=50_304, bos_id=50_256, seq_len=row_tokens or BATCH_TOKENS[0] // 8),
         data=DataConfig(dir="data/fineweb10B", sampling="bos_aligned"),
         train=TrainConfig(
             steps=1600, batch_tokens=BATCH_TOKENS[0], micro_batch_size=micro_batch_size,
             target_weights=(1.0, 0.5, 0.25),
-            stages=speedrun_stages(
-                scheduled_steps=1560, batch_tokens=BATCH_TOKENS, windows=((3, 7), (5, 11), (6, 13)),
-                lr_from=(1 / 3, 2 / 3), lr_scales=(1.52, 1.73), target_weights=((1.0, 0.5), (1.0,)),
-            ),
+            stages=stages,
         ),
         optim=MODDED_62,
         eval=EvalConfig(

@@ -28,6 +28,8 @@ class StageConfig(Section):
     """Factor on every learning rate in this stage, on top of the schedule; trapezoid: the height that it falls from."""
     seq_len: int = 0
     """Tokens of a row from here on; 0: as before."""
+    micro_batch_size: int = 0
+    """Rows per device in one forward-backward pass from here on; 0: as before. plan --fit finds the most that fit."""
     short_window: int = 0
     """The model's short_window from here on; 0: as before."""
     long_window: int = 0
@@ -40,7 +42,7 @@ class StageConfig(Section):
         require(self.from_step >= 1, f"train.stages: from_step={self.from_step} is below 1; stage 0 is the config")
         require(self.batch_tokens >= 0, f"train.stages: batch_tokens={self.batch_tokens} is negative")
         require(self.lr_scale >= 0, f"train.stages: lr_scale={self.lr_scale} is negative")
-        for name in SIZES:
+        for name in (*SIZES, "micro_batch_size"):
             value = getattr(self, name)
             require(value >= 0, f"train.stages: {name}={value} is negative; 0 keeps that of the stage before")
         if self.target_weights:

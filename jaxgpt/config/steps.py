@@ -44,6 +44,7 @@ class Plan:
       config: complete.
       n_devices: that split the rows of a batch between them.
       n_micro: microbatches of a step, by stage.
+      n_rows: rows of a microbatch over all devices, by stage.
       seq_lens: tokens of a row, by stage.
 
     Raises:
@@ -53,12 +54,14 @@ class Plan:
     config: Config
     n_devices: int
     n_micro: tuple[int, ...] = field(init=False)
+    n_rows: tuple[int, ...] = field(init=False)
     seq_lens: tuple[int, ...] = field(init=False)
 
     def __post_init__(self):
         seq_lens = tuple(self.config.stage_seq_lens())
         counts = tuple(count_microbatches(self.config, stage, self.n_devices) for stage in range(len(seq_lens)))
         object.__setattr__(self, "n_micro", counts)
+        object.__setattr__(self, "n_rows", tuple(rows * self.n_devices for rows in self.config.stage_rows()))
         object.__setattr__(self, "seq_lens", seq_lens)
 
     @property
@@ -66,20 +69,20 @@ class Plan:
         return self.config.train.steps
 
     @property
-    def n_rows(self) -> int:
-        """Rows of a microbatch over all devices; also of an evaluation's batch."""
-        return self.config.train.micro_batch_size * self.n_devices
+    def n_eval_rows(self) -> int:
+        """Rows of an evaluation's batch over all devices."""
+        return min(self.n_rows)
 
     def first_step(self, stage: int) -> int:
         """The step that a stage begins with."""
         return self.config.train.stages[stage - 1].from_step if stage else 0
 
     def first_alike(self, stage: int) -> int:
-        """The first stage whose compiled step serves this one too: same model, microbatches and number of targets."""
+        """The first stage whose compiled step serves this one too: same model, microbatches and targets."""
         models = self.config.stage_models()
         kinds = [
-            (model, n_micro, len(schedule.hyper_at(self.config, self.first_step(i)).get("target_weights", ())))
-            for i, (model, n_micro) in enumerate(zip(models, self.n_micro, strict=True))
+            (model, n_micro, n_rows, len(schedule.hyper_at(self.config, self.first_step(i)).get("target_weights", ())))
+            for i, (model, n_micro, n_rows) in enumerate(zip(models, self.n_micro, self.n_rows, strict=True))
         ]
         return kinds.index(kinds[stage])
 
@@ -87,14 +90,16 @@ class Plan:
         """The step of this number, from 0; steps after the last have its hyperparameters."""
         stage = schedule.stage_index(self.config, step)
         steps = schedule.steps_before(self.config, step)
-        rows_before = sum(n * n_micro * self.n_rows for n, n_micro in zip(steps, self.n_micro, strict=True))
+        rows_before = sum(
+            n * n_micro * n_rows for n, n_micro, n_rows in zip(steps, self.n_micro, self.n_rows, strict=True)
+        )
         return PlannedStep(
             step=step,
             stage=stage,
             rows_before=rows_before,
             tokens_before=schedule.tokens_before(self.config, step),
             n_micro=self.n_micro[stage],
-            n_rows=self.n_rows,
+            n_rows=self.n_rows[stage],
             seq_len=self.seq_lens[stage],
             hyper=schedule.hyper_at(self.config, min(step, self.n_steps - 1)),
         )

@@ -49,11 +49,12 @@ class Fp8Head:
         """The rounded head, e4m3 [V, D], which the products take: once for all chunks."""
         return round_to(weight_VD, self.weight_scale, E4M3)
 
-    def logits(self, x_PD, wq_VD, wide):
-        """Logits [P, V] of hidden states, in the dtype `wide`."""
+    def logits(self, x_PD, wq_VD, dtype):
+        """Logits [P, V] of hidden states, summed and scaled in float32 or wider, in this dtype."""
+        wide = jnp.promote_types(x_PD.dtype, jnp.float32)
         xq_PD = round_to(x_PD, self.x_scale, E4M3)
         logits_PV = self._multiply(xq_PD, wq_VD, 1, x_PD.dtype, wide)
-        return logits_PV * _product(self.x_scale, self.weight_scale)
+        return (logits_PV * _product(self.x_scale, self.weight_scale)).astype(dtype)
 
     def gradients(self, d_logits_PV, x_PD, wq_VD, wide):
         """Gradients of the hidden states [P, D], in their dtype, and of the head [V, D], in the dtype `wide`."""

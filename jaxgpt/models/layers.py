@@ -13,6 +13,8 @@ from flax import nnx
 
 LAYER_NORM_EPS = 1e-5
 """torch.nn.LayerNorm's default, which GPT-2 and nanoGPT use."""
+LARGEST_EXPONENT = 64.0
+"""Sums of exp of numbers up to this are finite in float32 for any vocabulary below 5e10."""
 
 
 def linear(x, weight_IO, bias_O=None):
@@ -135,10 +137,10 @@ def softcap_slope(capped, cap):
 def log_sum_exp(capped, cap):
     """log of the sum of exp over the last axis, of what `softcap` returned.
 
-    No exp of a bounded logit overflows, so the pass over all of them that looks for the largest is saved. Not for tanh:
-    there the sum keeps the bits that it has always had.
+    No exp of a bounded logit overflows, so the pass over all of them that looks for the largest is saved. (With it, XLA
+    for GPUs would also write the capped logits out in float32.)
     """
-    if not cap or cap.kind == "tanh":
+    if not cap or cap.scale > LARGEST_EXPONENT:
         return jax.nn.logsumexp(capped, axis=-1)
     return jnp.log(jnp.exp(capped).sum(axis=-1))
 

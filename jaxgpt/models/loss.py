@@ -18,8 +18,9 @@ from jaxgpt.models.layers import softcap as cap
 
 
 def cross_entropy(
-    x_BTD, weight_VD, targets_BT, mask_BT=None, weights_K=None, *, chunk_len=None, softcap=None, head=None
-):
+    x_BTD, weight_VD, targets_BT, mask_BT=None, weights_K=None,
+    *, chunk_len=None, softcap=None, head=None, logits_dtype=None,
+):  # fmt: skip
     """Summed loss of the next token, or of the next few, and how many positions were summed.
 
     A sum, not a mean, so that microbatches and devices add exactly and the caller divides once.
@@ -35,6 +36,8 @@ def cross_entropy(
       chunk_len: positions of each row whose logits exist at one time; None takes all.
       softcap: the `Softcap` of the logits; None leaves them.
       head: the three products on rounded operands, as `fp8_head.Fp8Head`; None multiplies in x's dtype.
+      logits_dtype: what logits are rounded to when they are written, before the softcap; None: float32 or wider. In
+        bfloat16 the passes over them move half the bytes.
 
     Returns:
       loss_nats: scalar, float32 or wider, summed over counted positions.
@@ -48,7 +51,9 @@ def cross_entropy(
     n_tokens = mask_BT.sum()
     targets, weights = _targets_ahead(targets_BT, mask_BT, weights_K)
     x_BTD, targets, weights, chunk_len = _pad_to_chunks(x_BTD, targets, weights, chunk_len)
-    return jnp.asarray(_summed_loss(x_BTD, weight_VD, targets, weights, chunk_len, softcap, head)), n_tokens
+    dtype = logits_dtype or wide
+    loss = _summed_loss(x_BTD, weight_VD, targets, weights, chunk_len, softcap, head, dtype)
+    return jnp.asarray(loss), n_tokens
 
 
 def token_losses(x_BTD, weight_VD, targets_BT, *, chunk_len=None, softcap=None):
@@ -57,12 +62,13 @@ def token_losses(x_BTD, weight_VD, targets_BT, *, chunk_len=None, softcap=None):
     Arguments as in `cross_entropy`.
     """
     n_rows, seq_len = targets_BT.shape
-    ones_BT = jnp.ones(targets_BT.shape, jnp.promote_types(x_BTD.dtype, jnp.float32))
+    wide = jnp.promote_types(x_BTD.dtype, jnp.float32)
+    ones_BT = jnp.ones(targets_BT.shape, wide)
     x_BTD, targets, weights, chunk_len = _pad_to_chunks(x_BTD, (targets_BT,), (ones_BT,), chunk_len)
 
     def losses(x_PD, targets, weights):
-        _, logits_PV, lse_P = _chunk_loss(x_PD, weight_VD, targets, weights, softcap)
-        return lse_P - jnp.take_along_axis(logits_PV, targets[0][:, None], axis=-1)[:, 0]
+        _, _, capped_PV, lse_P = _chunk_loss(x_PD, weight_VD, targets, weights, softcap, None, wide)
+        return lse_P - jnp.take_along_axis(capped_PV, targets[0][:, None], axis=-1)[:, 0]
 
     losses_JP = _map_chunks(losses, (x_BTD, targets, weights), chunk_len)
     return losses_JP.reshape(-1, n_rows, chunk_len).swapaxes(0, 1).reshape(n_rows, -1)[:, :seq_len]
@@ -91,49 +97,54 @@ def _pad_to_chunks(x_BTD, targets, weights, chunk_len):
     return x_BTD, targets, weights, chunk_len
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(4, 5, 6))
-def _summed_loss(x_BTD, weight_VD, targets, weights, chunk_len, softcap, head):
+@functools.partial(jax.custom_vjp, nondiff_argnums=(4, 5, 6, 7))
+def _summed_loss(x_BTD, weight_VD, targets, weights, chunk_len, softcap, head, dtype):
     weight_VD = head.round_weight(weight_VD) if head else weight_VD
     losses = _map_chunks(
-        lambda x_PD, targets, weights: _chunk_loss(x_PD, weight_VD, targets, weights, softcap, head)[0],
+        lambda x_PD, targets, weights: _chunk_loss(x_PD, weight_VD, targets, weights, softcap, head, dtype)[0],
         (x_BTD, targets, weights),
         chunk_len,
     )
     return losses.sum()
 
 
-def _chunk_loss(x_PD, weight_VD, targets, weights, softcap, head=None):
-    """Summed loss of some positions, and what the gradient needs: logits, log-sum-exp.
+def _chunk_loss(x_PD, weight_VD, targets, weights, softcap, head, dtype):
+    """Summed loss of some positions, and what the gradient needs: logits as written and capped, log-sum-exp.
 
     Args:
       targets, weights: [P] for each target of a position.
     """
     wide = weights[0].dtype
     if head:
-        logits_PV = head.logits(x_PD, weight_VD, wide)
+        logits_PV = head.logits(x_PD, weight_VD, dtype)
     else:
         logits_PV = jax.lax.dot_general(
-            x_PD, weight_VD.astype(x_PD.dtype), (((1,), (1,)), ((), ())), preferred_element_type=wide
+            x_PD, weight_VD.astype(x_PD.dtype), (((1,), (1,)), ((), ())), preferred_element_type=dtype
         )
-    logits_PV = cap(logits_PV, softcap)
-    lse_P = log_sum_exp(logits_PV, softcap)
+    if logits_PV.dtype != wide:
+        logits_PV = jax.lax.optimization_barrier(logits_PV)  # or XLA for CPUs keeps the bits that rounding drops
+    capped_PV = cap(logits_PV.astype(wide), softcap)
+    lse_P = log_sum_exp(capped_PV, softcap)
     losses = []
     for targets_P, weights_P in zip(targets, weights, strict=True):
-        target_logits_P = jnp.take_along_axis(logits_PV, targets_P[:, None], axis=-1)[:, 0]
+        target_logits_P = jnp.take_along_axis(capped_PV, targets_P[:, None], axis=-1)[:, 0]
         losses.append(jnp.where(weights_P > 0, (lse_P - target_logits_P) * weights_P, 0))
-    return sum(losses[1:], losses[0]).sum(), logits_PV, lse_P
+    return sum(losses[1:], losses[0]).sum(), logits_PV, capped_PV, lse_P
 
 
-def _chunk_loss_and_grads(x_PD, weight_VD, targets, weights, softcap, head):
-    loss, logits_PV, lse_P = _chunk_loss(x_PD, weight_VD, targets, weights, softcap, head)
-    probs_PV = jnp.exp(logits_PV - lse_P[:, None])
+def _chunk_loss_and_grads(x_PD, weight_VD, targets, weights, softcap, head, dtype):
+    loss, logits_PV, capped_PV, lse_P = _chunk_loss(x_PD, weight_VD, targets, weights, softcap, head, dtype)
+    if logits_PV.dtype != capped_PV.dtype:
+        # XLA would write the wide logits once for both passes; so the second pass widens and caps the narrow ones.
+        capped_PV = cap(jax.lax.optimization_barrier(logits_PV).astype(capped_PV.dtype), softcap)
+    probs_PV = jnp.exp(capped_PV - lse_P[:, None])
     parts = []
     for targets_P, weights_P in zip(targets, weights, strict=True):
-        is_target_PV = targets_P[:, None] == jnp.arange(logits_PV.shape[-1])[None, :]
+        is_target_PV = targets_P[:, None] == jnp.arange(capped_PV.shape[-1])[None, :]
         parts.append((probs_PV - is_target_PV) * weights_P[:, None])
     d_logits_PV = sum(parts[1:], parts[0])
     if softcap:
-        d_logits_PV = d_logits_PV * softcap_slope(logits_PV, softcap)
+        d_logits_PV = d_logits_PV * softcap_slope(capped_PV, softcap)
     d_logits_PV = d_logits_PV.astype(x_PD.dtype)
     if head:
         return loss, *head.gradients(d_logits_PV, x_PD, weight_VD, loss.dtype)
@@ -142,14 +153,14 @@ def _chunk_loss_and_grads(x_PD, weight_VD, targets, weights, softcap, head):
     return loss, d_x_PD, d_weight_VD
 
 
-def _summed_loss_forward(x_BTD, weight_VD, targets, weights, chunk_len, softcap, head):
+def _summed_loss_forward(x_BTD, weight_VD, targets, weights, chunk_len, softcap, head, dtype):
     n_rows, seq_len, n_embd = x_BTD.shape
     zeros_VD = jnp.zeros(weight_VD.shape, weights[0].dtype)
     head_VD = head.round_weight(weight_VD) if head else weight_VD
 
     def add_chunk(d_weight_VD, chunk):
         x_PD, targets, weights = chunk
-        loss, d_x_PD, d_chunk_VD = _chunk_loss_and_grads(x_PD, head_VD, targets, weights, softcap, head)
+        loss, d_x_PD, d_chunk_VD = _chunk_loss_and_grads(x_PD, head_VD, targets, weights, softcap, head, dtype)
         return d_weight_VD + d_chunk_VD, (loss, d_x_PD)
 
     d_weight_VD, (losses, d_x_JPD) = _scan_chunks(add_chunk, zeros_VD, (x_BTD, targets, weights), chunk_len)
@@ -157,7 +168,7 @@ def _summed_loss_forward(x_BTD, weight_VD, targets, weights, chunk_len, softcap,
     return losses.sum(), (d_x_BTD, d_weight_VD.astype(weight_VD.dtype))
 
 
-def _summed_loss_backward(chunk_len, softcap, head, gradients, d_loss):
+def _summed_loss_backward(chunk_len, softcap, head, dtype, gradients, d_loss):
     d_x_BTD, d_weight_VD = gradients
     d_x_BTD = (d_x_BTD.astype(d_loss.dtype) * d_loss).astype(d_x_BTD.dtype)
     return d_x_BTD, d_weight_VD * d_loss.astype(d_weight_VD.dtype), None, None

@@ -4,7 +4,7 @@ Compiles the run's real training step for devices that this machine need not hav
 Devices: a100-40gb, a100-80gb, h100, h200, b200, rtx3090, rtx4090, l4, t4; v4, v5e, v5p, v6e; counts as in h100x8 or
 v5e-256, laid out by --mesh.fsdp and the rest. --device given several times makes one table.
 
---fit finds the largest micro_batch_size, under the cheapest remat policy that fits; --max-depth nanochat's dial.
+--fit finds the largest micro_batch_size, by stage, under the cheapest remat policy that fits; --max-depth the dial.
 --sweep micro_batch_size=2,4,8 remat=none,block is a table and a PNG; --portable configs/*.py says which config compiles
 for which device, and what it sends; --report docs/memory.md writes the recipes that people ask about as a page.
 --memory-fraction is the XLA_CLIENT_MEM_FRACTION that the run will have.
@@ -29,7 +29,7 @@ PARSER = Parser(
 PARSER.add_argument(
     "--device", action="append", default=[], metavar="NAME", help="a100-40gb, h100x8, v5e-256; several make a table"
 )
-PARSER.add_argument("--fit", action="store_true", help="find the largest micro_batch_size")
+PARSER.add_argument("--fit", action="store_true", help="find the largest micro_batch_size, by stage")
 PARSER.add_argument("--max-depth", action="store_true", help="find the deepest nanochat")
 PARSER.add_argument("--estimate", action="store_true", help="without a compiler")
 PARSER.add_argument("--sweep", nargs="+", metavar="X=1,2", help="all combinations of settings, as table and PNG")
@@ -179,7 +179,8 @@ class Asker:
         return look(config, topology, None, self.fraction)
 
     def _setting(self, config: Config) -> str:
-        return f"micro_batch_size={config.train.micro_batch_size} remat={config.train.remat}"
+        rows = " then ".join(map(str, dict.fromkeys(config.stage_rows())))
+        return f"seq_len={config.largest_stage().model.seq_len} micro_batch_size={rows} remat={config.train.remat}"
 
     def _eta(self) -> str:
         left = self.n_expected - len(self.seconds)
@@ -227,6 +228,12 @@ def print_forecast(forecast: Forecast, dollars: float | None) -> None:
     one, bound, config = forecast.footprint, forecast.bound, forecast.config
     mesh = " x ".join(f"{name} {getattr(config.mesh, name)}" for name in ("data", "fsdp", "tensor"))
     n_devices = config.mesh.data * config.mesh.fsdp
+    stages = zip(config.stage_batch_tokens(), config.stage_rows(), config.stage_seq_lens(), strict=True)
+    n_rows = next(
+        rows
+        for tokens, rows, seq_len in stages
+        if (tokens, seq_len) == (one.n_micro * rows * seq_len * n_devices, one.seq_len)
+    )
     sent = "; ".join(f"{count} {kind} over {size}, {gib(sent)}" for kind, size, count, sent in one.collectives)
     is_blind = forecast.is_estimate and forecast.topology.n_devices > 1
     nothing_sent = "not known without a compiler" if is_blind else "none"
@@ -235,8 +242,8 @@ def print_forecast(forecast: Forecast, dollars: float | None) -> None:
         "source": source(forecast),
         "run": f"{config.model.family}, {forecast.n_params:,} parameters, {config.train.dtype}, attention "
         f"{one.attention[0]} ({one.attention[1]}), remat {config.train.remat}",
-        "batch": f"{one.n_micro * config.train.micro_batch_size * one.seq_len * n_devices:,} tokens = {one.n_micro} x "
-        f"{config.train.micro_batch_size} rows x {one.seq_len} x {n_devices} device(s)",
+        "batch": f"{one.n_micro * n_rows * one.seq_len * n_devices:,} tokens = {one.n_micro} x "
+        f"{n_rows} rows x {one.seq_len} x {n_devices} device(s)",
         "mesh": f"{forecast.topology.n_devices} x {device.name} ({mesh}); what follows is per device",
         "parameters": gib(one.params_bytes),
         "optimizer state": gib(one.opt_state_bytes),
@@ -289,10 +296,12 @@ def search(config: Config, topology: Topology, ask: Asker, *, is_depth: bool, do
     """--fit and --max-depth."""
     ask.n_expected, ask.seconds = 4, []
     tried: dict[str, Forecast] = {}
+    has_stages = len(set(config.stage_seq_lens())) > 1
 
     def try_it(candidate: Config) -> Forecast:
         rows = f"micro_batch_size={candidate.train.micro_batch_size} remat={candidate.train.remat}"
-        label = f"depth={candidate.model.n_layer}" if is_depth else rows
+        stage = f"seq_len={candidate.model.seq_len} " if has_stages else ""
+        label = f"depth={candidate.model.n_layer}" if is_depth else stage + rows
         if label not in tried:
             tried[label] = ask(candidate, topology)
         return tried[label]

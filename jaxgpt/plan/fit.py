@@ -1,5 +1,6 @@
 """The largest setting that fits a device: bisection, where each probe is a compilation."""
 
+import dataclasses
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -20,7 +21,7 @@ class Fit:
     """What a search found.
 
     Attributes:
-      forecast: of the largest setting that fits.
+      forecast: of the largest setting that fits; of several stages, the one that leaves the least.
       overrides: dotted names and values to paste.
       n_micro: microbatches per step that keep the batch, per stage.
     """
@@ -76,7 +77,10 @@ def row_choices(config: Config, topology: Topology) -> list[int]:
 
 
 def fit_micro_batch(config: Config, topology: Topology, look: Look, count: Look) -> Fit:
-    """The cheapest remat policy under which a row fits, and under it the largest micro_batch_size.
+    """The cheapest remat policy under which a row fits, and under it the largest micro_batch_size of each stage.
+
+    Stages of one batch and row length have one micro_batch_size: the last of them, whose windows are the widest, is
+    asked about.
 
     Args:
       look: asks the compiler.
@@ -85,18 +89,36 @@ def fit_micro_batch(config: Config, topology: Topology, look: Look, count: Look)
     Raises:
       InputError: nothing fits.
     """
-    choices = row_choices(config, topology)
+    row_choices(config, topology)  # refuses what no number of rows divides
+    config = apply_overrides(config, {"train.micro_batch_size": "1"})
+    stages = tuple(dataclasses.replace(stage, micro_batch_size=0) for stage in config.train.stages)
+    config = dataclasses.replace(config, train=dataclasses.replace(config.train, stages=stages))
+    kinds = list(zip(config.stage_batch_tokens(), config.stage_seq_lens(), strict=True))
+    last_of = {kind: stage for stage, kind in enumerate(kinds)}
     for remat in REMATS:
+        found: dict[tuple[int, int], tuple[int, Forecast]] = {}
+        for kind in sorted(last_of, reverse=True):
+            one = config.at_stage(last_of[kind])
 
-        def setting(rows: int, remat=remat) -> Config:
-            return apply_overrides(config, {"train.micro_batch_size": str(rows), "train.remat": remat})
+            def setting(rows: int, one=one, remat=remat) -> Config:
+                return apply_overrides(one, {"train.micro_batch_size": str(rows), "train.remat": remat})
 
-        guess = largest_true(choices, lambda rows, setting=setting: count(setting(rows)).fits)
-        best = largest_true(choices, lambda rows, setting=setting: look(setting(rows)).fits, guess)
-        if best:
-            forecast = look(setting(best))
-            plan = Plan(forecast.config, forecast.config.mesh.data * forecast.config.mesh.fsdp)
-            return Fit(forecast, {"train.micro_batch_size": str(best), "train.remat": remat}, list(plan.n_micro))
+            choices = row_choices(one, topology)
+            guess = largest_true(choices, lambda rows, setting=setting: count(setting(rows)).fits)
+            best = largest_true(choices, lambda rows, setting=setting: look(setting(rows)).fits, guess)
+            if not best:
+                break
+            found[kind] = best, look(setting(best))
+        else:
+            rows = [found[kind][0] for kind in kinds]
+            overrides = {"train.micro_batch_size": str(rows[0]), "train.remat": remat}
+            for stage in range(1, len(rows)):
+                if rows[stage] != rows[stage - 1]:
+                    overrides[f"train.stages.{stage - 1}.micro_batch_size"] = str(rows[stage])
+            placed = place(apply_overrides(config, overrides), topology)
+            plan = Plan(placed, placed.mesh.data * placed.mesh.fsdp)
+            tightest = min((forecast for _, forecast in found.values()), key=lambda forecast: forecast.margin_bytes)
+            return Fit(tightest, overrides, list(plan.n_micro))
     raise InputError(
         f"{config.model.family} does not fit {topology.name} even with train.micro_batch_size=1 and train.remat=block; "
         "shard it over more devices (mesh.fsdp), or choose a smaller model"

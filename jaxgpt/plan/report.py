@@ -61,6 +61,9 @@ RECIPES = (
     *(Recipe(f"GPT-2 124M on {device}", "gpt2_124m", device, "4 to 5 days (nanoGPT)" if device == "a100-40gbx8" else "")
       for device in ("a100-40gb", "a100-80gb", "h100", "h200", "b200", "rtx3090", "rtx4090", "l4", "a100-40gbx8",
                      "v4x1", "v5e", "v5px1", "v6e")),
+    Recipe("record 62, float8 head, 1 row on h100", "speedrun_h100", "h100", "4 rows: 63 to 75 GB; 0.17 hours"),
+    Recipe("record 62, 1 row on a100-40gb", "speedrun_a100", "a100-40gb"),
+    Recipe("record 62, 1 row, remat block on rtx4090", "speedrun_rtx4090", "rtx4090", "24 GB should work"),
     Recipe("GPT-2 124M on t4, float16", "gpt2_124m", "t4", "",
            {"train.dtype": "float16", "train.attention": "xla", "train.micro_batch_size": "2"}),
     Recipe("GPT-2 124M on v5e-8, fsdp", "gpt2_124m", "v5e-8", "", {"mesh.fsdp": "8", "train.micro_batch_size": "10"}),
@@ -117,6 +120,9 @@ a TPU. Times are the least that the peaks allow, not forecasts.
 
 The guess for the conservative A100 recipe counts 0.8 GB each for weights and gradients; parameters, gradients and
 optimizer state are float32 here.
+
+A row of record 62 has 16,384 to 49,152 tokens, and the figures are those of the longest. "24 GB should work": one row
+at a time with `--train.remat=block` does, without it an A100's 40 GB are needed.
 
 ## The other configs, on one {OTHERS_ON}
 

@@ -76,7 +76,8 @@ def shrink(config: Config, args: list[str]) -> Config:
     for i, (stage, sizes) in enumerate(zip(config.train.stages[: STEPS - 1], shrunk, strict=False)):
         seq_len = sizes.get("seq_len", seq_len)
         batch_tokens = MICROBATCHES * ROWS * seq_len
-        stages.append(dataclasses.replace(stage, from_step=1 + i, batch_tokens=batch_tokens, **sizes))
+        rows = {"micro_batch_size": 0, "batch_tokens": batch_tokens}
+        stages.append(dataclasses.replace(stage, from_step=1 + i, **rows, **sizes))
     evaluated = {name: getattr(config.eval, name) for name in ("seq_len", "long_window") if getattr(config.eval, name)}
     return dataclasses.replace(
         config,

@@ -46,10 +46,9 @@ def print_header(
             "derived": "; ".join(f"{name}: {value}" for name, value in derivation.facts.items()),
             "data": source.describe(),
             "batch": " then ".join(
-                f"{n_tokens:,} tokens = {n_micro} x {train.micro_batch_size} rows x {seq_len} x "
-                f"{plan.n_devices} device(s)"
-                for n_tokens, n_micro, seq_len in dict.fromkeys(
-                    zip(config.stage_batch_tokens(), plan.n_micro, plan.seq_lens, strict=True)
+                f"{n_tokens:,} tokens = {n_micro} x {rows} rows x {seq_len} x {plan.n_devices} device(s)"
+                for n_tokens, n_micro, rows, seq_len in dict.fromkeys(
+                    zip(config.stage_batch_tokens(), plan.n_micro, config.stage_rows(), plan.seq_lens, strict=True)
                 )
             ),
             "steps": f"{train.steps:,}, {tokens:,} tokens{n_epochs}"

@@ -24,12 +24,12 @@ def make_feed(
       skips: data to leave out; a reader that has cursors is read past them.
       is_endless: continue after the last step, for timing.
     """
-    lo, hi = own_rows(mesh, plan.n_rows)
     skips = skips or Skips()
     if reader.cursors():
         for step in range(first_step, first_step + skips.n_at(first_step)):
-            reader.read(plan.at(step), lo, hi)
+            reader.read(plan.at(step), *own_rows(mesh, plan.at(step).n_rows))
     for step in itertools.count(first_step) if is_endless else range(first_step, plan.n_steps):
         planned = plan.at(step)
-        batch = put_rows(reader.read(skips.move(plan, planned), lo, hi), plan.n_rows, mesh, axis=1)
+        rows = reader.read(skips.move(plan, planned), *own_rows(mesh, planned.n_rows))
+        batch = put_rows(rows, planned.n_rows, mesh, axis=1)
         yield planned, batch, reader.cursors()

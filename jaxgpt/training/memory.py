@@ -82,7 +82,7 @@ def advise(config: Config, step: Step, usable_bytes: int) -> str:
     )
 
     def total_bytes(candidate: Config) -> float:
-        temporaries = activations_bytes(candidate, step.attention[0], params_bytes)
+        temporaries = activations_bytes(candidate.largest_stage(), step.attention[0], params_bytes)
         return state_bytes + params_bytes + temporaries  # gradients are as large as the parameters
 
     limit = CLEARLY_LESS * total_bytes(config)
@@ -99,4 +99,7 @@ def advise(config: Config, step: Step, usable_bytes: int) -> str:
                 f"--train.micro_batch_size={rows} --train.remat={remat} should fit, by an estimate; "
                 "jaxgpt plan --fit checks it with the compiler"
             )
-    return "no smaller setting should fit; split the model over more devices (mesh.fsdp), or choose a smaller one"
+    return (
+        "no smaller setting should fit; split the model over more devices (mesh.fsdp), shorten the rows "
+        "(model.seq_len, train.stages), or choose a smaller model"
+    )

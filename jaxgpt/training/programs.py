@@ -45,7 +45,7 @@ def lower_stage(step: Step, plan: Plan, stage: int) -> tuple[Step, Any]:
     """
     made = make_stage(step, plan.config.at_stage(stage))
     hyper = schedule.hyper_at(plan.config, plan.first_step(stage))
-    return made, lower_train(made, plan.n_micro[stage], plan.n_rows, hyper, has_mask=plan.config.data.is_chat)
+    return made, lower_train(made, plan.n_micro[stage], plan.n_rows[stage], hyper, has_mask=plan.config.data.is_chat)
 
 
 def lower_evaluate(step: Step, n_rows: int) -> Any:
@@ -74,13 +74,13 @@ def compile_programs(
     with working("tracing the step"):
         for stage in dict.fromkeys(firsts):
             when = f" from step {plan.first_step(stage)}" if is_varied else ""
-            names.append(f"the step{when} ({plan.n_micro[stage]} x {plan.n_rows} rows)")
+            names.append(f"the step{when} ({plan.n_micro[stage]} x {plan.n_rows[stage]} rows)")
             lowered.append(lower_stage(step, plan, stage)[1])
         for which in dict.fromkeys(evaluated):
             when = f" from step {plan.first_step(which)}" if which < len(firsts) else " at the end"
             names.append(f"the evaluation{when if is_varied else ''}")
             evaluators.append(make_stage(step, plan.config.at_evaluation(which)))
-            lowered.append(lower_evaluate(evaluators[-1], plan.n_rows))
+            lowered.append(lower_evaluate(evaluators[-1], plan.n_eval_rows))
     say(f"compiling {', '.join(names)} ...")
 
     def compile_one(name: str, program: Any) -> Any:
@@ -96,7 +96,7 @@ def compile_programs(
         beside.result()
     trained = dict(zip(dict.fromkeys(firsts), compiled, strict=False))
     for stage, program in trained.items():
-        n_tokens = plan.n_micro[stage] * plan.n_rows * plan.seq_lens[stage]
+        n_tokens = plan.n_micro[stage] * plan.n_rows[stage] * plan.seq_lens[stage]
         say(f"memory for {n_tokens:,} tokens a step: {describe_memory(program, step.mesh)}, by the compiler")
     evaluators = [
         dataclasses.replace(made, evaluate=program)

@@ -64,6 +64,7 @@ class Step:
       init_state: (params) -> state at step 0. Donates the parameters.
       state_shapes: the state as ShapeDtypeStructs with shardings: what a checkpoint restores into.
       attention: the implementation that runs, and why.
+      n_rows: of a microbatch on each device.
     """
 
     train: Callable
@@ -74,6 +75,7 @@ class Step:
     mesh: Mesh
     state_shapes: TrainState
     attention: tuple[str, str]
+    n_rows: int
 
     def hyper(self, values: dict[str, Any]) -> dict[str, np.ndarray]:
         """Schedules as arrays of the parameters' dtype; Python floats would be traced as weak types."""
@@ -115,7 +117,8 @@ def make_step(config: Config, mesh: Mesh) -> Step:
     evaluate = jit_evaluate(config, model, param_shardings, mesh)
     fresh = jax.jit(lambda seed: init_params(config.model, param_dtype=dtype, seed=seed), out_shardings=param_shardings)
     begin = jax.jit(init, out_shardings=shardings, donate_argnums=0)
-    return Step(train, evaluate, fresh, begin, model, mesh, state_shapes, attention)
+    rows = config.train.micro_batch_size
+    return Step(train, evaluate, fresh, begin, model, mesh, state_shapes, attention, rows)
 
 
 def make_stage(step: Step, config: Config) -> Step:
@@ -128,7 +131,7 @@ def make_stage(step: Step, config: Config) -> Step:
     Raises:
       InputError: the attention asked for cannot run.
     """
-    if config.model == step.model.config:
+    if config.model == step.model.config and config.train.micro_batch_size == step.n_rows:
         return step
     model, attention = make_model(config, step.mesh)
     shardings = jax.tree.map(lambda leaf: leaf.sharding, step.state_shapes)
@@ -139,6 +142,7 @@ def make_stage(step: Step, config: Config) -> Step:
         evaluate=jit_evaluate(config, model, shardings.params, step.mesh),
         model=model,
         attention=attention,
+        n_rows=config.train.micro_batch_size,
     )
 
 
@@ -223,6 +227,7 @@ def loss_sum(config: Config, model: Model, params, batch_BT, mask_BT=None, weigh
     """Summed loss and token count of rows of T + 1 tokens; position t predicts token t + 1, or t + 1 .. t + K."""
     x_BTD, weight_VD, settings = last_hidden(config, model.bind(params), batch_BT, dropout_key)
     settings["head"] = make_fp8_head(config.train)
+    settings["logits_dtype"] = x_BTD.dtype if config.train.logits_dtype == "compute" else None
     return cross_entropy(x_BTD, weight_VD, batch_BT[:, 1:], mask_BT, weights_K=weights_K, **settings)
 
 

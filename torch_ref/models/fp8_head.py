@@ -28,10 +28,11 @@ class Fp8Head:
     def round_weight(self, weight_VD):
         return round_to(weight_VD, self.weight_scale, E4M3)
 
-    def logits(self, x_PD, wq_VD, wide):
+    def logits(self, x_PD, wq_VD, dtype):
+        wide = torch.promote_types(x_PD.dtype, torch.float32)
         xq_PD = round_to(x_PD, self.x_scale, E4M3)
         logits_PV = self._multiply(xq_PD, wq_VD, 1, x_PD.dtype, wide)
-        return logits_PV * _product(self.x_scale, self.weight_scale)
+        return (logits_PV * _product(self.x_scale, self.weight_scale)).to(dtype)
 
     def gradients(self, d_logits_PV, x_PD, wq_VD, wide):
         dtype = x_PD.dtype

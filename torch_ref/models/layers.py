@@ -13,6 +13,7 @@ from torch import nn
 from torch.utils.checkpoint import checkpoint, create_selective_checkpoint_contexts
 
 LAYER_NORM_EPS = 1e-5
+LARGEST_EXPONENT = 64.0
 
 
 def linear(x, weight_OI, bias_O=None):
@@ -77,7 +78,7 @@ def softcap_slope(capped, cap):
 
 
 def log_sum_exp(capped, cap):
-    if not cap or cap.kind == "tanh":
+    if not cap or cap.scale > LARGEST_EXPONENT:
         return torch.logsumexp(capped, dim=-1)
     return torch.log(torch.exp(capped).sum(dim=-1))
 

@@ -14,8 +14,9 @@ from torch_ref.models.layers import softcap as cap
 
 
 def cross_entropy(
-    x_BTD, weight_VD, targets_BT, mask_BT=None, weights_K=None, *, chunk_len=None, softcap=None, head=None
-):
+    x_BTD, weight_VD, targets_BT, mask_BT=None, weights_K=None,
+    *, chunk_len=None, softcap=None, head=None, logits_dtype=None,
+):  # fmt: skip
     wide = torch.promote_types(x_BTD.dtype, torch.float32)
     if mask_BT is None:
         mask_BT = torch.ones(targets_BT.shape, dtype=wide, device=x_BTD.device)
@@ -26,18 +27,19 @@ def cross_entropy(
     n_tokens = mask_BT.sum()
     targets_BT = torch.where(mask_BT > 0, targets_BT, 0).long()  # gather would refuse what is not read
     targets, weights = _targets_ahead(targets_BT, mask_BT, weights_K)
-    if torch.is_grad_enabled():
-        return _SummedLoss.apply(x_BTD, weight_VD, targets, weights, chunk_len, softcap, head), n_tokens
-    return _summed_loss(x_BTD, weight_VD, targets, weights, chunk_len, softcap, head), n_tokens
+    dtype = logits_dtype or wide
+    run = _SummedLoss.apply if torch.is_grad_enabled() else _summed_loss
+    return run(x_BTD, weight_VD, targets, weights, chunk_len, softcap, head, dtype), n_tokens
 
 
 def token_losses(x_BTD, weight_VD, targets_BT, *, chunk_len=None, softcap=None):
     n_rows, seq_len = targets_BT.shape
+    wide = torch.promote_types(x_BTD.dtype, torch.float32)
     pieces = []
     for x_PD, targets_P in _cut_chunks((x_BTD, targets_BT.long()), min(chunk_len or seq_len, seq_len)):
-        ones_P = torch.ones(targets_P.shape, dtype=torch.promote_types(x_BTD.dtype, torch.float32), device=x_PD.device)
-        _, logits_PV, lse_P = _chunk_loss(x_PD, weight_VD, (targets_P,), (ones_P,), softcap)
-        pieces.append((lse_P - logits_PV.gather(-1, targets_P[:, None])[:, 0]).reshape(n_rows, -1))
+        ones_P = torch.ones(targets_P.shape, dtype=wide, device=x_PD.device)
+        _, _, capped_PV, lse_P = _chunk_loss(x_PD, weight_VD, (targets_P,), (ones_P,), softcap, None, wide)
+        pieces.append((lse_P - capped_PV.gather(-1, targets_P[:, None])[:, 0]).reshape(n_rows, -1))
     return torch.cat(pieces, dim=1)
 
 
@@ -52,30 +54,32 @@ def _targets_ahead(targets_BT, mask_BT, weights_K):
     return tuple(targets), tuple(weights)
 
 
-def _summed_loss(x_BTD, weight_VD, targets, weights, chunk_len, softcap, head):
+def _summed_loss(x_BTD, weight_VD, targets, weights, chunk_len, softcap, head, dtype):
     weight_VD = head.round_weight(weight_VD) if head else weight_VD
     chunks = _cut_chunks((x_BTD, targets, weights), chunk_len)
-    losses = [_chunk_loss(x_PD, weight_VD, targets, weights, softcap, head)[0] for x_PD, targets, weights in chunks]
+    losses = [
+        _chunk_loss(x_PD, weight_VD, targets, weights, softcap, head, dtype)[0] for x_PD, targets, weights in chunks
+    ]
     return torch.stack(losses).sum()
 
 
-def _chunk_loss(x_PD, weight_VD, targets, weights, softcap, head=None):
+def _chunk_loss(x_PD, weight_VD, targets, weights, softcap, head, dtype):
     wide = weights[0].dtype
-    logits_PV = head.logits(x_PD, weight_VD, wide) if head else _dot(x_PD, weight_VD.to(x_PD.dtype).mT, wide)
-    logits_PV = cap(logits_PV, softcap)
-    lse_P = log_sum_exp(logits_PV, softcap)
+    logits_PV = head.logits(x_PD, weight_VD, dtype) if head else _dot(x_PD, weight_VD.to(x_PD.dtype).mT, dtype)
+    capped_PV = cap(logits_PV.to(wide), softcap)
+    lse_P = log_sum_exp(capped_PV, softcap)
     losses = []
     for targets_P, weights_P in zip(targets, weights, strict=True):
-        target_logits_P = logits_PV.gather(-1, targets_P[:, None])[:, 0]
+        target_logits_P = capped_PV.gather(-1, targets_P[:, None])[:, 0]
         losses.append(torch.where(weights_P > 0, (lse_P - target_logits_P) * weights_P, 0))
-    return torch.stack(losses).sum(), logits_PV, lse_P
+    return torch.stack(losses).sum(), logits_PV, capped_PV, lse_P
 
 
-def _chunk_loss_and_grads(x_PD, weight_VD, targets, weights, softcap, head):
-    loss, logits_PV, lse_P = _chunk_loss(x_PD, weight_VD, targets, weights, softcap, head)
+def _chunk_loss_and_grads(x_PD, weight_VD, targets, weights, softcap, head, dtype):
+    loss, _, capped_PV, lse_P = _chunk_loss(x_PD, weight_VD, targets, weights, softcap, head, dtype)
     # In place, where XLA fuses: a chunk's logits are the largest array of a step.
-    slope_PV = softcap_slope(logits_PV, softcap) if softcap else None
-    d_logits_PV = logits_PV.sub_(lse_P[:, None]).exp_().mul_(torch.stack(weights).sum(dim=0)[:, None])
+    slope_PV = softcap_slope(capped_PV, softcap) if softcap else None
+    d_logits_PV = capped_PV.sub_(lse_P[:, None]).exp_().mul_(torch.stack(weights).sum(dim=0)[:, None])
     for targets_P, weights_P in zip(targets, weights, strict=True):
         d_logits_PV.scatter_add_(-1, targets_P[:, None], -weights_P[:, None])
     if slope_PV is not None:
@@ -88,13 +92,15 @@ def _chunk_loss_and_grads(x_PD, weight_VD, targets, weights, softcap, head):
     return loss, d_x_PD, d_weight_VD
 
 
-def _summed_loss_forward(x_BTD, weight_VD, targets, weights, chunk_len, softcap, head):
+def _summed_loss_forward(x_BTD, weight_VD, targets, weights, chunk_len, softcap, head, dtype):
     n_rows, _, n_embd = x_BTD.shape
     d_weight_VD = torch.zeros(weight_VD.shape, dtype=weights[0].dtype, device=weight_VD.device)
     head_VD = head.round_weight(weight_VD) if head else weight_VD
     losses, d_x_pieces = [], []
     for x_PD, chunk_targets, chunk_weights in _cut_chunks((x_BTD, targets, weights), chunk_len):
-        loss, d_x_PD, d_chunk_VD = _chunk_loss_and_grads(x_PD, head_VD, chunk_targets, chunk_weights, softcap, head)
+        loss, d_x_PD, d_chunk_VD = _chunk_loss_and_grads(
+            x_PD, head_VD, chunk_targets, chunk_weights, softcap, head, dtype
+        )
         d_weight_VD += d_chunk_VD
         losses.append(loss)
         d_x_pieces.append(d_x_PD.reshape(n_rows, -1, n_embd))
@@ -104,13 +110,13 @@ def _summed_loss_forward(x_BTD, weight_VD, targets, weights, chunk_len, softcap,
 def _summed_loss_backward(gradients, d_loss):
     d_x_BTD, d_weight_VD = gradients
     d_x_BTD = (d_x_BTD.to(d_loss.dtype) * d_loss).to(d_x_BTD.dtype)
-    return d_x_BTD, d_weight_VD * d_loss.to(d_weight_VD.dtype), None, None, None, None, None
+    return d_x_BTD, d_weight_VD * d_loss.to(d_weight_VD.dtype), None, None, None, None, None, None
 
 
 class _SummedLoss(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, x_BTD, weight_VD, targets, weights, chunk_len, softcap, head):
-        loss, gradients = _summed_loss_forward(x_BTD, weight_VD, targets, weights, chunk_len, softcap, head)
+    def forward(ctx, x_BTD, weight_VD, targets, weights, chunk_len, softcap, head, dtype):
+        loss, gradients = _summed_loss_forward(x_BTD, weight_VD, targets, weights, chunk_len, softcap, head, dtype)
         ctx.save_for_backward(*gradients)
         return loss
 

@@ -78,6 +78,7 @@ class Step:
     mesh: Mesh
     state_shapes: TrainState
     attention: tuple[str, str]
+    n_rows: int
     is_compiled: bool
 
     def hyper(self, values: dict[str, Any]) -> dict[str, torch.Tensor]:
@@ -135,18 +136,19 @@ def make_step(config: Config, mesh: Mesh, *, is_compiled: bool = False) -> Step:
         mesh=mesh,
         state_shapes=state_shapes,
         attention=attention,
+        n_rows=config.train.micro_batch_size,
         is_compiled=is_compiled,
     )
 
 
 def make_stage(step: Step, config: Config) -> Step:
-    if config.model == step.model.config:
+    if config.model == step.model.config and config.train.micro_batch_size == step.n_rows:
         return step
     model, attention = make_model(config, step.mesh)
     sizes = {path: tuple(leaf.shape) for path, leaf in step.state_shapes.params.items()}
     transform = optimizer(config.optim, param_groups(config.optim, sizes))
     functions = make_functions(config, model, transform, is_compiled=step.is_compiled)
-    return replace(step, **functions, model=model, attention=attention)
+    return replace(step, **functions, model=model, attention=attention, n_rows=config.train.micro_batch_size)
 
 
 def make_model(config: Config, mesh: Mesh) -> tuple[Model, tuple[str, str]]:
@@ -175,6 +177,7 @@ def set_precision(config: Config) -> None:
 def loss_sum(config: Config, model: Model, params, batch_BT, mask_BT=None, weights_K=None, dropout_key=None):
     x_BTD, weight_VD, settings = last_hidden(config, model.bind(params), batch_BT, dropout_key)
     settings["head"] = make_fp8_head(config.train)
+    settings["logits_dtype"] = x_BTD.dtype if config.train.logits_dtype == "compute" else None
     return cross_entropy(x_BTD, weight_VD, batch_BT[:, 1:], mask_BT, weights_K=weights_K, **settings)
 
 
