@@ -60,8 +60,12 @@ def test_logits_are_rounded_once_before_the_softcap(name):
 
     arrays = jnp.asarray(x, jnp.bfloat16), jnp.asarray(weight, jnp.float32)
     value, grads = jax.value_and_grad(ours, (0, 1))(*arrays)
-    tensors = [torch.tensor(a, dtype=d, requires_grad=True) for a, d in ((x, torch.bfloat16), (weight, torch.float32))]
-    theirs, _ = torch_cross_entropy(*tensors, torch.from_numpy(targets), logits_dtype=torch.bfloat16, **settings)
+    tensors = (
+        torch.tensor(x, dtype=torch.bfloat16, requires_grad=True),
+        torch.tensor(weight, dtype=torch.float32, requires_grad=True),
+    )
+    wanted = torch.from_numpy(targets)
+    theirs, _ = torch_cross_entropy(tensors[0], tensors[1], wanted, logits_dtype=torch.bfloat16, **settings)
     theirs.backward()
     for found in (float(value), float(ours(*arrays)), theirs.item()):
         assert abs(found / expected - 1) < tolerances.FP32_OP < abs(exact / expected - 1) / 10

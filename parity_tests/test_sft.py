@@ -213,7 +213,7 @@ def test_steps_of_an_epoch_are_those_that_place_each_conversation(place, tmp_pat
         n_steps, reader, plan = run.config.train.steps, run.source.reader(run.config), Plan(run.config, 1)
         placed = []
         for i in range(n_steps):
-            reader.read(plan.at(i), 0, plan.n_rows)
+            reader.read(plan.at(i), 0, plan.n_rows[0])
             placed.append(reader.progress())  # pyright: ignore[reportAttributeAccessIssue]
         if packing == "rows":
             assert n_steps == 49 // N_ROWS and placed[-1] == 48 / 49

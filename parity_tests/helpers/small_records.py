@@ -139,7 +139,10 @@ class Reading(NamedTuple):
 def read_steps(config: Config, steps: range, cursors: Any = None, n_devices: int = 1) -> dict[int, Reading]:
     """The batches of these steps, from the first or from where a reader stood before them."""
     plan, reader = Plan(config, n_devices), open_source(config.data).reader(config, cursors)
-    found = {step: Reading(reader.read(plan.at(step), 0, plan.n_rows), reader.cursors()) for step in steps}
+    found = {
+        step: Reading(reader.read(plan.at(step), 0, plan.n_rows[plan.at(step).stage]), reader.cursors())
+        for step in steps
+    }
     reader.close()  # and not by open_run: ids are not GPT-2's
     return found
 
