@@ -1,12 +1,12 @@
 # make train: environment, embedded text, a small model, a sample.  make test: environment, lint, tests.
-# make test-fast: the tests that compile nothing, in less than 90 s.
+# make test-all: the slow tests too.  make test-fast: the tests that compile nothing, in less than 90 s.
 PYTHON ?= python3
 VENV := .venv
 RUN := $(VENV)/bin/python
 PLAN := $(VENV)/plan
 PURELIB := import sysconfig; print(sysconfig.get_path("purelib"))
 
-.PHONY: train test test-fast lint clean
+.PHONY: train test test-all test-fast lint clean
 
 train: $(VENV)/.installed
 	$(RUN) -m jaxgpt.prepare pydocs
@@ -18,8 +18,9 @@ train: $(VENV)/.installed
 	@echo '  jaxgpt sample --run runs/quickstart --prompt "Return the "'
 	@echo '  jaxgpt configs                    # what else can be trained'
 
-test: $(VENV)/.installed-dev lint $(PLAN)/.installed
-	$$(test -e $(PLAN)/.installed && echo $(PLAN)/bin/python || echo $(RUN)) -m pytest -n 2 --dist loadfile
+test: TESTS := -m "not slow"
+test test-all: $(VENV)/.installed-dev lint $(PLAN)/.installed
+	$$(test -e $(PLAN)/.installed && echo $(PLAN)/bin/python || echo $(RUN)) -m pytest -n 2 --dist loadfile $(TESTS)
 
 test-fast: $(VENV)/.installed-dev
 	$(RUN) -m pytest -n 2 --dist worksteal -m fast
