@@ -120,7 +120,9 @@ class Source:
         assert isinstance(self.data, ChatData)
         settings, n_epochs = chat_settings(config), self.config.epochs
         n_rows = config.train.batch_tokens // settings.seq_len
-        if settings.packing == "rows":  # as nanochat: those that are left over begin the next epoch
+        if config.is_rl:
+            n_steps = len(self.data.train) * n_epochs // config.step_questions
+        elif settings.packing == "rows":  # as nanochat: those that are left over begin the next epoch
             n_steps = len(self.data.train) // n_rows * n_epochs
         else:
             rows_of_epoch = epoch_rows(self.data.train, self.data.digest, self.chat_tokenizer(), settings)

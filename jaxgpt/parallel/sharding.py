@@ -97,6 +97,20 @@ def shard_batch(x):
     return jax.lax.with_sharding_constraint(x, P(BATCH, *[None] * (x.ndim - 1)))
 
 
+def shard_rows(tree):
+    """Splits the first axis of arrays over the batch axes; the identity where these do not divide it."""
+    mesh = jax.sharding.get_abstract_mesh()
+    n_devices = 1 if mesh.empty else mesh.shape["data"] * mesh.shape["fsdp"]
+    n_rows = jax.tree.leaves(tree)[0].shape[0]
+    return tree if n_devices == 1 or n_rows % n_devices else jax.tree.map(shard_batch, tree)
+
+
+def share(x):
+    """Pins an array to be whole on each device, so that each process can read it; the identity outside a mesh."""
+    mesh = jax.sharding.get_abstract_mesh()
+    return x if mesh.empty or mesh.size == 1 else jax.lax.with_sharding_constraint(x, P())
+
+
 def shard_stack(x):
     """Splits a stack of matrices over fsdp by its first axis, each matrix whole.
 

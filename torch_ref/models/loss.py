@@ -24,7 +24,7 @@ def cross_entropy(
     seq_len = x_BTD.shape[1]
     chunk_len = min(chunk_len or seq_len, seq_len)
     n_tokens = mask_BT.sum()
-    targets_BT = torch.where(mask_BT > 0, targets_BT, 0).long()  # gather would refuse what is not read
+    targets_BT = torch.where(mask_BT != 0, targets_BT, 0).long()  # gather would refuse what is not read
     targets, weights = _targets_ahead(targets_BT, mask_BT, weights_K)
     if torch.is_grad_enabled():
         return _SummedLoss.apply(x_BTD, weight_VD, targets, weights, chunk_len, softcap, head), n_tokens
@@ -67,7 +67,7 @@ def _chunk_loss(x_PD, weight_VD, targets, weights, softcap, head=None):
     losses = []
     for targets_P, weights_P in zip(targets, weights, strict=True):
         target_logits_P = logits_PV.gather(-1, targets_P[:, None])[:, 0]
-        losses.append(torch.where(weights_P > 0, (lse_P - target_logits_P) * weights_P, 0))
+        losses.append(torch.where(weights_P != 0, (lse_P - target_logits_P) * weights_P, 0))
     return torch.stack(losses).sum(), logits_PV, lse_P
 
 
