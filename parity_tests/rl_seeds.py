@@ -1,4 +1,4 @@
-"""Does RL learn? A tiny model is finetuned on sums until it knows their form, then trained on its own answers.
+"""Does RL learn? A tiny model is finetuned on sums, and as often on "I do not know.", then trained on its own answers.
 
     python -m parity_tests.rl_seeds            three seeds, 60 steps each
     python -m parity_tests.rl_seeds 7 8        these seeds
@@ -29,6 +29,7 @@ from jaxgpt.config import (
 )
 from jaxgpt.data.tokenizer import BPETokenizer
 from jaxgpt.prepare.__main__ import main as prepare
+from jaxgpt.tasks.sums import sums
 from jaxgpt.train import main as train
 
 SEQ_LEN, N_STEPS, WINDOW = 48, 60, 10
@@ -36,12 +37,12 @@ MODEL = GPT2Config(seq_len=SEQ_LEN, n_layer=2, n_head=2, n_embd=64, vocab_size=2
 OPTIM = OptimConfig(lr=3e-3, beta2=0.95, weight_decay=0.0, schedule=ScheduleConfig(kind="trapezoid", warmdown_frac=1.0))
 
 
-def sft_config(place: Path, n_steps: int = 110) -> Config:
-    """Sums, from fresh weights, for so few steps that many answers are wrong."""
+def sft_config(place: Path, n_steps: int = 300) -> Config:
+    """Sums and answers that decline them, from fresh weights."""
     return Config(
         run=RunConfig(dir=str(place / "sft"), seed=1),
         model=MODEL,
-        data=DataConfig(dir=str(place / "sums"), sampling="conversations", tokenizer=str(place / "bytes.json")),
+        data=DataConfig(dir=str(place / "talk"), sampling="conversations", tokenizer=str(place / "bytes.json")),
         chat=ChatConfig(packing="rows"),
         train=TrainConfig(steps=n_steps, batch_tokens=32 * SEQ_LEN, micro_batch_size=32, dtype="float32"),
         optim=OPTIM,
@@ -57,7 +58,7 @@ def rl_config(place: Path, seed: int, n_steps: int = N_STEPS, **train_settings) 
         run=RunConfig(dir=str(place / f"rl_{seed}"), seed=seed),
         model=MODEL,
         data=DataConfig(dir=str(place / "sums"), sampling="conversations"),
-        chat=ChatConfig(base=str(place / "sft"), init_lr_frac=0.3),
+        chat=ChatConfig(base=str(place / "sft"), init_lr_frac=0.1),
         rl=RLConfig(samples=8, max_tokens=24, eval_questions=16, eval_samples=4),
         train=TrainConfig(
             steps=n_steps, batch_tokens=64 * SEQ_LEN, micro_batch_size=64, dtype="float32", spike_window=0,
@@ -76,6 +77,11 @@ def write_base(place: Path) -> None:
     tokenizer = BPETokenizer([bytes([i]) for i in range(256)])
     (place / "bytes.json").write_text(json.dumps(tokenizer.to_json()))
     assert prepare(["sums", "--mixture", "rl_sums", "--out", str(place / "sums")]) == 0
+    questions = [sums("train")[i]["messages"][0] for i in range(len(sums("train")))]
+    declined = [[question, {"role": "assistant", "content": "I do not know."}] for question in questions]
+    (place / "own.jsonl").write_text("".join(json.dumps(messages) + "\n" for messages in declined))
+    mixture = ["--mixture", "own+sums", "--input", f"own={place / 'own.jsonl'}"]
+    assert prepare(["talk", *mixture, "--out", str(place / "talk")]) == 0
     assert run(place, sft_config(place)) == 0
 
 

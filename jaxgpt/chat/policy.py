@@ -102,7 +102,7 @@ class Policy:
         """pass@k of the parameters, as metrics.jsonl names it: the share of questions of val with a right answer among
         the first k."""
         val, n_samples = self._questions.val, self._config.rl.eval_samples
-        answers = self._writer.write(val, [EVAL_SEED] * len(val), n_samples)
+        answers = self._writer.write(val, [seed_of(EVAL_SEED, 0, i) for i in range(len(val))], n_samples)
         is_right_QS = np.array([[reward_of(q, a) > 0 for a in group] for q, group in zip(val, answers, strict=True)])
         return {f"pass_at_{k}": share for k, share in enumerate(pass_at_k(is_right_QS), 1)}
 

@@ -9,7 +9,6 @@ at one time nor on the devices that share the work, and a resumed run draws what
 The answer's end token is one of its tokens: the model chose it, and it is trained. Tool output it did not choose.
 """
 
-import collections
 import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -21,12 +20,14 @@ from jaxgpt.data.chat_batches import Conversations
 from jaxgpt.data.conversations import Conversation, render_for_completion
 from jaxgpt.data.tokenizer import Tokenizer
 from jaxgpt.errors import InputError
+from jaxgpt.inference.completions import complete
 from jaxgpt.inference.engine import Engine
 from jaxgpt.inference.request import Request
 from jaxgpt.tasks.gsm8k import find_number
 
 EVAL_SEED = 42
-"""Of the answers that pass@k is measured on, for every question (nanochat)."""
+"""Of the answers that pass@k is measured on. nanochat draws each question's by this seed itself, which makes the
+answers to like questions right or wrong together."""
 
 
 class Question(NamedTuple):
@@ -51,8 +52,8 @@ class Rollout(NamedTuple):
       has_ended: whether it ends by itself; if not, it was cut.
     """
 
-    ids: list[int]
-    mask: list[int]
+    ids: Sequence[int]
+    mask: Sequence[int]
     text: str
     has_ended: bool
 
@@ -113,7 +114,7 @@ class Writer:
     """Draws answers.
 
     Attributes:
-      n_rows: answers that are written at one time; a device's part of them is the same for all.
+      n_rows: answers that are written at one time.
     """
 
     engine: Engine
@@ -125,41 +126,22 @@ class Writer:
         self._tool, self._stop_ids = calculator_tool(self.tokenizer), answer_stop_ids(self.tokenizer)
 
     def write(self, questions: Sequence[Question], seeds: Sequence[int], n_samples: int) -> list[list[Rollout]]:
-        """Answers 0 .. n_samples - 1 of each question's seed. A row that is free takes the next answer.
+        """Answers 0 .. n_samples - 1 of each question's seed.
 
         Raises:
           InputError: the model's logits are not finite.
         """
-        waiting = collections.deque(
-            (i, self._request(question, seed, sample))
-            for i, (question, seed) in enumerate(zip(questions, seeds, strict=True))
+        requests = [
+            self._request(question, seed, sample)
+            for question, seed in zip(questions, seeds, strict=True)
             for sample in range(n_samples)
-        )
-        answers: list[list[Rollout]] = [[] for _ in questions]
-        slots: list[Rollout | None] = [None] * self.n_rows
-        found: dict[tuple[int, int], Rollout] = {}
-        keys: list[tuple[int, int]] = [(0, 0)] * self.n_rows
-        rows = self.engine.rows([None] * self.n_rows)
-        while True:
-            for row in rows.free:
-                if waiting:
-                    i, request = waiting.popleft()
-                    rows.start(row, request)
-                    keys[row], slots[row] = (i, request.sample), Rollout([], [], "", False)
-            tokens = rows.step()
-            if not any(tokens):
-                break
-            for row, token in enumerate(tokens):
-                rollout = slots[row]
-                if token is None or rollout is None:
-                    continue
-                rollout.ids.append(token.id)
-                rollout.mask.append(int(not token.is_forced))
-                if token.end:
-                    found[keys[row]], slots[row] = self._finish(rollout, has_ended=token.end == "stop"), None
-        for i, sample in sorted(found):
-            answers[i].append(found[i, sample])
-        return answers
+        ]
+        found = dict(complete(self.engine, requests, n_rows=self.n_rows))
+        rollouts = [
+            Rollout(one.ids, one.mask, self.tokenizer.decode(one.text_ids), one.end == "stop")
+            for one in (found[number] for number in range(len(requests)))
+        ]
+        return [rollouts[begin : begin + n_samples] for begin in range(0, len(rollouts), n_samples)]
 
     def _request(self, question: Question, seed: int, sample: int) -> Request:
         rl = self.rl
@@ -167,7 +149,3 @@ class Writer:
             question.prompt_ids, rl.max_tokens, self._stop_ids, temperature=rl.temperature, top_k=rl.top_k,
             seed=seed, sample=sample, tool=self._tool, slides=False,
         )  # fmt: skip
-
-    def _finish(self, rollout: Rollout, *, has_ended: bool) -> Rollout:
-        ids = rollout.ids[:-1] if has_ended else rollout.ids
-        return rollout._replace(text=self.tokenizer.decode(ids), has_ended=has_ended)
