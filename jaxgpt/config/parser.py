@@ -181,7 +181,7 @@ class Parser(argparse.ArgumentParser):
         first = " ".join(self.doc.split("\n\n")[0].split())
         lines = [*entry("", first, WIDTH, indent=0), "", f"usage: {self.usage}", *self._flag_lines(WIDTH)]
         if self.takes_config:
-            how = "--help SECTION: one; --help all: everything"
+            how = "--help SECTION: one; --help all: all"
             lines += [f"settings, as --section.field=value ({how}):", *section_lines(WIDTH)]
         lines += [f"example: {self.prog} {self.example}", *([] if self.takes_config else ["--help all: everything"])]
         return "\n".join(lines) + "\n"
