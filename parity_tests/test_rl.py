@@ -181,6 +181,10 @@ def test_the_step_agrees_with_pytorch_and_nothing_moves_without_a_signal():
     theirs = run_torch(config, params, batches)
     states, losses, norms = [], [], []
     with enter_jax(config, params) as (step, placed):
+        rates = step.hyper(schedule.hyper_at(config, 0))
+        weight = 1e4 * np.sign(batches[0].mask.sum())  # so that all weights together are above 1
+        heavy = Batch(batches[0].tokens, batches[0].mask * np.float32(weight))
+        _, more = step.train(step.init_state(jax.tree.map(jnp.copy, placed)), heavy, rates)
         state = step.init_state(placed)
         for i, batch in enumerate(batches):
             state, metrics = step.train(state, batch, step.hyper(schedule.hyper_at(config, i)))
@@ -189,6 +193,7 @@ def test_the_step_agrees_with_pytorch_and_nothing_moves_without_a_signal():
             states.append(to_arrays((state.params, state.opt_state)))
     assert np.abs(np.subtract(losses, theirs.losses)).max() < tolerances.FP64
     assert min(losses) < 0 < max(losses) and losses[2] == norms[2] == 0 < norms[1]
+    assert float(more["loss"]) == pytest.approx(weight * losses[0], rel=1e-5), "a sum, which nobody divides"
     assert all(np.array_equal(states[2][path], value) for path, value in states[1].items())
     for path, value in theirs.last.items():
         assert np.linalg.norm(states[-1][f"0.{path}"] - value) <= tolerances.FP64 * np.linalg.norm(value), path
