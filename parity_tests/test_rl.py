@@ -38,10 +38,12 @@ from jaxgpt.models import Model, init_params
 from jaxgpt.models.loss import cross_entropy
 from jaxgpt.parallel.mesh import make_mesh
 from jaxgpt.parallel.sharding import replicated
+from jaxgpt.tasks.mixtures import RL_STAGES, Sources
 from jaxgpt.tasks.sums import sums
 from jaxgpt.training.step import loss_sum
 from parity_tests import rl_seeds
 from parity_tests.helpers.chat_data import BYTES, say
+from parity_tests.helpers.task_data import chat_file
 from parity_tests.helpers.train_runs import records
 from parity_tests.test_chat_tools import CASES, MASKS, Script
 from parity_tests.test_sft import write_chat
@@ -111,6 +113,17 @@ def test_sums_are_disjoint_and_their_answers_right():
     assert (len(train), len(test)) == (360, 40) and not train & test
     task = sums("test")
     assert all(task.judge(task[i], task[i]["messages"][1]["content"][-1]["text"]) for i in range(40))
+
+
+def test_gsm8k_is_asked_in_the_order_of_the_hub():
+    """Its first rows are 3082, 2184, 5897, as nanochat reads them; no second shuffle as in a mixture."""
+    path = chat_file("gsm8k/train.jsonl")
+    rows = [json.loads(line) for line in path.read_text().splitlines()]
+    chain = Sources(inputs={"gsm8k": [path]}).chain_of([RL_STAGES["rl_gsm8k"][0]])
+    asked = [chain[i]["messages"][0]["content"] for i in range(3)]
+    assert len(chain) == 7_473 and asked == [rows[i]["question"] for i in (3082, 2184, 5897)]
+    found, n_left_out = read_questions(chain, BYTES, 2048, 50)
+    assert len(found) == 50 and not n_left_out and all(question.reference for question in found)
 
 
 QUESTIONS = [Question((256, 257, 63 + i, 258, 259), str(i)) for i in range(3)]
