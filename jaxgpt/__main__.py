@@ -10,6 +10,7 @@ from jaxgpt.errors import EXIT_DONE, InputError, run_verb
 VERBS = {
     "train": "train a GPT from a config",
     "sft": "midtrain or finetune a run on conversations",
+    "rl": "train a run on its own answers, by their rewards",
     "prepare": "text into shards of tokens, or of text",
     "train_tokenizer": "learn a BPE vocabulary from text",
     "sample": "write text with a trained model",

@@ -13,7 +13,7 @@ import runpy
 
 from jaxgpt.errors import InputError, answer_early, run_verb
 from jaxgpt.files import user_location
-from jaxgpt.run.arguments import step_number, training_parser
+from jaxgpt.run.arguments import base_arguments, step_number, training_parser
 
 PARSER = training_parser("jaxgpt sft", __doc__, "--config sft_cpu --from runs/mid_cpu")
 PARSER.add_argument("--from", dest="base", metavar="RUN", type=user_location, help="the run to start from")
@@ -32,16 +32,9 @@ def to_train(args: list[str]) -> list[str]:
             f"data.sampling={config.data.sampling} of --config={flags.config} is not conversations; "
             "choose another config, or jaxgpt train"
         )
-    if flags.base and any(arg.partition("=")[0] == "--chat.base" for arg in flags.settings):
-        raise InputError(f"--from={flags.base} and --chat.base are both given; keep one")
-    if not (flags.base or config.chat.base or config.train.init_from or flags.smoke):
-        raise InputError(f"--from is missing; name the run to start from: --from RUN, as {flags.config} describes")
-    passed = list(flags.settings)
-    passed += [f"--chat.base={flags.base}"] if flags.base else []
-    passed += [f"--chat.base_step={flags.from_step}"] if flags.from_step is not None else []
-    for name in ("resume", "auto_resume", "allow_change", "verify", "smoke"):
-        passed += [f"--{name.replace('_', '-')}"] if getattr(flags, name) else []
-    return passed + ([f"--resume-from={flags.resume_from}"] if flags.resume_from is not None else [])
+    if config.is_rl:
+        raise InputError(f"rl.samples={config.rl.samples} of --config={flags.config} is RL; run it by jaxgpt rl")
+    return base_arguments(config, flags)
 
 
 if __name__ == "__main__":

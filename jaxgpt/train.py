@@ -20,6 +20,7 @@ from contextlib import ExitStack
 import jax
 
 from jaxgpt import signals
+from jaxgpt.chat.policy import Policy, Questions
 from jaxgpt.config import Config, schedule
 from jaxgpt.config.steps import Plan
 from jaxgpt.data.prefetch import prefetch
@@ -73,6 +74,7 @@ def train(given: Config, flags: argparse.Namespace) -> int:
     is_resumed = flags.resume or flags.resume_from is not None or (flags.auto_resume and has_steps(config.run.dir))
     val_rows, val_starts = run.source.val_rows(config)
     prompt = run.sample_prompt()
+    questions = Questions(run, console.warn) if config.is_rl else None
 
     with ExitStack() as stack:
         # devices
@@ -112,7 +114,8 @@ def train(given: Config, flags: argparse.Namespace) -> int:
                 f"the run is already at step {first_step} of {plan.n_steps}; to train longer, set --train.steps"
             )
             return EXIT_DONE
-        reader = run.source.reader(config, then.get("cursors"))
+        policy = Policy(config, questions, run, plan.n_devices) if questions else None
+        reader = policy or run.source.reader(config, then.get("cursors"))
         stack.callback(reader.close)
         train_step, evaluators = compile_programs(
             step, plan, console.say, functools.partial(saved.prepare, step.state_shapes)
@@ -125,7 +128,8 @@ def train(given: Config, flags: argparse.Namespace) -> int:
         files = open_logs(given, run_dir, first_step, devices) if jax.process_index() == 0 else []
         pace = Pace(config.train.watchdog_s, stacks_path(run_dir, jax.process_index()), console.warn)
         skips = read_skips(run_dir, first_step)
-        feed = pace.watch(prefetch(make_feed(plan, reader, mesh, first_step, skips)))
+        feed = make_feed(plan, reader, mesh, first_step, skips)
+        feed = pace.watch(feed if policy else prefetch(feed), is_ahead=not policy)
         progress = stack.enter_context(Progress(plan.n_steps, first_step))
         meter = Meter(config, device_kind, mesh.size, progress, files, console.say)
         engines = [
@@ -142,10 +146,20 @@ def train(given: Config, flags: argparse.Namespace) -> int:
         saving = Saving(
             saved, about, meter, gather_texts, lambda n_done, params: evaluate(n_done, params, first_rows).loss
         )
+        if policy:
+            policy.params = state.params
+            if not first_step:
+                first = policy.evaluate()
+                console.say("step 0  " + "  ".join(f"{name} {share:.4f}" for name, share in first.items()))
+                for file in files:
+                    file.write({"step": 0, **first})
         with ending(feed, files, reader, meter, saved) as end:
             for planned, batch, cursors in feed:
                 n_done = planned.step + 1
                 state, metrics = train_step[planned.stage](state, batch, step.hyper(planned.hyper))
+                if policy:
+                    policy.params = state.params
+                    metrics |= policy.metrics()
                 meter.push(n_done, metrics)
                 saving.follow()
                 if config.train.spike_rollback and meter.take_spike():
@@ -164,6 +178,8 @@ def train(given: Config, flags: argparse.Namespace) -> int:
                     result = evaluate(n_done, state.params, val_starts)
                     meter.add(**result.metrics())
                     val_loss = result.loss
+                    if policy:
+                        meter.add(**policy.evaluate())
                     is_stopped = is_stopped or stop.is_agreed(n_done)  # an evaluation takes long
                 if wants_sample and tokenizer:
                     engine = engines[schedule.stage_index(config, n_done)]

@@ -22,7 +22,9 @@ LONG = ("modded_cpu", "speedrun_a100", "speedrun_h100", "speedrun_rtx4090", "spe
 """Record 62, whose programs take minutes to compile: test_modded_training holds it to the original's own figures."""
 ALIKE = ("mid_cpu", "mid_d20_2025", "rtx4090_d20_mid", "rtx4090_d20_sft", "sft_cpu", "sft_d12_2026")
 """Stages on conversations, in miniature nearly sft_d20_2025; test_sft has their packing, masks and rates."""
-CONFIGS = [path for path in sorted((REPO / "configs").glob("*.py")) if path.stem not in LONG + ALIKE]
+RL = ("rl_cpu", "rl_gsm8k")
+"""Fresh weights earn nothing, so these curves would be zeros; test_rl has the step, the rates and runs."""
+CONFIGS = [path for path in sorted((REPO / "configs").glob("*.py")) if path.stem not in LONG + ALIKE + RL]
 GOLDEN = Path(__file__).parent / "golden"
 NAMES = ("train_loss", "grad_norm", "val_loss", "lr", "tokens")
 SETTINGS = ("--smoke", "--train.dtype=float64", "--optim.muon.ns_dtype=float64", "--mesh.platform=cpu")

@@ -17,7 +17,11 @@ from jaxgpt.train import main
 from torch_ref.train import main as torch_main
 
 CONFIGS = sorted((Path(__file__).parents[1] / "configs").glob("*.py"))
-NANOCHAT = [path for path in CONFIGS if isinstance(load(path).model, NanochatConfig) and path.stem != "nanochat_cpu"]
+NANOCHAT = [
+    path for path in CONFIGS
+    if isinstance(load(path).model, NanochatConfig) and path.stem != "nanochat_cpu" and not load(path).data.is_chat
+]  # fmt: skip
+"""Base runs: what starts from another one has its size from there."""
 
 
 SMOKED = [path for path in CONFIGS if path.stem in ("finetune_shakespeare", "a100", "nanochat_d12")]

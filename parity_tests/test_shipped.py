@@ -79,7 +79,7 @@ def test_the_readme_has_each_config_with_its_own_words():
 @pytest.mark.parametrize("name", NAMES)
 def test_a_docstring_says_machine_command_and_vocabulary(name):
     about, config = read_about(shipped_configs()[name]), load(name)
-    assert about.what and about.machine and re.match(rf"jaxgpt (train|sft|evaluate) --config {name}\b", about.run)
+    assert about.what and about.machine and re.match(rf"jaxgpt (train|sft|rl|evaluate) --config {name}\b", about.run)
     needs_one = not config.model.complete(0).vocab_size
     assert bool(about.vocabulary) == needs_one
     assert derive(config, about.vocabulary).config.model.count_params().total > 0

@@ -1,6 +1,9 @@
 """On top of a trained model: evaluations, and what a chat model does between its tokens.
 
 tools.py         the tool that reads a row of a chat model, and answers
+rollouts.py      a model's own answers to questions, and whether they are right
+advantages.py    from the rewards of answers to what each token weighs
+policy.py        the reader of batches that a run of RL has
 core_tasks.py    CORE: its 22 tasks, baselines, orders
 core_prompts.py  the prompts of an item, and which of their tokens are scored
 core.py          runs tasks, keeps what is finished, draws the table

@@ -238,7 +238,9 @@ def _jax_first_batch(config: Config, step: jax_step.Step, params, batch: Batch) 
 
 
 def count_targets(batch: Batch) -> int:
-    """Targets that count."""
+    """Targets that count; 1 where a batch of RL has weights that are divided already."""
+    if batch.mask is not None and np.asarray(batch.mask).dtype.kind == "f":
+        return 1
     return int(batch.tokens[..., 1:].size if batch.mask is None else np.sum(batch.mask))
 
 

@@ -181,9 +181,9 @@ class Parser(argparse.ArgumentParser):
         first = " ".join(self.doc.split("\n\n")[0].split())
         lines = [*entry("", first, WIDTH, indent=0), "", f"usage: {self.usage}", *self._flag_lines(WIDTH)]
         if self.takes_config:
-            lines += ["settings, as --section.field=value:", *section_lines(WIDTH)]
-        more = "--help SECTION: its settings and their values; " if self.takes_config else ""
-        lines += [f"example: {self.prog} {self.example}", f"{more}--help all: everything"]
+            how = "--help SECTION: one; --help all: all"
+            lines += [f"settings, as --section.field=value ({how}):", *section_lines(WIDTH)]
+        lines += [f"example: {self.prog} {self.example}", *([] if self.takes_config else ["--help all: everything"])]
         return "\n".join(lines) + "\n"
 
     def _flag_lines(self, width: int) -> list[str]:

@@ -8,7 +8,16 @@ import dataclasses
 from jaxgpt.config.chat import ChatConfig
 from jaxgpt.config.families import NanochatConfig
 from jaxgpt.config.optimizer import GroupConfig, MuonConfig, OptimConfig, ScheduleConfig
-from jaxgpt.config.settings import CheckpointConfig, Config, DataConfig, EvalConfig, SampleConfig, TrainConfig
+from jaxgpt.config.rl import RLConfig
+from jaxgpt.config.settings import (
+    CheckpointConfig,
+    Config,
+    DataConfig,
+    EvalConfig,
+    LogConfig,
+    SampleConfig,
+    TrainConfig,
+)
 
 NANOCHAT_2025 = OptimConfig(
     algorithm="muon",
@@ -83,6 +92,12 @@ NANOCHAT_SFT_2025 = dataclasses.replace(
 )
 """Its SFT: down from the first step to the last. nanochat takes a fiftieth of all rates: chat.init_lr_frac."""
 
+NANOCHAT_RL_2025 = dataclasses.replace(
+    NANOCHAT_SFT_2025, muon=dataclasses.replace(NANOCHAT_SFT_2025.muon, momentum_warmup_steps=0)
+)
+"""Its reinforcement learning: down from the first step to the last, with Muon's momentum the same throughout. nanochat
+takes a twentieth of all rates: chat.init_lr_frac."""
+
 NANOCHAT_SFT_2026 = dataclasses.replace(
     NANOCHAT_2026,
     schedule=ScheduleConfig(kind="trapezoid", min_lr_frac=0.0, warmdown_frac=0.5),
@@ -93,6 +108,18 @@ NANOCHAT_SFT_2026 = dataclasses.replace(
     groups=tuple(dataclasses.replace(group, lr_follows_batch=False) for group in NANOCHAT_2026.groups),
 )  # fmt: skip
 """SFT of July 2026: the base's betas and AdamW decay, no decay by Muon, rates that do not follow the batch."""
+
+_RL_RATES = {"lm_head": 0.004, "wte": 0.2, "value_embeds": 0.1}
+NANOCHAT_RL_2026 = dataclasses.replace(
+    NANOCHAT_SFT_2026,
+    schedule=NANOCHAT_SFT_2025.schedule,
+    muon=dataclasses.replace(NANOCHAT_SFT_2026.muon, momentum_warmup_steps=0),
+    groups=tuple(
+        dataclasses.replace(group, lr=_RL_RATES.get(group.name, group.lr), weight_decay=0.0)
+        for group in NANOCHAT_SFT_2026.groups
+    ),
+)
+"""The same of July 2026, on the optimizer of that year: nothing decays."""
 
 _SAMPLE = SampleConfig(every=2000, prompt="The capital of France is", max_tokens=64)
 
@@ -159,4 +186,22 @@ def nanochat_sft_2026(*, depth: int, micro_batch_size: int) -> Config:
         optim=NANOCHAT_SFT_2026,
         eval=EvalConfig(every=200, tokens=40 * 524_288),
         checkpoint=CheckpointConfig(every=200),
+    )
+
+
+def nanochat_rl(*, depth: int, micro_batch_size: int) -> Config:
+    """Reinforcement learning on GSM8K, both eras: an epoch, 16 answers to each of 16 questions a step.
+
+    Rows of 512 tokens hold GSM8K's questions and 256 tokens of answer; a question that is longer is left out.
+    """
+    return Config(
+        model=NanochatConfig(era="2025", depth=depth, seq_len=512, vocab_size=65_536),
+        data=DataConfig(dir="data/rl_gsm8k", sampling="conversations"),
+        chat=ChatConfig(init_lr_frac=0.05),
+        rl=RLConfig(samples=16),
+        train=TrainConfig(steps=467, batch_tokens=256 * 512, micro_batch_size=micro_batch_size, spike_window=0),
+        optim=NANOCHAT_RL_2025,
+        eval=EvalConfig(every=60, tokens=0),
+        log=LogConfig(every=1),
+        checkpoint=CheckpointConfig(every=60, keep_best=False),
     )

@@ -13,6 +13,7 @@ from jaxgpt.config.chat import ChatConfig
 from jaxgpt.config.families import GPT2Config, ModelConfig
 from jaxgpt.config.machines import HostsConfig, MeshConfig
 from jaxgpt.config.optimizer import OptimConfig
+from jaxgpt.config.rl import RLConfig
 from jaxgpt.config.section import Section, UserLocation, UserPath, show
 from jaxgpt.config.stages import StageConfig, check_target_weights
 from jaxgpt.errors import InputError, require
@@ -282,6 +283,8 @@ class Config(Section):
     """text while training"""
     chat: ChatConfig = field(default_factory=ChatConfig)
     """conversations, base run"""
+    rl: RLConfig = field(default_factory=RLConfig)
+    """own answers, rewards"""
 
     def __post_init__(self):
         super().__post_init__()
@@ -321,11 +324,27 @@ class Config(Section):
             f"eval.spread=False does not apply to data.sampling={self.data.sampling}, whose rows are packed from all "
             "documents; prepare token shards, or drop it",
         )
+        self.rl.check_run(self.data, self.train, self.optim, self.checkpoint, self.model.seq_len)
         self.eval_models()
         n_devices = max(self.mesh.data, 1) * self.mesh.fsdp
         for stage, batch_tokens in enumerate(self.stage_batch_tokens()):
             if batch_tokens:
                 count_microbatches(self, stage, n_devices)
+
+    @property
+    def is_rl(self) -> bool:
+        """Whether the model is trained on its own answers."""
+        return self.rl.samples > 0
+
+    @property
+    def stage(self) -> Literal["base", "mid", "sft", "rl"]:
+        """What a run of this config is of a chat model."""
+        return "rl" if self.is_rl else self.chat.stage
+
+    @property
+    def step_questions(self) -> int:
+        """Questions of a step of RL."""
+        return self.train.batch_tokens // (self.model.seq_len * self.rl.samples)
 
     def is_next_token(self) -> bool:
         """Whether each token predicts the one after it, and no other, in all stages."""

@@ -9,6 +9,7 @@ class Batch(NamedTuple):
     Attributes:
       tokens: int32 [..., T + 1]: inputs are all but the last, targets all but the first.
       mask: [..., T], of the targets: 1 counts, 0 adds nothing to loss, gradient and count. None: all count.
+        Of RL: what the loss of each weighs in a sum that nobody divides; see `jaxgpt.chat.advantages`.
     """
 
     tokens: Any

@@ -31,7 +31,7 @@ from jaxgpt.data.shards import Dataset, Split, check_ids, open_dataset, verify
 from jaxgpt.data.text_batches import PackedRows, TextBatches, require_lanes, val_rows
 from jaxgpt.data.text_data import TextData, open_text, read_tokenizer, verify_text
 from jaxgpt.data.tokenizer import Tokenizer, tokenizer_from_json
-from jaxgpt.errors import InputError
+from jaxgpt.errors import InputError, require
 from jaxgpt.files import is_location
 from jaxgpt.mirror import fetch_directory, fetch_file
 
@@ -83,8 +83,10 @@ class Source:
           config: complete.
 
         Raises:
-          InputError: too little text, cursors of another run, or a step that the lanes do not divide.
+          InputError: too little text, cursors of another run, or a step that the lanes do not divide; or the rows are
+            the model's own answers, which no data has.
         """
+        require(not config.is_rl, f"rl.samples={config.rl.samples} has rows that the model writes; run it by jaxgpt rl")
         data, seq_len = self.config, max(config.stage_seq_lens())
         if isinstance(self.data, ChatData):
             return ChatReader(
@@ -120,7 +122,9 @@ class Source:
         assert isinstance(self.data, ChatData)
         settings, n_epochs = chat_settings(config), self.config.epochs
         n_rows = config.train.batch_tokens // settings.seq_len
-        if settings.packing == "rows":  # as nanochat: those that are left over begin the next epoch
+        if config.is_rl:
+            n_steps = len(self.data.train) * n_epochs // config.step_questions
+        elif settings.packing == "rows":  # as nanochat: those that are left over begin the next epoch
             n_steps = len(self.data.train) // n_rows * n_epochs
         else:
             rows_of_epoch = epoch_rows(self.data.train, self.data.digest, self.chat_tokenizer(), settings)

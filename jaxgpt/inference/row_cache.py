@@ -1,6 +1,7 @@
 """What the device does for rows: fills the cache of one, moves one in and out of the state of all, and takes a step.
 
-A state is the logits after the last cached token of each row, [B, V], and a cache of B rows. Each function is compiled
+A state is the logits after the last cached token of each row, [B, V], and a cache of B rows. Under a mesh whose batch
+axes divide B each device has its part of the rows, and works on it alone. Each function is compiled
 once for its shapes: `prefill` for a few lengths, the others for a number of rows.
 """
 
@@ -10,6 +11,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxgpt.models import Model
+from jaxgpt.parallel.sharding import shard_rows
 
 
 @functools.partial(jax.jit, static_argnames=("model", "n_positions"))
@@ -36,13 +38,14 @@ def prefill(model: Model, params, cache, tokens_1T, n_tokens, offset):
 @functools.partial(jax.jit, static_argnames="n_rows")
 def make_state(filled, *, n_rows: int):
     """Room for `n_rows` rows like `filled`."""
-    return jax.tree.map(lambda leaf: jnp.zeros((n_rows, *leaf.shape[1:]), leaf.dtype), filled)
+    return shard_rows(jax.tree.map(lambda leaf: jnp.zeros((n_rows, *leaf.shape[1:]), leaf.dtype), filled))
 
 
 @functools.partial(jax.jit, donate_argnames="state")
 def put_row(state, filled, row):
     """A state with `filled` as its row number `row`; the other rows are not touched."""
-    return jax.tree.map(lambda old, new: jax.lax.dynamic_update_slice_in_dim(old, new, row, axis=0), state, filled)
+    put = functools.partial(jax.lax.dynamic_update_slice_in_dim, start_index=row, axis=0)
+    return shard_rows(jax.tree.map(put, state, filled))
 
 
 @jax.jit
@@ -56,4 +59,4 @@ def decode_step(model: Model, params, cache, token_B, offset_B):
     """Logits after one more token per row, which stands at its offset, [B, V]; the cache is updated in place."""
     module = model.bind(params)
     x_B1D, cache = module.decode(token_B[:, None], cache, offset_B)
-    return module.logits(x_B1D)[:, 0], cache
+    return shard_rows((module.logits(x_B1D)[:, 0], cache))

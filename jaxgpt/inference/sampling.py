@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxgpt.inference.request import Request
+from jaxgpt.parallel.sharding import share
 
 MIN_TEMPERATURE = 1e-20
 """Lower ones, except 0, count as this: logits divided by it stay finite in float32."""
@@ -87,7 +88,7 @@ def choose_token(logits_BV, length_B, draw: Draw, *, n_valid: int, way: Way):
         token_B = jax.vmap(jax.random.categorical)(keys_B, scaled_BV)
         if ids_BV is not None:
             token_B = jnp.take_along_axis(ids_BV, token_B[:, None], axis=-1)[:, 0]
-    return jnp.where(jnp.isfinite(logits_BV.max(axis=-1)), token_B, -1).astype(jnp.int32)
+    return share(jnp.where(jnp.isfinite(logits_BV.max(axis=-1)), token_B, -1).astype(jnp.int32))
 
 
 @functools.partial(jax.jit, static_argnames=("n_valid", "n_likeliest"))
@@ -106,7 +107,7 @@ def score_token(logits_BV, token_B, *, n_valid: int, n_likeliest: int):
     log_probs_BV = jax.nn.log_softmax(logits_BV.astype(wide), axis=-1)
     chosen_B = jnp.take_along_axis(log_probs_BV, jnp.maximum(token_B, 0)[:, None], axis=1)[:, 0]
     values_BK, ids_BK = jax.lax.top_k(log_probs_BV[:, :n_valid], min(n_likeliest, n_valid))
-    return chosen_B, ids_BK, values_BK
+    return share(chosen_B), share(ids_BK), share(values_BK)
 
 
 def _make_key(seed, length, sample):

@@ -29,7 +29,7 @@ def cross_entropy(
       x_BTD: hidden states after the last norm; products run in this dtype, the log-sum-exp in float32 or wider.
       weight_VD: the head, one row per token id; cast to x's dtype.
       targets_BT: ids in [0, V). Where the mask is 0 they are not read.
-      mask_BT: 1 counts a position, 0 skips it; None counts all.
+      mask_BT: 1 counts a position, 0 skips it; None counts all. Or what the loss of each weighs, of any sign.
       weights_K: of the targets 1, 2, ... K tokens ahead, which share a position's logits and log-sum-exp; None: the
         next token alone. A position whose target is masked or lies behind the row's end has the others: nothing is
         rescaled.
@@ -41,7 +41,7 @@ def cross_entropy(
 
     Returns:
       loss_nats: scalar, float32 or wider, summed over counted positions.
-      n_tokens: scalar of the same dtype, the count. Zero gives (0, 0), never NaN.
+      n_tokens: scalar of the same dtype, the count (the sum of weights). Zero gives (0, 0), never NaN.
     """
     wide = jnp.promote_types(x_BTD.dtype, jnp.float32)
     if mask_BT is None:
@@ -128,7 +128,7 @@ def _chunk_loss(x_PD, weight_VD, targets, weights, softcap, head, dtype):
     losses = []
     for targets_P, weights_P in zip(targets, weights, strict=True):
         target_logits_P = jnp.take_along_axis(capped_PV, targets_P[:, None], axis=-1)[:, 0]
-        losses.append(jnp.where(weights_P > 0, (lse_P - target_logits_P) * weights_P, 0))
+        losses.append(jnp.where(weights_P != 0, (lse_P - target_logits_P) * weights_P, 0))
     return sum(losses[1:], losses[0]).sum(), logits_PV, capped_PV, lse_P
 
 

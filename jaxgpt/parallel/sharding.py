@@ -97,6 +97,25 @@ def shard_batch(x):
     return jax.lax.with_sharding_constraint(x, P(BATCH, *[None] * (x.ndim - 1)))
 
 
+def shard_rows(tree):
+    """Splits the first axis of arrays over the batch axes; the identity where these do not divide it.
+
+    Also outside a mesh, and where another program's mesh has no such axes that the compiler may use.
+    """
+    mesh = jax.sharding.get_abstract_mesh()
+    if not {*BATCH} <= {*mesh.auto_axes}:
+        return tree
+    n_devices, n_rows = mesh.shape["data"] * mesh.shape["fsdp"], jax.tree.leaves(tree)[0].shape[0]
+    return tree if n_devices == 1 or n_rows % n_devices else jax.tree.map(shard_batch, tree)
+
+
+def share(x):
+    """Pins an array to be whole on each device, so that each process can read it; else as `shard_rows`."""
+    mesh = jax.sharding.get_abstract_mesh()
+    is_ours = mesh.size > 1 and {*BATCH} <= {*mesh.auto_axes}
+    return jax.lax.with_sharding_constraint(x, P()) if is_ours else x
+
+
 def shard_stack(x):
     """Splits a stack of matrices over fsdp by its first axis, each matrix whole.
 

@@ -30,7 +30,8 @@ end-of-text token in front of every document (byte: a token of id 256; or a toke
 `jaxgpt train_tokenizer` wrote). Each page of a single text is a document here too. fineweb10B is published like this.
 --format chat, or the name chat, reads conversations: {"messages": [...]} per line, OpenAI's and ShareGPT's layouts too.
 --mixture writes what a stage of nanochat's trains on (mid_2025, sft_2025, sft_2026, sft_2026_spelling), or tasks joined
-by +, in the order of nanochat's shuffle. They are fetched from the hub, or read from --input TASK=FILE.
+by +, in the order of nanochat's shuffle; rl_gsm8k and rl_sums are questions for jaxgpt rl. They are fetched from the
+hub, or read from --input TASK=FILE.
 
 The work happens in DIR/.tmp and is moved into place when it is complete: until then what was in DIR stays as it is.
 Preparing the same data again does nothing. Published text is fetched file by file: ask for more at any time; existing
@@ -210,8 +211,8 @@ from jaxgpt.prepare.token_shards import gather_shards
 from jaxgpt.run.console import console, working
 from jaxgpt.run.progress import Progress
 from jaxgpt.stores import Store
-from jaxgpt.tasks.mixtures import MIXTURES, Sources, read_parts
-from jaxgpt.tasks.task import Mixture
+from jaxgpt.tasks.mixtures import MIXTURES, RL_STAGES, Sources, read_parts
+from jaxgpt.tasks.task import Chain, Mixture
 
 
 def main(args: list[str]) -> int:
@@ -297,8 +298,11 @@ class TaskMixture:
         """The local copies."""
         return [path for paths in self.sources.inputs.values() for path in paths]
 
-    def splits(self) -> dict[str, Mixture]:
+    def splits(self) -> dict[str, Mixture | Chain]:
         """train and, of a stage, val. Raises InputError where a task is not to be had."""
+        if self.name in RL_STAGES:
+            train, val = RL_STAGES[self.name]
+            return {"train": self.sources.chain_of([train]), "val": self.sources.chain_of([val])}
         if self.name not in MIXTURES:
             return {"train": self.sources.mixture_of(read_parts(self.name))}
         val = next(other for other in (f"{self.name}_val", "sft_2026_val") if other in MIXTURES)

@@ -191,12 +191,12 @@ def publish_chat(out: Path, scratch: Path, values: dict[str, Any]) -> None:
 
 def train_command(out: Path, form: str, settings: Sequence[str] = ()) -> str:
     """What trains on the directory, to paste into a shell: a shipped config that names it, else one for its form."""
-    verb = "sft" if form == "chat" else "train"
-    command = ["jaxgpt", verb, "--config"]
+    verbs = ("sft", "rl") if form == "chat" else ("train",)
     from_run = ["--from", "RUN"] if form == "chat" else []
     for name, path in shipped_configs().items():
         is_for_it = f'"{out.as_posix()}"' in path.read_text(encoding="utf-8")
-        if is_for_it and read_about(path).run.startswith(f"jaxgpt {verb}"):
-            return shlex.join([*command, name, *from_run, *settings])
+        verb = next((verb for verb in verbs if read_about(path).run.startswith(f"jaxgpt {verb} ")), "")
+        if is_for_it and verb:
+            return shlex.join(["jaxgpt", verb, "--config", name, *from_run, *settings])
     name = {"text": "nanochat_cpu", "chat": "sft_cpu"}.get(form, "quickstart")
-    return shlex.join([*command, name, *from_run, f"--data.dir={out}", *settings])
+    return shlex.join(["jaxgpt", verbs[0], "--config", name, *from_run, f"--data.dir={out}", *settings])

@@ -68,7 +68,7 @@ def shrink(config: Config, args: list[str]) -> Config:
         run_dir = run_dir.parent / "smoke" / run_dir.name
     make_directory(run_dir, MARK if is_named else "data")
     if config.data.is_chat:
-        write_chat(run_dir / "data")
+        write_chat(run_dir / "data", has_sums=config.is_rl)
     else:
         write_data(run_dir / "data", is_text=config.data.is_text, is_modded=config.data.sampling == "bos_aligned")
     shrunk = [config.model.shrink_sizes(stage.sizes(), SEQ_LEN) for stage in config.train.stages]
@@ -99,7 +99,10 @@ def shrink(config: Config, args: list[str]) -> Config:
             **config.model.shrink_sizes(evaluated, SEQ_LEN),
         ),
         log=LogConfig(every=1),
-        checkpoint=CheckpointConfig(every=STEPS // 2),
+        checkpoint=CheckpointConfig(every=STEPS // 2, keep_best=config.checkpoint.keep_best),
+        rl=dataclasses.replace(
+            config.rl, samples=ROWS, max_tokens=16, eval_questions=4, eval_samples=2, device_rows=0
+        ) if config.is_rl else config.rl,
         sample=SampleConfig(every=STEPS, max_tokens=16),
     )  # fmt: skip
 
@@ -146,13 +149,18 @@ def write_data(directory: Path, *, is_text: bool, is_modded: bool = False) -> No
     write_manifest(directory, {"format": FORMAT, "corpus": "smoke", **made})
 
 
-def write_chat(directory: Path) -> None:
-    """Short conversations in the same words, and the tokenizer of text shards: a base run's --smoke has the same."""
+def write_chat(directory: Path, *, has_sums: bool = False) -> None:
+    """Short conversations in the same words, and the tokenizer of text shards: a base run's --smoke has the same.
+
+    Args:
+      has_sums: sums instead, whose answers can be judged.
+    """
     documents = [draw_document(number) for number in range(N_DOCUMENTS)]
     with SplitWriter(directory) as writer:
         for number, document in enumerate(documents):
             words = document.split()
             said = [" ".join(words[at : at + CHAT_WORDS]) for at in range(0, 4 * CHAT_WORDS, CHAT_WORDS)]
+            said = [f"What is {number} + 1?", f"#### {number + 1}"] if has_sums else said
             messages = [{"role": ("user", "assistant")[i % 2], "content": text} for i, text in enumerate(said)]
             split = "val" if number < VAL_FRACTION * N_DOCUMENTS else "train"
             writer.add(split, Conversation.read({"messages": messages}))

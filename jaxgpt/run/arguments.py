@@ -4,6 +4,7 @@ import argparse
 import re
 from typing import Any
 
+from jaxgpt.config import Config
 from jaxgpt.config.parser import Parser
 from jaxgpt.errors import InputError
 
@@ -25,6 +26,27 @@ def training_parser(prog: str, doc: str | None, example: str = "--config quickst
     parser.add_argument("--verify", action="store_true", help="hash all data again, also what did not change")
     parser.add_argument("--smoke", action="store_true", help="a few steps of a small copy: does it work here?")
     return parser
+
+
+def base_arguments(config: Config, flags: argparse.Namespace) -> list[str]:
+    """The arguments of `jaxgpt train` for a run that starts from another one.
+
+    Args:
+      flags: of a `training_parser` with --from (`base`) and --from-step.
+
+    Raises:
+      InputError: nothing says what to start from, or two things do.
+    """
+    if flags.base and any(arg.partition("=")[0] == "--chat.base" for arg in flags.settings):
+        raise InputError(f"--from={flags.base} and --chat.base are both given; keep one")
+    if not (flags.base or config.chat.base or config.train.init_from or flags.smoke):
+        raise InputError(f"--from is missing; name the run to start from: --from RUN, as {flags.config} describes")
+    passed = list(flags.settings)
+    passed += [f"--chat.base={flags.base}"] if flags.base else []
+    passed += [f"--chat.base_step={flags.from_step}"] if flags.from_step is not None else []
+    for name in ("resume", "auto_resume", "allow_change", "verify", "smoke"):
+        passed += [f"--{name.replace('_', '-')}"] if getattr(flags, name) else []
+    return passed + ([f"--resume-from={flags.resume_from}"] if flags.resume_from is not None else [])
 
 
 def step_number(text: str) -> int:

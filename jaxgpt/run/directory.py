@@ -28,7 +28,7 @@ def open_logs(config: Config, run_dir: Path, first_step: int, devices: str) -> l
     except OSError as error:
         console.warn(f"{run_dir}/config.py cannot be written ({error.strerror}); training continues")
     metrics = MetricsFile(run_dir / "metrics.jsonl", first_step, console.warn)
-    history = History(run_dir / FILE, first_step, config.chat.stage, devices, console.warn)
+    history = History(run_dir / FILE, first_step, config.stage, devices, console.warn)
     return [metrics, history, Sinks(run_dir, to_dict(config), config.log, first_step)]
 
 

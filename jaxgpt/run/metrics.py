@@ -225,6 +225,10 @@ def describe_parts(record: dict[str, Any]) -> dict[str, str]:
     if record.get("val_loss") is not None:
         bits = record.get("val_bits_per_byte")
         parts["val"] = f"val {record['val_loss']:.4f}" + (f" ({bits:.4f} bits/byte)" if bits is not None else "")
+    if "reward" in record:
+        parts["reward"] = f"reward {record['reward']:.3f}"
+    if "pass_at_1" in record:
+        parts["pass"] = f"pass@1 {record['pass_at_1']:.3f}"
     parts["lr"] = f"lr {record['lr']:.2e}"
     parts["speed"] = f"{record['tokens_per_s'] / 1e3:,.1f}K tok/s"
     if record.get("mfu") is not None:

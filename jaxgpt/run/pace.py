@@ -58,8 +58,12 @@ class Pace:
         """The step under way does not count: an evaluation or a save is in it."""
         self._is_counted = False
 
-    def watch(self, feed: Generator[T, None, None]) -> Generator[T, None, None]:
-        """The feed itself. Closing it closes that one."""
+    def watch(self, feed: Generator[T, None, None], *, is_ahead: bool = True) -> Generator[T, None, None]:
+        """The feed itself. Closing it closes that one.
+
+        Args:
+          is_ahead: whether it works ahead, so that its time is time spent waiting for data.
+        """
         is_over = threading.Event()
         dog = threading.Thread(target=self._guard, args=(is_over,), name="watchdog", daemon=True)
         if self._watchdog_s:
@@ -73,7 +77,7 @@ class Pace:
                 if item is None:
                     return
                 if self._is_counted:
-                    self._count(now - began, now - asked)
+                    self._count(now - began, now - asked if is_ahead else 0.0)
                 began, self._is_counted = now, True
                 self._n_steps += 1
                 yield item

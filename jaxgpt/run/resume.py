@@ -71,6 +71,7 @@ def _decides_batches(name: str, was: Any, is_now: Any) -> bool:
     return name in (
         "run.seed", "data.sampling", "data.train_files", "data.bos_id", "data.max_document_tokens",
         "train.batch_tokens", "chat.packing", "chat.trained", "chat.max_tokens",
+        "rl.samples", "rl.max_tokens", "rl.temperature", "rl.top_k", "rl.normalize",
     )  # fmt: skip
 
 

@@ -15,7 +15,8 @@ from jaxgpt.tasks import arc, gsm8k, humaneval, mmlu, smoltalk
 from jaxgpt.tasks.hub_files import DIRECTORY, HubSplit, hub_rows
 from jaxgpt.tasks.own import own_conversations
 from jaxgpt.tasks.spelling import fetch_words, read_words, simple_spelling, spelling_bee
-from jaxgpt.tasks.task import Mixture, Task
+from jaxgpt.tasks.sums import sums
+from jaxgpt.tasks.task import Chain, Mixture, Task
 
 Part = str | tuple[str, int]
 """A task's name in `Sources.task`; with a number, only its first rows (or, where it is made of words, so many)."""
@@ -38,6 +39,8 @@ MIXTURES: dict[str, tuple[Part, ...]] = {
     "sft_2026_val": ("smoltalk-test", ("mmlu-test", 5_200), ("gsm8k-test", 420)),
 }  # fmt: skip
 """Stage -> its parts, in nanochat's order, on which the shuffle depends. A part that stands twice is seen twice."""
+RL_STAGES: dict[str, tuple[Part, Part]] = {"rl_gsm8k": ("gsm8k", "gsm8k-test"), "rl_sums": ("sums", "sums-test")}
+"""Stages whose questions a model answers itself, in the task's own order: those to train on, and the test."""
 HUB_TASKS: dict[str, HubSplit] = {
     "smoltalk": smoltalk.SPLITS["train"], "smoltalk-test": smoltalk.SPLITS["test"],
     "mmlu-auxiliary": mmlu.SPLITS["auxiliary_train"], "mmlu-test": mmlu.SPLITS["test"],
@@ -108,6 +111,9 @@ class Sources:
             make = simple_spelling if name == "simple-spelling" else spelling_bee
             split: Literal["train", "test"] = "test" if name.endswith("-test") else "train"
             return make(self._words(), n_rows or N_SPELLING_TEST, split)
+        elif name in ("sums", "sums-test"):
+            whole = sums("train" if name == "sums" else "test")
+            return whole.view(whole.start, min(whole.start + n_rows, len(whole.rows)) if n_rows else whole.stop)
         elif name in HUB_TASKS:
             rows = self._rows_of(name)
             if name == "humaneval":
@@ -119,7 +125,7 @@ class Sources:
                     rows
                 )
         else:
-            raise InputError(f"task {name} does not exist; choose one of {', '.join([*HUB_TASKS, OWN])}")
+            raise InputError(f"task {name} does not exist; choose one of {', '.join([*HUB_TASKS, 'sums', OWN])}")
         return whole.view(0, n_rows or None)
 
     def mixture(self, stage: str) -> Mixture:
@@ -131,6 +137,10 @@ class Sources:
         if stage not in MIXTURES:
             raise InputError(f"mixture {stage} does not exist; choose one of {', '.join(MIXTURES)}")
         return self.mixture_of(MIXTURES[stage])
+
+    def chain_of(self, parts: Sequence[Part]) -> Chain:
+        """The conversations of these tasks, one after the other. Raises as `task` does."""
+        return Chain([self._part(part) for part in parts])
 
     def mixture_of(self, parts: Sequence[Part]) -> Mixture:
         """The conversations of these tasks, shuffled. Raises as `task` does."""

@@ -1,7 +1,7 @@
 """The batches of a run on the devices, in order, and where the reader then stands."""
 
 import itertools
-from collections.abc import Iterator
+from collections.abc import Generator
 from typing import Any
 
 from jax.sharding import Mesh
@@ -15,7 +15,7 @@ from jaxgpt.run.rollback import Skips
 
 def make_feed(
     plan: Plan, reader: Reader, mesh: Mesh, first_step: int = 0, skips: Skips | None = None, *, is_endless: bool = False
-) -> Iterator[tuple[PlannedStep, Batch, dict[str, Any]]]:
+) -> Generator[tuple[PlannedStep, Batch, dict[str, Any]], None, None]:
     """From `first_step` to the end: the step, its batch [M, B, T + 1], and the reader's cursors after it.
 
     A process reads its own rows only.

@@ -22,16 +22,16 @@ from jaxgpt.training.step import Step, make_stage
 
 
 def lower_train(
-    step: Step, n_micro: int, n_rows: int, hyper: dict[str, Any] = schedule.NO_HYPER, *, has_mask: bool = False
+    step: Step, n_micro: int, n_rows: int, hyper: dict[str, Any] = schedule.NO_HYPER, *, mask_dtype: Any = None
 ) -> Any:
     """The training step for batches [n_micro, n_rows, T + 1], traced but not compiled.
 
     Args:
       hyper: its form is what counts, not its values.
-      has_mask: whether the reader says which targets count, as that of conversations does.
+      mask_dtype: of the reader's masks, such as those of conversations; None: it has none.
     """
     seq_len = step.model.config.seq_len
-    mask = jax.ShapeDtypeStruct((n_micro, n_rows, seq_len), np.uint8) if has_mask else None
+    mask = jax.ShapeDtypeStruct((n_micro, n_rows, seq_len), mask_dtype) if mask_dtype else None
     batch = Batch(jax.ShapeDtypeStruct((n_micro, n_rows, seq_len + 1), np.int32), mask)
     shapes = {name: jax.ShapeDtypeStruct(v.shape, v.dtype) for name, v in step.hyper(hyper).items()}
     return step.train.lower(step.state_shapes, batch, shapes)
@@ -45,7 +45,8 @@ def lower_stage(step: Step, plan: Plan, stage: int) -> tuple[Step, Any]:
     """
     made = make_stage(step, plan.config.at_stage(stage))
     hyper = schedule.hyper_at(plan.config, plan.first_step(stage))
-    return made, lower_train(made, plan.n_micro[stage], plan.n_rows[stage], hyper, has_mask=plan.config.data.is_chat)
+    mask_dtype = (np.float32 if plan.config.is_rl else np.uint8) if plan.config.data.is_chat else None
+    return made, lower_train(made, plan.n_micro[stage], plan.n_rows[stage], hyper, mask_dtype=mask_dtype)
 
 
 def lower_evaluate(step: Step, n_rows: int) -> Any:

@@ -243,6 +243,9 @@ def train_step(config: Config, model: Model, transform, state: TrainState, batch
 
     Args:
       hyper: what `schedule.hyper_at` gives; with target_weights the loss is that of several targets per token.
+
+    In RL the mask's weights are divided already, and a gradient of zero changes nothing: where all answers to each
+    question earn the same, old moments would still move the weights (as in nanochat, whose Adam takes such steps).
     """
     dtype = state.loss_scale.scale.dtype
     tokens_MBT = batch.tokens
@@ -267,19 +270,20 @@ def train_step(config: Config, model: Model, transform, state: TrainState, batch
     sums = (jax.tree.map(jnp.zeros_like, state.params), zero, zero)
     sums, _ = jax.lax.scan(add_microbatch, sums, (jnp.arange(n_micro), batch))
     grads, loss_nats, n_tokens = sums
-    count = jnp.maximum(n_tokens, 1)
+    count = jnp.ones_like(n_tokens) if config.is_rl else jnp.maximum(n_tokens, 1)
     loss = loss_nats / count
     divisor = scale * (config.optim.grad_divisor or count)
     grads = {path: g / divisor for path, g in grads.items()}
     norm = global_norm(grads)
     is_finite = jnp.isfinite(loss) & jnp.isfinite(norm)
+    is_applied = is_finite & (norm > 0) if config.is_rl else is_finite
 
     updates, opt_state = transform.update(
         clip_by_global_norm(grads, norm, config.optim.grad_clip), state.opt_state, state.params, hyper=hyper
     )
     params = {path: p + updates[path] for path, p in state.params.items()}
     params, opt_state = jax.tree.map(
-        lambda new, old: jnp.where(is_finite, new, old), (params, opt_state), (state.params, state.opt_state)
+        lambda new, old: jnp.where(is_applied, new, old), (params, opt_state), (state.params, state.opt_state)
     )
     is_fault = ~is_finite & (state.loss_scale.scale <= 1)
     state = TrainState(

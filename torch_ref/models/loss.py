@@ -25,7 +25,7 @@ def cross_entropy(
     seq_len = x_BTD.shape[1]
     chunk_len = min(chunk_len or seq_len, seq_len)
     n_tokens = mask_BT.sum()
-    targets_BT = torch.where(mask_BT > 0, targets_BT, 0).long()  # gather would refuse what is not read
+    targets_BT = torch.where(mask_BT != 0, targets_BT, 0).long()  # gather would refuse what is not read
     targets, weights = _targets_ahead(targets_BT, mask_BT, weights_K)
     dtype = logits_dtype or wide
     run = _SummedLoss.apply if torch.is_grad_enabled() else _summed_loss
@@ -71,7 +71,7 @@ def _chunk_loss(x_PD, weight_VD, targets, weights, softcap, head, dtype):
     losses = []
     for targets_P, weights_P in zip(targets, weights, strict=True):
         target_logits_P = capped_PV.gather(-1, targets_P[:, None])[:, 0]
-        losses.append(torch.where(weights_P > 0, (lse_P - target_logits_P) * weights_P, 0))
+        losses.append(torch.where(weights_P != 0, (lse_P - target_logits_P) * weights_P, 0))
     return torch.stack(losses).sum(), logits_PV, capped_PV, lse_P
 
 

@@ -211,14 +211,15 @@ def train_step(
         grads = {path: take_grad(param) for path, param in state.params.items()}
         add_over_processes([*grads.values(), counted])
         loss_nats, n_tokens = counted
-        count = torch.clamp(n_tokens, min=1)
+        count = torch.ones_like(n_tokens) if config.is_rl else torch.clamp(n_tokens, min=1)
         loss = loss_nats / count
         torch._foreach_div_(list(grads.values()), scale * (config.optim.grad_divisor or count))
         norm = global_norm(grads)
         is_finite = torch.isfinite(loss) & torch.isfinite(norm)
+        is_applied = is_finite & (norm > 0) if config.is_rl else is_finite
 
         grads = clip_by_global_norm(grads, norm, config.optim.grad_clip)
-        transform.update(grads, state.opt_state, state.params, hyper=hyper, is_finite=is_finite)
+        transform.update(grads, state.opt_state, state.params, hyper=hyper, is_finite=is_applied)
         is_fault = ~is_finite & (state.loss_scale.scale <= 1)
         state = state._replace(
             step=state.step + 1,
