@@ -210,7 +210,7 @@ from jaxgpt.prepare.token_shards import gather_shards
 from jaxgpt.run.console import console, working
 from jaxgpt.run.progress import Progress
 from jaxgpt.stores import Store
-from jaxgpt.tasks.mixtures import MIXTURES, Sources, read_parts
+from jaxgpt.tasks.mixtures import MIXTURES, Sources, read_inputs, read_parts
 from jaxgpt.tasks.task import Mixture
 
 
@@ -307,15 +307,7 @@ class TaskMixture:
 
 def find_mixture(options: argparse.Namespace) -> TaskMixture:
     """Reads --mixture and --input TASK=FILE ..."""
-    inputs: dict[str, list[Path]] = {}
-    for given in options.input:
-        task, equals, path = given.partition("=")
-        if not equals:
-            raise InputError(f"--input {given} names no task; with --mixture write TASK=FILE, such as own={given}")
-        if not Path(path).is_file():
-            raise InputError(f"--input {given}: {path} is no file; give the local copy of {task}")
-        inputs.setdefault(task, []).append(Path(path))
-    return TaskMixture(options.mixture, Sources(inputs=dict(inputs)))
+    return TaskMixture(options.mixture, Sources(inputs=read_inputs(options.input, "--input")))
 
 
 def find_local(options: argparse.Namespace, corpus: Corpus, left_out: Counter[str]) -> list[Path]:

@@ -70,6 +70,26 @@ def read_parts(text: str) -> list[Part]:
     return parts
 
 
+def read_inputs(given: Sequence[str], flag: str) -> dict[str, Sequence[Path]]:
+    """TASK=FILE ... as `Sources.inputs`.
+
+    Args:
+      flag: for messages.
+
+    Raises:
+      InputError: one names no task, or no file.
+    """
+    inputs: dict[str, list[Path]] = {}
+    for one in given:
+        task, equals, path = one.partition("=")
+        if not equals:
+            raise InputError(f"{flag} {one} names no task; write TASK=FILE, such as own={one}")
+        if not Path(path).is_file():
+            raise InputError(f"{flag} {one}: {path} is no file; give the local copy of {task}")
+        inputs.setdefault(task, []).append(Path(path))
+    return dict(inputs)
+
+
 @dataclass
 class Sources:
     """Where tasks come from. Rows are read when a task is asked for, and kept.
