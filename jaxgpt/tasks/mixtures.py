@@ -1,4 +1,4 @@
-"""What nanochat's stages train and validate on: which tasks, how many rows, in which order.
+"""What nanochat's stages train and validate on: which tasks, how many rows, in which order. chat_cpu is jaxgpt's own.
 
     mixture = Sources(inputs={"own": [path]}).mixture("mid_2025")
 
@@ -14,7 +14,9 @@ from jaxgpt.errors import InputError
 from jaxgpt.tasks import arc, gsm8k, humaneval, mmlu, smoltalk
 from jaxgpt.tasks.hub_files import DIRECTORY, HubSplit, hub_rows
 from jaxgpt.tasks.own import own_conversations
+from jaxgpt.tasks.python_talk import identity, python_talk
 from jaxgpt.tasks.spelling import fetch_words, read_words, simple_spelling, spelling_bee
+from jaxgpt.tasks.sums import sums
 from jaxgpt.tasks.task import Mixture, Task
 
 Part = str | tuple[str, int]
@@ -36,6 +38,8 @@ MIXTURES: dict[str, tuple[Part, ...]] = {
     ),
     "sft_2026": ("smoltalk", *["mmlu-auxiliary"] * 3, *["gsm8k"] * 4),
     "sft_2026_val": ("smoltalk-test", ("mmlu-test", 5_200), ("gsm8k-test", 420)),
+    "chat_cpu": (("python", 250), "identity", ("sums", 200)),
+    "chat_cpu_val": (("python-test", 50), ("sums-test", 50)),
 }  # fmt: skip
 """Stage -> its parts, in nanochat's order, on which the shuffle depends. A part that stands twice is seen twice."""
 HUB_TASKS: dict[str, HubSplit] = {
@@ -47,6 +51,10 @@ HUB_TASKS: dict[str, HubSplit] = {
     "gsm8k": gsm8k.SPLITS["train"], "gsm8k-test": gsm8k.SPLITS["test"],
     "humaneval": humaneval.SPLITS["test"],
 }  # fmt: skip
+MADE = (
+    "simple-spelling", "spelling-bee", "spelling-bee-test", "sums", "sums-test", "python", "python-test", "identity",
+)  # fmt: skip
+"""Tasks whose rows are made here, of words, numbers, or Python's documentation."""
 CHAT_CORE = {
     "ARC-Easy": "arc-easy-test", "ARC-Challenge": "arc-challenge-test", "MMLU": "mmlu-test", "GSM8K": "gsm8k-test",
     "HumanEval": "humaneval", "SpellingBee": "spelling-bee-test",
@@ -128,6 +136,14 @@ class Sources:
             make = simple_spelling if name == "simple-spelling" else spelling_bee
             split: Literal["train", "test"] = "test" if name.endswith("-test") else "train"
             return make(self._words(), n_rows or N_SPELLING_TEST, split)
+        elif name in ("sums", "sums-test"):
+            whole = sums("train" if name == "sums" else "test")
+            return whole.view(whole.start, min(whole.start + n_rows, len(whole.rows)) if n_rows else whole.stop)
+        elif name in ("python", "python-test"):
+            whole = python_talk("train" if name == "python" else "test")
+            return whole.view(whole.start, min(whole.start + n_rows, len(whole.rows)) if n_rows else whole.stop)
+        elif name == "identity":
+            whole = identity()
         elif name in HUB_TASKS:
             rows = self._rows_of(name)
             if name == "humaneval":
@@ -139,7 +155,7 @@ class Sources:
                     rows
                 )
         else:
-            raise InputError(f"task {name} does not exist; choose one of {', '.join([*HUB_TASKS, OWN])}")
+            raise InputError(f"task {name} does not exist; choose one of {', '.join([*HUB_TASKS, *MADE, OWN])}")
         return whole.view(0, n_rows or None)
 
     def mixture(self, stage: str) -> Mixture:
