@@ -21,7 +21,7 @@ def test_chat_cpu_is_five_hundred_conversations(tmp_path, monkeypatch):
     assert list(map(len, lines)) == [500, 100]
     messages = [[json.loads(line)["messages"] for line in split] for split in lines]
     talk = [m for m in messages[0] if isinstance(m[1]["content"], str)]
-    assert len(talk) == 300 and all(check_messages(m) for m in talk)
+    assert len(talk) == 460 and all(check_messages(m) for m in talk)
     answers = {m[1]["content"] for m in talk}
     assert "Return 0 of 0." in answers and "No." not in answers and max(map(len, answers)) <= python_talk.MAX_CHARS
     questions = [{m[0]["content"] for m in split} for split in messages]

@@ -38,7 +38,7 @@ MIXTURES: dict[str, tuple[Part, ...]] = {
     ),
     "sft_2026": ("smoltalk", *["mmlu-auxiliary"] * 3, *["gsm8k"] * 4),
     "sft_2026_val": ("smoltalk-test", ("mmlu-test", 5_200), ("gsm8k-test", 420)),
-    "chat_cpu": (("python", 250), "identity", ("sums", 200)),
+    "chat_cpu": (("python", 410), "identity", ("sums", 40)),
     "chat_cpu_val": (("python-test", 50), ("sums-test", 50)),
 }  # fmt: skip
 """Stage -> its parts, in nanochat's order, on which the shuffle depends. A part that stands twice is seen twice."""
