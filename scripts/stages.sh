@@ -191,7 +191,7 @@ need_memory() {
   local device=$1 config=$2 answer
   shift 2
   [ -z "$SMOKE" ] || return 0
-  answer=$("$JAXGPT" plan --config "$config" --device "$device" --estimate "$@" 2>&1) ||
+  answer=$(COLUMNS=160 "$JAXGPT" plan --config "$config" --device "$device" --estimate "$@" 2>&1) ||
     fail "$config: $(printf '%s' "$answer" | tail -n 1)"
   say "$config on $device:$(printf '%s\n' "$answer" | grep -E '^ (total|verdict|horizon)' | tr -s ' ' | paste -sd';')"
   printf '%s\n' "$answer" | grep -q '^ verdict *fits' ||
