@@ -20,6 +20,7 @@ from contextlib import ExitStack
 import jax
 
 from jaxgpt import signals
+from jaxgpt.chat.in_training import TasksInTraining
 from jaxgpt.config import Config, schedule
 from jaxgpt.config.steps import Plan
 from jaxgpt.data.prefetch import prefetch
@@ -75,6 +76,7 @@ def train(given: Config, flags: argparse.Namespace) -> int:
     is_resumed = flags.resume or flags.resume_from is not None or (flags.auto_resume and has_steps(config.run.dir))
     val_rows, val_starts = run.source.val_rows(config)
     prompt = run.sample_prompt()
+    ask_tasks = TasksInTraining(config, tokenizer) if config.chat.tasks else None
 
     with ExitStack() as stack:
         # devices
@@ -166,6 +168,8 @@ def train(given: Config, flags: argparse.Namespace) -> int:
                     result = evaluate(n_done, state.params, val_starts)
                     meter.add(**result.metrics())
                     val_loss = result.loss
+                    if ask_tasks:
+                        meter.add(**ask_tasks(state.params, mesh))
                     is_stopped = is_stopped or stop.is_agreed(n_done)  # an evaluation takes long
                 if wants_sample and tokenizer:
                     engine = engines[schedule.stage_index(config, n_done)]

@@ -1,5 +1,6 @@
 """jaxgpt evaluate --tasks: written answers are those of the engine alone, and are judged, kept and counted."""
 
+import dataclasses
 import json
 from pathlib import Path
 
@@ -7,10 +8,13 @@ import jax
 import pytest
 
 from jaxgpt import evaluate
+from jaxgpt.chat.categorical import evaluate_categorical
 from jaxgpt.chat.generated import Writing, engines_of, evaluate_generated
+from jaxgpt.chat.in_training import TasksInTraining
+from jaxgpt.chat.span_scores import SpanScorer
 from jaxgpt.chat.task_run import open_tasks
 from jaxgpt.chat.tools import answer_stop_ids, calculator_tool
-from jaxgpt.config import GPT2Config, MeshConfig
+from jaxgpt.config import ChatConfig, Config, DataConfig, GPT2Config, MeshConfig, TrainConfig
 from jaxgpt.data.conversations import render_for_completion
 from jaxgpt.errors import InputError
 from jaxgpt.inference.completions import complete
@@ -138,3 +142,23 @@ def test_mistakes_are_said_before_the_model_is_opened(here, monkeypatch, args, w
 def test_a_task_that_is_not_here_is_named(tmp_path):
     with pytest.raises(InputError, match=r"--tasks=all: .*nothing\.jsonl"):
         open_tasks("all", Sources(tmp_path, {"arc-easy-test": [Path(tmp_path / "nothing.jsonl")]}))
+
+
+def test_tasks_while_training_are_those_of_the_verb(here):
+    """On the same weights; the mean is ChatCORE where the tasks are an era's."""
+    chat, data = ChatConfig(tasks="ARC-Easy|GSM8K", task_problems=4), DataConfig(sampling="conversations")
+    config = Config(model=MODEL, chat=chat, data=data)
+    config = dataclasses.replace(config, train=TrainConfig(dtype="float32"))
+    inputs = {"gsm8k-test": [here / "gsm8k.jsonl"], "arc-easy-test": [here / "arc.jsonl"]}
+    trained = trained_on(1)
+    found = TasksInTraining(config, BYTES, Sources(here, inputs))(trained.params, trained.mesh)
+    tasks = open_tasks("ARC-Easy|GSM8K", Sources(here, inputs))
+    letters = evaluate_categorical(tasks["ARC-Easy"], SpanScorer(trained), BYTES)
+    written = evaluate_generated(tasks["GSM8K"], engines_of(trained), BYTES, max_problems=4)
+    assert found == {"accuracy_arc_easy": letters.accuracy, "accuracy_gsm8k": written.accuracy}
+    assert letters.accuracy > 0
+    split = dataclasses.replace(config, mesh=MeshConfig(fsdp=2))
+    with pytest.raises(InputError, match=r"chat\.tasks=ARC-Easy\|GSM8K needs the whole model on each device"):
+        TasksInTraining(split, BYTES)
+    with pytest.raises(InputError, match=r"chat\.tasks=nope: task nope does not exist"):
+        TasksInTraining(dataclasses.replace(config, chat=ChatConfig(tasks="nope")), BYTES)

@@ -60,6 +60,8 @@ from torch_ref.training.validation import evaluate_split
 def main(args: list[str]) -> int:
     given, flags = PARSER.read_run(args)
     given = name_run(given, flags)
+    if given.chat.tasks:
+        raise InputError(f"chat.tasks={given.chat.tasks} is for jaxgpt; leave it out here")
     if flags.smoke:
         is_resumed = flags.resume or flags.auto_resume or flags.resume_from is not None
         given = shrink(given, flags.settings, is_resumed=is_resumed)

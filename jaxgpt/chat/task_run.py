@@ -59,8 +59,11 @@ class Answered:
         return self.answers.count("1") / len(self.answers)
 
 
-def open_tasks(text: str, sources: Sources) -> dict[str, Task]:
+def open_tasks(text: str, sources: Sources, flag: str = "--tasks") -> dict[str, Task]:
     """Tasks by name: "ARC-Easy|GSM8K", or others of `Sources.task` that have a rule for answers; see `ALL`.
+
+    Args:
+      flag: for messages.
 
     Raises:
       InputError: there is no such task, it is named twice, has no rule for answers, or its rows are not to be had.
@@ -69,16 +72,16 @@ def open_tasks(text: str, sources: Sources) -> dict[str, Task]:
     tasks = {}
     for name in names:
         if name in tasks:
-            raise InputError(f"--tasks={text} names {name} twice; keep one")
+            raise InputError(f"{flag}={text} names {name} twice; keep one")
         try:
             task = sources.task(CHAT_CORE.get(name, name))
         except InputError as error:
             known = ", ".join(CHAT_CORE)
             raise InputError(
-                f"--tasks={text}: {error}" + (f", {known}" if "does not exist" in str(error) else "")
+                f"{flag}={text}: {error}" + (f", {known}" if "does not exist" in str(error) else "")
             ) from None
         if task.kind == "talk":
-            raise InputError(f"--tasks={text}: {name} has no rule for answers; choose among {', '.join(CHAT_CORE)}")
+            raise InputError(f"{flag}={text}: {name} has no rule for answers; choose among {', '.join(CHAT_CORE)}")
         tasks[name] = task
     return tasks
 

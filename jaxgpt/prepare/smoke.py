@@ -91,7 +91,9 @@ def shrink(config: Config, args: list[str], *, is_resumed: bool = False) -> Conf
             config.data, dir=str(run_dir / "data"), train_files="", val_files="", lanes=1, bos_id=-1, epochs=0,
             tokenizer=str(run_dir / "data" / "tokenizer.json") if config.data.is_chat else "",
         ),
-        chat=config.chat if config.chat.base else dataclasses.replace(config.chat, optimizer="fresh"),
+        chat=dataclasses.replace(
+            config.chat, tasks="", optimizer=config.chat.optimizer if config.chat.base else "fresh"
+        ),
         train=dataclasses.replace(
             config.train,
             steps=STEPS, batch_tokens=MICROBATCHES * ROWS * SEQ_LEN, micro_batch_size=ROWS, loss_chunk_tokens=SEQ_LEN,

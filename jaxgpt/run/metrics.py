@@ -225,6 +225,8 @@ def describe_parts(record: dict[str, Any]) -> dict[str, str]:
     if record.get("val_loss") is not None:
         bits = record.get("val_bits_per_byte")
         parts["val"] = f"val {record['val_loss']:.4f}" + (f" ({bits:.4f} bits/byte)" if bits is not None else "")
+    if "chat_core" in record:
+        parts["chat_core"] = f"ChatCORE {record['chat_core']:.4f}"
     parts["lr"] = f"lr {record['lr']:.2e}"
     parts["speed"] = f"{record['tokens_per_s'] / 1e3:,.1f}K tok/s"
     if record.get("mfu") is not None:
