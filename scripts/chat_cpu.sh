@@ -1,5 +1,5 @@
 #!/bin/bash
-# From text to a model that answers, on a CPU, without network, in less than half an hour on 2 cores: Python's
+# From text to a model that answers, on a CPU, without network: Python's
 # documentation, a tokenizer, base, midtraining, SFT, reinforcement learning on sums, evaluation, report.
 # The same command continues after any interruption. See docs/long_runs.md.
 #   source .venv/bin/activate
