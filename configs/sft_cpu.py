@@ -23,9 +23,9 @@ config = Config(
     model=NanochatConfig(era="2026", depth=4, seq_len=256),
     data=DataConfig(dir="data/chat", sampling="conversations"),
     chat=ChatConfig(packing="best_fit", optimizer="base", init_lr_frac=0.8),
-    train=TrainConfig(steps=200, batch_tokens=8 * 256, micro_batch_size=8, dtype="float32"),
+    train=TrainConfig(steps=80, batch_tokens=8 * 256, micro_batch_size=8, dtype="float32"),
     optim=NANOCHAT_SFT_2026,
-    eval=EvalConfig(every=50, tokens=20_000),
+    eval=EvalConfig(every=40, tokens=20_000),
     log=LogConfig(every=5),
-    checkpoint=CheckpointConfig(every=100),
+    checkpoint=CheckpointConfig(every=40),
 )

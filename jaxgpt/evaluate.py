@@ -14,8 +14,16 @@ With --core it evaluates on CORE instead, the 22 tasks by which nanochat ranks b
   jaxgpt evaluate --run runs/d20 --core --core-data eval_bundle
   jaxgpt evaluate --model gpt2 --core --max-per-task 500 --out core_gpt2.json
 
-Finished tasks are kept in RUN/evaluations/tasks, so that the same command continues after an interruption. HellaSwag by
-itself, as modded-nanogpt evaluates it:
+With --tasks it asks a chat model the tasks of ChatCORE, or others that prepare --mixture knows: letters by their
+likelihood, the rest by what the model writes with its calculator. --tasks all runs the six of 2025, --tasks 2026 the
+five of 2026. Rows come from the hub, or from --task-input TASK=FILE:
+
+  jaxgpt evaluate --run runs/sft --tasks "ARC-Easy|GSM8K"
+  jaxgpt evaluate --run runs/sft --tasks all --max-per-task 100 --json
+
+Finished tasks are kept in RUN/evaluations/tasks, those of --tasks with the model's answers, so that the same command
+continues after an interruption. HumanEval runs the programs that the model writes, in a sandbox; for --model, weights
+from elsewhere, --allow-code has to be given. HellaSwag by itself, as modded-nanogpt evaluates it:
 
   jaxgpt evaluate --run runs/modded --hellaswag hellaswag_val.jsonl
 """
@@ -51,11 +59,20 @@ def read_arguments(args: list[str]) -> argparse.Namespace:
     parser.add_argument(
         "--core-data", metavar="DIR", type=user_path, help=f"nanochat's eval_bundle, unpacked ({CORE_DATA})"
     )
-    parser.add_argument("--core-tasks", metavar="A,B", help="only these; present: those whose files exist (all 22)")
-    parser.add_argument("--max-per-task", type=int, metavar="N", help="items of each task of CORE (all)")
-    parser.add_argument("--baselines", choices=("v1", "v2"), help="v1: nanochat's, v2: DCLM's corrected ones (v1)")
+    parser.add_rare("--core-tasks", metavar="A,B", help="only these; present: those whose files exist (all 22)")
+    parser.add_argument("--max-per-task", type=int, metavar="N", help="items of each task (all)")
+    parser.add_rare("--baselines", choices=("v1", "v2"), help="v1: nanochat's, v2: DCLM's corrected ones (v1)")
     parser.add_argument("--out", metavar="FILE", type=user_path, help="keeps finished tasks (in RUN/evaluations/tasks)")
     parser.add_argument("--hellaswag", metavar="FILE", type=user_path, help="evaluate on hellaswag_val.jsonl instead")
+    parser.add_argument("--tasks", metavar="A|B", help="of a chat model: all, 2025, 2026, or names with |")
+    parser.add_argument("--task-input", nargs="+", metavar="TASK=FILE", default=[], help="local copies of tasks")
+    parser.add_rare("--task-data", metavar="DIR", type=user_path, help="where tasks of the hub are kept (data/tasks)")
+    for flag, name, kind, about in OF_WRITING:
+        parser.add_rare(flag, dest=name, type=kind, metavar="N", help=f"--tasks: {about}")
+    parser.add_rare("--allow-code", action="store_true", help="run HumanEval's programs of weights from elsewhere")
+    parser.add_rare(
+        "--allow-unconfined", action="store_true", help="run them also where a protection of the sandbox is missing"
+    )
     settings = parser.read(expand_config(args))
     check_kind(settings)
     if settings.tokens is not None and settings.tokens < 0:
@@ -65,21 +82,48 @@ def read_arguments(args: list[str]) -> argparse.Namespace:
     return settings
 
 
-OF_TEXT = ("data", "tokens", "micro_batch_size")
-OF_CORE = ("core_data", "core_tasks", "max_per_task", "baselines", "out")
+OF_WRITING = (
+    ("--samples", "n_samples", int, "answers to a problem, of which one has to be right (1)"),
+    ("--temperature", "temperature", float, "of written answers; 0 takes the most likely token (0)"),
+    ("--top-k", "top_k", int, "tokens among which an answer is sampled; 0: all (50)"),
+    ("--max-new-tokens", "max_tokens", int, "tokens of an answer (512)"),
+    ("--seed", "seed", int, "of sampled answers (42)"),
+    ("--rows", "n_rows", int, "answers written at once on a device (8)"),
+)
+"""Flags that say how answers are written: flag, field of `Writing`, type, what it means."""
+FLAGS = {
+    "text": ("data", "tokens", "micro_batch_size"),
+    "core": ("core_data", "core_tasks", "baselines", "max_per_task", "out"),
+    "tasks": (
+        "task_input", "task_data", "max_per_task", "out", "allow_code", "allow_unconfined",
+        *(name for _, name, _, _ in OF_WRITING),
+    ),
+    "hellaswag": (),
+}  # fmt: skip
+"""Flags that mean something for one kind of evaluation, or for several."""
+KINDS = {"text": "held-out text", "core": "--core", "tasks": "--tasks", "hellaswag": "--hellaswag"}
+
+
+def kind_of(settings: argparse.Namespace) -> str:
+    """Which evaluation is asked for. Raises InputError where several are."""
+    asked = [kind for kind in ("core", "tasks", "hellaswag") if getattr(settings, kind)]
+    if len(asked) > 1:
+        raise InputError(f"--{asked[0]} and --{asked[1]} are different evaluations; give one of them")
+    return asked[0] if asked else "text"
 
 
 def check_kind(settings: argparse.Namespace) -> None:
     """Raises InputError where flags of different evaluations are mixed, or no number of items is left."""
-    if settings.core and settings.hellaswag:
-        raise InputError(f"--hellaswag={settings.hellaswag} is another evaluation than --core; give one of them")
-    is_text = not (settings.core or settings.hellaswag)
-    for name in (*OF_TEXT, *OF_CORE):
-        flag, value = f"--{name.replace('_', '-')}", getattr(settings, name)
-        if value is not None and name in OF_TEXT and not is_text:
-            raise InputError(f"{flag}={value} is for held-out text; leave it out, or leave out --core and --hellaswag")
-        if value is not None and name in OF_CORE and not settings.core:
-            raise InputError(f"{flag}={value} is for CORE; leave it out, or add --core")
+    asked = kind_of(settings)
+    flags = {name: flag for flag, name, _, _ in OF_WRITING}
+    for name in dict.fromkeys(name for names in FLAGS.values() for name in names):
+        value = getattr(settings, name)
+        if value in (None, False, []) or name in FLAGS[asked]:
+            continue
+        flag = flags.get(name, f"--{name.replace('_', '-')}")
+        wanted = " or ".join(KINDS[kind] for kind, names in FLAGS.items() if name in names)
+        shown = flag if value is True else f"{flag}={' '.join(value) if isinstance(value, list) else value}"
+        raise InputError(f"{shown} is for {wanted}, not for {KINDS[asked]}; leave it out")
     if settings.max_per_task is not None and settings.max_per_task < 1:
         raise InputError(f"--max-per-task={settings.max_per_task} is below 1; leave it out to use all items")
 
@@ -126,8 +170,10 @@ from rich.table import Table
 from jaxgpt.chat.core import core_table
 from jaxgpt.chat.core_run import record_file, require_tokenizer, run_core
 from jaxgpt.chat.core_tasks import choose_tasks
+from jaxgpt.chat.generated import Writing
 from jaxgpt.chat.hellaswag import evaluate_hellaswag, read_problems
 from jaxgpt.chat.span_scores import SpanScorer
+from jaxgpt.chat.task_run import open_tasks, run_tasks, task_table
 from jaxgpt.config import Config, EvalConfig, MeshConfig, TrainConfig, schedule
 from jaxgpt.data.sources import Source, open_directory
 from jaxgpt.errors import EXIT_DONE, run_verb
@@ -135,6 +181,8 @@ from jaxgpt.inference.trained import Trained, open_source, with_tokenizer_of
 from jaxgpt.parallel.mesh import count_batch_devices
 from jaxgpt.run.console import console
 from jaxgpt.run.results import Kind, write_result
+from jaxgpt.tasks.hub_files import DIRECTORY
+from jaxgpt.tasks.mixtures import Sources, read_inputs
 from jaxgpt.training.step import Evaluator, make_evaluator
 from jaxgpt.training.validation import Evaluation, evaluate_split
 
@@ -143,6 +191,8 @@ def main(args: list[str]) -> int:
     settings = read_arguments(args)
     if settings.core:
         return evaluate_on_core(settings)
+    if settings.tasks:
+        return evaluate_on_tasks(settings)
     if settings.hellaswag:
         return evaluate_on_hellaswag(settings)
     trained = open_source(settings, n_devices=0)
@@ -198,6 +248,42 @@ def evaluate_on_core(settings: argparse.Namespace) -> int:
         print(json.dumps(report))
         return EXIT_DONE
     table, lines = core_table(report)
+    console.say(f"model {report['model']}, dtype {report['dtype']}")
+    console.print(table)
+    for line in lines:
+        console.say(line)
+    return EXIT_DONE
+
+
+def evaluate_on_tasks(settings: argparse.Namespace) -> int:
+    given = {name: getattr(settings, name) for _, name, _, _ in OF_WRITING}
+    writing = Writing(**{name: value for name, value in given.items() if value is not None})
+    sources = Sources(
+        Path(settings.task_data or DIRECTORY), read_inputs(settings.task_input, "--task-input"),
+        allow_unconfined=settings.allow_unconfined,
+    )  # fmt: skip
+    tasks = open_tasks(settings.tasks, sources)
+    if "HumanEval" in (task.name for task in tasks.values()) and settings.run is None and not settings.allow_code:
+        raise InputError(
+            f"--model={settings.model} would run programs that it writes, for HumanEval; add --allow-code to run them"
+        )
+    trained = open_source(settings, n_devices=0)
+    trained = dataclasses.replace(trained, dtype=settings.dtype or trained.dtype)
+    n_items = settings.max_per_task or 0
+    path = record_file(settings.run, trained.n_done, n_items, settings.out, "tasks")
+    report = run_tasks(trained, tasks, writing=writing, max_per_task=n_items, record_path=path)
+    if settings.run is not None:
+        figures = {name: {"score": task["accuracy"]} for name, task in report["tasks"].items()}
+        if report["chat_core"] is not None:
+            figures |= {"ChatCORE": {"score": report["chat_core"]}}
+        about = {name: report[name] for name in ("dtype", "max_per_task", "n_samples", "temperature", "max_tokens")}
+        about |= {"era": report["era"]} if report["era"] else {}
+        seconds = sum(task["seconds"] for task in report["tasks"].values())
+        record(settings.run, "tasks", trained.n_done, seconds, figures, about)
+    if settings.json:
+        print(json.dumps(report))
+        return EXIT_DONE
+    table, lines = task_table(report)
     console.say(f"model {report['model']}, dtype {report['dtype']}")
     console.print(table)
     for line in lines:

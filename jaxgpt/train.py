@@ -20,6 +20,7 @@ from contextlib import ExitStack
 import jax
 
 from jaxgpt import signals
+from jaxgpt.chat.in_training import TasksInTraining
 from jaxgpt.chat.policy import Policy, Questions
 from jaxgpt.config import Config, schedule
 from jaxgpt.config.steps import Plan
@@ -59,7 +60,9 @@ from jaxgpt.training.validation import evaluate_split
 
 def main(args: list[str]) -> int:
     given, flags = PARSER.read_run(args)
-    given = shrink(given, flags.settings) if flags.smoke else given
+    if flags.smoke:
+        is_resumed = flags.resume or flags.auto_resume or flags.resume_from is not None
+        given = shrink(given, flags.settings, is_resumed=is_resumed)
     while True:
         try:
             return train(given, flags)
@@ -75,6 +78,7 @@ def train(given: Config, flags: argparse.Namespace) -> int:
     val_rows, val_starts = run.source.val_rows(config)
     prompt = run.sample_prompt()
     questions = Questions(run, console.warn) if config.is_rl else None
+    ask_tasks = TasksInTraining(config, tokenizer) if config.chat.tasks else None
 
     with ExitStack() as stack:
         # devices
@@ -180,6 +184,8 @@ def train(given: Config, flags: argparse.Namespace) -> int:
                     val_loss = result.loss
                     if policy:
                         meter.add(**policy.evaluate())
+                    if ask_tasks:
+                        meter.add(**ask_tasks(state.params, mesh))
                     is_stopped = is_stopped or stop.is_agreed(n_done)  # an evaluation takes long
                 if wants_sample and tokenizer:
                     engine = engines[schedule.stage_index(config, n_done)]

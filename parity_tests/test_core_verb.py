@@ -93,13 +93,13 @@ def test_a_file_that_is_not_hellaswag_is_said(tmp_path, line):
 @pytest.mark.parametrize(
     ("args", "wanted"),
     [
-        ("--max-per-task 3", "--max-per-task=3 is for CORE; leave it out, or add --core"),
-        ("--core --tokens 5", "--tokens=5 is for held-out text; leave it out, or"),
+        ("--max-per-task 3", "--max-per-task=3 is for --core or --tasks, not for held-out text; leave it out"),
+        ("--core --tokens 5", "--tokens=5 is for held-out text, not for --core; leave it out"),
         ("--core --max-per-task 0", "--max-per-task=0 is below 1"),
         ("--core --core-data nowhere", "core_data=nowhere has no eval_data/"),
         ("--core --baselines v3", "--baselines"),
-        ("--core --hellaswag x", "--hellaswag=x is another evaluation than --core"),
-        ("--hellaswag x --out y", "--out=y is for CORE"),
+        ("--core --hellaswag x", "--core and --hellaswag are different evaluations; give one"),
+        ("--hellaswag x --out y", "--out=y is for --core or --tasks, not for --hellaswag"),
         ("--hellaswag nothing", "nothing cannot be read"),
     ],
     ids=["no_core", "text", "no_item", "no_data", "no_table", "two", "kept", "no_file"],

@@ -60,7 +60,11 @@ from torch_ref.training.validation import evaluate_split
 def main(args: list[str]) -> int:
     given, flags = PARSER.read_run(args)
     given = name_run(given, flags)
-    given = shrink(given, flags.settings) if flags.smoke else given
+    if given.chat.tasks:
+        raise InputError(f"chat.tasks={given.chat.tasks} is for jaxgpt; leave it out here")
+    if flags.smoke:
+        is_resumed = flags.resume or flags.auto_resume or flags.resume_from is not None
+        given = shrink(given, flags.settings, is_resumed=is_resumed)
     while True:
         try:
             return train(given, flags)

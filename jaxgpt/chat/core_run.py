@@ -16,7 +16,7 @@ from jaxgpt.errors import InputError
 from jaxgpt.files import is_location
 from jaxgpt.inference.trained import Trained
 from jaxgpt.run.console import working
-from jaxgpt.run.results import FOLDER
+from jaxgpt.run.results import FOLDER, Kind
 
 
 def run_core(
@@ -49,7 +49,7 @@ def run_core(
     return as_json(results, table, facts)
 
 
-def record_file(run: str | None, n_done: int, max_per_task: int, out: str | None) -> Path | None:
+def record_file(run: str | None, n_done: int, max_per_task: int, out: str | None, kind: Kind = "core") -> Path | None:
     """Where finished tasks are kept: `out`, or in the run's directory; None, with a note, where there is neither."""
     if out:
         return Path(out)
@@ -57,7 +57,7 @@ def record_file(run: str | None, n_done: int, max_per_task: int, out: str | None
         print("note: finished tasks are not kept; with --out FILE an interrupted evaluation continues", file=sys.stderr)
         return None
     cap = f"_max{max_per_task}" if max_per_task else ""
-    return Path(run) / FOLDER / "tasks" / f"core_step{n_done:06d}{cap}.json"
+    return Path(run) / FOLDER / "tasks" / f"{kind}_step{n_done:06d}{cap}.json"
 
 
 def require_tokenizer(trained: Trained) -> Tokenizer:

@@ -30,6 +30,10 @@ class ChatConfig(Section):
     """Tokens that count: the assistant's, or all (midtraining 2025)."""
     max_tokens: int = 0
     """Tokens that are kept of a conversation; 0: as many as a row holds, and all in a stream."""
+    tasks: str = ""
+    """Tasks to ask at each evaluation: 2026 (ChatCORE), or names as in jaxgpt evaluate --tasks; empty: none."""
+    task_problems: int = 24
+    """Problems of each task whose answers are written; of those with letters all are asked."""
 
     @property
     def stage(self) -> Literal["base", "mid", "sft"]:
@@ -43,4 +47,5 @@ class ChatConfig(Section):
         require(self.base_step >= -1, f"chat.base_step={self.base_step} is below -1, which is the newest; name a step")
         require(self.init_lr_frac > 0, f"chat.init_lr_frac={self.init_lr_frac} is not above 0; 1 keeps optim's rates")
         require(self.max_tokens >= 0, f"chat.max_tokens={self.max_tokens} is negative; 0 keeps what a row holds")
+        require(self.task_problems >= 1, f"chat.task_problems={self.task_problems} is below 1; ask at least one")
         require(self.max_tokens != 1, "chat.max_tokens=1 leaves nothing to predict; choose 2 or more, or 0")

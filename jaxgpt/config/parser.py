@@ -33,8 +33,13 @@ class Parser(argparse.ArgumentParser):
     def __init__(self, prog: str, doc: str | None, usage: str, example: str, *, takes_config: bool = False):
         super().__init__(prog=prog, usage=f"{prog} {usage}", add_help=False, allow_abbrev=False)
         self.doc, self.example, self.takes_config = (doc or "").strip(), example, takes_config
+        self._rare: list[argparse.Action] = []
         if takes_config:
             self.add_argument("--config", metavar="FILE", help="the run; --section.field=value overrides a setting")
+
+    def add_rare(self, flag: str, **about: Any) -> None:
+        """As `add_argument`, for a flag that only --help all explains."""
+        self._rare.append(self.add_argument(flag, **about))
 
     def read(self, args: Sequence[str]) -> argparse.Namespace:
         """The arguments; flags may be spelled with - or _.
@@ -179,21 +184,22 @@ class Parser(argparse.ArgumentParser):
     def format_help(self) -> str:
         """Of at most 24 lines and 80 columns."""
         first = " ".join(self.doc.split("\n\n")[0].split())
-        lines = [*entry("", first, WIDTH, indent=0), "", f"usage: {self.usage}", *self._flag_lines(WIDTH)]
+        lines = [*entry("", first, WIDTH, indent=0), "", f"usage: {self.usage}", *self._flag_lines(WIDTH, rare=False)]
         if self.takes_config:
             how = "--help SECTION: one; --help all: all"
             lines += [f"settings, as --section.field=value ({how}):", *section_lines(WIDTH)]
         lines += [f"example: {self.prog} {self.example}", *([] if self.takes_config else ["--help all: everything"])]
         return "\n".join(lines) + "\n"
 
-    def _flag_lines(self, width: int) -> list[str]:
-        names = [", ".join(action.option_strings) or str(action.metavar or action.dest) for action in self._actions]
+    def _flag_lines(self, width: int, *, rare: bool = True) -> list[str]:
+        actions = [action for action in self._actions if rare or action not in self._rare]
+        names = [", ".join(action.option_strings) or str(action.metavar or action.dest) for action in actions]
         shown = [
             f"{name} {self._value_of(action)}".rstrip() if action.option_strings else name
-            for name, action in zip(names, self._actions, strict=True)
+            for name, action in zip(names, actions, strict=True)
         ]
         column = min(26, max(map(len, shown), default=0) + 4)
-        texts = [action.help or "" for action in self._actions]
+        texts = [action.help or "" for action in actions]
         return [line for name, text in zip(shown, texts, strict=True) for line in entry(name, text, width, column)]
 
     def _value_of(self, action: argparse.Action) -> str:

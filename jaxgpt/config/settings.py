@@ -308,7 +308,7 @@ class Config(Section):
             f"train.stages: seq_len={lengths[-1]} differs from model.seq_len={lengths[0]}, but data.sampling="
             f"{self.data.sampling} packs rows of one length; prepare token shards, or leave seq_len out",
         )
-        for name in ("base", "optimizer", "trained"):
+        for name in ("base", "optimizer", "trained", "tasks"):
             value, usual = getattr(self.chat, name), getattr(ChatConfig(), name)
             require(
                 self.data.is_chat or value == usual,

@@ -30,8 +30,8 @@ end-of-text token in front of every document (byte: a token of id 256; or a toke
 `jaxgpt train_tokenizer` wrote). Each page of a single text is a document here too. fineweb10B is published like this.
 --format chat, or the name chat, reads conversations: {"messages": [...]} per line, OpenAI's and ShareGPT's layouts too.
 --mixture writes what a stage of nanochat's trains on (mid_2025, sft_2025, sft_2026, sft_2026_spelling), or tasks joined
-by +, in the order of nanochat's shuffle; rl_gsm8k and rl_sums are questions for jaxgpt rl. They are fetched from the
-hub, or read from --input TASK=FILE.
+by +, in the order of nanochat's shuffle; chat_cpu is 500 short conversations that are made here, rl_gsm8k and rl_sums are
+questions for jaxgpt rl. The others are fetched from the hub, or read from --input TASK=FILE.
 
 The work happens in DIR/.tmp and is moved into place when it is complete: until then what was in DIR stays as it is.
 Preparing the same data again does nothing. Published text is fetched file by file: ask for more at any time; existing
@@ -211,7 +211,7 @@ from jaxgpt.prepare.token_shards import gather_shards
 from jaxgpt.run.console import console, working
 from jaxgpt.run.progress import Progress
 from jaxgpt.stores import Store
-from jaxgpt.tasks.mixtures import MIXTURES, RL_STAGES, Sources, read_parts
+from jaxgpt.tasks.mixtures import MIXTURES, RL_STAGES, Sources, read_inputs, read_parts
 from jaxgpt.tasks.task import Chain, Mixture
 
 
@@ -311,15 +311,7 @@ class TaskMixture:
 
 def find_mixture(options: argparse.Namespace) -> TaskMixture:
     """Reads --mixture and --input TASK=FILE ..."""
-    inputs: dict[str, list[Path]] = {}
-    for given in options.input:
-        task, equals, path = given.partition("=")
-        if not equals:
-            raise InputError(f"--input {given} names no task; with --mixture write TASK=FILE, such as own={given}")
-        if not Path(path).is_file():
-            raise InputError(f"--input {given}: {path} is no file; give the local copy of {task}")
-        inputs.setdefault(task, []).append(Path(path))
-    return TaskMixture(options.mixture, Sources(inputs=dict(inputs)))
+    return TaskMixture(options.mixture, Sources(inputs=read_inputs(options.input, "--input")))
 
 
 def find_local(options: argparse.Namespace, corpus: Corpus, left_out: Counter[str]) -> list[Path]:

@@ -9,10 +9,10 @@ from typing import Literal
 
 from jaxgpt.data.download import download
 from jaxgpt.data.hub_repository import Repository
+from jaxgpt.data.pydocs import python_docs
 from jaxgpt.errors import InputError
 from jaxgpt.extras import pip_install
 from jaxgpt.prepare.inputs import open_files
-from jaxgpt.prepare.pydocs import python_docs
 from jaxgpt.prepare.source import Piece, Source, split_document
 
 SHAKESPEARE_URL = "https://raw.githubusercontent.com/karpathy/char-rnn/master/data/tinyshakespeare/input.txt"

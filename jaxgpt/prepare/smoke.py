@@ -22,6 +22,7 @@ from jaxgpt.prepare.chat import SplitWriter
 from jaxgpt.prepare.encode import encode_source
 from jaxgpt.prepare.inputs import open_files
 from jaxgpt.prepare.text_shards import write_text_shards
+from jaxgpt.run.checkpoints import list_steps
 
 STEPS = 6
 SEQ_LEN = 64
@@ -50,8 +51,11 @@ MARK = "made_by_smoke"
 """A file in a directory that --smoke made, and so may delete."""
 
 
-def shrink(config: Config, args: list[str]) -> Config:
+def shrink(config: Config, args: list[str], *, is_resumed: bool = False) -> Config:
     """The config in miniature, with its data written into its run directory, which is replaced.
+
+    Args:
+      is_resumed: a directory that has a checkpoint is kept, and its data.
 
     That is the one of `--run.dir`, if the command line has it, else <parent of the run's>/smoke/<name of the run>.
 
@@ -66,11 +70,12 @@ def shrink(config: Config, args: list[str]) -> Config:
         run_dir = Path("runs", run_dir.name)
     if not is_named:
         run_dir = run_dir.parent / "smoke" / run_dir.name
-    make_directory(run_dir, MARK if is_named else "data")
-    if config.data.is_chat:
-        write_chat(run_dir / "data", has_sums=config.is_rl)
-    else:
-        write_data(run_dir / "data", is_text=config.data.is_text, is_modded=config.data.sampling == "bos_aligned")
+    if not (is_resumed and (run_dir / MARK).exists() and list_steps(run_dir / "checkpoints")):
+        make_directory(run_dir, MARK if is_named else "data")
+        if config.data.is_chat:
+            write_chat(run_dir / "data", has_sums=config.is_rl)
+        else:
+            write_data(run_dir / "data", is_text=config.data.is_text, is_modded=config.data.sampling == "bos_aligned")
     shrunk = [config.model.shrink_sizes(stage.sizes(), SEQ_LEN) for stage in config.train.stages]
     seq_len, stages = SEQ_LEN, []
     for i, (stage, sizes) in enumerate(zip(config.train.stages[: STEPS - 1], shrunk, strict=False)):
@@ -87,7 +92,9 @@ def shrink(config: Config, args: list[str]) -> Config:
             config.data, dir=str(run_dir / "data"), train_files="", val_files="", lanes=1, bos_id=-1, epochs=0,
             tokenizer=str(run_dir / "data" / "tokenizer.json") if config.data.is_chat else "",
         ),
-        chat=config.chat if config.chat.base else dataclasses.replace(config.chat, optimizer="fresh"),
+        chat=dataclasses.replace(
+            config.chat, tasks="", optimizer=config.chat.optimizer if config.chat.base else "fresh"
+        ),
         train=dataclasses.replace(
             config.train,
             steps=STEPS, batch_tokens=MICROBATCHES * ROWS * SEQ_LEN, micro_batch_size=ROWS, loss_chunk_tokens=SEQ_LEN,

@@ -229,6 +229,8 @@ def describe_parts(record: dict[str, Any]) -> dict[str, str]:
         parts["reward"] = f"reward {record['reward']:.3f}"
     if "pass_at_1" in record:
         parts["pass"] = f"pass@1 {record['pass_at_1']:.3f}"
+    if "chat_core" in record:
+        parts["chat_core"] = f"ChatCORE {record['chat_core']:.4f}"
     parts["lr"] = f"lr {record['lr']:.2e}"
     parts["speed"] = f"{record['tokens_per_s'] / 1e3:,.1f}K tok/s"
     if record.get("mfu") is not None:

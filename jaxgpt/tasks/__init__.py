@@ -5,6 +5,8 @@
     gsm8k.py            a number after ####
     humaneval.py        a program, run in a sandbox (sandbox.py)
     spelling.py         made from a list of words
+    sums.py             sums of two numbers, for models trained on a CPU
+    python_talk.py      questions about Python's library, and who answers
     smoltalk.py, own.py conversations as they are
     mixtures.py         what the stages of nanochat train on
     hub_files.py        data sets of the Hugging Face hub, or local copies

@@ -1,4 +1,4 @@
-"""What nanochat's stages train and validate on: which tasks, how many rows, in which order.
+"""What nanochat's stages train and validate on: which tasks, how many rows, in which order. chat_cpu is jaxgpt's own.
 
     mixture = Sources(inputs={"own": [path]}).mixture("mid_2025")
 
@@ -14,6 +14,7 @@ from jaxgpt.errors import InputError
 from jaxgpt.tasks import arc, gsm8k, humaneval, mmlu, smoltalk
 from jaxgpt.tasks.hub_files import DIRECTORY, HubSplit, hub_rows
 from jaxgpt.tasks.own import own_conversations
+from jaxgpt.tasks.python_talk import identity, python_talk
 from jaxgpt.tasks.spelling import fetch_words, read_words, simple_spelling, spelling_bee
 from jaxgpt.tasks.sums import sums
 from jaxgpt.tasks.task import Chain, Mixture, Task
@@ -37,6 +38,8 @@ MIXTURES: dict[str, tuple[Part, ...]] = {
     ),
     "sft_2026": ("smoltalk", *["mmlu-auxiliary"] * 3, *["gsm8k"] * 4),
     "sft_2026_val": ("smoltalk-test", ("mmlu-test", 5_200), ("gsm8k-test", 420)),
+    "chat_cpu": (("python", 410), "identity", ("sums", 40)),
+    "chat_cpu_val": (("python-test", 50), ("sums-test", 50)),
 }  # fmt: skip
 """Stage -> its parts, in nanochat's order, on which the shuffle depends. A part that stands twice is seen twice."""
 RL_STAGES: dict[str, tuple[Part, Part]] = {"rl_gsm8k": ("gsm8k", "gsm8k-test"), "rl_sums": ("sums", "sums-test")}
@@ -50,6 +53,10 @@ HUB_TASKS: dict[str, HubSplit] = {
     "gsm8k": gsm8k.SPLITS["train"], "gsm8k-test": gsm8k.SPLITS["test"],
     "humaneval": humaneval.SPLITS["test"],
 }  # fmt: skip
+MADE = (
+    "simple-spelling", "spelling-bee", "spelling-bee-test", "sums", "sums-test", "python", "python-test", "identity",
+)  # fmt: skip
+"""Tasks whose rows are made here, of words, numbers, or Python's documentation."""
 CHAT_CORE = {
     "ARC-Easy": "arc-easy-test", "ARC-Challenge": "arc-challenge-test", "MMLU": "mmlu-test", "GSM8K": "gsm8k-test",
     "HumanEval": "humaneval", "SpellingBee": "spelling-bee-test",
@@ -71,6 +78,26 @@ def read_parts(text: str) -> list[Part]:
             raise InputError(f"{part} asks for {count or 'no'} rows; write a positive number, such as {name}:200")
         parts.append((name, int(count[:18])) if colon else name)
     return parts
+
+
+def read_inputs(given: Sequence[str], flag: str) -> dict[str, Sequence[Path]]:
+    """TASK=FILE ... as `Sources.inputs`.
+
+    Args:
+      flag: for messages.
+
+    Raises:
+      InputError: one names no task, or no file.
+    """
+    inputs: dict[str, list[Path]] = {}
+    for one in given:
+        task, equals, path = one.partition("=")
+        if not equals:
+            raise InputError(f"{flag} {one} names no task; write TASK=FILE, such as own={one}")
+        if not Path(path).is_file():
+            raise InputError(f"{flag} {one}: {path} is no file; give the local copy of {task}")
+        inputs.setdefault(task, []).append(Path(path))
+    return dict(inputs)
 
 
 @dataclass
@@ -114,6 +141,11 @@ class Sources:
         elif name in ("sums", "sums-test"):
             whole = sums("train" if name == "sums" else "test")
             return whole.view(whole.start, min(whole.start + n_rows, len(whole.rows)) if n_rows else whole.stop)
+        elif name in ("python", "python-test"):
+            whole = python_talk("train" if name == "python" else "test")
+            return whole.view(whole.start, min(whole.start + n_rows, len(whole.rows)) if n_rows else whole.stop)
+        elif name == "identity":
+            whole = identity()
         elif name in HUB_TASKS:
             rows = self._rows_of(name)
             if name == "humaneval":
@@ -125,7 +157,7 @@ class Sources:
                     rows
                 )
         else:
-            raise InputError(f"task {name} does not exist; choose one of {', '.join([*HUB_TASKS, 'sums', OWN])}")
+            raise InputError(f"task {name} does not exist; choose one of {', '.join([*HUB_TASKS, *MADE, OWN])}")
         return whole.view(0, n_rows or None)
 
     def mixture(self, stage: str) -> Mixture:

@@ -1,8 +1,8 @@
 """Sums of two numbers, worked out by the calculator in one step: what a tiny model can learn from its own answers.
 
-    What is 7 + 8?      <<7+8=15>> #### 15
+    What is 7 + 12?      <<7+12=19>> #### 19
 
-All pairs of numbers below 20 in one shuffled order; the last forty are the test. Nothing is fetched.
+All pairs of numbers below 30 in one shuffled order; the last hundred are the test. Nothing is fetched.
 """
 
 import itertools
@@ -11,12 +11,12 @@ from typing import Any, Literal
 from jaxgpt.tasks.gsm8k import is_number_right
 from jaxgpt.tasks.task import Conversation, Shuffled, Task
 
-N_NUMBERS = 20
-N_TEST = 40
+N_NUMBERS = 30
+N_TEST = 100
 
 
 def sums(split: Literal["train", "test"]) -> Task:
-    """360 sums to train on, or 40 others; GSM8K's rule judges the answers."""
+    """800 sums to train on, or 100 others; GSM8K's rule judges the answers."""
     pairs = Shuffled(list(itertools.product(range(N_NUMBERS), repeat=2)))
     task = Task("Sums", pairs, converse, kind="generated", judge=is_number_right)
     n_train = len(pairs) - N_TEST
