@@ -81,7 +81,6 @@ def test_rows_are_the_same_alone_and_among_others(engine):
         for row, token in enumerate(rows.step()):
             tokens[row] += [token] if token else []
     assert tokens == alone[::-1], "in other slots, beside others"
-    assert rows.n_prefilled_tokens < sum(len(request.prompt_ids) for request in REQUESTS) - 63
     rows.start(0, REQUESTS[1])
     assert finish(rows, 0) == alone[1], "from a row that had ended while others went on"
 
