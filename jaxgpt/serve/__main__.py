@@ -30,6 +30,7 @@ def read_arguments(args: list[str]) -> argparse.Namespace:
     parser.add_argument("--api-key", metavar="KEY", help=f"clients must send it (the variable {KEY_VARIABLE})")
     parser.add_argument("--name", metavar="NAME", help="of the model for clients (the name of the run)")
     parser.add_argument("--slots", type=int, default=8, metavar="N", help="texts that are generated at once (8)")
+    parser.add_argument("--weights", choices=("bfloat16", "int8"), help="lighter weights (as stored); int8 is fastest")
     parser.add_argument("--queue", type=int, default=64, metavar="N", help="texts that wait; more get 429 (64)")
     parser.add_argument("--deadline", type=float, default=600.0, metavar="S", help="seconds for an answer (600)")
     parser.add_argument(
@@ -61,6 +62,7 @@ import sys
 from jaxgpt import signals
 from jaxgpt.errors import EXIT_DONE, run_verb
 from jaxgpt.inference.trained import open_source
+from jaxgpt.inference.weights import with_weights
 from jaxgpt.serve.app import make_app
 from jaxgpt.serve.batching import Batching
 from jaxgpt.serve.gate import LOOPBACK, Limits
@@ -74,6 +76,8 @@ def main(args: list[str]) -> int:
 def run_server(given: argparse.Namespace) -> int:
     listening = open_socket(given.host, given.port)
     trained = open_source(given)
+    if given.weights:
+        trained = with_weights(trained, given.weights)
     backend = Batching(trained, given.name or model_name(given), n_slots=given.slots, n_queue=given.queue)
     app = make_app(
         backend,
