@@ -1,7 +1,8 @@
 """Times a run on this machine, alone or in turns with PyTorch.
 
 Without PART the real training step: its batches, its optimizer. PART is attention, loss, optimizer or decode, at the
-shapes of the config, or data: the loader alone, which must supply ten times what the step uses.
+shapes of the config, or data: the loader alone, which must supply ten times what the step uses. decode --batch 1,8
+times prompts and tokens of so many rows at once: to the first token, per token, tokens/s, bytes.
 
 Programs run in turns, each in a separate process, after compiling and warming up. --vs torch adds torch_ref, eager
 and compiled; --vs plain a GPT in plain PyTorch (for GPT-2 with AdamW); both: --vs torch,plain. --profile traces jaxgpt
