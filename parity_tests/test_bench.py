@@ -271,6 +271,22 @@ def test_the_loader_alone(config, tmp_path):
     assert "M tokens/s" in done.stdout
 
 
+def test_generation_in_batches(config, tmp_path):
+    path = tmp_path / "g.json"
+    assert (
+        bench.main(["decode", "--batch=1,3", "--weights=int8", "--rounds=1", f"--config={config}", f"--json={path}"])
+        == 0
+    )
+    found = json.loads(path.read_text())["batches"]
+    assert [(one["weights"], one["rows"]) for one in found] == [
+        (kind, n_rows) for kind in ("as stored", "int8") for n_rows in (1, 3)
+    ]
+    for one in found:
+        assert one["ttft_s"] > 0 and one["tokens_per_s"] == pytest.approx(one["rows"] / one["tpot_s"])
+        assert one["cache_bytes"] == one["rows"] * found[0]["cache_bytes"]
+    assert found[0]["weight_bytes"] >= found[2]["weight_bytes"]
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -279,6 +295,10 @@ def test_the_loader_alone(config, tmp_path):
         (["decode", "--vs=torch"], "bench decode has no --vs"),
         (["attention", "--vs=plain"], "bench attention has no --vs plain"),
         (["data", "--profile"], "bench data has no --profile"),
+        (["step", "--batch=1"], "bench step has no --batch and --weights; bench decode --batch 1,8 has"),
+        (["decode", "--batch=0"], "--batch=0 is no number of rows; give some, such as 1,8,32"),
+        (["decode", "--batch=1", "--weights=int4"], "--weights=int4 is not bfloat16 or int8"),
+        (["decode", "--batch=1", "--steps=3"], "bench decode --batch has no --report and --steps"),
         (["--rounds=0"], "--rounds=0 is too small"),
         (["--rounds=x"], "--rounds=x is not an int"),
         (["--model.n_layers=3"], "no config field model.n_layers; did you mean model.n_layer?"),

@@ -130,28 +130,6 @@ def test_slots_take_and_give_up_requests(engine):
     assert columns == [[], list(alone[0][:10]), list(alone[1]), []] and rows.free == [0, 1, 2, 3]
 
 
-@pytest.mark.parametrize(("n_more", "n_computed"), [(20, 21), (90, 230 - 128)], ids=["room", "close"])
-def test_a_second_turn_computes_only_what_is_new(n_more, n_computed):
-    """From a row that has ended while another went on. It holds 139 tokens: the last of the answer is not cached. With
-    90 more, the 91 would be padded to 128 and run over the end of the cache, so only 128 of the 139 are used."""
-    config, params = make_model("2026", 2, 4)
-    first = Request(prompt_of(120, 1), 20, temperature=0)
-
-    def second_turn(reuses_prefixes):
-        engine = Engine(config, params, dtype="float32")
-        rows = engine.rows([first, Request(prompt_of(3, 2), 30)], reuses_prefixes=reuses_prefixes)
-        answer = [step[0] for step in rows if step[0] is not None]
-        history, before = [*first.prompt_ids, *answer, *prompt_of(n_more, 3)], rows.n_prefilled_tokens
-        rows.start(1, Request(history, 24, temperature=0, n_log_probs=0))
-        tokens = [token for token in (rows.step()[1] for _ in range(24)) if token]
-        return rows.n_prefilled_tokens - before, [token.id for token in tokens], _log_probs(tokens)
-
-    n_all, ids, log_probs = second_turn(False)
-    n_new, same_ids, same_log_probs = second_turn(True)
-    assert same_ids == ids and np.abs(same_log_probs - log_probs).max() < TOLERANCE
-    assert (n_all, n_new) == (140 + n_more, n_computed)
-
-
 PROBS = np.array([0.05, 0.3, 0.02, 0.25, 0.08, 0.2, 0.1])
 N_DRAWS = 20_000
 

@@ -17,7 +17,7 @@ from jaxgpt.config import GPT2Config, MeshConfig
 from jaxgpt.inference.trained import Trained
 from jaxgpt.models import Model, init_params
 from jaxgpt.parallel.mesh import make_mesh
-from jaxgpt.serve.one_by_one import OneByOne
+from jaxgpt.serve.batching import Batching
 from parity_tests.helpers.scripted_server import TOKENIZER, served_at
 
 CONFIG = GPT2Config(seq_len=64, n_layer=1, n_head=2, n_embd=32, vocab_size=272)
@@ -34,7 +34,7 @@ def trained():
 
 @pytest.fixture(scope="module")
 def client(trained):
-    backend = OneByOne(trained, "fresh", n_queue=8)
+    backend = Batching(trained, "fresh", n_slots=2, n_queue=8)
     with (
         served_at(backend) as (address, _),
         openai.OpenAI(base_url=f"{address}/v1", api_key="-", max_retries=0) as client,

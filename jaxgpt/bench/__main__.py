@@ -1,7 +1,8 @@
 """Times a run on this machine, alone or in turns with PyTorch.
 
 Without PART the real training step: its batches, its optimizer. PART is attention, loss, optimizer or decode, at the
-shapes of the config, or data: the loader alone, which must supply ten times what the step uses.
+shapes of the config, or data: the loader alone, which must supply ten times what the step uses. decode --batch 1,8
+times prompts and tokens of so many rows at once: to the first token, per token, tokens/s, bytes.
 
 Programs run in turns, each in a separate process, after compiling and warming up. --vs torch adds torch_ref, eager
 and compiled; --vs plain a GPT in plain PyTorch (for GPT-2 with AdamW); both: --vs torch,plain. --profile traces jaxgpt
@@ -31,6 +32,8 @@ PARSER = Parser(
 )  # fmt: skip
 PARSER.add_argument("part", nargs="?", default="step", metavar="PART", help=", ".join(PARTS))
 PARSER.add_argument("--vs", default="", metavar="NAMES", help="against torch, plain or torch,plain")
+PARSER.add_argument("--batch", default="", metavar="N,N", help="of decode: times prompts and tokens of so many rows")
+PARSER.add_argument("--weights", default="", metavar="KINDS", help="with --batch, also: bfloat16, int8")
 PARSER.add_argument("--rounds", type=int, default=8, metavar="N", help="turns of each program (8)")
 PARSER.add_argument("--steps", type=int, default=0, metavar="N", help="steps of a turn (about a second of them)")
 PARSER.add_argument("--json", type=user_file, metavar="FILE", help="the result (runs/bench/CONFIG-PART.json)")
@@ -57,6 +60,18 @@ def read_arguments(args: list[str]) -> argparse.Namespace:
         raise InputError(f"bench {part} has no --vs plain; --vs torch does")
     if given.profile and part in ("decode", "data"):
         raise InputError(f"bench {part} has no --profile")
+    given.batch = [text for text in given.batch.split(",") if text]
+    given.weights = [kind for kind in given.weights.split(",") if kind]
+    if (given.batch or given.weights) and not (part == "decode" and given.batch):
+        raise InputError(f"bench {part} has no --batch and --weights; bench decode --batch 1,8 has")
+    if given.batch and (given.report or given.steps):
+        raise InputError("bench decode --batch has no --report and --steps; its figures are in --json")
+    for text in given.batch:
+        if not (text.isascii() and text.isdigit() and 0 < int(text) < 10_000):
+            raise InputError(f"--batch={text} is no number of rows; give some, such as 1,8,32")
+    for kind in given.weights:
+        if kind not in ("bfloat16", "int8"):
+            raise InputError(f"--weights={kind} is not bfloat16 or int8; give one, or both with a comma")
     given.json = given.json or Path("runs/bench", f"{Path(given.config or '').stem}-{part}.json")
     for name in ("rounds", "steps"):
         if getattr(given, name) < (name == "rounds"):
@@ -126,7 +141,19 @@ def main(args: list[str]) -> int:
         "machine": describe_machine(),
         "batch_tokens": config.train.batch_tokens,
     }
-    if given.part == "data":
+    if given.batch:
+        from jaxgpt.bench.generation import (  # JAX, which the bench else leaves to others
+            HEADER,
+            table_rows,
+            time_generation,
+        )
+
+        with working("compiling and decoding", is_said=True):
+            record["batches"] = time_generation(
+                config, [int(text) for text in given.batch], ["", *given.weights], given.rounds
+            )
+        console.print(to_table("generation", HEADER, table_rows(record["batches"])))
+    elif given.part == "data":
         record |= time_loader(config, run.source, rest)
     else:
         record |= time_programs(given, config, rest)

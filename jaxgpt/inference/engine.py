@@ -34,23 +34,17 @@ class Engine:
         assert 2 <= self.n_positions <= config.seq_len, (n_positions, config.seq_len)
         assert self.n_valid <= config.vocab_size, (n_valid, config.vocab_size)
 
-    def rows(self, requests: Sequence[Request | None], *, reuses_prefixes: bool = False) -> Rows:
+    def rows(self, requests: Sequence[Request | None]) -> Rows:
         """Generates for several requests at once: an iterator that yields the next id of each, see `Rows`.
 
         Args:
           requests: None is a row that waits for its first request.
-          reuses_prefixes: whether a row that starts copies the longest beginning of its prompt that any row has in its
-            cache, also one that has ended. This saves time where prompts share a history. The logits are then equal up
-            to rounding, no longer to the bit.
 
         Raises:
           InputError: a request that this model cannot serve, at the call; or logits that are not finite, while
             generating.
         """
-        return Rows(
-            self.model, self.params, requests, n_positions=self.n_positions, n_valid=self.n_valid,
-            reuses_prefixes=reuses_prefixes,
-        )  # fmt: skip
+        return Rows(self.model, self.params, requests, n_positions=self.n_positions, n_valid=self.n_valid)
 
     def generate(
         self,

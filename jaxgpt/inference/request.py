@@ -1,6 +1,7 @@
 """What one row of an engine is asked for."""
 
-from collections.abc import Callable, Sequence
+import math
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -35,6 +36,9 @@ class Request:
       seed, sample: the randomness. Samples 0, 1, 2, ... of a seed differ.
       tool: makes the tool that reads this row; None: no tool. It reads nothing after the row's last token.
       n_log_probs: None: no log-probabilities. Otherwise those of the row's tokens, and of so many most likely ones.
+      presence_penalty, frequency_penalty: taken off the logit of an id that the row has got already: once, and once per
+        occurrence. The prompt does not count.
+      logit_bias: id -> what is added to its logit; stored as pairs.
       slides: whether the row continues from the last half of its text when its context is full. If not, it ends there.
     """
 
@@ -48,6 +52,9 @@ class Request:
     sample: int = 0
     tool: Callable[[], Tool] | None = None
     n_log_probs: int | None = None
+    presence_penalty: float = 0.0
+    frequency_penalty: float = 0.0
+    logit_bias: Mapping[int, float] | Sequence[tuple[int, float]] = ()
     slides: bool = True
 
     def __post_init__(self):
@@ -60,6 +67,16 @@ class Request:
             raise InputError(f"n_log_probs={self.n_log_probs} is outside [0, {MAX_LOG_PROBS}]; choose one inside")
         object.__setattr__(self, "prompt_ids", tuple(map(int, self.prompt_ids)))
         object.__setattr__(self, "stop_ids", tuple(map(int, self.stop_ids)))
+        pairs = self.logit_bias.items() if isinstance(self.logit_bias, Mapping) else self.logit_bias
+        object.__setattr__(self, "logit_bias", tuple((int(i), float(bias)) for i, bias in pairs))
+        added = (self.presence_penalty, self.frequency_penalty, *(bias for _, bias in self.logit_bias))
+        if not all(map(math.isfinite, added)):
+            raise InputError("a penalty or a bias is not a finite number; give numbers")
+
+    @property
+    def is_biased(self) -> bool:
+        """Whether anything is added to its logits."""
+        return bool(self.presence_penalty or self.frequency_penalty or self.logit_bias)
 
 
 def check_settings(

@@ -1,9 +1,14 @@
 """Rows of an engine at work: each has its own text, position, settings and end, and all take a token per step.
 
-A row begins by filling its part of the cache from its prompt, alone. The prompt is padded to the next power of two,
-so prompts of all lengths share a few compiled `prefill`s, and there is one `decode_step` per number of rows. Padding
-leaks nowhere: it stands after the prompt, where no query of the prompt looks, and each of its cache slots is
-overwritten by the token that comes there before any query sees it.
+A row begins by filling its part of the cache from its prompt, alone, in chunks of CHUNK_TOKENS. The last one is padded
+to the next power of two, so prompts of all lengths share a few compiled `prefill`s, and there is one `decode_step` per
+number of rows. Padding leaks nowhere: it stands after the prompt, where no query of the prompt looks, and each of its
+cache slots is overwritten by the token that comes there before any query sees it.
+
+A prompt that begins as another row's text did takes the whole chunks that both share from that row's cache, also after
+that row has ended. A chunk has the same bits wherever it was computed: the same program on the same tokens after the
+same chunks. So a row gets the same to the bit, with reuse and without. Tokens that a row has generated were computed
+one by one, by another program, and are not shared; `settle` computes them again as chunks while nothing else is to do.
 
 When a row's context is full, the row continues from the last half of its text: its part of the cache is filled anew
 from these tokens, at positions 0, 1, ... So each token is exactly what the uncached model gives for a window of
@@ -24,13 +29,16 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxgpt.errors import InputError
+from jaxgpt.inference.biases import Biases, bias_logits, count_token, no_biases, with_request
 from jaxgpt.inference.request import MAX_LOG_PROBS, Request
 from jaxgpt.inference.row_cache import decode_step, make_cache, make_state, prefill, put_row, take_row
 from jaxgpt.inference.sampling import choose_token, draw_of, score_token, way_of
 from jaxgpt.models import Model
 
+CHUNK_TOKENS = 64
+"""A prompt is computed in pieces of so many tokens, and its cache is shared in such pieces."""
 MIN_PREFILL_TOKENS = 16
-"""Shorter prompts are padded to this."""
+"""Shorter pieces are padded to this."""
 
 
 class Token(NamedTuple):
@@ -60,22 +68,16 @@ class _Row:
       n_left: tokens that it may still give; 0 once it has ended.
       n_cached: tokens in its part of the cache.
       begin: where in ids the cached tokens begin.
-      before: ids that its part of the cache held before it was first filled.
       is_stale: its part of the cache has to be filled anew before its next token.
       forced: ids that come next, whatever the model says.
     """
 
-    def __init__(self, request: Request, n_left: int, before: list[int]):
+    def __init__(self, request: Request, n_left: int):
         self.request, self.way = request, way_of(request)
         self.tool = request.tool() if request.tool else None
         self.ids, self.n_left = list(request.prompt_ids), n_left
-        self.n_cached, self.begin, self.before, self.is_stale = 0, 0, before, True
+        self.n_cached, self.begin, self.is_stale = 0, 0, True
         self.forced: collections.deque[int] = collections.deque()
-
-    @property
-    def cached_ids(self) -> list[int]:
-        """What its part of the cache holds, between two steps."""
-        return self.ids[self.begin : self.begin + self.n_cached] if self.n_cached else self.before
 
 
 class Rows:
@@ -104,13 +106,16 @@ class Rows:
         *,
         n_positions: int,
         n_valid: int,
-        reuses_prefixes: bool = False,
     ):
         """As `Engine.rows`, which has checked the arguments. Computes nothing yet."""
-        self._reuses_prefixes = reuses_prefixes
         self._model, self._params, self._n_positions, self._n_valid = model, params, n_positions, n_valid
-        self._rows = [self._make_row(request, []) for request in requests]
+        self._rows = [self._make_row(request) for request in requests]
         self._draw = draw_of([row.request for row in self._rows])
+        self._chunks: list[tuple[int, ...]] = [()] * len(requests)  # ids of whole chunks that a row's cache begins with
+        self._started = [0] * len(requests)  # when, by the number of starts until then
+        self._biases: Biases | None = None  # since a row first had any
+        for i in range(len(requests)):
+            self._set_biases(i)
         self.n_prefilled_tokens = 0
         self._state: Any = None  # logits after the last cached token of each row, and the cache
         self._token_B: Any = None  # chosen for the next step, forced tokens aside
@@ -126,8 +131,29 @@ class Rows:
         Raises:
           InputError: as `Engine.rows`; the row keeps what it had.
         """
-        self._rows[row] = self._make_row(request, self._rows[row].cached_ids)
+        self._rows[row] = self._make_row(request)
+        self._set_biases(row)
+        self._started[row] = max(self._started) + 1
         self._draw = draw_of([row.request for row in self._rows])
+
+    def add(self, request: Request) -> int:
+        """Gives a free row to a request, and returns its number; there must be one.
+
+        It is one whose text the prompt continues, else the one that was started longest ago: so the texts of the others
+        stay as beginnings for later prompts.
+
+        Raises:
+          InputError: as `start`.
+        """
+        prompt = tuple(request.prompt_ids)
+
+        def rank(row: int) -> tuple[int, int]:
+            chunks = self._chunks[row]
+            return (len(chunks) if prompt[: len(chunks)] == chunks else 0), -self._started[row]
+
+        row = max(self.free, key=rank)
+        self.start(row, request)
+        return row
 
     def stop(self, row: int) -> None:
         """Ends a row. Nothing is computed for it from the next step on, until it is started again."""
@@ -167,6 +193,8 @@ class Rows:
         is_forced = [bool(row.forced) for row in self._rows]
         token_B = self._force_tokens(self._token_B)
         scores = self._score(token_B)
+        if self._is_biased():
+            self._biases = count_token(self._biases, token_B)
         for row in self._rows:
             row.n_left = max(row.n_left - 1, 0)
         self._decode_ahead(token_B)
@@ -202,9 +230,19 @@ class Rows:
         n_likeliest = MAX_LOG_PROBS if any(counts) else 0
         return score_token(self._state[0], token_B, n_valid=self._n_valid, n_likeliest=n_likeliest)
 
-    def _make_row(self, request: Request | None, before: list[int]) -> _Row:
+    def _set_biases(self, row: int) -> None:
+        request = self._rows[row].request
+        if self._biases is None and request.is_biased:
+            self._biases = no_biases(len(self._rows), self._model.config.vocab_size)
+        if self._biases is not None:
+            self._biases = with_request(self._biases, row, request)
+
+    def _is_biased(self) -> bool:
+        return any(row.n_left and row.request.is_biased for row in self._rows)
+
+    def _make_row(self, request: Request | None) -> _Row:
         if request is None:
-            return _Row(Request((0,), 1, temperature=0), 0, before)
+            return _Row(Request((0,), 1, temperature=0), 0)
         n_prompt = len(request.prompt_ids)
         bad_id = next((i for i in request.prompt_ids if not 0 <= i < self._n_valid), None)
         if n_prompt > self._n_positions:
@@ -213,15 +251,17 @@ class Rows:
             )
         if bad_id is not None:
             raise InputError(f"the prompt holds token {bad_id}, outside the vocabulary of {self._n_valid}")
+        bad_id = next((i for i, _ in request.logit_bias if not 0 <= i < self._n_valid), None)
+        if bad_id is not None:
+            raise InputError(f"logit_bias has token {bad_id}, outside the vocabulary of {self._n_valid}")
         if request.top_k > self._n_valid:
             raise InputError(f"top_k={request.top_k} is above the vocabulary of {self._n_valid}; 0 keeps all tokens")
         n_room = self._n_positions - n_prompt + 1  # the last token is not cached
-        return _Row(request, request.max_tokens if request.slides else min(request.max_tokens, n_room), before)
+        return _Row(request, request.max_tokens if request.slides else min(request.max_tokens, n_room))
 
     def _fill(self) -> None:
         """Fills the cache of stale rows; rows of one text, such as samples of one prompt, from one prefill."""
         texts: dict[tuple[int, ...], list[int]] = {}
-        held = [row.cached_ids if self._reuses_prefixes else [] for row in self._rows]
         for i, row in enumerate(self._rows):
             if row.n_left and row.is_stale:
                 is_long = len(row.ids) > self._n_positions
@@ -229,44 +269,68 @@ class Rows:
                 texts.setdefault(text, []).append(i)
                 row.n_cached, row.begin, row.is_stale = len(text), len(row.ids) - len(text), False
         for text, rows in texts.items():
-            filled = self._prefill(text, held)
-            if self._state is None:
-                self._state = make_state(filled, n_rows=len(self._rows))
+            source = max(range(len(self._rows)), key=lambda row: self._n_shared(text, row))
+            filled = self._prefill(text, source, self._n_shared(text, source))
             for row in rows:
-                self._state = put_row(self._state, filled, np.int32(row))
-                held[row] = list(text) if self._reuses_prefixes else []
+                self._put(row, filled, text)
 
-    def _prefill(self, text: Sequence[int], held: list[list[int]]):
-        """The state of one row after a text, computed from the longest beginning that a row's cache holds of it."""
-        source = max(range(len(held)), key=lambda row: _n_shared(text, held[row]))
-        n_held = _n_shared(text, held[source])
-        n_held = self._fit_prefix(min(n_held, len(text) - 1), len(text))
+    def settle(self) -> bool:
+        """Computes one more chunk of what a row that has ended has generated, for prompts that continue its text.
+
+        Returns:
+          Whether there was one to compute.
+        """
+        for i, row in enumerate(self._rows):
+            text, n_done = tuple(row.ids[row.begin :]), len(self._chunks[i])
+            if row.n_left == 0 and row.n_cached and n_done < self._n_whole(len(text)):
+                text = text[: n_done + CHUNK_TOKENS]
+                self._put(i, self._prefill(text, i, n_done), text)
+                return True
+        return False
+
+    def _put(self, row: int, filled, text: tuple[int, ...]) -> None:
+        if self._state is None:
+            self._state = make_state(filled, n_rows=len(self._rows))
+        self._state = put_row(self._state, filled, np.int32(row))
+        self._chunks[row] = text[: self._n_whole(len(text))]
+
+    def _prefill(self, text: Sequence[int], source: int, n_held: int):
+        """The state of one row after a text, of which the cache of row `source` holds the first `n_held` tokens."""
         if n_held:
-            cache = take_row(self._state[1], np.int32(source))
+            filled = None, take_row(self._state[1], np.int32(source))
         else:
-            cache = make_cache(self._model, self._params, n_positions=self._n_positions)
-        rest = text[n_held:]
-        tokens_1T = np.zeros((1, self._pad(len(rest))), np.int32)
-        tokens_1T[0, : len(rest)] = rest
-        self.n_prefilled_tokens += len(rest)
-        return prefill(self._model, self._params, cache, tokens_1T, np.int32(len(rest)), np.int32(n_held))
+            n_slots = -(-self._n_positions // CHUNK_TOKENS) * CHUNK_TOKENS
+            filled = None, make_cache(self._model, self._params, n_positions=n_slots)
+        self.n_prefilled_tokens += len(text) - n_held
+        for begin in range(n_held, len(text), CHUNK_TOKENS):
+            piece = text[begin : begin + CHUNK_TOKENS]
+            tokens_1T = np.zeros((1, max(MIN_PREFILL_TOKENS, 1 << (len(piece) - 1).bit_length())), np.int32)
+            tokens_1T[0, : len(piece)] = piece
+            filled = prefill(self._model, self._params, filled[1], tokens_1T, np.int32(len(piece)), np.int32(begin))
+        return filled
 
-    def _pad(self, n_tokens: int) -> int:
-        return min(max(MIN_PREFILL_TOKENS, 1 << (n_tokens - 1).bit_length()), self._n_positions)
+    def _n_whole(self, n_tokens: int) -> int:
+        """How many of a text's tokens are whole chunks in the cache, without its last place, which is not kept."""
+        return min(n_tokens, self._n_positions - 1) // CHUNK_TOKENS * CHUNK_TOKENS
 
-    def _fit_prefix(self, n_held: int, n_text: int) -> int:
-        """As much of a prefix as leaves room for the padded rest; 0 where it would save less than it costs."""
-        while n_held > 0 and n_held + self._pad(n_text - n_held) > self._n_positions:
-            n_held = self._n_positions - self._pad(n_text - n_held)
-        return n_held if n_held >= MIN_PREFILL_TOKENS else 0
+    def _n_shared(self, text: tuple[int, ...], row: int) -> int:
+        """Tokens of a text that are whole chunks in a row's cache. One at least is left, whose logits are wanted."""
+        chunks, n_shared = self._chunks[row], 0
+        while n_shared < self._n_whole(len(text) - 1):
+            end = n_shared + CHUNK_TOKENS
+            if chunks[n_shared:end] != text[n_shared:end]:
+                break
+            n_shared = end
+        return n_shared
 
     def _choose(self, n_ahead: int):
         """The model's choice of the next token of each row, `n_ahead` tokens after those that the host knows."""
         length_B = np.array([len(row.ids) + n_ahead for row in self._rows], np.int32)
+        logits_BV = bias_logits(self._state[0], self._biases) if self._is_biased() else self._state[0]
         way, *others = dict.fromkeys(row.way for row in self._rows if row.n_left)
-        token_B = choose_token(self._state[0], length_B, self._draw, n_valid=self._n_valid, way=way)
+        token_B = choose_token(logits_BV, length_B, self._draw, n_valid=self._n_valid, way=way)
         for way in others:
-            chosen_B = choose_token(self._state[0], length_B, self._draw, n_valid=self._n_valid, way=way)
+            chosen_B = choose_token(logits_BV, length_B, self._draw, n_valid=self._n_valid, way=way)
             token_B = jnp.where(np.array([row.way == way for row in self._rows]), chosen_B, token_B)
         return token_B
 
@@ -288,8 +352,3 @@ class Rows:
         for row in self._rows:
             row.n_cached += not row.is_stale
         self._token_B = self._choose(1)
-
-
-def _n_shared(text: Sequence[int], ids: Sequence[int]) -> int:
-    """Ids that both begin with."""
-    return next((n for n, (a, b) in enumerate(zip(text, ids, strict=False)) if a != b), min(len(text), len(ids)))

@@ -14,7 +14,7 @@ from flax import nnx
 
 from jaxgpt.config.families import GPT2Config
 from jaxgpt.models.attention import attention
-from jaxgpt.models.cache import query_positions, write_rows
+from jaxgpt.models.cache import init_heads, query_positions, write_heads
 from jaxgpt.models.layers import Embedding, LayerNorm, Linear, dropout, gelu, head_logits, normal, rematerialise
 from jaxgpt.parallel.sharding import shard_batch
 
@@ -39,9 +39,11 @@ class CausalSelfAttention(nnx.Module):
         n_rows, n_queries, n_embd = x_BTD.shape
         heads = (n_rows, n_queries, config.n_head, config.head_dim)
         q_BTNH, k_BTNH, v_BTNH = (part.reshape(heads) for part in jnp.split(self.c_attn(x_BTD), 3, axis=-1))
+        k_BSNH, v_BSNH = k_BTNH, v_BTNH
         if cache is not None:
-            cache = tuple(write_rows(*pair, offset_B) for pair in zip(cache, (k_BTNH, v_BTNH), strict=True))
-        k_BSNH, v_BSNH = cache or (k_BTNH, v_BTNH)
+            k_BNSH, k_BSNH = write_heads(cache[0], k_BTNH, offset_B)
+            v_BNSH, v_BSNH = write_heads(cache[1], v_BTNH, offset_B)
+            cache = (k_BNSH, v_BNSH)
         attn_key, resid_key = split_key(dropout_key)
         y_BTNH = attention(
             q_BTNH, k_BSNH, v_BSNH,
@@ -137,8 +139,8 @@ class GPT2(nnx.Module):
 
     def init_cache(self, n_rows: int, n_positions: int):
         """Empty keys and values for `decode`, one pair per layer."""
-        shape = (n_rows, n_positions, self.config.n_head, self.config.head_dim)
-        return [(jnp.zeros(shape, self.dtype), jnp.zeros(shape, self.dtype)) for _ in self.h]
+        shape = (n_rows, self.config.n_head, n_positions, self.config.head_dim)
+        return [(init_heads(*shape, self.dtype), init_heads(*shape, self.dtype)) for _ in self.h]
 
     def decode(self, tokens_BT, cache, offset_B):
         """Hidden states of new tokens, given the cache of all before.

@@ -11,6 +11,8 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from jaxgpt.models.int8 import Int8Weight, int8_product
+
 LAYER_NORM_EPS = 1e-5
 """torch.nn.LayerNorm's default, which GPT-2 and nanoGPT use."""
 LARGEST_EXPONENT = 64.0
@@ -22,10 +24,14 @@ def linear(x, weight_IO, bias_O=None):
 
     Leading axes are flattened first: a batched product makes XLA on CPU transpose copies for the weight gradient.
     """
-    y = _product(x.reshape(-1, x.shape[-1]), weight_IO.astype(x.dtype))
+    rows = x.reshape(-1, x.shape[-1])
+    if isinstance(weight_IO, Int8Weight):
+        y = int8_product(rows, weight_IO).astype(x.dtype)
+    else:
+        y = _product(rows, weight_IO.astype(x.dtype))
     if bias_O is not None:
         y = y + bias_O.astype(x.dtype)
-    return y.reshape(*x.shape[:-1], weight_IO.shape[-1])
+    return y.reshape(*x.shape[:-1], y.shape[-1])
 
 
 @jax.custom_vjp
@@ -120,6 +126,8 @@ def softcap(logits, cap):
 def head_logits(x_BTD, weight_VD, cap):
     """Scores over the vocabulary, [B, T, V], float32 or wider; capped where `cap` is a `Softcap`."""
     wide = jnp.promote_types(x_BTD.dtype, jnp.float32)
+    if isinstance(weight_VD, Int8Weight):
+        return softcap(int8_product(x_BTD.reshape(-1, x_BTD.shape[-1]), weight_VD).reshape(*x_BTD.shape[:2], -1), cap)
     weight_VD = weight_VD.astype(x_BTD.dtype)
     return softcap(jnp.einsum("BTD,VD->BTV", x_BTD, weight_VD, preferred_element_type=wide), cap)
 

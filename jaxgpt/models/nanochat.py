@@ -21,7 +21,7 @@ from flax import nnx
 from jaxgpt.config.families import NanochatConfig
 from jaxgpt.config.families.nanochat import GATE_CHANNELS
 from jaxgpt.models.attention import attention
-from jaxgpt.models.cache import query_positions, write_rows
+from jaxgpt.models.cache import init_heads, query_positions, write_heads, write_rows
 from jaxgpt.models.layers import (
     Embedding,
     Linear,
@@ -84,9 +84,11 @@ class CausalSelfAttention(nnx.Module):
         q_BTNH, k_BTKH = (
             rms_norm(rotary(x, positions_BT, config.rope_base), config.qk_scale) for x in (q_BTNH, k_BTKH)
         )
+        k_BSKH, v_BSKH = k_BTKH, v_BTKH
         if cache is not None:
-            cache = tuple(write_rows(*pair, offset_B) for pair in zip(cache, (k_BTKH, v_BTKH), strict=True))
-        k_BSKH, v_BSKH = cache or (k_BTKH, v_BTKH)
+            k_BKSH, k_BSKH = write_heads(cache[0], k_BTKH, offset_B)
+            v_BKSH, v_BSKH = write_heads(cache[1], v_BTKH, offset_B)
+            cache = (k_BKSH, v_BKSH)
         window = config.window(self.layer)
         y_BTNH = attention(
             q_BTNH, k_BSKH, v_BSKH,
@@ -229,8 +231,8 @@ class Nanochat(nnx.Module):
 
     def init_cache(self, n_rows: int, n_positions: int):
         """For `decode`: the ids so far, which smear looks back at, and keys and values, one pair per layer."""
-        shape = (n_rows, n_positions, self.config.n_kv_head, self.config.head_dim)
-        pairs = [(jnp.zeros(shape, self.dtype), jnp.zeros(shape, self.dtype)) for _ in self.h]
+        shape = (n_rows, self.config.n_kv_head, n_positions, self.config.head_dim)
+        pairs = [(init_heads(*shape, self.dtype), init_heads(*shape, self.dtype)) for _ in self.h]
         return jnp.zeros((n_rows, n_positions), jnp.int32), pairs
 
     def decode(self, tokens_BT, cache, offset_B):

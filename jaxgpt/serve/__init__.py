@@ -1,1 +1,1 @@
-"""A trained model behind HTTP: OpenAI's API and a page to chat on. Only one_by_one.py knows JAX."""
+"""A trained model behind HTTP: OpenAI's API and a page to chat on. Only batching.py knows JAX."""

@@ -29,6 +29,8 @@ def read_arguments(args: list[str]) -> argparse.Namespace:
     parser.add_argument("--port", type=int, default=8000, metavar="N", help="0: any that is free (8000)")
     parser.add_argument("--api-key", metavar="KEY", help=f"clients must send it (the variable {KEY_VARIABLE})")
     parser.add_argument("--name", metavar="NAME", help="of the model for clients (the name of the run)")
+    parser.add_argument("--slots", type=int, default=8, metavar="N", help="texts that are generated at once (8)")
+    parser.add_argument("--weights", choices=("bfloat16", "int8"), help="lighter weights (as stored); int8 is fastest")
     parser.add_argument("--queue", type=int, default=64, metavar="N", help="texts that wait; more get 429 (64)")
     parser.add_argument("--deadline", type=float, default=600.0, metavar="S", help="seconds for an answer (600)")
     parser.add_argument(
@@ -38,6 +40,7 @@ def read_arguments(args: list[str]) -> argparse.Namespace:
     given.api_key = given.api_key or os.environ.get(KEY_VARIABLE) or None
     for is_good, message in (
         (0 <= given.port < 65536, f"--port={given.port} is not from 0 to 65535; choose one that is"),
+        (given.slots >= 1, f"--slots={given.slots} is below 1; generate at least one text at once"),
         (given.queue >= 1, f"--queue={given.queue} is below 1; let at least one text wait"),
         (0 < given.deadline < float("inf"), f"--deadline={given.deadline} is not above 0; give seconds"),
         (given.name is None or (given.name.isprintable() and given.name), "--name is empty or not printable"),
@@ -59,9 +62,10 @@ import sys
 from jaxgpt import signals
 from jaxgpt.errors import EXIT_DONE, run_verb
 from jaxgpt.inference.trained import open_source
+from jaxgpt.inference.weights import with_weights
 from jaxgpt.serve.app import make_app
+from jaxgpt.serve.batching import Batching
 from jaxgpt.serve.gate import LOOPBACK, Limits
-from jaxgpt.serve.one_by_one import OneByOne
 from jaxgpt.serve.server import DRAINING, open_socket, serve
 
 
@@ -72,7 +76,9 @@ def main(args: list[str]) -> int:
 def run_server(given: argparse.Namespace) -> int:
     listening = open_socket(given.host, given.port)
     trained = open_source(given)
-    backend = OneByOne(trained, given.name or model_name(given), n_queue=given.queue)
+    if given.weights:
+        trained = with_weights(trained, given.weights)
+    backend = Batching(trained, given.name or model_name(given), n_slots=given.slots, n_queue=given.queue)
     app = make_app(
         backend,
         limits=Limits(deadline_s=given.deadline),

@@ -36,6 +36,7 @@ class Settings:
       max_tokens: tokens after the prompt, forced ones among them; 0: only the prompt is scored.
       temperature, top_p, top_k, seed, sample: as in `jaxgpt.inference.request.Request`.
       stop_ids: each ends the text and is not yielded.
+      has_tools: whether the model's calls of its tools are answered.
       n_logprobs: None: no logprobs; 0: that of each token; k: and those of the k most likely.
       is_prompt_scored: the tokens of the prompt are yielded first.
       presence_penalty, frequency_penalty: subtracted from the logit of an id that was generated already: once, and
@@ -50,6 +51,7 @@ class Settings:
     seed: int = 0
     sample: int = 0
     stop_ids: tuple[int, ...] = ()
+    has_tools: bool = False
     n_logprobs: int | None = None
     is_prompt_scored: bool = False
     presence_penalty: float = 0.0

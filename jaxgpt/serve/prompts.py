@@ -127,6 +127,7 @@ def settings_of(body: Sampling, prompt: Prompt, backend: Backend) -> Settings:
         top_k=body.top_k or 0,
         seed=(secrets.randbits(32) if body.seed is None else body.seed) % 2**32,
         stop_ids=stop_ids,
+        has_tools=isinstance(body, ChatBody),
         n_logprobs=n_logprobs,
         is_prompt_scored=is_echo,
         presence_penalty=body.presence_penalty or 0.0,
