@@ -110,7 +110,7 @@ def test_sums_are_disjoint_and_their_answers_right():
     train, test = (
         {task[i]["messages"][0]["content"] for i in range(len(task))} for task in map(sums, ("train", "test"))
     )
-    assert (len(train), len(test)) == (360, 40) and not train & test
+    assert (len(train), len(test)) == (800, 100) and not train & test
     task = sums("test")
     assert all(task.judge(task[i], task[i]["messages"][1]["content"][-1]["text"]) for i in range(40))
 

@@ -30,8 +30,8 @@ end-of-text token in front of every document (byte: a token of id 256; or a toke
 `jaxgpt train_tokenizer` wrote). Each page of a single text is a document here too. fineweb10B is published like this.
 --format chat, or the name chat, reads conversations: {"messages": [...]} per line, OpenAI's and ShareGPT's layouts too.
 --mixture writes what a stage of nanochat's trains on (mid_2025, sft_2025, sft_2026, sft_2026_spelling), or tasks joined
-by +, in the order of nanochat's shuffle; chat_cpu is 500 short conversations that are made here, rl_gsm8k and rl_sums are
-questions for jaxgpt rl. The others are fetched from the hub, or read from --input TASK=FILE.
+by +, in the order of nanochat's shuffle; chat_cpu is 500 short conversations that are made here, rl_gsm8k and rl_sums
+are questions for jaxgpt rl. The others are fetched from the hub, or read from --input TASK=FILE.
 
 The work happens in DIR/.tmp and is moved into place when it is complete: until then what was in DIR stays as it is.
 Preparing the same data again does nothing. Published text is fetched file by file: ask for more at any time; existing
