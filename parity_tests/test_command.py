@@ -37,6 +37,8 @@ MISTAKES = {
     ("sample", "--promt", "x"): "--promt is no flag of sample; did you mean --prompt?",
     ("sample", "--run=r", "-prompt", "x"): "-prompt is no flag of sample; did you mean --prompt?",
     ("sample", "--help", "optim"): "--help optim: jaxgpt sample has no sections; --help all shows everything",
+    ("chat", "--run=r", "-q", "x"): "-q is no flag of chat; jaxgpt chat --help lists them",
+    ("chat", "--run=r", "--top-p=2"): "top_p=2.0 is outside (0, 1]; 1 keeps all tokens",
     ("serve", "--run=r", "--prot=80"): "--prot is no flag of serve; did you mean --port?",
     ("serve", "--run=r", "--port=70000"): "--port=70000 is not from 0 to 65535; choose one that is",
     ("evaluate", "--run=r", "--splt=val"): "--splt is no flag of evaluate; did you mean --split?",
