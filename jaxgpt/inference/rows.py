@@ -205,18 +205,7 @@ class Rows:
     def _make_row(self, request: Request | None, before: list[int]) -> _Row:
         if request is None:
             return _Row(Request((0,), 1, temperature=0), 0, before)
-        n_prompt = len(request.prompt_ids)
-        bad_id = next((i for i in request.prompt_ids if not 0 <= i < self._n_valid), None)
-        if n_prompt > self._n_positions:
-            raise InputError(
-                f"the prompt has {n_prompt} tokens, more than model.seq_len={self._n_positions}; shorten it"
-            )
-        if bad_id is not None:
-            raise InputError(f"the prompt holds token {bad_id}, outside the vocabulary of {self._n_valid}")
-        if request.top_k > self._n_valid:
-            raise InputError(f"top_k={request.top_k} is above the vocabulary of {self._n_valid}; 0 keeps all tokens")
-        n_room = self._n_positions - n_prompt + 1  # the last token is not cached
-        return _Row(request, request.max_tokens if request.slides else min(request.max_tokens, n_room), before)
+        return _Row(request, room_of(request, n_positions=self._n_positions, n_valid=self._n_valid), before)
 
     def _fill(self) -> None:
         """Fills the cache of stale rows; rows of one text, such as samples of one prompt, from one prefill."""
@@ -238,8 +227,8 @@ class Rows:
 
     def _prefill(self, text: Sequence[int], held: list[list[int]]):
         """The state of one row after a text, computed from the longest beginning that a row's cache holds of it."""
-        source = max(range(len(held)), key=lambda row: _n_shared(text, held[row]))
-        n_held = _n_shared(text, held[source])
+        source = max(range(len(held)), key=lambda row: n_shared(text, held[row]))
+        n_held = n_shared(text, held[source])
         n_held = self._fit_prefix(min(n_held, len(text) - 1), len(text))
         if n_held:
             cache = take_row(self._state[1], np.int32(source))
@@ -252,7 +241,7 @@ class Rows:
         return prefill(self._model, self._params, cache, tokens_1T, np.int32(len(rest)), np.int32(n_held))
 
     def _pad(self, n_tokens: int) -> int:
-        return min(max(MIN_PREFILL_TOKENS, 1 << (n_tokens - 1).bit_length()), self._n_positions)
+        return min(padded_tokens(n_tokens), self._n_positions)
 
     def _fit_prefix(self, n_held: int, n_text: int) -> int:
         """As much of a prefix as leaves room for the padded rest; 0 where it would save less than it costs."""
@@ -290,6 +279,29 @@ class Rows:
         self._token_B = self._choose(1)
 
 
-def _n_shared(text: Sequence[int], ids: Sequence[int]) -> int:
+def padded_tokens(n_tokens: int) -> int:
+    """How long a prompt is where it is computed, so that prompts of all lengths share a few programs."""
+    return max(MIN_PREFILL_TOKENS, 1 << (n_tokens - 1).bit_length())
+
+
+def room_of(request: Request, *, n_positions: int, n_valid: int) -> int:
+    """How many tokens a request may get from a model of this context, with ids below `n_valid`.
+
+    Raises:
+      InputError: the model cannot serve it.
+    """
+    n_prompt = len(request.prompt_ids)
+    bad_id = next((i for i in request.prompt_ids if not 0 <= i < n_valid), None)
+    if n_prompt > n_positions:
+        raise InputError(f"the prompt has {n_prompt} tokens, more than model.seq_len={n_positions}; shorten it")
+    if bad_id is not None:
+        raise InputError(f"the prompt holds token {bad_id}, outside the vocabulary of {n_valid}")
+    if request.top_k > n_valid:
+        raise InputError(f"top_k={request.top_k} is above the vocabulary of {n_valid}; 0 keeps all tokens")
+    n_room = n_positions - n_prompt + 1  # the last token is not cached
+    return request.max_tokens if request.slides else min(request.max_tokens, n_room)
+
+
+def n_shared(text: Sequence[int], ids: Sequence[int]) -> int:
     """Ids that both begin with."""
     return next((n for n, (a, b) in enumerate(zip(text, ids, strict=False)) if a != b), min(len(text), len(ids)))
