@@ -12,6 +12,7 @@ import time
 
 import pytest
 
+from jaxgpt import sample
 from jaxgpt.chat.__main__ import main
 from jaxgpt.config import GPT2Config
 from jaxgpt.errors import InputError
@@ -155,6 +156,20 @@ def test_a_base_model_completes_each_line_of_a_pipe(run, monkeypatch, capsys):
     assert "step 1: completes what you type; float32" in errors
 
 
+def test_a_draft_changes_no_greedy_text(run, monkeypatch, capsys):
+    """In `jaxgpt chat`, and in `jaxgpt sample`."""
+    asked = ["--run", run, "--temperature=0", "--max-tokens=40"]
+    texts = []
+    for drafts in ([], ["--draft", "lookup"]):
+        assert main([*asked, "-p", "To be, to be", *drafts]) == 0
+        texts.append(capsys.readouterr().out)
+        assert sample.main([*asked, "--prompt", "To be, to be", *drafts]) == 0
+        out, errors = capsys.readouterr()
+        assert out == "To be, to be" + texts[-1]
+        assert ("drafted tokens accepted" in errors) == bool(drafts)
+    assert texts[0] == texts[1]
+
+
 def test_one_answer_then_the_end(run, monkeypatch, capsys):
     """--prompt -, and the same as an argument; a conversation where the mode says so."""
     asked = ["--run", run, "--mode=chat", "--seed=5", "--max-tokens=8"]
@@ -172,9 +187,11 @@ def test_one_answer_then_the_end(run, monkeypatch, capsys):
         ([], b"\xff\n", "stdin is not utf-8 at byte 0"),
         (["-p", "-"], b"\xff", "the prompt on stdin is not UTF-8 at byte 0"),
         (["--mode=chat"], b"x" * 80, "the message has 84 tokens, the context 64; shorten it"),
+        (["--draft=nowhere"], b"", "--draft=nowhere: nowhere does not exist"),
+        (["--draft=lookup", "--draft-tokens=0"], b"", "--draft=lookup: --draft-tokens=0 is outside [1, 16]"),
         (["--temperature=-1"], b"", "temperature=-1.0 is not a number from 0"),
     ],
-    ids=["system", "bytes", "prompt", "long", "setting"],
+    ids=["system", "bytes", "prompt", "long", "draft", "drafted", "setting"],
 )
 def test_what_cannot_be_answered_is_said(run, monkeypatch, arguments, text, message):
     pipe(text, monkeypatch)

@@ -36,6 +36,7 @@ MISTAKES = {
     ("train-tokenizer", "--vocab=300"): "--vocab is no flag of train_tokenizer; did you mean --vocab-size?",
     ("sample", "--promt", "x"): "--promt is no flag of sample; did you mean --prompt?",
     ("sample", "--run=r", "-prompt", "x"): "-prompt is no flag of sample; did you mean --prompt?",
+    ("sample", "--run=r", "--draft=d", "--samples=2"): "--samples=2 is above 1, and --draft is for one text; keep one",
     ("sample", "--help", "optim"): "--help optim: jaxgpt sample has no sections; --help all shows everything",
     ("chat", "--run=r", "-q", "x"): "-q is no flag of chat; jaxgpt chat --help lists them",
     ("chat", "--run=r", "--top-p=2"): "top_p=2.0 is outside (0, 1]; 1 keeps all tokens",

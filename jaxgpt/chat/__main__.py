@@ -14,7 +14,7 @@ import argparse
 import secrets
 
 from jaxgpt.errors import InputError, answer_early
-from jaxgpt.inference.arguments import source_parser
+from jaxgpt.inference.arguments import add_draft_flags, source_parser
 from jaxgpt.inference.request import check_settings
 
 MODES = ("chat", "complete")
@@ -33,6 +33,7 @@ def read_arguments(args: list[str]) -> argparse.Namespace:
     ):
         parser.add_argument(flag, type=kind, default=usual, metavar="N" if kind is int else "X", help=about)
     parser.add_argument("--mode", choices=MODES, help="converse, or complete (what the model was trained for)")
+    add_draft_flags(parser)
     given = parser.read(args)
     given.seed = secrets.randbits(32) if given.seed is None else given.seed
     check_settings(
@@ -50,6 +51,7 @@ import sys
 from jaxgpt.chat.talk import Sampling, Talk, converses
 from jaxgpt.chat.terminal import Terminal
 from jaxgpt.errors import EXIT_DONE, run_verb
+from jaxgpt.inference.speculative import open_drafted
 from jaxgpt.inference.trained import open_source
 
 DEFAULT_TOP_K = 50
@@ -81,21 +83,24 @@ def open_talk(given: argparse.Namespace) -> Talk:
             f"{trained.origin} has no tokenizer for its {trained.model.vocab_size} ids; "
             "jaxgpt sample --data DIR takes that of a data directory"
         )
-    engine = trained.engine()
     does_converse = converses(trained) if given.mode is None else given.mode == "chat"
     top_k = min(DEFAULT_TOP_K, tokenizer.vocab_size) if given.top_k is None else given.top_k
+    if given.draft:
+        rows = open_drafted(trained, given.draft, n_draft=given.draft_tokens, platform=given.platform)
+    else:
+        rows = trained.engine().rows([None], reuses_prefixes=True)
     talk = Talk(
-        engine.rows([None], reuses_prefixes=True),
+        rows,
         tokenizer,
         Sampling(given.max_tokens, given.temperature, top_k, given.top_p, given.seed),
-        n_positions=engine.n_positions,
+        n_positions=trained.model.seq_len,
         converses=does_converse,
     )
     if given.system:
         talk.need_dialogue("--system").system = given.system
     device = trained.mesh.devices.flat[0].device_kind
     how = "converses" if does_converse else "completes what you type"
-    print(f"{trained.origin}: {how}; {engine.model.dtype} on {device}; /help", file=sys.stderr, flush=True)
+    print(f"{trained.origin}: {how}; {trained.compute_dtype} on {device}; /help", file=sys.stderr, flush=True)
     return talk
 
 

@@ -22,6 +22,7 @@ from jaxgpt.inference.request import Request
 from jaxgpt.inference.row_cache import make_cache, prefill
 from jaxgpt.inference.rows import MIN_PREFILL_TOKENS, Token, n_shared, padded_tokens, room_of
 from jaxgpt.inference.sampling import draw_of, way_of
+from jaxgpt.inference.trained import Trained, open_trained
 
 LOOKUP = "lookup"
 N_GRAM = 3
@@ -107,6 +108,13 @@ class SpeculativeRow:
         self._n_left = 0
         self._ready.clear()
 
+    def summary(self) -> str:
+        """How well it drafted, in words."""
+        if not self.n_drafted:
+            return f"{self.n_rounds} forwards, nothing drafted"
+        share = self.n_accepted / self.n_drafted
+        return f"{self.n_accepted} of {self.n_drafted} drafted tokens accepted ({share:.0%}), {self.n_rounds} forwards"
+
     def __iter__(self) -> "SpeculativeRow":
         return self
 
@@ -189,6 +197,27 @@ class SpeculativeRow:
         found = look_up(self._ids[self._begin :], self._n_draft)
         draft_K = np.array(found, np.int32)
         return draft_K, jax.nn.one_hot(draft_K, self._n_valid) if found else jnp.zeros((0, self._n_valid))
+
+
+def open_drafted(trained: Trained, source: str, *, n_draft: int, platform: str = "") -> SpeculativeRow:
+    """A row of a trained model, with the draft that the command line names.
+
+    Args:
+      source: of the draft, as `open_trained` takes it, or LOOKUP.
+
+    Raises:
+      InputError: the draft cannot be opened, or is none for this model.
+    """
+    try:
+        if source == LOOKUP:
+            return SpeculativeRow(trained.engine(), None, n_draft=n_draft)
+        draft = open_trained(source, platform=platform)
+        digests = [model.tokenizer.digest() for model in (trained, draft) if model.tokenizer]
+        if len(digests) < 2 or digests[0] != digests[1]:
+            raise InputError(f"{draft.origin} has another tokenizer than {trained.origin}; give one of the same")
+        return SpeculativeRow(trained.engine(), draft.engine(), n_draft=n_draft)
+    except InputError as error:
+        raise InputError(f"--draft={source}: {str(error).replace('n_draft=', '--draft-tokens=')}") from error
 
 
 def look_up(ids: Sequence[int], n_draft: int) -> list[int]:
