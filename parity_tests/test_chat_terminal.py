@@ -1,14 +1,8 @@
 """The chat in a terminal of its own: lines, commands, arrow keys, Ctrl-C and Ctrl-D; and the verb on a pipe."""
 
-import contextlib
 import io
-import os
-import pty
 import re
-import select
-import subprocess
 import sys
-import time
 
 import pytest
 
@@ -18,61 +12,8 @@ from jaxgpt.config import GPT2Config
 from jaxgpt.errors import InputError
 from jaxgpt.inference.trained import open_run
 from parity_tests.helpers.chat_data import BYTES
-from parity_tests.helpers.environment import REPO, environment
 from parity_tests.helpers.saved_runs import save_run
-
-LIMIT_S = 30.0
-UP, CTRL_C, CTRL_D = "\x1b[A", "\x03", "\x04"
-
-
-class Tty:
-    """A process in a terminal.
-
-    Attributes:
-      screen: what it printed so far, without colours.
-    """
-
-    def __init__(self, *command: str):
-        self._main, terminal = pty.openpty()
-        self.process = subprocess.Popen(
-            [sys.executable, *command], stdin=terminal, stdout=terminal, stderr=terminal, cwd=REPO,
-            env=environment() | {"TERM": "xterm", "LC_ALL": "C.UTF-8"}, start_new_session=True,
-        )  # fmt: skip
-        os.close(terminal)
-        self._bytes, self._n_seen = b"", 0
-
-    @property
-    def screen(self) -> str:
-        text = self._bytes.decode(errors="replace").replace("\r\n", "\n")
-        return re.sub(r"\x1b\[[?0-9;]*[a-zA-Z]", "", text)
-
-    def type(self, text: str) -> None:
-        os.write(self._main, text.encode())
-
-    def wait_for(self, text: str) -> str:
-        """What came since the last wait, up to a text."""
-        until = time.monotonic() + LIMIT_S
-        while (at := self.screen.find(text, self._n_seen)) < 0:
-            assert self._read(until), f"{text!r} is not in {self.screen!r}"
-        found = self.screen[self._n_seen : at + len(text)]
-        self._n_seen = at + len(text)
-        return found
-
-    def close(self) -> int:
-        """Its exit code, once it has ended."""
-        until = time.monotonic() + LIMIT_S
-        while self._read(until):
-            pass
-        os.close(self._main)
-        return self.process.wait(LIMIT_S)
-
-    def _read(self, until: float) -> bool:
-        assert select.select([self._main], [], [], max(until - time.monotonic(), 0))[0], self.screen
-        with contextlib.suppress(OSError):  # Linux: the other side is closed
-            got = os.read(self._main, 65536)
-            self._bytes += got
-            return bool(got)
-        return False
+from parity_tests.helpers.tty import CTRL_C, CTRL_D, UP, Tty
 
 
 @pytest.fixture

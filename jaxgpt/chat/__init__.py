@@ -1,5 +1,7 @@
 """On top of a trained model: evaluations, and what a chat model does between its tokens.
 
+__main__.py      (command) the chat in a terminal: terminal.py reads lines, talk.py answers them
+dialogue.py      what was said, the prompt of the next turn, files; answer_text.py shows an answer
 tools.py         the tool that reads a row of a chat model, and answers
 core_tasks.py    CORE: its 22 tasks, baselines, orders
 core_prompts.py  the prompts of an item, and which of their tokens are scored
