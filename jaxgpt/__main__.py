@@ -14,6 +14,7 @@ VERBS = {
     "prepare": "text into shards of tokens, or of text",
     "train_tokenizer": "learn a BPE vocabulary from text",
     "sample": "write text with a trained model",
+    "chat": "talk to a trained model in the terminal",
     "serve": "a trained model behind OpenAI's API, and a page to chat",
     "evaluate": "loss on held-out text, CORE, HellaSwag",
     "report": "one page about runs: results by stage, curves, time, cost",

@@ -7,16 +7,17 @@ or where the model ends it (GPT-2's <|endoftext|>). When the context is full, th
   jaxgpt sample --model gpt2 --prompt "The answer is" --max-tokens 100 --temperature 0
   jaxgpt sample --run runs/owt --step 20000 --prompt @question.txt
   jaxgpt sample --model ckpt.pt --data DIR --prompt "ROMEO:"       (nanoGPT's; DIR holds its meta.pkl)
+  jaxgpt sample --run runs/large --draft runs/small                (same distribution, fewer forwards)
   jaxgpt sample --model gpt2-xl --samples 4 --top-k 0 --top-p 0.95 > texts.txt
 """
 
 # ruff: noqa: E402 - mistakes are answered before the imports that take seconds
 import argparse
 
-from jaxgpt.errors import answer_early
+from jaxgpt.errors import InputError, answer_early
 from jaxgpt.files import user_location, user_path
-from jaxgpt.inference.arguments import source_parser
-from jaxgpt.inference.request import check_settings
+from jaxgpt.inference.arguments import add_draft_flags, source_parser
+from jaxgpt.inference.request import Request, check_settings
 
 
 def read_arguments(args: list[str]) -> argparse.Namespace:
@@ -38,26 +39,31 @@ def read_arguments(args: list[str]) -> argparse.Namespace:
     parser.add_argument(
         "--data", metavar="DIR", type=user_location, help="data whose tokenizer fits, if the model has none"
     )
+    add_draft_flags(parser)
     parser.add_argument("--verify", action="store_true", help="with --data: hash all of the data again")
     settings = parser.read(args)
     check_settings(
         max_tokens=settings.max_tokens, temperature=settings.temperature, top_k=settings.top_k or 0,
         top_p=settings.top_p, seed=settings.seed, n_samples=settings.samples,
     )  # fmt: skip
+    if settings.draft and settings.samples > 1:
+        raise InputError(f"--samples={settings.samples} is above 1, and --draft is for one text; keep one of them")
     return settings
 
 
 if __name__ == "__main__":
     answer_early(read_arguments)
 
+import dataclasses
 import sys
 import time
 from collections.abc import Iterator
 
 from jaxgpt.data.sources import open_directory
 from jaxgpt.data.tokenizer import Tokenizer
-from jaxgpt.errors import EXIT_DONE, InputError, run_verb
+from jaxgpt.errors import EXIT_DONE, run_verb
 from jaxgpt.files import read_bounded
+from jaxgpt.inference.speculative import open_drafted
 from jaxgpt.inference.trained import open_source, with_tokenizer_of
 from jaxgpt.streams import visible
 
@@ -85,19 +91,26 @@ def sample(settings: argparse.Namespace) -> int:
         prompt_ids = tokenizer.encode_prompt(prompt)
     except InputError as error:
         raise InputError(f"--prompt={prompt[:40]!r} cannot be read: {error}; or choose another --prompt") from error
-    steps = engine.generate(
+    request = Request(
         prompt_ids,
         max_tokens=settings.max_tokens,
+        stop_ids=tokenizer.stop_ids(),
         temperature=settings.temperature,
         top_k=min(200, tokenizer.vocab_size) if settings.top_k is None else settings.top_k,
         top_p=settings.top_p,
         seed=settings.seed,
-        n_samples=settings.samples,
-        stop_ids=tokenizer.stop_ids(),
     )
+    drafted = None
+    if settings.draft:
+        drafted = open_drafted(trained, settings.draft, n_draft=settings.draft_tokens, platform=settings.platform)
+        drafted.start(0, request)
+    samples = [dataclasses.replace(request, sample=i) for i in range(settings.samples)]
+    steps = drafted or engine.rows(samples)
     device = trained.mesh.devices.flat[0].device_kind
     say(f"{trained.origin}: {engine.model.dtype} on {device}, {tokenizer.name} tokens")
     n_steps = write(steps, prompt, tokenizer, settings.samples)
+    if drafted:
+        say(drafted.summary())
     if len(prompt_ids) + n_steps - 1 > engine.n_positions:
         say(f"longer than the context of {engine.n_positions} tokens: whenever it was full, its last half was kept")
     return EXIT_DONE

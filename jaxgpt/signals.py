@@ -17,6 +17,7 @@ import select
 import signal
 import sys
 import time
+from collections.abc import Callable
 from types import TracebackType
 
 GRACE_S = 1.0
@@ -61,6 +62,7 @@ class _Watch:
         self.before: dict[int, object] = {}
         self.first: dict[str, tuple[int, Phase]] = {}  # "first" -> number, phase
         self.is_said = _thread.allocate_lock()  # held until the line is printed
+        self.lent: frozenset[int] = frozenset()
 
     def decide(self, number: int) -> tuple[int, Phase]:
         """The first signal and the phase it came in. Main thread and reader both ask, and get one answer."""
@@ -83,6 +85,15 @@ def enter(phase: Phase) -> Phase:
 def received() -> int:
     """The number of the first signal; 0: none came."""
     return _watch.first["first"][0] if _watch.first else 0
+
+
+def lend_interrupt(handler: Callable[[int, object], None]) -> None:
+    """From now on Ctrl-C only calls this, in the main thread. SIGTERM and SIGHUP mean what they meant.
+
+    For a dialogue, in which Ctrl-C ends an answer and not the program.
+    """
+    _watch.lent = frozenset({signal.SIGINT})
+    signal.signal(signal.SIGINT, handler)
 
 
 def guard_command(package: str) -> None:
@@ -182,7 +193,7 @@ def _read_pipe(watch: _Watch, reader: int) -> None:
             os.close(reader)
             return
         number = got[0]
-        if number not in NUMBERS:  # for another handler of this process
+        if number not in NUMBERS or number in watch.lent:  # for another handler of this process
             continue
         if not first:
             first, first_at = number, time.monotonic()

@@ -35,6 +35,8 @@ NOT_HERE = {
     r".*(s3|gs)://": "needs a bucket; test_remote_runs and store_kills have one of their own",
     r"jaxgpt (train --config|sample --run) (runs/)?modded_cpu": "compiles for a minute; test_modded_training trains it",
     r"\\$run --hosts": "test_train trains in two processes",
+    r"jaxgpt (prepare chat|sft|chat) ": "needs a chat model; test_sft, test_chat_terminal have small ones",
+    r"jaxgpt sample .*--draft ": "needs a second run; test_chat_terminal and test_speculative draft",
     r"jaxgpt bench ": "takes minutes; test_bench runs it",
     r"jaxgpt train --config \w+ --smoke$": "test_recipes runs it",
     r"jaxgpt prepare (shakespeare$|fineweb-edu|climbmix|openwebtext)": "needs the network, for text or a vocabulary",

@@ -1,5 +1,7 @@
 """On top of a trained model: evaluations, and what a chat model does between its tokens.
 
+__main__.py      (command) the chat in a terminal: terminal.py reads lines, talk.py answers them
+dialogue.py      what was said, the prompt of the next turn, files; answer_text.py shows an answer
 tools.py         the tool that reads a row of a chat model, and answers
 rollouts.py      a model's own answers to questions, and whether they are right
 advantages.py    from the rewards of answers to what each token weighs

@@ -110,7 +110,7 @@ class Parser(argparse.ArgumentParser):
         for arg in own[: own.index("--")] if "--" in own else own:
             match = FLAG.fullmatch(arg)
             if match is None:
-                if re.fullmatch(r"-[A-Za-z]\S*", arg) and arg != "-h":
+                if re.fullmatch(r"-[A-Za-z]\S*", arg) and arg not in ("-h", *self._option_string_actions):
                     raise self._unknown(arg)
                 continue
             action = self._option_string_actions.get(match[1])

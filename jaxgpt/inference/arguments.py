@@ -15,3 +15,11 @@ def source_parser(prog: str, doc: str | None, usage: str, example: str) -> Parse
     parser.add_argument("--step", type=int, metavar="N", help="with --run: this checkpoint (the newest)")
     parser.add_argument("--platform", choices=("cpu", "gpu", "tpu"), default="", help="device (the fastest here)")
     return parser
+
+
+def add_draft_flags(parser: Parser) -> None:
+    """--draft and --draft-tokens, for verbs that decode one text."""
+    parser.add_argument(
+        "--draft", metavar="RUN", type=user_location, help="a smaller model that drafts; lookup: the text itself"
+    )
+    parser.add_argument("--draft-tokens", type=int, default=4, metavar="N", help="drafted at a time (4)")

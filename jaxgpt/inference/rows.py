@@ -243,21 +243,7 @@ class Rows:
     def _make_row(self, request: Request | None) -> _Row:
         if request is None:
             return _Row(Request((0,), 1, temperature=0), 0)
-        n_prompt = len(request.prompt_ids)
-        bad_id = next((i for i in request.prompt_ids if not 0 <= i < self._n_valid), None)
-        if n_prompt > self._n_positions:
-            raise InputError(
-                f"the prompt has {n_prompt} tokens, more than model.seq_len={self._n_positions}; shorten it"
-            )
-        if bad_id is not None:
-            raise InputError(f"the prompt holds token {bad_id}, outside the vocabulary of {self._n_valid}")
-        bad_id = next((i for i, _ in request.logit_bias if not 0 <= i < self._n_valid), None)
-        if bad_id is not None:
-            raise InputError(f"logit_bias has token {bad_id}, outside the vocabulary of {self._n_valid}")
-        if request.top_k > self._n_valid:
-            raise InputError(f"top_k={request.top_k} is above the vocabulary of {self._n_valid}; 0 keeps all tokens")
-        n_room = self._n_positions - n_prompt + 1  # the last token is not cached
-        return _Row(request, request.max_tokens if request.slides else min(request.max_tokens, n_room))
+        return _Row(request, room_of(request, n_positions=self._n_positions, n_valid=self._n_valid))
 
     def _fill(self) -> None:
         """Fills the cache of stale rows; rows of one text, such as samples of one prompt, from one prefill."""
@@ -304,7 +290,7 @@ class Rows:
         self.n_prefilled_tokens += len(text) - n_held
         for begin in range(n_held, len(text), CHUNK_TOKENS):
             piece = text[begin : begin + CHUNK_TOKENS]
-            tokens_1T = np.zeros((1, max(MIN_PREFILL_TOKENS, 1 << (len(piece) - 1).bit_length())), np.int32)
+            tokens_1T = np.zeros((1, padded_tokens(len(piece))), np.int32)
             tokens_1T[0, : len(piece)] = piece
             filled = prefill(self._model, self._params, filled[1], tokens_1T, np.int32(len(piece)), np.int32(begin))
         return filled
@@ -352,3 +338,34 @@ class Rows:
         for row in self._rows:
             row.n_cached += not row.is_stale
         self._token_B = self._choose(1)
+
+
+def padded_tokens(n_tokens: int) -> int:
+    """How long a prompt is where it is computed, so that prompts of all lengths share a few programs."""
+    return max(MIN_PREFILL_TOKENS, 1 << (n_tokens - 1).bit_length())
+
+
+def room_of(request: Request, *, n_positions: int, n_valid: int) -> int:
+    """How many tokens a request may get from a model of this context, with ids below `n_valid`.
+
+    Raises:
+      InputError: the model cannot serve it.
+    """
+    n_prompt = len(request.prompt_ids)
+    bad_id = next((i for i in request.prompt_ids if not 0 <= i < n_valid), None)
+    if n_prompt > n_positions:
+        raise InputError(f"the prompt has {n_prompt} tokens, more than model.seq_len={n_positions}; shorten it")
+    if bad_id is not None:
+        raise InputError(f"the prompt holds token {bad_id}, outside the vocabulary of {n_valid}")
+    bad_id = next((i for i, _ in request.logit_bias if not 0 <= i < n_valid), None)
+    if bad_id is not None:
+        raise InputError(f"logit_bias has token {bad_id}, outside the vocabulary of {n_valid}")
+    if request.top_k > n_valid:
+        raise InputError(f"top_k={request.top_k} is above the vocabulary of {n_valid}; 0 keeps all tokens")
+    n_room = n_positions - n_prompt + 1  # the last token is not cached
+    return request.max_tokens if request.slides else min(request.max_tokens, n_room)
+
+
+def n_shared(text: Sequence[int], ids: Sequence[int]) -> int:
+    """Ids that both begin with."""
+    return next((n for n, (a, b) in enumerate(zip(text, ids, strict=False)) if a != b), min(len(text), len(ids)))

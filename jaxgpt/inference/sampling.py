@@ -73,22 +73,45 @@ def choose_token(logits_BV, length_B, draw: Draw, *, n_valid: int, way: Way):
     if way.is_greedy:
         token_B = logits_BV.argmax(axis=-1)
     else:
-        scaled_BV = logits_BV / draw.temperature[:, None]
-        ids_BV = None
-        if way.n_sorted or way.has_top_p:
-            scaled_BV, ids_BV = jax.lax.top_k(scaled_BV, min(way.n_sorted, n_valid) or n_valid)
-        if way.n_sorted:
-            rank_V = jnp.arange(scaled_BV.shape[1])
-            scaled_BV = jnp.where(rank_V < draw.top_k[:, None], scaled_BV, -jnp.inf)
-        if way.has_top_p:
-            probs_BV = jax.nn.softmax(scaled_BV, axis=-1)
-            mass_before_BV = jnp.cumsum(probs_BV, axis=-1) - probs_BV
-            scaled_BV = jnp.where(mass_before_BV < draw.top_p[:, None], scaled_BV, -jnp.inf)
+        kept_BV, ids_BV = _keep(logits_BV, draw, way)
         keys_B = jax.vmap(_make_key)(draw.seed, length_B, draw.sample)
-        token_B = jax.vmap(jax.random.categorical)(keys_B, scaled_BV)
+        token_B = jax.vmap(jax.random.categorical)(keys_B, kept_BV)
         if ids_BV is not None:
             token_B = jnp.take_along_axis(ids_BV, token_B[:, None], axis=-1)[:, 0]
     return share(jnp.where(jnp.isfinite(logits_BV.max(axis=-1)), token_B, -1).astype(jnp.int32))
+
+
+def token_probs(logits_TV, draw: Draw, *, n_valid: int, way: Way):
+    """The distribution that `choose_token` draws from, [T, n_valid], float32 or wider.
+
+    Args:
+      draw: of one row, for all T.
+    """
+    logits_TV = logits_TV[:, :n_valid]
+    if way.is_greedy:
+        return jax.nn.one_hot(logits_TV.argmax(axis=-1), n_valid)
+    kept_TV, ids_TV = _keep(logits_TV, draw, way)
+    probs_TV = jax.nn.softmax(kept_TV.astype(jnp.promote_types(kept_TV.dtype, jnp.float32)), axis=-1)
+    if ids_TV is None:
+        return probs_TV
+    return jnp.put_along_axis(jnp.zeros(logits_TV.shape, probs_TV.dtype), ids_TV, probs_TV, axis=-1, inplace=False)
+
+
+def _keep(logits_BV, draw: Draw, way: Way):
+    """Logits over temperature, -inf where top_k and top_p leave a token out; and whose they are, None: 0, 1, 2, ..."""
+    scaled_BV = logits_BV / draw.temperature[:, None]
+    ids_BV = None
+    if way.n_sorted or way.has_top_p:
+        n_valid = logits_BV.shape[1]
+        scaled_BV, ids_BV = jax.lax.top_k(scaled_BV, min(way.n_sorted, n_valid) or n_valid)
+    if way.n_sorted:
+        rank_V = jnp.arange(scaled_BV.shape[1])
+        scaled_BV = jnp.where(rank_V < draw.top_k[:, None], scaled_BV, -jnp.inf)
+    if way.has_top_p:
+        probs_BV = jax.nn.softmax(scaled_BV, axis=-1)
+        mass_before_BV = jnp.cumsum(probs_BV, axis=-1) - probs_BV
+        scaled_BV = jnp.where(mass_before_BV < draw.top_p[:, None], scaled_BV, -jnp.inf)
+    return scaled_BV, ids_BV
 
 
 @functools.partial(jax.jit, static_argnames=("n_valid", "n_likeliest"))
