@@ -28,6 +28,8 @@ class OneRow(Protocol):
 
     def stop(self, row: int) -> None: ...
 
+    def settle(self) -> bool: ...
+
 
 @dataclass(frozen=True)
 class Sampling:
@@ -123,6 +125,8 @@ class Talk:
         self._rows.stop(0)
         if piece := shown.finish():
             yield piece
+        while self._rows.settle():  # the answer, which the next turn's prompt holds
+            pass
         if not end:
             self.notes.append("stopped")
         elif end == "length" and len(ids) < self.sampling.max_tokens:

@@ -1,6 +1,7 @@
 """What a run is, and what follows from it by arithmetic. A config file imports its dataclasses from here."""
 
 from jaxgpt.config.chat import ChatConfig
+from jaxgpt.config.data import DataConfig
 from jaxgpt.config.families import GPT2Config, ModdedConfig, ModelConfig, NanochatConfig
 from jaxgpt.config.machines import HostsConfig, MeshConfig
 from jaxgpt.config.modded_optimizers import MODDED_46, MODDED_62, MODDED_TRACK3
@@ -25,7 +26,6 @@ from jaxgpt.config.rl import RLConfig
 from jaxgpt.config.settings import (
     CheckpointConfig,
     Config,
-    DataConfig,
     EvalConfig,
     LogConfig,
     RunConfig,

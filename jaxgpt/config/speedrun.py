@@ -7,9 +7,10 @@ Source: https://github.com/KellerJordan/modded-nanogpt train_gpt.py (93f0e6b, 25
 
 import dataclasses
 
+from jaxgpt.config.data import DataConfig
 from jaxgpt.config.families import ModdedConfig
 from jaxgpt.config.modded_optimizers import MODDED_62
-from jaxgpt.config.settings import CheckpointConfig, Config, DataConfig, EvalConfig, SampleConfig, TrainConfig
+from jaxgpt.config.settings import CheckpointConfig, Config, EvalConfig, SampleConfig, TrainConfig
 from jaxgpt.config.stages import StageConfig
 
 BATCH_TOKENS = (131_072, 262_144, 393_216)

@@ -108,6 +108,10 @@ class SpeculativeRow:
         self._n_left = 0
         self._ready.clear()
 
+    def settle(self) -> bool:
+        """As `Rows.settle`; here nothing is left to compute, since any beginning of a text is used again."""
+        return False
+
     def summary(self) -> str:
         """How well it drafted, in words."""
         if not self.n_drafted:

@@ -63,6 +63,9 @@ class ScriptedRow:
     def stop(self, row: int) -> None:
         self._left.clear()
 
+    def settle(self) -> bool:
+        return False
+
 
 def make_talk() -> tuple[Talk, ScriptedRow]:
     row = ScriptedRow()
