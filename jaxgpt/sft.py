@@ -17,6 +17,7 @@ from jaxgpt.run.arguments import step_number, training_parser
 
 PARSER = training_parser("jaxgpt sft", __doc__, "--config sft_cpu --from runs/mid_cpu")
 PARSER.add_argument("--from", dest="base", metavar="RUN", type=user_location, help="the run to start from")
+PARSER.add_argument("--retry-oom", action="store_true", help="out of memory: try the next smaller setting, once")
 PARSER.add_argument("--from-step", type=step_number, metavar="STEP", help="its checkpoint (the newest)")
 
 
@@ -39,7 +40,7 @@ def to_train(args: list[str]) -> list[str]:
     passed = list(flags.settings)
     passed += [f"--chat.base={flags.base}"] if flags.base else []
     passed += [f"--chat.base_step={flags.from_step}"] if flags.from_step is not None else []
-    for name in ("resume", "auto_resume", "allow_change", "verify", "smoke"):
+    for name in ("resume", "auto_resume", "allow_change", "verify", "smoke", "retry_oom"):
         passed += [f"--{name.replace('_', '-')}"] if getattr(flags, name) else []
     return passed + ([f"--resume-from={flags.resume_from}"] if flags.resume_from is not None else [])
 

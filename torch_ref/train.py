@@ -27,6 +27,7 @@ from torch._dynamo.exc import TorchDynamoException
 
 from jaxgpt import signals
 from jaxgpt.config import Config, load, rows_that_divide, schedule
+from jaxgpt.config.auto import refuse_open
 from jaxgpt.config.steps import Plan
 from jaxgpt.data.prefetch import prefetch
 from jaxgpt.errors import EXIT_DONE, EXIT_STOPPED, InputError, run_verb
@@ -60,6 +61,7 @@ from torch_ref.training.validation import evaluate_split
 def main(args: list[str]) -> int:
     given, flags = PARSER.read_run(args)
     given = name_run(given, flags)
+    refuse_open(given, "torch_ref, which asks no compiler")
     given = shrink(given, flags.settings) if flags.smoke else given
     while True:
         try:
