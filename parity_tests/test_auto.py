@@ -4,8 +4,10 @@ import dataclasses
 import json
 import re
 import subprocess
+from types import SimpleNamespace
 
 import jax
+import numpy as np
 import pytest
 
 from jaxgpt import train
@@ -200,6 +202,22 @@ def test_the_compiler_is_asked_first_and_its_failure_is_said(monkeypatch):
     monkeypatch.setattr(auto, "limit_bytes", lambda _: 0)
     with pytest.raises(InputError, match=r"train.remat=auto: cpu does not say how much memory it has; give the values"):
         auto.choose(open_all(config), mesh, CompileCache(None), said.append)
+
+
+def test_the_limit_is_the_least_that_is_known(tmp_path, monkeypatch):
+    """A card: the runtime's figure and the table's. A computer: half of its memory, or of its container's."""
+    monkeypatch.setattr(auto, "CGROUP", tmp_path / "memory.max")
+    whole = auto.host_bytes()
+    assert whole > 2**30
+    (tmp_path / "memory.max").write_text("max\n")
+    assert auto.host_bytes() == whole
+    (tmp_path / "memory.max").write_text(f"{2**30}\n")
+    assert auto.host_bytes() == 2**30
+    assert [auto.limit_bytes(make_mesh(MeshConfig(data=n))) for n in (1, 2)] == [2**29, 2**28]
+    table = usable_bytes(parse_topology("l4").device)
+    for said, limit in ((0, table), (table - 1, table - 1), (table + 1, table)):
+        card = SimpleNamespace(platform="gpu", device_kind="NVIDIA L4", memory_stats=lambda n=said: {"bytes_limit": n})
+        assert auto.limit_bytes(SimpleNamespace(devices=np.array([card]), local_devices=[card])) == limit
 
 
 def test_auto_is_a_word_for_rows_and_refused_where_nothing_settles_it(config_path, tmp_path):
