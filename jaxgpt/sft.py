@@ -17,6 +17,7 @@ from jaxgpt.run.arguments import base_arguments, step_number, training_parser
 
 PARSER = training_parser("jaxgpt sft", __doc__, "--config sft_cpu --from runs/mid_cpu")
 PARSER.add_argument("--from", dest="base", metavar="RUN", type=user_location, help="the run to start from")
+PARSER.add_argument("--retry-oom", action="store_true", help="out of memory: try the next smaller setting, once")
 PARSER.add_argument("--from-step", type=step_number, metavar="STEP", help="its checkpoint (the newest)")
 
 

@@ -9,30 +9,38 @@ from jaxgpt.errors import answer_early
 from jaxgpt.run.arguments import flags_of, training_parser
 
 PARSER = training_parser("jaxgpt train", __doc__)
+PARSER.add_argument("--retry-oom", action="store_true", help="out of memory: try the next smaller setting, once")
 if __name__ == "__main__":
     answer_early(PARSER.read_run)
 
 import argparse
 import functools
+import gc
 import shlex
 from contextlib import ExitStack
 
 import jax
+from jax.sharding import Mesh
 
 from jaxgpt import signals
 from jaxgpt.chat.in_training import TasksInTraining
 from jaxgpt.chat.policy import Policy, Questions
 from jaxgpt.config import Config, schedule
+from jaxgpt.config.auto import open_settings
+from jaxgpt.config.command_line import apply_overrides
 from jaxgpt.config.steps import Plan
 from jaxgpt.data.prefetch import prefetch
 from jaxgpt.data.tokenizer import Tokenizer
-from jaxgpt.errors import EXIT_DONE, EXIT_STOPPED, run_verb
+from jaxgpt.errors import EXIT_DONE, EXIT_STOPPED, require, run_verb
 from jaxgpt.formats.initial import initial_params
 from jaxgpt.inference.engine import Engine
 from jaxgpt.parallel.devices import open_devices
 from jaxgpt.parallel.mesh import count_batch_devices
 from jaxgpt.parallel.peers import exchange_texts, with_peers
 from jaxgpt.parallel.texts import gather_texts
+from jaxgpt.plan.auto import COMPILE_S, checkpoint_config, describe_devices, settle
+from jaxgpt.plan.compiler import CompileCache
+from jaxgpt.plan.topology import CACHE
 from jaxgpt.prepare.smoke import shrink
 from jaxgpt.run.agreement import check_agreement, facts
 from jaxgpt.run.bar import Progress
@@ -52,7 +60,7 @@ from jaxgpt.run.stop_signal import BEFORE, StopSignal
 from jaxgpt.training.base_state import base_state
 from jaxgpt.training.checkpoint import Checkpoints
 from jaxgpt.training.feed import make_feed
-from jaxgpt.training.memory import advice_on_memory
+from jaxgpt.training.memory import OutOfMemory, advice_on_memory
 from jaxgpt.training.programs import compile_programs
 from jaxgpt.training.step import Step, TrainState, make_step
 from jaxgpt.training.validation import evaluate_split
@@ -68,6 +76,13 @@ def main(args: list[str]) -> int:
             return train(given, flags)
         except RolledBack as back:
             flags.resume_from = back.step
+        except OutOfMemory as full:
+            if not flags.retry_oom or not full.smaller:
+                raise
+            console.warn(f"{full}; --retry-oom tries that once")
+            given = apply_overrides(given, full.smaller)
+            flags.retry_oom, flags.auto_resume = False, True
+        gc.collect()  # the frames of the run that ended hold its arrays
 
 
 def train(given: Config, flags: argparse.Namespace) -> int:
@@ -86,6 +101,14 @@ def train(given: Config, flags: argparse.Namespace) -> int:
         stack.enter_context(with_peers(config.hosts, config.mesh.platform))
         check_agreement(facts(run, flags_of(flags) | {"resume": is_resumed}, ("jax", "jaxlib")), exchange_texts)
         mesh = open_devices(config)
+        require(
+            not flags.retry_oom or jax.process_count() == 1,
+            f"--retry-oom is for one process, not {jax.process_count()}, which may not all fail; leave it out",
+        )
+        if open_settings(config):
+            run = settle_run(run, mesh, flags, is_resumed=is_resumed)
+            config, about = run.config, run.about()
+        about |= {"devices": describe_devices(mesh)}
         plan = Plan(config, count_batch_devices(mesh))
         console.quiet = jax.process_index() != 0
         if jax.process_index() == 0:
@@ -128,8 +151,7 @@ def train(given: Config, flags: argparse.Namespace) -> int:
         # loop
         stop = StopSignal(config.log.every, jax.process_count(), gather_texts)
         device_kind = mesh.devices.flat[0].device_kind
-        devices = f"{mesh.size} x {device_kind}"
-        files = open_logs(given, run_dir, first_step, devices) if jax.process_index() == 0 else []
+        files = open_logs(given, run_dir, first_step, about["devices"]) if jax.process_index() == 0 else []
         pace = Pace(config.train.watchdog_s, stacks_path(run_dir, jax.process_index()), console.warn)
         skips = read_skips(run_dir, first_step)
         feed = make_feed(plan, reader, mesh, first_step, skips)
@@ -198,6 +220,18 @@ def train(given: Config, flags: argparse.Namespace) -> int:
                     break
     next_command = f"jaxgpt sample --run {shlex.quote(config.run.dir)}"
     return close_run(run_dir, end.exit_code, next_command, is_first=jax.process_index() == 0, remote=remote)
+
+
+def settle_run(run: Run, mesh: Mesh, flags: argparse.Namespace, *, is_resumed: bool) -> Run:
+    """The run with what fits these devices, where train.micro_batch_size or train.remat is auto."""
+    cache = CompileCache(CACHE if CACHE.is_absolute() else None, COMPILE_S)
+
+    def read_before() -> Config | None:
+        where = run.config.run.dir, flags.resume_from, describe_devices(mesh)
+        return checkpoint_config(*where) if is_resumed else None
+
+    found, why = settle(run.config, mesh, cache, exchange_texts, console.say, read_before)
+    return run.settled(found, why)
 
 
 def first_state(run: Run, step: Step) -> TrainState:

@@ -111,7 +111,7 @@ def enter(way, name, value, tmp_path):
         ("run.seed", 2**80, f"run.seed={2**80} is outside"),
         ("run.dir", "a\nb", "run.dir='a\\nb' holds a control character"),
         ("model.seq_len", 1, "model.seq_len=1 is below 2"),
-        ("train.micro_batch_size", 0, "train.micro_batch_size=0 is below 1"),
+        ("train.micro_batch_size", -1, "train.micro_batch_size=-1 is negative"),
     ],
 )
 def test_each_way_refuses_the_same(way, name, value, message, tmp_path):

@@ -86,6 +86,7 @@ def test_fit_finds_the_rows_of_each_stage():
     rows = {
         "train.micro_batch_size": "8",
         "train.stages.0.micro_batch_size": "32",
+        "train.stages.1.micro_batch_size": "0",  # its own 3 would stay
         "train.stages.2.micro_batch_size": "8",
     }
     assert found.overrides == rows | {"train.remat": "none"}

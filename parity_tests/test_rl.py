@@ -265,7 +265,7 @@ def test_sections_that_do_not_fit_are_named(change, message):
 def test_values_out_of_range_are_named(field):
     name, value = field.split("=")
     with pytest.raises(InputError, match=rf"^rl\.{name}={value}\b.*; choose |is no RL"):
-        RLConfig(**{name: int(value)})
+        RLConfig(**{name: int(value)})  # pyright: ignore[reportArgumentType]
 
 
 @pytest.mark.parametrize(

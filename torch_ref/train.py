@@ -27,6 +27,7 @@ from torch._dynamo.exc import TorchDynamoException
 
 from jaxgpt import signals
 from jaxgpt.config import Config, load, rows_that_divide, schedule
+from jaxgpt.config.auto import refuse_open
 from jaxgpt.config.steps import Plan
 from jaxgpt.data.prefetch import prefetch
 from jaxgpt.errors import EXIT_DONE, EXIT_STOPPED, InputError, run_verb
@@ -65,6 +66,7 @@ def main(args: list[str]) -> int:
     if flags.smoke:
         is_resumed = flags.resume or flags.auto_resume or flags.resume_from is not None
         given = shrink(given, flags.settings, is_resumed=is_resumed)
+    refuse_open(given, "torch_ref, which asks no compiler")
     while True:
         try:
             return train(given, flags)

@@ -150,7 +150,7 @@ def main(args: list[str]) -> int:
 
         with working("compiling and decoding", is_said=True):
             record["batches"] = time_generation(
-                config, [int(text) for text in given.batch], ["", *given.weights], given.rounds
+                config, [int(text) for text in given.batch], [None, *given.weights], given.rounds
             )
         console.print(to_table("generation", HEADER, table_rows(record["batches"])))
     elif given.part == "data":

@@ -22,7 +22,7 @@ from jaxgpt.inference.request import Request
 from jaxgpt.inference.row_cache import make_cache
 from jaxgpt.inference.rows import Rows
 from jaxgpt.inference.trained import Trained
-from jaxgpt.inference.weights import with_weights
+from jaxgpt.inference.weights import Kind, with_weights
 from jaxgpt.models import init_params
 from jaxgpt.parallel.mesh import make_mesh
 
@@ -72,13 +72,13 @@ class Timed:
 
 
 def time_generation(
-    config: Config, batches: Sequence[int], kinds: Sequence[str], n_rounds: int
+    config: Config, batches: Sequence[int], kinds: Sequence[Kind | None], n_rounds: int
 ) -> list[dict[str, Any]]:
     """Figures for each kind of weights and number of rows.
 
     Args:
       batches: numbers of rows.
-      kinds: "" for the weights as they are stored, else as in `with_weights`.
+      kinds: None for the weights as they are stored, else as in `with_weights`.
       n_rounds: turns of each that count; the one before them compiles.
 
     Raises:

@@ -7,7 +7,7 @@ about .15, so the two cannot be compared.
 Reference: nanochat c6abcdf and 92d63d4, scripts/chat_eval.py.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Literal
 
 Era = Literal["2025", "2026"]
@@ -25,6 +25,12 @@ ERA_TASKS: dict[Era, tuple[str, ...]] = {
 def centre(task: str, accuracy: float) -> float:
     """Accuracy moved so that guessing is 0."""
     return (accuracy - BASELINES[task]) / (1 - BASELINES[task])
+
+
+def era_of(names: Iterable[str]) -> Era | None:
+    """The era whose tasks are all among these; None where there is none."""
+    run = set(names)
+    return next((era for era, tasks in ERA_TASKS.items() if run.issuperset(tasks)), None)
 
 
 def chat_core(accuracies: Mapping[str, float], era: Era) -> float | None:

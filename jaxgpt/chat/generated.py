@@ -146,7 +146,7 @@ def evaluate_generated(
     return GeneratedResult(
         task.name,
         tuple(map(tuple, texts)),
-        "".join(str(int(right)) for right in is_right.any(axis=1)),
+        "".join(str(int(right)) for right in is_right.any(axis=1).tolist()),
         sum(len(prompt) > n_positions for prompt in prompts),
         n_unfinished,
     )

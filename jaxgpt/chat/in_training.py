@@ -6,7 +6,7 @@ Reference: nanochat 92d63d4 scripts/chat_sft.py, which asks all problems with le
 import jax
 
 from jaxgpt.chat.categorical import evaluate_categorical
-from jaxgpt.chat.chat_core import ERA_TASKS, Era, chat_core, chat_core_letters
+from jaxgpt.chat.chat_core import chat_core, chat_core_letters, era_of
 from jaxgpt.chat.generated import Writing, engines_of, evaluate_generated
 from jaxgpt.chat.span_scores import SpanScorer
 from jaxgpt.chat.task_run import open_tasks
@@ -56,8 +56,7 @@ class TasksInTraining:
                     n_problems = config.chat.task_problems
                     written = evaluate_generated(task, engines, tokenizer, Writing(), max_problems=n_problems)
                     found[name] = written.accuracy
-        eras: tuple[Era, ...] = ("2025", "2026")
-        era = next((era for era in eras if set(ERA_TASKS[era]) <= set(found)), None)
+                era = era_of(found)
         means = {"chat_core": chat_core(found, era) if era else None, "chat_core_letters": chat_core_letters(found)}
         named = {f"accuracy_{name.lower().replace('-', '_')}": accuracy for name, accuracy in found.items()}
         return named | {name: mean for name, mean in means.items() if mean is not None}

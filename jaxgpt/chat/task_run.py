@@ -15,7 +15,7 @@ from typing import Any, Literal
 from rich.table import Table
 
 from jaxgpt.chat.categorical import evaluate_categorical
-from jaxgpt.chat.chat_core import ERA_TASKS, Era, chat_core
+from jaxgpt.chat.chat_core import ERA_TASKS, chat_core, era_of
 from jaxgpt.chat.core_run import require_tokenizer, weights_digest
 from jaxgpt.chat.generated import Writing, engines_of, evaluate_generated
 from jaxgpt.chat.span_scores import SpanScorer
@@ -195,8 +195,7 @@ class TaskRecord:
 def as_json(results: Sequence[Answered], facts: Mapping[str, Any]) -> dict[str, Any]:
     """What `evaluate --tasks --json` prints; see `run_tasks`."""
     accuracies = {one.name: one.accuracy for one in results}
-    eras: tuple[Era, ...] = ("2025", "2026")
-    era = next((era for era in eras if set(ERA_TASKS[era]) <= set(accuracies)), None)
+        era = era_of(accuracies)
     return {
         **facts,
         "era": era,

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Annotated, Any
 
 from jaxgpt.config.python_file import load
-from jaxgpt.config.section import field_types, is_section
+from jaxgpt.config.section import WORDS, field_types, is_section
 from jaxgpt.config.settings import Config
 from jaxgpt.config.shipped import shipped_configs
 from jaxgpt.errors import InputError
@@ -66,6 +66,8 @@ def _parse(path: str, text: str, kind: Any) -> Any:
         return TRUTH[text.lower()]
     if kind is int and ROUND.fullmatch(text) and (number := Decimal(text)) == int(number):
         return int(number)
+    if text in WORDS.get(path, {}):
+        return text
     if kind in (int, float):
         for number_type in (kind, float):
             try:

@@ -28,6 +28,8 @@ SMALLEST_ROUND = 1000
 MAX_ENTRIES = 1000
 INSTEAD_OF_INFINITY = {"optim.grad_clip": "0 turns clipping off", "train.target_flops": "set train.steps"}
 """What to write where infinity would have a meaning."""
+WORDS = {"train.micro_batch_size": {"auto": 0}}
+"""Words that stand for a number of a setting."""
 
 
 class Section:
@@ -94,6 +96,8 @@ def check(name: str, value: Any, kind: Any) -> Any:
         require(is_good, f"{name}={show(value)} is not a tuple of {entries}")
         require(len(value) <= MAX_ENTRIES, f"{name} has {len(value)} entries; at most {MAX_ENTRIES} are supported")
         return tuple(check(f"{name}.{i}", entry, options[0]) for i, entry in enumerate(value))
+    if isinstance(value, str) and value in WORDS.get(name, {}):
+        return WORDS[name][value]
     if is_section(kind):
         return _check_section(name, value, (kind,))
     return {bool: _check_bool, int: _check_int, float: _check_float, str: _check_str}[kind](name, value)

@@ -51,15 +51,16 @@ class TrainConfig(Section):
     batch_tokens: int = 491_520
     """Tokens per optimizer step, over all devices and microbatches; 0, for nanochat: by its horizon."""
     micro_batch_size: int = 12
-    """Rows per device in one forward-backward pass; as many as fit in memory. batch_tokens decides the accumulation."""
+    """Rows per device in one forward-backward pass; batch_tokens decides the accumulation. auto or 0: what fits."""
     dtype: Literal["bfloat16", "float16", "float32", "float64"] = "bfloat16"
     """Dtype of the computation. Parameters and optimizer state stay float32 (float64 keeps them float64)."""
     matmul_precision: Literal["highest", "high", "default"] = "highest"
     """For float32: highest is true float32; high and default allow TF32 on a GPU, bfloat16 passes on a TPU."""
     attention: Literal["auto", "cudnn", "triton", "splash", "xla"] = "auto"
     """auto: flash attention where it supports the run (on GPU cudnn, for documents triton; on TPU splash), else xla."""
-    remat: Literal["none", "dots", "block"] = "none"
-    """Activation checkpointing: keep everything, keep matmul outputs, or keep only the input of each block."""
+    remat: Literal["auto", "none", "dots", "block"] = "none"
+    """Activation checkpointing: keep everything, keep matmul outputs, or keep only the input of each block. auto:
+    the first of them that fits."""
     loss_chunk_tokens: int = 8192
     """Tokens per device whose logits exist at one time."""
     logits_dtype: Literal["compute", "float32"] = "compute"
@@ -94,7 +95,9 @@ class TrainConfig(Section):
 
     def __post_init__(self):
         super().__post_init__()
-        for name in ("micro_batch_size", "loss_chunk_tokens", "max_skips"):
+        rows = self.micro_batch_size
+        require(rows >= 0, f"train.micro_batch_size={rows} is negative; choose a positive number, or auto")
+        for name in ("loss_chunk_tokens", "max_skips"):
             value = getattr(self, name)
             require(value >= 1, f"train.{name}={value} is below 1; choose a positive number")
         for name in ("spike_window", "spike_sigmas", "watchdog_s"):
@@ -273,7 +276,7 @@ class Config(Section):
         self.eval_models()
         n_devices = max(self.mesh.data, 1) * self.mesh.fsdp
         for stage, batch_tokens in enumerate(self.stage_batch_tokens()):
-            if batch_tokens:
+            if batch_tokens and self.train.micro_batch_size:
                 count_microbatches(self, stage, n_devices)
 
     @property
@@ -302,10 +305,10 @@ class Config(Section):
         return [own] + [stage.batch_tokens or own for stage in self.train.stages]
 
     def stage_rows(self) -> list[int]:
-        """Rows per device in one forward-backward pass, by stage."""
+        """Rows per device in one forward-backward pass, by stage; 0: open, and then in all stages."""
         rows = [self.train.micro_batch_size]
         for stage in self.train.stages:
-            rows.append(stage.micro_batch_size or rows[-1])
+            rows.append(rows[-1] and (stage.micro_batch_size or rows[-1]))
         return rows
 
     def stage_lr_scales(self) -> list[float]:

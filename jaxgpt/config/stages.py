@@ -29,7 +29,8 @@ class StageConfig(Section):
     seq_len: int = 0
     """Tokens of a row from here on; 0: as before."""
     micro_batch_size: int = 0
-    """Rows per device in one forward-backward pass from here on; 0: as before. plan --fit finds the most that fit."""
+    """Rows per device in one forward-backward pass from here on; 0: as before. plan --fit finds the most that fit,
+    and train.micro_batch_size=auto sets them."""
     short_window: int = 0
     """The model's short_window from here on; 0: as before."""
     long_window: int = 0

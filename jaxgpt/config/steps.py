@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from jaxgpt.config import schedule
+from jaxgpt.config.auto import refuse_open
 from jaxgpt.config.settings import Config, count_microbatches
 
 
@@ -58,6 +59,7 @@ class Plan:
     seq_lens: tuple[int, ...] = field(init=False)
 
     def __post_init__(self):
+        refuse_open(self.config, "this command")
         seq_lens = tuple(self.config.stage_seq_lens())
         counts = tuple(count_microbatches(self.config, stage, self.n_devices) for stage in range(len(seq_lens)))
         object.__setattr__(self, "n_micro", counts)

@@ -1,7 +1,7 @@
 """What one row of an engine is asked for."""
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -38,7 +38,7 @@ class Request:
       n_log_probs: None: no log-probabilities. Otherwise those of the row's tokens, and of so many most likely ones.
       presence_penalty, frequency_penalty: taken off the logit of an id that the row has got already: once, and once per
         occurrence. The prompt does not count.
-      logit_bias: id -> what is added to its logit; stored as pairs.
+      logit_bias: (id, what is added to its logit) pairs.
       slides: whether the row continues from the last half of its text when its context is full. If not, it ends there.
     """
 
@@ -54,7 +54,7 @@ class Request:
     n_log_probs: int | None = None
     presence_penalty: float = 0.0
     frequency_penalty: float = 0.0
-    logit_bias: Mapping[int, float] | Sequence[tuple[int, float]] = ()
+    logit_bias: Sequence[tuple[int, float]] = ()
     slides: bool = True
 
     def __post_init__(self):
@@ -67,8 +67,7 @@ class Request:
             raise InputError(f"n_log_probs={self.n_log_probs} is outside [0, {MAX_LOG_PROBS}]; choose one inside")
         object.__setattr__(self, "prompt_ids", tuple(map(int, self.prompt_ids)))
         object.__setattr__(self, "stop_ids", tuple(map(int, self.stop_ids)))
-        pairs = self.logit_bias.items() if isinstance(self.logit_bias, Mapping) else self.logit_bias
-        object.__setattr__(self, "logit_bias", tuple((int(i), float(bias)) for i, bias in pairs))
+        object.__setattr__(self, "logit_bias", tuple((int(i), float(bias)) for i, bias in self.logit_bias))
         added = (self.presence_penalty, self.frequency_penalty, *(bias for _, bias in self.logit_bias))
         if not all(map(math.isfinite, added)):
             raise InputError("a penalty or a bias is not a finite number; give numbers")

@@ -12,16 +12,14 @@ for which device, and what it sends; --report docs/memory.md writes the recipes 
 
 # ruff: noqa: E402 - mistakes are answered before the imports that take seconds
 import argparse
-import os
 from pathlib import Path
 
 from jaxgpt.config.command_line import parse_args
 from jaxgpt.config.parser import Parser
 from jaxgpt.errors import InputError, answer_early
 from jaxgpt.files import user_path
-from jaxgpt.plan.topology import parse_topology
+from jaxgpt.plan.topology import CACHE, parse_topology
 
-CACHE = Path(os.path.expanduser("~"), ".cache", "jaxgpt", "plan")
 PARSER = Parser(
     "jaxgpt plan", __doc__, "--config FILE --device NAME [--section.field=value ...]",
     "--config quickstart --device h100 --fit", takes_config=True,
@@ -62,6 +60,7 @@ if __name__ == "__main__":
     answer_early(read_arguments)
 
 import dataclasses
+import functools
 import itertools
 import time
 from dataclasses import dataclass, field
@@ -71,6 +70,7 @@ from rich.text import Text
 
 from jaxgpt import config as config_lib
 from jaxgpt.config import Config
+from jaxgpt.config.auto import open_settings
 from jaxgpt.config.command_line import apply_overrides, field_paths
 from jaxgpt.data.shards import open_dataset
 from jaxgpt.errors import EXIT_DONE, Failure, run_verb
@@ -155,6 +155,11 @@ class Asker:
     warned: set[str] = field(default_factory=set)
 
     def __call__(self, config: Config, topology: Topology) -> Forecast:
+        if open_settings(config):
+            count = functools.partial(self.estimate, topology=topology)
+            found = fit_micro_batch(config, topology, functools.partial(self, topology=topology), count)
+            console.say(f"{topology.name}: {' '.join(f'{name}={value}' for name, value in found.overrides.items())}")
+            config = apply_overrides(config, found.overrides)
         install = missing_plugin(topology.platform)
         if install and not self.wants_estimate and topology.platform not in self.warned:
             self.warned.add(topology.platform)
@@ -390,7 +395,7 @@ def print_portable(paths: list[str], topologies: list[Topology], cache: CompileC
 def spread(config: Config, topology: Topology) -> Config:
     """The config with its parameters split over all devices, and a batch that they can share."""
     count = topology.n_devices
-    unit = config.train.micro_batch_size * config.model.seq_len * count
+    unit = max(config.train.micro_batch_size, 1) * config.model.seq_len * count
     tokens = config.train.batch_tokens and -(-config.train.batch_tokens // unit) * unit
     train = dataclasses.replace(config.train, batch_tokens=tokens, stages=() if count > 1 else config.train.stages)
     mesh = dataclasses.replace(config.mesh, data=1, fsdp=count, tensor=1)

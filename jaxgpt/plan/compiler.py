@@ -39,9 +39,11 @@ class CompileCache:
 
     Attributes:
       directory: of the cached answers; None: cache nothing.
+      timeout_s: seconds that one compilation may take; None: as many as it needs.
     """
 
     directory: Path | None
+    timeout_s: float | None = None
 
     def footprints(self, config: Config, topology: Topology) -> list[Footprint]:
         """One footprint per batch size of the run's stages.
@@ -94,11 +96,14 @@ class CompileCache:
         }  # fmt: skip
         inherited = {name: value for name, value in os.environ.items() if name != "XLA_FLAGS"}
         paths = os.pathsep.join([str(Path(__file__).parents[2]), os.environ.get("PYTHONPATH", "")])
-        done = subprocess.run(
-            [sys.executable, "-W", "ignore", "-c", "from jaxgpt.plan.footprint import answer; answer()"],
-            input=json.dumps(request), capture_output=True, text=True, check=False,
-            env=inherited | ENVIRONMENT | {"PYTHONPATH": paths},
-        )  # fmt: skip
+        try:
+            done = subprocess.run(
+                [sys.executable, "-W", "ignore", "-c", "from jaxgpt.plan.footprint import answer; answer()"],
+                input=json.dumps(request), capture_output=True, text=True, check=False, timeout=self.timeout_s,
+                env=inherited | ENVIRONMENT | {"PYTHONPATH": paths},
+            )  # fmt: skip
+        except subprocess.TimeoutExpired as error:
+            raise Failure(f"the compiler for {topology.name} took more than {self.timeout_s:g} s") from error
         if done.returncode or not done.stdout:
             lines = [line for line in done.stderr.splitlines() if line.strip()] or ["no message"]
             how = f"signal {-done.returncode}" if done.returncode < 0 else f"exit code {done.returncode}"

@@ -5,13 +5,14 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from jaxgpt.config import Config, rows_that_divide
+from jaxgpt.config.auto import REMATS, SETTINGS, open_all, open_settings, rows_overrides
 from jaxgpt.config.command_line import apply_overrides
 from jaxgpt.config.derive import derive
 from jaxgpt.config.steps import Plan
 from jaxgpt.errors import InputError
+from jaxgpt.plan.estimate import ESTIMATE_SHARE
 from jaxgpt.plan.forecast import Forecast, place
 from jaxgpt.plan.topology import Topology
-from jaxgpt.training.memory import REMATS
 
 MAX_DEPTH = 64
 
@@ -64,23 +65,88 @@ def row_choices(config: Config, topology: Topology) -> list[int]:
     Raises:
       InputError: not even one row per device divides it.
     """
-    placed = place(apply_overrides(config, {"train.micro_batch_size": "1"}), topology)
-    unit = placed.model.seq_len * placed.mesh.data * placed.mesh.fsdp
-    rows = rows_that_divide(placed, placed.mesh.data * placed.mesh.fsdp)
+    return _row_choices(place(_at_rows(config, 1), topology))
+
+
+def _row_choices(placed: Config) -> list[int]:
+    n_devices, seq_len = placed.mesh.data * placed.mesh.fsdp, placed.model.seq_len
+    rows, unit = rows_that_divide(placed, n_devices), seq_len * n_devices
     if not rows:
         raise InputError(
-            f"train.batch_tokens={placed.train.batch_tokens} is not a multiple of model.seq_len={placed.model.seq_len} "
-            f"x {unit // placed.model.seq_len} devices = {unit}; the next is "
-            f"{-(-placed.train.batch_tokens // unit) * unit}"
+            f"train.batch_tokens={placed.train.batch_tokens} is not a multiple of model.seq_len={seq_len} "
+            f"x {n_devices} devices = {unit}; the next is {-(-placed.train.batch_tokens // unit) * unit}"
         )
-    return rows
+    n_lanes = placed.data.lanes if placed.data.is_chat else 1
+    shared = [n for n in rows if n * n_devices % n_lanes == 0]
+    if not shared:
+        raise InputError(
+            f"data.lanes={n_lanes} divides no microbatch of train.batch_tokens={placed.train.batch_tokens} over "
+            f"{n_devices} devices; choose a divisor of {rows[-1] * n_devices} rows"
+        )
+    return shared
 
 
-def fit_micro_batch(config: Config, topology: Topology, look: Look, count: Look) -> Fit:
-    """The cheapest remat policy under which a row fits, and under it the largest micro_batch_size of each stage.
+def _at_rows(config: Config, rows: int) -> Config:
+    """The config with so many rows in all stages."""
+    stages = tuple(dataclasses.replace(stage, micro_batch_size=0) for stage in config.train.stages)
+    train = dataclasses.replace(config.train, micro_batch_size=rows, stages=stages)
+    return dataclasses.replace(config, train=train)
+
+
+def fit_settings(
+    config: Config, place: Callable[[Config], Config], fits: Callable[[Config], bool], guess: Callable[[Config], bool]
+) -> dict[str, str] | None:
+    """Values for open settings: the cheapest remat policy under which a row fits, and the most rows of each stage.
 
     Stages of one batch and row length have one micro_batch_size: the last of them, whose windows are the widest, is
     asked about.
+
+    Args:
+      config: a setting that is not open keeps its value.
+      place: fills in the mesh, and what follows from it.
+      fits: whether a run of one stage does.
+      guess: the same, roughly and fast; where to start.
+
+    Returns:
+      Overrides of the config; None: nothing fits.
+
+    Raises:
+      InputError: no number of rows divides the batch.
+    """
+    has_rows, remat = config.train.micro_batch_size > 0, config.train.remat
+    rows_before = config.stage_rows()
+    bare = config if has_rows else _at_rows(config, 1)
+    _row_choices(place(bare))  # refuses what no number of rows divides
+    kinds = list(zip(bare.stage_batch_tokens(), bare.stage_seq_lens(), rows_before, strict=True))
+    last_of = {kind: stage for stage, kind in enumerate(kinds)}
+    for policy in REMATS if remat == "auto" else (remat,):
+        found: dict[tuple[int, int, int], int] = {}
+        for kind in sorted(last_of, reverse=True):
+            one = bare.at_stage(last_of[kind])
+
+            def setting(rows: int, one=one, policy=policy) -> Config:
+                return apply_overrides(one, {"train.micro_batch_size": str(rows), "train.remat": policy})
+
+            choices = [kind[2]] if has_rows else _row_choices(place(one))
+            start = largest_true(choices, lambda rows, setting=setting: guess(setting(rows)))
+            best = largest_true(choices, lambda rows, setting=setting: fits(setting(rows)), start)
+            if not best:
+                break
+            found[kind] = best
+        else:
+            rows = {} if has_rows else rows_overrides(config, [found[kind] for kind in kinds])
+            return rows | {"train.remat": policy}
+    return None
+
+
+def surely_fits(forecast: Forecast) -> bool:
+    """Whether it fits; an estimate, which may be too low, has to leave a margin."""
+    share = ESTIMATE_SHARE[forecast.topology.platform] if forecast.is_estimate else 1.0
+    return forecast.fits and forecast.footprint.total_bytes <= share * forecast.usable_bytes
+
+
+def fit_micro_batch(config: Config, topology: Topology, look: Look, count: Look) -> Fit:
+    """The settings of `fit_settings` on a topology; both are searched where none is open.
 
     Args:
       look: asks the compiler.
@@ -89,39 +155,32 @@ def fit_micro_batch(config: Config, topology: Topology, look: Look, count: Look)
     Raises:
       InputError: nothing fits.
     """
-    row_choices(config, topology)  # refuses what no number of rows divides
-    config = apply_overrides(config, {"train.micro_batch_size": "1"})
-    stages = tuple(dataclasses.replace(stage, micro_batch_size=0) for stage in config.train.stages)
-    config = dataclasses.replace(config, train=dataclasses.replace(config.train, stages=stages))
-    kinds = list(zip(config.stage_batch_tokens(), config.stage_seq_lens(), strict=True))
-    last_of = {kind: stage for stage, kind in enumerate(kinds)}
-    for remat in REMATS:
-        found: dict[tuple[int, int], tuple[int, Forecast]] = {}
-        for kind in sorted(last_of, reverse=True):
-            one = config.at_stage(last_of[kind])
+    config = config if open_settings(config) else open_all(config)
+    seen: dict[Config, Forecast] = {}
 
-            def setting(rows: int, one=one, remat=remat) -> Config:
-                return apply_overrides(one, {"train.micro_batch_size": str(rows), "train.remat": remat})
+    def fits(one: Config) -> bool:
+        seen[one] = look(one)
+        return surely_fits(seen[one])
 
-            choices = row_choices(one, topology)
-            guess = largest_true(choices, lambda rows, setting=setting: count(setting(rows)).fits)
-            best = largest_true(choices, lambda rows, setting=setting: look(setting(rows)).fits, guess)
-            if not best:
-                break
-            found[kind] = best, look(setting(best))
-        else:
-            rows = [found[kind][0] for kind in kinds]
-            overrides = {"train.micro_batch_size": str(rows[0]), "train.remat": remat}
-            for stage in range(1, len(rows)):
-                if rows[stage] != rows[stage - 1]:
-                    overrides[f"train.stages.{stage - 1}.micro_batch_size"] = str(rows[stage])
-            placed = place(apply_overrides(config, overrides), topology)
-            plan = Plan(placed, placed.mesh.data * placed.mesh.fsdp)
-            tightest = min((forecast for _, forecast in found.values()), key=lambda forecast: forecast.margin_bytes)
-            return Fit(tightest, overrides, list(plan.n_micro))
-    raise InputError(
-        f"{config.model.family} does not fit {topology.name} even with train.micro_batch_size=1 and train.remat=block; "
-        "shard it over more devices (mesh.fsdp), or choose a smaller model"
+    found = fit_settings(config, lambda one: place(one, topology), fits, lambda one: surely_fits(count(one)))
+    if found is None:
+        raise InputError(explain_misfit(config, topology.name))
+    settled = apply_overrides(config, found)
+    placed = place(settled, topology)
+    stages = {settled.at_stage(stage) for stage in range(len(settled.stage_rows()))}
+    tightest = min((seen[one] for one in stages if one in seen), key=lambda forecast: forecast.margin_bytes)
+    return Fit(tightest, found, list(Plan(placed, placed.mesh.data * placed.mesh.fsdp).n_micro))
+
+
+def explain_misfit(config: Config, device: str) -> str:
+    """In one line, that no value of the open settings fits, and what else may be changed."""
+    rows, remat = config.train.micro_batch_size or 1, config.train.remat
+    closed = [f"{name}=auto" for name in SETTINGS if f"{name}=auto" not in open_settings(config)]
+    first = f"set --{closed[0]}, " if closed else ""
+    return (
+        f"{config.model.family} does not fit {device} even with train.micro_batch_size={rows} and train.remat="
+        f"{'block' if remat == 'auto' else remat}; {first}shard it over more devices "
+        "(mesh.fsdp), or choose a smaller model"
     )
 
 

@@ -8,8 +8,10 @@ References: JAX's documentation on ahead-of-time lowering and compilation; XLA's
 """
 
 import importlib.util
+import os
 import re
 from dataclasses import dataclass
+from pathlib import Path
 
 from jaxgpt.config.hardware import DEVICES, DEVICES_PER_HOST, Device, GpuDescription, TpuDescription
 from jaxgpt.errors import Failure, InputError
@@ -25,6 +27,9 @@ ENVIRONMENT = {
     "TF_CPP_MIN_LOG_LEVEL": "3",
 }
 """For the process that compiles: no local accelerator, no request to a metadata server, and no lock on a TPU."""
+
+CACHE = Path(os.path.expanduser("~"), ".cache", "jaxgpt", "plan")
+"""What compilers answered, beside the programs of `parallel/compile_cache.py`."""
 
 PLUGINS = {"gpu": (("jax_plugins.xla_cuda13",), "plan-gpu"), "tpu": (("libtpu",), "plan-tpu")}
 """platform -> modules, and the extra that installs them."""

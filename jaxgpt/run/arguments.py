@@ -44,7 +44,7 @@ def base_arguments(config: Config, flags: argparse.Namespace) -> list[str]:
     passed = list(flags.settings)
     passed += [f"--chat.base={flags.base}"] if flags.base else []
     passed += [f"--chat.base_step={flags.from_step}"] if flags.from_step is not None else []
-    for name in ("resume", "auto_resume", "allow_change", "verify", "smoke"):
+    for name in ("resume", "auto_resume", "allow_change", "verify", "smoke", "retry_oom"):
         passed += [f"--{name.replace('_', '-')}"] if getattr(flags, name) else []
     return passed + ([f"--resume-from={flags.resume_from}"] if flags.resume_from is not None else [])
 

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from jaxgpt.config import Config, to_dict
+from jaxgpt.config.command_line import apply_overrides
 from jaxgpt.config.derive import Derivation, derive
 from jaxgpt.data.sources import Source, count_token_bytes, open_source
 from jaxgpt.data.tokenizer import Tokenizer, tokenizer_from_json
@@ -48,6 +49,13 @@ class Run:
     def token_bytes(self) -> np.ndarray | None:
         """UTF-8 bytes of each id, [V]; None, and a line on the console, where the vocabulary is not available."""
         return count_token_bytes(self.source, console.say)
+
+    def settled(self, overrides: dict[str, str], why: str) -> "Run":
+        """The run with values for what its config left to the devices; the header shows them."""
+        config = apply_overrides(self.config, overrides)
+        shown = " ".join(f"{name}={value}" for name, value in overrides.items())
+        facts = self.derivation.facts | {"fits": f"{shown} ({why})"}
+        return dataclasses.replace(self, derivation=dataclasses.replace(self.derivation, config=config, facts=facts))
 
     def sample_prompt(self) -> list[int]:
         """The ids that samples while training begin with; empty where none are asked for or nothing can read them.

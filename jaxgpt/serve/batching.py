@@ -135,7 +135,7 @@ class Batching:
             top_k=settings.top_k, top_p=settings.top_p, seed=settings.seed, sample=settings.sample,
             tool=self._tool if settings.has_tools else None, n_log_probs=settings.n_logprobs,
             presence_penalty=settings.presence_penalty, frequency_penalty=settings.frequency_penalty,
-            logit_bias=settings.logit_bias, slides=False,
+            logit_bias=tuple(settings.logit_bias.items()), slides=False,
         )  # fmt: skip
 
     def _step(self) -> bool:

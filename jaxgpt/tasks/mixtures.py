@@ -5,7 +5,7 @@
 References: nanochat c6abcdf scripts/mid_train.py and chat_sft.py; 950a1dc^ and 92d63d4 scripts/chat_sft.py.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -111,7 +111,7 @@ class Sources:
     """
 
     directory: Path = DIRECTORY
-    inputs: dict[str, Sequence[Path]] = field(default_factory=dict)
+    inputs: Mapping[str, Sequence[Path]] = field(default_factory=dict)
     allow_unconfined: bool = False
     _rows: dict[str, Sequence[Any]] = field(default_factory=dict)
 

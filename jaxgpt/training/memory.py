@@ -14,6 +14,7 @@ from jax.sharding import Mesh
 
 from jaxgpt.config import Config, rows_that_divide
 from jaxgpt.config.activations import activations_bytes
+from jaxgpt.config.auto import REMATS, rows_overrides
 from jaxgpt.config.command_line import apply_overrides
 from jaxgpt.config.hardware import GIB
 from jaxgpt.errors import InputError
@@ -23,8 +24,17 @@ from jaxgpt.training.step import Step, device_bytes
 CLEARLY_LESS = 0.85
 """Advised settings stay below this fraction of the failed one's estimate, which may be off (docs/memory.md)."""
 
-REMATS = ("none", "dots", "block")
-"""From the cheapest in time to the cheapest in memory."""
+
+class OutOfMemory(InputError):
+    """The step does not fit the device.
+
+    Attributes:
+      smaller: overrides with which it should; empty: there are none.
+    """
+
+    def __init__(self, message: str, smaller: dict[str, str]):
+        super().__init__(message)
+        self.smaller = smaller
 
 
 def gib(n_bytes: float) -> str:
@@ -53,7 +63,7 @@ def advice_on_memory(config: Config, step: Step) -> Iterator[None]:
     """Turns an out-of-memory error, at compile or at run time, into one line that names a fix.
 
     Raises:
-      InputError: in place of XLA's RESOURCE_EXHAUSTED.
+      OutOfMemory: in place of XLA's RESOURCE_EXHAUSTED.
     """
     try:
         yield
@@ -63,14 +73,14 @@ def advice_on_memory(config: Config, step: Step) -> Iterator[None]:
         said = next(line for line in str(error).splitlines() if "RESOURCE_EXHAUSTED" in line)
         kind = step.mesh.devices.flat[0].device_kind
         setting = f"train.micro_batch_size={config.train.micro_batch_size} train.remat={config.train.remat}"
-        raise InputError(
-            f"{setting} does not fit into {kind} ({said[:200].strip()}); "
-            f"{advise(config, step, usable_bytes(step.mesh))}"
+        smaller = smaller_setting(config, step, usable_bytes(step.mesh))
+        raise OutOfMemory(
+            f"{setting} does not fit into {kind} ({said[:200].strip()}); {advise(smaller)}", smaller
         ) from error
 
 
-def advise(config: Config, step: Step, usable_bytes: int) -> str:
-    """The setting to try after one that failed, the cheapest in time first.
+def smaller_setting(config: Config, step: Step, usable_bytes: int) -> dict[str, str]:
+    """Overrides for the setting to try after one that failed, the cheapest in time first; empty: there is none.
 
     Args:
       config: derived; what failed.
@@ -87,18 +97,22 @@ def advise(config: Config, step: Step, usable_bytes: int) -> str:
 
     limit = CLEARLY_LESS * total_bytes(config)
     limit = min(limit, usable_bytes) if usable_bytes else limit
-    choices = rows_that_divide(config, count_batch_devices(step.mesh))
     for remat in REMATS:
+        fitting: dict[str, str] = {}
+        for rows in rows_that_divide(config, count_batch_devices(step.mesh)):
+            setting = rows_overrides(config, [rows] * len(config.stage_rows())) | {"train.remat": remat}
+            if total_bytes(apply_overrides(config, setting)) <= limit:
+                fitting = setting
+        if fitting:
+            return fitting
+    return {}
 
-        def setting(rows: int, remat=remat) -> Config:
-            return apply_overrides(config, {"train.micro_batch_size": str(rows), "train.remat": remat})
 
-        rows = max((rows for rows in choices if total_bytes(setting(rows)) <= limit), default=0)
-        if rows:
-            return (
-                f"--train.micro_batch_size={rows} --train.remat={remat} should fit, by an estimate; "
-                "jaxgpt plan --fit checks it with the compiler"
-            )
+def advise(smaller: dict[str, str]) -> str:
+    """What `smaller_setting` found, in words."""
+    if smaller:
+        setting = " ".join(f"--{name}={value}" for name, value in smaller.items())
+        return f"{setting} should fit, by an estimate; jaxgpt plan --fit checks it with the compiler"
     return (
         "no smaller setting should fit; split the model over more devices (mesh.fsdp), shorten the rows "
         "(model.seq_len, train.stages), or choose a smaller model"

@@ -21,6 +21,7 @@ import optax
 from jax.sharding import Mesh
 
 from jaxgpt.config import Config
+from jaxgpt.config.auto import refuse_open
 from jaxgpt.config.param_groups import param_groups
 from jaxgpt.data.batch import Batch
 from jaxgpt.models import Model, init_params, param_shapes
@@ -103,6 +104,7 @@ def make_step(config: Config, mesh: Mesh) -> Step:
       InputError: a parameter cannot be split as the mesh wants, a parameter group matches nothing, or the attention
         or the head's dtype asked for cannot run.
     """
+    refuse_open(config, "this command")
     require_head(config.train, mesh.devices.flat[0])
     model, attention = make_model(config, mesh)
     dtype = param_dtype(config)

@@ -18,6 +18,7 @@ import torch
 from torch import nn
 
 from jaxgpt.config import Config
+from jaxgpt.config.auto import refuse_open
 from jaxgpt.config.param_groups import param_groups
 from jaxgpt.data.batch import Batch
 from torch_ref.models import Model, init_params, param_shapes
@@ -97,6 +98,7 @@ def make_step(config: Config, mesh: Mesh, *, is_compiled: bool = False) -> Step:
     Args:
       is_compiled: forward and backward pass go through torch.compile, at their first call.
     """
+    refuse_open(config, "this command")
     require_head(config.train, mesh.device)
     set_precision(config)
     model, attention = make_model(config, mesh)
