@@ -5,6 +5,7 @@ import json
 import re
 import subprocess
 from types import SimpleNamespace
+from typing import Any
 
 import jax
 import numpy as np
@@ -217,7 +218,8 @@ def test_the_limit_is_the_least_that_is_known(tmp_path, monkeypatch):
     table = usable_bytes(parse_topology("l4").device)
     for said, limit in ((0, table), (table - 1, table - 1), (table + 1, table)):
         card = SimpleNamespace(platform="gpu", device_kind="NVIDIA L4", memory_stats=lambda n=said: {"bytes_limit": n})
-        assert auto.limit_bytes(SimpleNamespace(devices=np.array([card]), local_devices=[card])) == limit
+        mesh: Any = SimpleNamespace(devices=np.array([card]), local_devices=[card])
+        assert auto.limit_bytes(mesh) == limit
 
 
 def test_auto_is_a_word_for_rows_and_refused_where_nothing_settles_it(config_path, tmp_path):

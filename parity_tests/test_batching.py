@@ -148,7 +148,7 @@ def draw_settings(rng) -> Settings:
         n_logprobs=int(rng.integers(4)),
         has_tools=bool(rng.integers(2)),
         presence_penalty=float(rng.choice([0, 1.5])),
-        logit_bias=((int(rng.integers(250)), 3.0),) if rng.integers(2) else (),
+        logit_bias={int(rng.integers(250)): 3.0} if rng.integers(2) else {},
     )
 
 
@@ -211,7 +211,7 @@ def test_calls_of_the_calculator_are_answered(backend):
     call = [TOKENIZER.special_id("<|python_start|>"), *b"2*3", TOKENIZER.special_id("<|python_end|>")]
     settings = Settings(
         max_tokens=9, temperature=0, presence_penalty=1e6, has_tools=True,
-        logit_bias=tuple((token, 1e5 - 1e4 * i) for i, token in enumerate(call)),
+        logit_bias={token: 1e5 - 1e4 * i for i, token in enumerate(call)},
     )  # fmt: skip
     answer = [TOKENIZER.special_id("<|output_start|>"), *b"6", TOKENIZER.special_id("<|output_end|>")]
     for has_tools in (True, False):

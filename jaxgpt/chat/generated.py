@@ -146,7 +146,7 @@ def evaluate_generated(
     return GeneratedResult(
         task.name,
         tuple(map(tuple, texts)),
-        "".join(str(int(right)) for right in is_right.any(axis=1).tolist()),
+        "".join("1" if right else "0" for right in map(any, is_right)),
         sum(len(prompt) > n_positions for prompt in prompts),
         n_unfinished,
     )

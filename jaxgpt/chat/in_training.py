@@ -56,7 +56,7 @@ class TasksInTraining:
                     n_problems = config.chat.task_problems
                     written = evaluate_generated(task, engines, tokenizer, Writing(), max_problems=n_problems)
                     found[name] = written.accuracy
-                era = era_of(found)
+        era = era_of(found)
         means = {"chat_core": chat_core(found, era) if era else None, "chat_core_letters": chat_core_letters(found)}
         named = {f"accuracy_{name.lower().replace('-', '_')}": accuracy for name, accuracy in found.items()}
         return named | {name: mean for name, mean in means.items() if mean is not None}

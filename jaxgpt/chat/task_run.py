@@ -195,7 +195,7 @@ class TaskRecord:
 def as_json(results: Sequence[Answered], facts: Mapping[str, Any]) -> dict[str, Any]:
     """What `evaluate --tasks --json` prints; see `run_tasks`."""
     accuracies = {one.name: one.accuracy for one in results}
-        era = era_of(accuracies)
+    era = era_of(accuracies)
     return {
         **facts,
         "era": era,
