@@ -37,6 +37,7 @@ NOT_HERE = {
     r"\\$run --hosts": "test_train trains in two processes",
     r"jaxgpt (prepare chat|sft|chat) ": "needs a chat model; test_sft, test_chat_terminal have small ones",
     r"jaxgpt sample .*--draft ": "needs a second run; test_chat_terminal and test_speculative draft",
+    r"(jaxgpt serve|curl) ": "serves until it is stopped; test_serve_api, test_serve_model ask it",
     r"jaxgpt bench ": "takes minutes; test_bench runs it",
     r"jaxgpt train --config \w+ --smoke$": "test_recipes runs it",
     r"jaxgpt prepare (shakespeare$|fineweb-edu|climbmix|openwebtext)": "needs the network, for text or a vocabulary",
