@@ -7,9 +7,10 @@ import re
 import numpy as np
 import pytest
 
-from jaxgpt.chat.core import CoreRecord, TaskResult, as_json, core_table, evaluate_core
+from jaxgpt.chat.core import TaskResult, as_json, core_table, evaluate_core
 from jaxgpt.chat.core_prompts import ask, scored_tokens, write_prompts
 from jaxgpt.chat.core_tasks import CORE_TASKS, Baselines, CoreItems, CoreTask, choose_tasks, core_score, read_items
+from jaxgpt.chat.finished_tasks import FinishedTasks
 from jaxgpt.chat.span import Span, SpanScore, score_logits
 from jaxgpt.data.tokenizer import ByteTokenizer
 from jaxgpt.errors import InputError
@@ -170,7 +171,7 @@ def test_the_first_of_equal_options_wins_and_an_empty_one_only_where_it_is_first
 
 def test_finished_tasks_are_not_run_again(bundle, tmp_path, capsys):
     tasks = choose_tasks(bundle, ["copa", "openbook_qa"])
-    record = CoreRecord(tmp_path / "new" / "core.json", {"model": "toy", "max_per_task": 5})
+    record = FinishedTasks(tmp_path / "new" / "core.json", {"model": "toy", "max_per_task": 5}, TaskResult)
     model = ToyModel()
     whole = evaluate_core(tasks, bundle, model, BYTES, max_per_task=5)
 
@@ -187,7 +188,7 @@ def test_finished_tasks_are_not_run_again(bundle, tmp_path, capsys):
     assert [result.answers for result in results] == [result.answers for result in whole]
     assert again.n_asked == 5 * 4  # openbook_qa's options alone
     assert "1 of 2 tasks are finished already" in capsys.readouterr().err
-    other = CoreRecord(record.path, {"model": "other", "max_per_task": 5})
+    other = FinishedTasks(record.path, {"model": "other", "max_per_task": 5}, TaskResult)
     with pytest.raises(InputError, match=r"another evaluation \(model was 'toy'\); move it away"):
         evaluate_core(tasks, bundle, ToyModel(), BYTES, max_per_task=5, record=other)
     record.path.write_text("[]")

@@ -1,4 +1,4 @@
-"""CORE of a model: runs the tasks, keeps what is finished, and draws the table.
+"""CORE of a model: runs the tasks, and draws the table.
 
     tasks = choose_tasks(directory)
     results = evaluate_core(tasks, directory, scorer, tokenizer)
@@ -8,8 +8,6 @@ A model is anything that scores spans (`Scorer`), so this file knows no framewor
 continues: finished tasks are kept in a JSON file, which names the model and the data that they are of.
 """
 
-import dataclasses
-import json
 import sys
 import time
 from collections.abc import Mapping, Sequence
@@ -21,16 +19,14 @@ from rich.table import Table
 
 from jaxgpt.chat.core_prompts import Question, ask
 from jaxgpt.chat.core_tasks import CORE_TASKS, Baselines, CoreItems, CoreTask, core_score, read_items
+from jaxgpt.chat.finished_tasks import FinishedTasks
 from jaxgpt.chat.span import Scorer
 from jaxgpt.data.tokenizer import Tokenizer
-from jaxgpt.errors import InputError
-from jaxgpt.files import read_bounded, write_atomically
 from jaxgpt.run.bar import clock
 from jaxgpt.run.console import working
 
 CHUNK_ITEMS = 512
 """Items whose prompts are in memory at a time, and among which rows of similar length are found."""
-RECORD_LIMIT_BYTES = 16 << 20
 
 
 @dataclass(frozen=True)
@@ -59,50 +55,6 @@ class TaskResult:
         return self.answers.count("1") / len(self.answers)
 
 
-@dataclass(frozen=True)
-class CoreRecord:
-    """A file with the finished tasks of one evaluation.
-
-    Attributes:
-      facts: what the results depend on: model, weights, number of items, ... Results of other facts are not taken.
-    """
-
-    path: Path
-    facts: Mapping[str, Any]
-
-    def read(self) -> dict[str, TaskResult]:
-        """Finished tasks by name.
-
-        Raises:
-          InputError: the file holds something else, or an evaluation of other facts.
-        """
-        if not self.path.exists():
-            return {}
-        try:
-            found = json.loads(read_bounded(self.path, RECORD_LIMIT_BYTES))
-            facts, tasks = found["facts"], [TaskResult(**task) for task in found["tasks"]]
-            is_good = all(task.answers and set(task.answers) <= {"0", "1"} for task in tasks)
-        except (OSError, ValueError, RecursionError, KeyError, TypeError) as error:
-            raise InputError(f"{self.path} is no record of an evaluation: {error}; remove it") from error
-        differing = [name for name in {**self.facts, **facts} if self.facts.get(name) != facts.get(name)]
-        if differing or not is_good:
-            was = ", ".join(f"{name} was {facts.get(name)!r:.20}" for name in differing) or "a task is damaged"
-            raise InputError(f"{self.path} holds another evaluation ({was}); move it away, or choose another --out")
-        return {task.name: task for task in tasks}
-
-    def write(self, results: Sequence[TaskResult]) -> None:
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        accuracies = {result.name: result.accuracy for result in results}
-        content = {
-            "kind": "core",
-            "facts": dict(self.facts),
-            "is_complete": len(accuracies) == len(CORE_TASKS),
-            "mean_centred": {table: core_score(accuracies, table) for table in ("v1", "v2")},
-            "tasks": [dataclasses.asdict(result) for result in results],
-        }
-        write_atomically(self.path, json.dumps(content, indent=1) + "\n")
-
-
 def evaluate_core(
     tasks: Sequence[CoreTask],
     directory: Path,
@@ -110,7 +62,7 @@ def evaluate_core(
     tokenizer: Tokenizer,
     *,
     max_per_task: int = 0,
-    record: CoreRecord | None = None,
+    record: FinishedTasks[TaskResult] | None = None,
 ) -> list[TaskResult]:
     """Results of the tasks, in their order. Says on stderr how far it is and how long it will take.
 
@@ -120,7 +72,7 @@ def evaluate_core(
       record: finished tasks in it are not run again, where their files are the same; each new one is put into it.
 
     Raises:
-      InputError: see `read_items`, `ask` and `CoreRecord.read`; before the model has computed anything.
+      InputError: see `read_items`, `ask` and `FinishedTasks.read`; before the model has computed anything.
     """
     done = record.read() if record else {}
     read = [read_items(directory, task, max_per_task) for task in tasks]

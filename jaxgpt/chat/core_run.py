@@ -8,8 +8,9 @@ from typing import Any
 
 import numpy as np
 
-from jaxgpt.chat.core import CoreRecord, as_json, evaluate_core
+from jaxgpt.chat.core import TaskResult, as_json, evaluate_core
 from jaxgpt.chat.core_tasks import Baselines, CoreTask
+from jaxgpt.chat.finished_tasks import FinishedTasks
 from jaxgpt.chat.span_scores import SpanScorer
 from jaxgpt.data.tokenizer import Tokenizer
 from jaxgpt.errors import InputError
@@ -34,7 +35,7 @@ def run_core(
       tasks: see `choose_tasks`.
       directory: the unpacked bundle.
       max_per_task: items of each task; 0: all.
-      record_path: see `CoreRecord`; None: nothing is kept.
+      record_path: see `FinishedTasks`; None: nothing is kept.
 
     Raises:
       InputError: the model has no tokenizer; or see `evaluate_core`.
@@ -44,7 +45,7 @@ def run_core(
     record = None
     if record_path:
         about = {"weights": weights_digest(trained), "tokenizer": tokenizer.digest()}
-        record = CoreRecord(record_path, facts | about)
+        record = FinishedTasks(record_path, facts | about, TaskResult)
     results = evaluate_core(tasks, directory, SpanScorer(trained), tokenizer, max_per_task=max_per_task, record=record)
     return as_json(results, table, facts)
 

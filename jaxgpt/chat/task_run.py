@@ -4,7 +4,6 @@ Finished tasks are kept in a JSON file with what the model answered, so that an 
 every figure can be looked into.
 """
 
-import json
 import sys
 import time
 from collections.abc import Mapping, Sequence
@@ -17,17 +16,16 @@ from rich.table import Table
 from jaxgpt.chat.categorical import evaluate_categorical
 from jaxgpt.chat.chat_core import ERA_TASKS, chat_core, era_of
 from jaxgpt.chat.core_run import require_tokenizer, weights_digest
+from jaxgpt.chat.finished_tasks import FinishedTasks
 from jaxgpt.chat.generated import Writing, engines_of, evaluate_generated
 from jaxgpt.chat.span_scores import SpanScorer
 from jaxgpt.errors import InputError
-from jaxgpt.files import read_bounded, write_atomically
 from jaxgpt.inference.trained import Trained
 from jaxgpt.run.bar import clock
 from jaxgpt.run.console import working
 from jaxgpt.tasks.mixtures import CHAT_CORE, Sources
 from jaxgpt.tasks.task import Task
 
-RECORD_LIMIT_BYTES = 256 << 20
 ALL: dict[str, tuple[str, ...]] = {"all": ERA_TASKS["2025"], **ERA_TASKS}
 """What --tasks calls several tasks: those of an era; all is 2025."""
 
@@ -115,7 +113,7 @@ def run_tasks(
     record = None
     if record_path:
         about = facts | {"weights": weights_digest(trained), "tokenizer": tokenizer.digest()}
-        record = TaskRecord(record_path, about)
+        record = FinishedTasks(record_path, about, Answered)
     done = record.read() if record else {}
     done = {name: one for name, one in done.items() if name not in tasks or _is_whole(one, tasks[name], max_per_task)}
     kept = [name for name in tasks if name in done]
@@ -153,43 +151,6 @@ def run_tasks(
 
 def _is_whole(one: Answered, task: Task, max_per_task: int) -> bool:
     return len(one.answers) == min(len(task), max_per_task or len(task))
-
-
-@dataclass(frozen=True)
-class TaskRecord:
-    """A file with the finished tasks of one evaluation.
-
-    Attributes:
-      facts: what the answers depend on. Answers of other facts are not taken.
-    """
-
-    path: Path
-    facts: Mapping[str, Any]
-
-    def read(self) -> dict[str, Answered]:
-        """Finished tasks by name.
-
-        Raises:
-          InputError: the file holds something else, or an evaluation of other facts.
-        """
-        if not self.path.exists():
-            return {}
-        try:
-            found = json.loads(read_bounded(self.path, RECORD_LIMIT_BYTES))
-            facts, tasks = found["facts"], [Answered(**task) for task in found["tasks"]]
-            is_good = all(task.answers and set(task.answers) <= {"0", "1"} for task in tasks)
-        except (OSError, ValueError, RecursionError, KeyError, TypeError) as error:
-            raise InputError(f"{self.path} is no record of an evaluation: {error}; remove it") from error
-        differing = [name for name in {**self.facts, **facts} if self.facts.get(name) != facts.get(name)]
-        if differing or not is_good:
-            was = ", ".join(f"{name} was {facts.get(name)!r:.20}" for name in differing) or "a task is damaged"
-            raise InputError(f"{self.path} holds another evaluation ({was}); move it away, or choose another --out")
-        return {task.name: task for task in tasks}
-
-    def write(self, done: Sequence[Answered]) -> None:
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        content = {"kind": "tasks", "facts": dict(self.facts), "tasks": [asdict(one) for one in done]}
-        write_atomically(self.path, json.dumps(content, indent=1) + "\n")
 
 
 def as_json(results: Sequence[Answered], facts: Mapping[str, Any]) -> dict[str, Any]:
