@@ -15,12 +15,9 @@ clip (arXiv:2402.03300), as nanochat's chat_rl.py; see jaxgpt/chat/advantages.py
 import runpy
 
 from jaxgpt.errors import InputError, answer_early, run_verb
-from jaxgpt.files import user_location
-from jaxgpt.run.arguments import base_arguments, step_number, training_parser
+from jaxgpt.run.arguments import base_arguments, base_parser
 
-PARSER = training_parser("jaxgpt rl", __doc__, "--config rl_cpu --from runs/sft_cpu")
-PARSER.add_argument("--from", dest="base", metavar="RUN", type=user_location, help="the run to start from")
-PARSER.add_argument("--from-step", type=step_number, metavar="STEP", help="its checkpoint (the newest)")
+PARSER = base_parser("jaxgpt rl", __doc__, "--config rl_cpu --from runs/sft_cpu")
 
 
 def to_train(args: list[str]) -> list[str]:

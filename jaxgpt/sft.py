@@ -12,13 +12,9 @@ weights, the tokenizer and, with chat.optimizer=base, the optimizer's moments ar
 import runpy
 
 from jaxgpt.errors import InputError, answer_early, run_verb
-from jaxgpt.files import user_location
-from jaxgpt.run.arguments import base_arguments, step_number, training_parser
+from jaxgpt.run.arguments import base_arguments, base_parser
 
-PARSER = training_parser("jaxgpt sft", __doc__, "--config sft_cpu --from runs/mid_cpu")
-PARSER.add_argument("--from", dest="base", metavar="RUN", type=user_location, help="the run to start from")
-PARSER.add_argument("--retry-oom", action="store_true", help="out of memory: try the next smaller setting, once")
-PARSER.add_argument("--from-step", type=step_number, metavar="STEP", help="its checkpoint (the newest)")
+PARSER = base_parser("jaxgpt sft", __doc__, "--config sft_cpu --from runs/mid_cpu")
 
 
 def to_train(args: list[str]) -> list[str]:

@@ -6,10 +6,10 @@ The run directory gets config.py, metrics.jsonl, checkpoints/ and loss.png. Exit
 
 # ruff: noqa: E402 - mistakes are answered before the imports that take seconds
 from jaxgpt.errors import answer_early
-from jaxgpt.run.arguments import flags_of, training_parser
+from jaxgpt.run.arguments import RETRY_HELP, flags_of, training_parser
 
 PARSER = training_parser("jaxgpt train", __doc__)
-PARSER.add_argument("--retry-oom", action="store_true", help="out of memory: try the next smaller setting, once")
+PARSER.add_argument("--retry-oom", action="store_true", help=RETRY_HELP)
 if __name__ == "__main__":
     answer_early(PARSER.read_run)
 

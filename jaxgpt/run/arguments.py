@@ -7,6 +7,9 @@ from typing import Any
 from jaxgpt.config import Config
 from jaxgpt.config.parser import Parser
 from jaxgpt.errors import InputError
+from jaxgpt.files import user_location
+
+RETRY_HELP = "out of memory: try the next smaller setting, once"
 
 
 def training_parser(prog: str, doc: str | None, example: str = "--config quickstart --smoke") -> Parser:
@@ -28,11 +31,20 @@ def training_parser(prog: str, doc: str | None, example: str = "--config quickst
     return parser
 
 
+def base_parser(prog: str, doc: str | None, example: str) -> Parser:
+    """`training_parser`, and the run to start from."""
+    parser = training_parser(prog, doc, example)
+    parser.add_argument("--from", dest="base", metavar="RUN", type=user_location, help="the run to start from")
+    parser.add_argument("--from-step", type=step_number, metavar="STEP", help="its checkpoint (the newest)")
+    parser.add_argument("--retry-oom", action="store_true", help=RETRY_HELP)
+    return parser
+
+
 def base_arguments(config: Config, flags: argparse.Namespace) -> list[str]:
     """The arguments of `jaxgpt train` for a run that starts from another one.
 
     Args:
-      flags: of a `training_parser` with --from (`base`) and --from-step.
+      flags: of a `base_parser`.
 
     Raises:
       InputError: nothing says what to start from, or two things do.
