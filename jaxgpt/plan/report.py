@@ -64,6 +64,7 @@ RECIPES = (
     Recipe("record 62, float8 head, 1 row on h100", "speedrun_h100", "h100", "4 rows: 63 to 75 GB; 0.17 hours"),
     Recipe("record 62, 1 row on a100-40gb", "speedrun_a100", "a100-40gb"),
     Recipe("record 62, 1 row, remat block on rtx4090", "speedrun_rtx4090", "rtx4090", "24 GB should work"),
+    Recipe("track 3, 64 rows on h100", "track3", "h100"),
     Recipe("GPT-2 124M on t4, float16", "gpt2_124m", "t4", "",
            {"train.dtype": "float16", "train.attention": "xla", "train.micro_batch_size": "2"}),
     Recipe("GPT-2 124M on v5e-8, fsdp", "gpt2_124m", "v5e-8", "", {"mesh.fsdp": "8", "train.micro_batch_size": "10"}),
