@@ -34,7 +34,7 @@ def kept_bytes(config: Config, attention: str) -> float:
 
 def block_widths(model: ModelConfig) -> float:
     """Numbers per token that one block's gradients need, in widths of the residual stream."""
-    return KEPT_WIDTHS + model.MORE_KEPT_WIDTHS + 2 * model.n_kv_head / model.n_head
+    return KEPT_WIDTHS + model.more_kept_widths + 2 * model.n_kv_head / model.n_head
 
 
 SCAN_FROM = 512

@@ -60,9 +60,6 @@ class Family(Section, ABC):
     """Facts about each parameter; the first match counts."""
     DIAL: ClassVar[str] = ""
     """Field that sets the model's size and everything derived from it; empty: none."""
-    MORE_KEPT_WIDTHS: ClassVar[float] = 0.0
-    """Numbers per token and layer, in widths of the residual stream, that a block keeps for its backward pass besides
-    those that every family keeps."""
     HAS_PACKED_ATTENTION: ClassVar[bool] = False
     """Attention goes through `models.packed`: within documents, with a scale of the family's."""
 
@@ -75,6 +72,12 @@ class Family(Section, ABC):
     n_embd: int
     head_dim: int
     dropout: float
+
+    @property
+    def more_kept_widths(self) -> float:
+        """Numbers per token and layer, in widths of the residual stream, that a block keeps for its backward pass,
+        besides those that every family keeps."""
+        return 0.0
 
     @property
     def logit_cap(self) -> Softcap | None:

@@ -53,7 +53,6 @@ class NanochatConfig(Family):
         ParamRule(r"(resid|x0)_lambdas|(smear|backout)_lambda", is_optional=True),
     )
     DIAL: ClassVar = "depth"
-    MORE_KEPT_WIDTHS: ClassVar = 1.5  # queries and keys once more, before rotation and norm
 
     family: Literal["nanochat"] = "nanochat"
     """Model family."""
@@ -124,6 +123,10 @@ class NanochatConfig(Family):
                 f"model.n_kv_head={self.n_kv_head} does not divide the {self.n_head} heads of model.n_embd="
                 f"{self.n_embd} / model.head_dim={self.head_dim}; choose a divisor, or 0",
             )
+
+    @property
+    def more_kept_widths(self) -> float:
+        return 1.5  # queries and keys once more, before rotation and norm
 
     @property
     def n_layer(self) -> int:
