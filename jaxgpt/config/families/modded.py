@@ -153,8 +153,8 @@ class ModdedConfig(Family):
 
     @property
     def more_kept_widths(self) -> float:
-        """Track 3: queries and keys before norm and rotation. Records also keep the gated output, the mixed residual and
-        rows of the tables: of 49,152 tokens XLA keeps 5.2 for an H100 and 6.5 for an A100."""
+        """Track 3: queries and keys before norm and rotation. Records: also the gated output, the mixed residual and
+        rows of the tables; of 49,152 tokens XLA keeps 5.2 for an H100 and 6.5 for an A100."""
         return 1.5 if self.record == "track3" else 5.8
 
     def __post_init__(self):
