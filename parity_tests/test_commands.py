@@ -145,7 +145,14 @@ def run_block(shell, commands):
         assert done.returncode == 0, f"{script}\n{done.stdout[-3000:]}\n{done.stderr[-3000:]}"
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
+SLOW = ("multi_gpu",)
+
+
+@pytest.mark.parametrize(
+    "page",
+    [pytest.param(page, marks=pytest.mark.slow) if page.stem in SLOW else page for page in PAGES],
+    ids=lambda page: page.stem,
+)
 def test_the_commands_of_a_page_work_in_order(page, shell):
     for mark, text in blocks(page):
         if mark in SHELLS:

@@ -251,7 +251,7 @@ def float8_products(program: str) -> list[str]:
     found = []
     for body in re.split(r"\n\s*\n", program):
         dtypes = re.findall(r"parameter[\w.]*: (f8e\w+)\[", body.splitlines()[0] if body else "")
-        if len(dtypes) == 2 and " dot(" in body and " convert(" not in body:
+        if len(dtypes) == 2 and " dot(" in body and " convert(%parameter" not in body:
             found.append(" x ".join(dtypes))
     return sorted(found)
 

@@ -9,7 +9,7 @@ from jaxgpt.tasks.mixtures import Sources
 from jaxgpt.tasks.sums import sums
 from jaxgpt.tasks.task import check_messages
 
-DOCUMENTS = [f"lib.f{i}\n\nReturn {i} of {i}.\nThen more.\n\nAnd more." for i in range(600)]
+DOCUMENTS = [f"lib.f{i}\n\nReturn {i} of {i}.\nThen more.\n\nAnd more." for i in range(700)]
 DOCUMENTS[5:5] = ["Operators\n\n" + "long " * 30 + ".", "two words\n\nA sentence.", "lib.empty\n\nNo."]
 
 

@@ -14,6 +14,7 @@ from jaxgpt.config.derive import derive
 from jaxgpt.config.families import NanochatConfig
 from jaxgpt.errors import InputError
 from jaxgpt.train import main
+from parity_tests.helpers.tiers import one_in
 from torch_ref.train import main as torch_main
 
 CONFIGS = sorted((Path(__file__).parents[1] / "configs").glob("*.py"))
@@ -28,7 +29,7 @@ SMOKED = [path for path in CONFIGS if path.stem in ("finetune_shakespeare", "a10
 """One of each family and era in its own dtype; test_golden runs all in float64."""
 
 
-@pytest.mark.parametrize("path", SMOKED, ids=lambda path: path.stem)
+@pytest.mark.parametrize("path", one_in(3, SMOKED), ids=lambda path: path.stem)
 def test_smoke(path, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     assert main(["--config", str(path), "--smoke"]) == 0

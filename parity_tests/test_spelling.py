@@ -140,7 +140,7 @@ def lengths(stage: str, n_own: int = 996) -> list[int]:
 
 
 def test_stages_have_nanochats_rows():
-    assert {stage: sum(lengths(stage)) for stage in MIXTURES} == {
+    assert {stage: sum(lengths(stage)) for stage in MIXTURES if not stage.startswith("chat_cpu")} == {
         "mid_2025": 849_648, "mid_2025_val": 29_849, "sft_2025": 22_439, "sft_2025_val": 24_229,
         "sft_2026_spelling": 1_071_751, "sft_2026": 789_759, "sft_2026_val": 29_849,
     }  # fmt: skip

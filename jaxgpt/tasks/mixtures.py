@@ -138,12 +138,10 @@ class Sources:
             make = simple_spelling if name == "simple-spelling" else spelling_bee
             split: Literal["train", "test"] = "test" if name.endswith("-test") else "train"
             return make(self._words(), n_rows or N_SPELLING_TEST, split)
-        elif name in ("sums", "sums-test"):
-            whole = sums("train" if name == "sums" else "test")
-            return whole.view(whole.start, min(whole.start + n_rows, len(whole.rows)) if n_rows else whole.stop)
-        elif name in ("python", "python-test"):
-            whole = python_talk("train" if name == "python" else "test")
-            return whole.view(whole.start, min(whole.start + n_rows, len(whole.rows)) if n_rows else whole.stop)
+        elif name in ("sums", "sums-test", "python", "python-test"):
+            made = sums if name.startswith("sums") else python_talk
+            whole = made("test" if name.endswith("-test") else "train")
+            return whole.view(whole.start, whole.start + min(n_rows or len(whole), len(whole)))
         elif name == "identity":
             whole = identity()
         elif name in HUB_TASKS:
