@@ -16,7 +16,7 @@ VERBS = {
     "sample": "write text with a trained model",
     "chat": "talk to a trained model in the terminal",
     "serve": "a trained model behind OpenAI's API, and a page to chat",
-    "evaluate": "loss on held-out text, CORE, HellaSwag",
+    "evaluate": "loss on held-out text, CORE, tasks of chat models",
     "report": "one page about runs: results by stage, curves, time, cost",
     "convert": "a run for PyTorch and back, or exported",
     "configs": "the configs that come with jaxgpt",

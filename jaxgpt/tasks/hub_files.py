@@ -196,7 +196,7 @@ def list_files(wanted: HubSplit) -> tuple[Repository, list[str]]:
     from huggingface_hub.errors import HTTPError
 
     repository = Repository(wanted.name, BRANCH, "dataset")
-    remedy = "give local copies by --input"
+    remedy = "give local copies by --input (evaluate: --task-input)"
     for wait_s in (*hub.WAITS_S, None):
         try:
             info = within(
