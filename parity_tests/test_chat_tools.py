@@ -111,7 +111,7 @@ def test_without_a_tool_nothing_is_forced(engine):
 
 
 def test_rows_that_ended_call_no_tool(engine):
-    """nanochat goes on calling until the last row ends."""
+    """nanochat continues to call until the last row ends."""
     calls = []
     tool = calculator_tool(BYTES, lambda text: calls.append(text))
     ending = Request([list(CASES).index("cut")], 5, temperature=0, tool=tool)  # with python_end

@@ -2,7 +2,7 @@
 
 The model writes an expression between <|python_start|> and <|python_end|>. If the expression has a value, the row
 continues with <|output_start|>, the tokens of the value, and <|output_end|>, which the model reads but did not choose.
-If it has none, nothing is forced, and the model goes on by itself.
+If it has none, nothing is forced, and the model continues by itself.
 
 Reference: nanochat 92d63d4, nanochat/engine.py (RowState).
 """

@@ -50,7 +50,7 @@ class Token(NamedTuple):
         unless the request asks for it.
       likeliest: ids and log-probabilities of the most likely tokens, as many as the request asks for.
       end: stop: it is one of the request's stop ids. length: it is the last of max_tokens, or of the context. "": the
-        row goes on.
+        row continues.
     """
 
     id: int

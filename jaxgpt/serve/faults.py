@@ -1,4 +1,4 @@
-"""What a client is told when a request cannot be served: OpenAI's error object, with the status its clients expect."""
+"""The answer to a request that cannot be served: OpenAI's error object, with the status its clients expect."""
 
 from collections.abc import Mapping
 
