@@ -263,6 +263,8 @@ def use_hub(monkeypatch: pytest.MonkeyPatch, url: str, cache: Path, token: str =
     monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", url + "/{repo_id}/resolve/{revision}/{filename}")
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(cache / "hub"))
     monkeypatch.setattr(constants, "HF_TOKEN_PATH", str(cache / "token"))
+    cache.mkdir(parents=True, exist_ok=True)
+    (cache / "agents").write_text('{"standardEnvVars": [], "harnesses": {}}')  # else it asks for them, once a process
     monkeypatch.setattr(constants, "AGENT_HARNESSES_PATH", str(cache / "agents"), raising=False)  # since 2.0
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
     monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", True)
