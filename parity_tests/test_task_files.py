@@ -108,7 +108,7 @@ def test_what_the_hub_lacks_is_named(server, change, match):
 
 def test_without_network_only_a_complete_split_is_read(server, monkeypatch):
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
-    refused("HF_HUB_OFFLINE is set; unset it, or give local copies by --input (evaluate: --task-input)")
+    refused("HF_HUB_OFFLINE is set; unset it, or give local copies by --input")
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", False)
     fetched()
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
