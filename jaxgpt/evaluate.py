@@ -160,6 +160,7 @@ import dataclasses
 import json
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Literal
 
@@ -244,14 +245,7 @@ def evaluate_on_core(settings: argparse.Namespace) -> int:
         about = {name: report[name] for name in ("dtype", "max_per_task", "baselines")}
         seconds = sum(task["seconds"] for task in report["tasks"].values())
         record(settings.run, "core", trained.n_done, seconds, figures, about)
-    if settings.json:
-        print(json.dumps(report))
-        return EXIT_DONE
-    table, lines = core_table(report)
-    console.say(f"model {report['model']}, dtype {report['dtype']}")
-    console.print(table)
-    for line in lines:
-        console.say(line)
+    show(report, core_table, settings.json)
     return EXIT_DONE
 
 
@@ -280,15 +274,20 @@ def evaluate_on_tasks(settings: argparse.Namespace) -> int:
         about |= {"era": report["era"]} if report["era"] else {}
         seconds = sum(task["seconds"] for task in report["tasks"].values())
         record(settings.run, "tasks", trained.n_done, seconds, figures, about)
-    if settings.json:
+    show(report, task_table, settings.json)
+    return EXIT_DONE
+
+
+def show(report: dict[str, Any], draw: Callable[[dict[str, Any]], tuple[Table, list[str]]], is_json: bool) -> None:
+    """Prints a report to stdout: as one JSON object, or as its table and the lines under it."""
+    if is_json:
         print(json.dumps(report))
-        return EXIT_DONE
-    table, lines = task_table(report)
+        return
+    table, lines = draw(report)
     console.say(f"model {report['model']}, dtype {report['dtype']}")
     console.print(table)
     for line in lines:
         console.say(line)
-    return EXIT_DONE
 
 
 def evaluate_on_hellaswag(settings: argparse.Namespace) -> int:

@@ -76,7 +76,7 @@ def test_a_link_in_place_of_the_history_is_not_followed(tmp_path):
 
 @pytest.mark.skipif(not shutil.which("git"), reason="no git")
 def test_the_commit_is_that_of_the_package(tmp_path, monkeypatch):
-    """Of a working copy of jaxgpt alone, whatever GIT_DIR says; a tracked file that differs is told."""
+    """Of a working copy of jaxgpt alone, whatever GIT_DIR says; a tracked file that differs shows in it."""
 
     def git(*args):
         done = subprocess.run(["git", "-C", str(tmp_path), "-c", "user.name=a", "-c", "user.email=a@b", *args],

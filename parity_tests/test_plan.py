@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from jaxgpt import config as config_lib
-from jaxgpt.config import Config, GPT2Config, MeshConfig, TrainConfig
+from jaxgpt.config import Config, DataConfig, GPT2Config, MeshConfig, TrainConfig
 from jaxgpt.config.command_line import apply_overrides
 from jaxgpt.errors import Failure, InputError
 from jaxgpt.plan import __main__ as plan
@@ -155,6 +155,17 @@ def test_a_dead_compiler_is_a_failure_and_is_not_remembered(monkeypatch, tmp_pat
     with pytest.raises(Failure, match=r"died \(signal 6\): F0000 Check failed"):
         CompileCache(tmp_path).footprints(SMALL, parse_topology("h100"))
     assert not list(tmp_path.iterdir())
+
+
+def test_programs_with_and_without_a_mask_are_kept_apart(monkeypatch, tmp_path):
+    """Conversations have a mask, which is in no field of the model."""
+    cache, card = CompileCache(tmp_path), parse_topology("h100")
+    chat = dataclasses.replace(SMALL, data=DataConfig(sampling="conversations"))
+    monkeypatch.setattr(CompileCache, "_compile", lambda self, config, topology: {"footprints": []})
+    cache.footprints(SMALL, card)
+    assert cache.knows(SMALL, card) and not cache.knows(chat, card)
+    cache.footprints(chat, card)
+    assert cache.knows(chat, card) and len(list(tmp_path.iterdir())) == 2
 
 
 def sharded(n_devices):

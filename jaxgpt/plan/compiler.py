@@ -53,7 +53,7 @@ class CompileCache:
           Failure: the compiler refused or died.
         """
         asked = self._key(config, topology)
-        path = self.directory / f"{hashlib.sha256(asked.encode()).hexdigest()[:32]}.json" if self.directory else None
+        path = self._path(asked)
         if path and path.is_file():
             result = json.loads(path.read_text(encoding="utf-8"))["result"]
         else:
@@ -67,9 +67,12 @@ class CompileCache:
 
     def knows(self, config: Config, topology: Topology) -> bool:
         """Whether the answer is cached."""
-        asked = self._key(config, topology)
-        name = f"{hashlib.sha256(asked.encode()).hexdigest()[:32]}.json"
-        return self.directory is not None and (self.directory / name).is_file()
+        path = self._path(self._key(config, topology))
+        return path is not None and path.is_file()
+
+    def _path(self, asked: str) -> Path | None:
+        """Where the answer is kept; None: nowhere."""
+        return self.directory and self.directory / f"{hashlib.sha256(asked.encode()).hexdigest()[:32]}.json"
 
     @functools.cached_property
     def _code(self) -> str:
@@ -81,8 +84,8 @@ class CompileCache:
             for name in names:
                 values[section].pop(name)
         asked = {
-            "config": values, "shape": topology.shape, "device": topology.device.name,
-            "versions": _versions(), "code": self._code,
+            "config": values, "mask": [config.data.is_chat, config.is_rl], "shape": topology.shape,
+            "device": topology.device.name, "versions": _versions(), "code": self._code,
         }  # fmt: skip
         return json.dumps(asked, sort_keys=True)
 
