@@ -40,8 +40,9 @@ def test_a_dialogue_in_a_terminal(tty, tmp_path):
     tty.type(UP + UP + "\n")
     tty.wait_for("\n[12*3 = 36]\n")
     tty.wait_for("> ")
-    tty.type("half a line" + CTRL_C)
-    tty.wait_for("(Ctrl-D ends)\n> ")
+    tty.type("half a line")
+    tty.wait_for("half a line")
+    tty.press_until(CTRL_C, "(Ctrl-D ends)\n> ")
 
     path = tmp_path / "talk.json"
     for typed, answer in (

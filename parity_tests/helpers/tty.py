@@ -52,6 +52,19 @@ class Tty:
         self._n_seen = at + len(text)
         return found
 
+    def press_until(self, key: str, text: str) -> None:
+        """Presses a key each second until a text comes.
+
+        A Ctrl-C between the moment input() shows its prompt and the moment it waits for keys is only seen with the next key.
+        """
+        until = time.monotonic() + LIMIT_S
+        while self.screen.find(text, self._n_seen) < 0:
+            self.type(key)
+            while select.select([self._main], [], [], 1.0)[0] and self._read(until):
+                pass
+            assert time.monotonic() < until, f"{text!r} is not in {self.screen!r}"
+        self.wait_for(text)
+
     def close(self) -> int:
         """Its exit code, once it has ended."""
         until = time.monotonic() + LIMIT_S
