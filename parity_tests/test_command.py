@@ -225,7 +225,7 @@ def test_what_the_parser_refuses(parser, args, message):
 
 def start(how, module, directory):
     """A training that hangs while it imports a module."""
-    (directory / f"{module}.py").write_text("import time\nprint('importing', flush=True)\ntime.sleep(30)")
+    (directory / f"{module}.py").write_text("import time\nprint('importing', flush=True)\ntime.sleep(90)")
     script = directory / "jaxgpt"
     script.write_text("import sys\nfrom jaxgpt.__main__ import main\nsys.exit(main())")
     called = {"script": [str(script), "train"], "package": ["-m", "jaxgpt", "train"], "verb": ["-m", "jaxgpt.train"]}
@@ -242,7 +242,7 @@ def test_a_signal_during_imports_is_one_line(how, module, tmp_path):
     process = start(how, module, tmp_path)
     assert process.stdout is not None and process.stdout.readline() == "importing\n"
     process.send_signal(signal.SIGINT)
-    _, errors = process.communicate(timeout=20)
+    _, errors = process.communicate(timeout=60)
     assert (process.returncode, errors) == (130, "SIGINT: interrupted\n")
 
 

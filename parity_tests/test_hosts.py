@@ -172,7 +172,7 @@ def test_a_dead_peer_ends_the_others_with_a_line(how, message):
         survivor = processes[1 if how == "fails" else 0]
         shown = survivor.communicate(timeout=60)[0]
         assert survivor.returncode == 1 and message in shown and "Traceback" not in shown, shown
-        assert time.monotonic() - began < 15
+        assert time.monotonic() - began < 40
     finally:
         for process in processes:
             process.kill()

@@ -331,7 +331,7 @@ def test_a_hub_that_is_too_slow_ends_in_one_line(server, monkeypatch, behaviour)
     monkeypatch.setattr("jaxgpt.data.download.WINDOW_S", 0.05)
     monkeypatch.setattr("jaxgpt.data.download.TIMEOUT_S", 0.1)
     server.plan = ["serve", "serve", *[behaviour] * 3]
-    assert "3 tries" in refused() and time.monotonic() - began_s < 5
+    assert "3 tries" in refused() and time.monotonic() - began_s < 20
 
 
 def test_a_page_that_is_no_hub_is_refused(server):

@@ -113,7 +113,7 @@ def test_an_attack_fails_in_time(attack):
     run = run_python(code, limits)
     assert not run.is_good
     assert ended == run.ended or run.error.startswith(ended), (run.ended, run.error)
-    assert time.monotonic() - began < 6
+    assert time.monotonic() - began < 20
     assert len(run.stdout) <= 16 << 10 >= len(run.stderr)
 
 

@@ -474,7 +474,7 @@ def test_four_files_come_at_once_and_one_failure_ends_all(server, monkeypatch):
     def meet(request):
         name = request.path.rpartition("/")[2]
         if name != NAMES[5]:
-            together.wait(timeout=20)
+            together.wait(timeout=60)
         if name == NAMES[3]:
             server.plan.insert(0, 404)
             return answer(request)

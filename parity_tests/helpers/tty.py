@@ -55,7 +55,7 @@ class Tty:
     def press_until(self, key: str, text: str) -> None:
         """Presses a key each second until a text comes.
 
-        A Ctrl-C between the moment input() shows its prompt and the moment it waits for keys is only seen with the next key.
+        A Ctrl-C between the moment input() shows its prompt and the moment it waits for keys is seen with the next key.
         """
         until = time.monotonic() + LIMIT_S
         while self.screen.find(text, self._n_seen) < 0:
