@@ -313,7 +313,7 @@ def test_refusals(config, arguments, message):
 def test_what_a_program_refuses_reaches_the_user(config):
     done = run_bench("--config", config, "--rounds", 1, "--steps", 2, "--mesh.fsdp=2")
     assert done.returncode == 2, done.stderr
-    assert done.stderr.startswith("error: jaxgpt ended with code 2: mesh.data=1 x mesh.fsdp=2")
+    assert done.stderr.splitlines()[-1].startswith("error: jaxgpt ended with code 2: mesh.data=1 x mesh.fsdp=2")
 
 
 # Traces
