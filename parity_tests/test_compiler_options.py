@@ -20,6 +20,7 @@ from jaxgpt.parallel.compiler_options import compiler_options, explain_option
 from jaxgpt.parallel.mesh import make_mesh
 from jaxgpt.training.programs import compile_programs
 from jaxgpt.training.step import make_step
+from parity_tests.helpers.train_runs import TEXT, losses, run, write_text
 from parity_tests.small_runs import batches_of, make_config
 
 N_STEPS = 5
@@ -90,3 +91,30 @@ def test_a_refused_value_names_its_setting_and_other_errors_none():
     refused = RuntimeError("INVALID_ARGUMENT: While setting option xla_gpu_deterministic_ops, '2' is not a valid bool.")
     assert str(explain_option(refused)).startswith("train.deterministic=True sets xla_gpu_deterministic_ops, which")
     assert explain_option(RuntimeError("RESOURCE_EXHAUSTED: out of memory")) is None
+
+
+CONFIG = """
+from jaxgpt.config import *
+config = Config(
+    data=DataConfig(dir={data!r}),
+    model=GPT2Config(seq_len=64, n_layer=2, n_head=4, n_embd=128, dropout=0.1),
+    train=TrainConfig(steps=6, batch_tokens=2048, micro_batch_size=16, dtype="float32", deterministic=True),
+    eval=EvalConfig(every=3, tokens=2048),
+    log=LogConfig(every=1),
+    checkpoint=CheckpointConfig(every=3),
+    mesh=MeshConfig(data=1),
+)
+"""
+
+
+@pytest.mark.slow
+def test_a_deterministic_run_resumes_to_the_bit_with_several_threads(tmp_path, monkeypatch):
+    """Four threads, also where there are fewer cores. Another number may split the sums of an evaluation otherwise."""
+    monkeypatch.setenv("NPROC", "4")
+    config = tmp_path / "config.py"
+    config.write_text(CONFIG.format(data=str(write_text(tmp_path, TEXT))))
+    run(config, tmp_path / "straight")
+    run(config, tmp_path / "resumed", "--train.steps=3", "--optim.schedule.decay_steps=6")
+    run(config, tmp_path / "resumed", "--optim.schedule.decay_steps=6", "--resume")
+    assert len(losses(tmp_path / "straight")) == 6
+    assert losses(tmp_path / "resumed") == losses(tmp_path / "straight")
