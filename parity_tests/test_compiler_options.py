@@ -26,8 +26,9 @@ from parity_tests.small_runs import batches_of, make_config
 N_STEPS = 5
 
 
-def mesh_of(platform: str, size: int) -> Any:
-    return SimpleNamespace(devices=np.array([SimpleNamespace(platform=platform)] * size), size=size)
+def mesh_of(platform: str, size: int, fsdp: int = 1) -> Any:
+    devices = np.array([SimpleNamespace(platform=platform)] * size)
+    return SimpleNamespace(devices=devices, size=size, shape={"data": size // fsdp, "fsdp": fsdp, "tensor": 1})
 
 
 @pytest.mark.parametrize(
@@ -44,6 +45,8 @@ def test_options_by_platform(platform, size, guarded, deterministic):
     assert set(compiler_options(TrainConfig(), mesh)) == guarded
     assert set(compiler_options(TrainConfig(deterministic=True), mesh)) == guarded | deterministic
     assert compiler_options(TrainConfig(guard_miscompiles=False), mesh) == {}
+    split = compiler_options(TrainConfig(guard_miscompiles=False), mesh_of(platform, 8, fsdp=8))
+    assert set(split) == ({"xla_jf_spmd_threshold_for_windowed_einsum_mib"} if platform == "tpu" else set())
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
