@@ -56,6 +56,12 @@ class TrainConfig(Section):
     """Dtype of the computation. Parameters and optimizer state stay float32 (float64 keeps them float64)."""
     matmul_precision: Literal["highest", "high", "default"] = "highest"
     """For float32: highest is true float32; high and default allow TF32 on a GPU, bfloat16 passes on a TPU."""
+    deterministic: bool = False
+    """The same bits in each run on a GPU too: no atomic sums and no autotuning, which is slower. On a CPU or TPU runs
+    give the same bits without it."""
+    guard_miscompiles: bool = True
+    """Leave out passes of XLA for which wrong results are known: on a CPU reductions fused by YNNPACK (steps take 1 to
+    5 % longer), on several TPU chips sums of embedding gradients moved out of the loop over microbatches."""
     attention: Literal["auto", "cudnn", "triton", "splash", "xla"] = "auto"
     """auto: flash attention where it supports the run (on GPU cudnn, for documents triton; on TPU splash), else xla."""
     remat: Literal["auto", "none", "dots", "block"] = "none"

@@ -26,6 +26,7 @@ from jaxgpt.config.derive import derive
 from jaxgpt.config.steps import Plan
 from jaxgpt.errors import Failure, InputError
 from jaxgpt.files import write_atomically
+from jaxgpt.parallel.compiler_options import compiler_options, explain_option
 from jaxgpt.parallel.mesh import count_batch_devices, make_mesh
 from jaxgpt.plan.census import gathered_whole, summarize, take_census
 from jaxgpt.plan.topology import open_devices, parse_topology
@@ -87,7 +88,8 @@ def compile_run(config: Config, devices: list, remember=None) -> list[Footprint]
     """One footprint for each kind of step that the stages of a run have, by rising number of microbatches.
 
     Args:
-      remember: (text of a lowered program, function that gives its footprint) -> footprint; None: always compiles.
+      remember: (options and text of a lowered program, function that gives its footprint) -> footprint; None: always
+        compiles.
 
     Raises:
       InputError: the config cannot be built on these devices.
@@ -108,7 +110,8 @@ def compile_run(config: Config, devices: list, remember=None) -> list[Footprint]
             compile_it = functools.partial(
                 compile_footprint, made, config.at_stage(stage), plan.n_micro[stage], lowered
             )
-            found.append(remember(lowered.as_text(), compile_it) if remember else compile_it())
+            text = json.dumps(compiler_options(config.train, mesh)) + lowered.as_text()
+            found.append(remember(text, compile_it) if remember else compile_it())
         return found
 
 
@@ -179,6 +182,8 @@ def explain(error: Exception, step: Step, config: Config) -> str:
         return f"the step does not fit into {kind} ({first}); lower train.micro_batch_size or set train.remat=block"
     if isinstance(error, InputError):
         return text
+    if refused := explain_option(error):
+        return str(refused)
     return f"the compiler for {kind} refused the step: {first}"
 
 

@@ -16,6 +16,7 @@ import numpy as np
 from jaxgpt.config import schedule
 from jaxgpt.config.steps import Plan
 from jaxgpt.data.batch import Batch
+from jaxgpt.parallel.compiler_options import explain_option
 from jaxgpt.run.console import working
 from jaxgpt.training.memory import describe_memory
 from jaxgpt.training.step import Step, make_stage
@@ -66,6 +67,9 @@ def compile_programs(
     Args:
       say: receives a line about each program.
       also: called beside the compilers.
+
+    Raises:
+      InputError: this XLA has no option that a setting asks for.
     """
     firsts = [plan.first_alike(stage) for stage in range(len(plan.n_micro))]
     models = plan.config.eval_models()
@@ -86,7 +90,12 @@ def compile_programs(
 
     def compile_one(name: str, program: Any) -> Any:
         begin = time.perf_counter()
-        compiled = program.compile()
+        try:
+            compiled = program.compile()
+        except Exception as error:
+            if refused := explain_option(error):
+                raise refused from error
+            raise
         say(f"compiled {name} in {time.perf_counter() - begin:.1f} s")
         return compiled
 

@@ -30,6 +30,7 @@ from jaxgpt.models.fp8_head import make_fp8_head, require_head
 from jaxgpt.models.loss import cross_entropy, token_losses
 from jaxgpt.optim.clip import clip_by_global_norm, global_norm
 from jaxgpt.optim.optimizer import optimizer
+from jaxgpt.parallel.compiler_options import compiler_options
 from jaxgpt.parallel.sharding import batch_sharding, replicated, shard_params
 
 LOSS_SCALE_INIT = 2.0**16
@@ -172,6 +173,7 @@ def jit_train(config: Config, model: Model, transform, shardings: TrainState, me
         in_shardings=(shardings, batch_sharding(mesh, 1), scalars),
         out_shardings=(shardings, scalars),
         donate_argnums=0,
+        compiler_options=compiler_options(config.train, mesh),
     )
 
 
@@ -182,6 +184,7 @@ def jit_evaluate(config: Config, model: Model, param_shardings: dict, mesh: Mesh
         precision(functools.partial(eval_step, config, model)),
         in_shardings=(param_shardings, batch_sharding(mesh), batch_sharding(mesh)),
         out_shardings=replicated(mesh),
+        compiler_options=compiler_options(config.train, mesh),
     )
 
 

@@ -9,6 +9,7 @@ but another number of processes draws other ones, unlike in jaxgpt.
 """
 
 import functools
+import os
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
@@ -170,7 +171,14 @@ def make_functions(config: Config, model: Model, transform, *, is_compiled: bool
 
 
 def set_precision(config: Config) -> None:
-    """float32 products in float32 unless the config permits TF32; 16-bit products always summed in float32."""
+    """float32 products in float32 unless the config permits TF32; 16-bit products always summed in float32.
+
+    With train.deterministic PyTorch refuses operations that do not give the same bits each time; cuBLAS reads its part
+    when it starts.
+    """
+    if config.train.deterministic:
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    torch.use_deterministic_algorithms(config.train.deterministic)
     torch.set_float32_matmul_precision("highest" if config.train.matmul_precision == "highest" else "high")
     torch.backends.cuda.matmul.allow_bf16_reduced_precision_reduction = False
     torch.backends.cuda.matmul.allow_fp16_reduced_precision_reduction = False
