@@ -20,7 +20,7 @@ from jaxgpt.inference.acceptance import check_tokens, draft_tokens
 from jaxgpt.inference.engine import Engine
 from jaxgpt.inference.request import Request
 from jaxgpt.inference.row_cache import make_cache, prefill
-from jaxgpt.inference.rows import MIN_PREFILL_TOKENS, Token, n_shared, padded_tokens, room_of
+from jaxgpt.inference.rows import BROKEN, MIN_PREFILL_TOKENS, Token, n_shared, padded_tokens, room_of
 from jaxgpt.inference.sampling import draw_of, way_of
 from jaxgpt.inference.trained import Trained, open_trained
 
@@ -154,7 +154,7 @@ class SpeculativeRow:
         n_before = len(self._ids)
         for token_id in found[: self._n_positions - n_cached]:
             if token_id < 0:
-                raise InputError("the model's logits are not finite: its weights are broken; take another checkpoint")
+                raise InputError(BROKEN)
             has_forced = self._take(token_id)
             if has_forced or self._n_left == 0:
                 break
