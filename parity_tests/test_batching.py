@@ -1,6 +1,7 @@
 """What a request gets is the same to the bit: alone or among others, in any slot, with reused prefixes or without."""
 
 import asyncio
+import contextlib
 import dataclasses
 import time
 
@@ -10,12 +11,14 @@ import pytest
 
 from jaxgpt.config import GPT2Config, MeshConfig, ModdedConfig, NanochatConfig
 from jaxgpt.errors import InputError
+from jaxgpt.inference import rows as engine_rows
 from jaxgpt.inference.engine import Engine
 from jaxgpt.inference.request import Request
+from jaxgpt.inference.row_cache import decode_step
 from jaxgpt.inference.trained import Trained
 from jaxgpt.models import param_shapes
 from jaxgpt.parallel.mesh import make_mesh
-from jaxgpt.serve.backend import QueueFull, Settings
+from jaxgpt.serve.backend import BrokenModel, QueueFull, Settings
 from jaxgpt.serve.batching import Batching
 from parity_tests.helpers.scripted_server import TOKENIZER
 
@@ -88,7 +91,7 @@ def test_rows_are_the_same_alone_and_among_others(engine, is_apart):
 
 
 def test_a_long_prompt_comes_in_a_chunk_per_step():
-    """Row 0 gets a token in each step. Rows 1 and 2 have one prompt, of 3 chunks; that of row 3 is given up half way."""
+    """Row 0 gets a token in each step. Rows 1 and 2 have one prompt of 3 chunks; that of row 3 is given up half way."""
     config = CONFIGS["nanochat"]
     rows = Engine(config, params_of(config), dtype="float32", n_valid=250).rows([Request([1], 60, seed=2)] + [None] * 3)
     long, given_up = [Request(ids_of(180, 6), 8, seed=1, sample=i) for i in range(2)], Request(ids_of(190, 7), 8)
@@ -174,25 +177,58 @@ def test_a_slot_is_chosen_so_that_others_keep_their_texts():
     assert rows.add(Request(ids_of(70, 9), 1)) == 0, "started longest ago"
 
 
+def test_a_first_token_does_not_wait_for_the_next_step(monkeypatch):
+    """The step that begins a row starts no decoding; the next one makes up for it, and is ahead again."""
+    config, counts, calls = CONFIGS["gpt2"], [], []
+    monkeypatch.setattr(engine_rows, "decode_step", lambda *args: calls.append(1) or decode_step(*args))
+    rows = Engine(config, params_of(config), dtype="float32", n_valid=250).rows([Request([1], 9), None, None])
+    for n_steps in range(7):
+        if n_steps == 3:
+            rows.start(1, Request([2], 9))
+        rows.step()
+        counts.append(len(calls))
+    assert np.diff([0, *counts]).tolist() == [0, 2, 1, 0, 2, 1, 1]
+
+
 # the backend
+
+
+@contextlib.contextmanager
+def backend_of(params):
+    mesh = make_mesh(dataclasses.replace(MeshConfig(data=1), platform="cpu"))
+    params = {path: jax.numpy.asarray(leaf) for path, leaf in params.items()}
+    trained = Trained(None, CONFIGS["nanochat"], params, TOKENIZER, "float32", mesh, "fresh")
+    backend = Batching(trained, "fresh", n_slots=N_SLOTS, n_queue=64)
+    yield backend
+    backend.close()
 
 
 @pytest.fixture(scope="module")
 def backend():
-    config = CONFIGS["nanochat"]
-    mesh = make_mesh(dataclasses.replace(MeshConfig(data=1), platform="cpu"))
-    params = {path: jax.numpy.asarray(leaf) for path, leaf in params_of(config).items()}
-    backend = Batching(
-        Trained(None, config, params, TOKENIZER, "float32", mesh, "fresh"), "fresh", n_slots=N_SLOTS, n_queue=64
-    )
-    yield backend
-    backend.close()
+    with backend_of(params_of(CONFIGS["nanochat"])) as backend:
+        yield backend
 
 
 async def read(backend, prompt_ids, settings):
     stream = backend.submit(prompt_ids, settings)
     tokens = [token async for token in stream]
     return tokens, stream.finish_reason
+
+
+def test_a_text_that_breaks_is_told_so_alone():
+    """Id 9 breaks the model."""
+    params = params_of(CONFIGS["nanochat"])
+    params["wte.weight"][9] = np.nan
+    settings = Settings(max_tokens=30, temperature=0, logit_bias={9: -1e9})
+
+    async def run(backend):
+        good = [read(backend, ids, settings) for ids in ([1, 2, 3], [4, 5])]
+        return await asyncio.gather(good[0], read(backend, [1, 9, 3], settings), good[1], return_exceptions=True)
+
+    with backend_of(params) as backend:
+        first, broken, second = asyncio.run(run(backend))
+        assert [first, second] == [asyncio.run(read(backend, ids, settings)) for ids in ([1, 2, 3], [4, 5])]
+    assert len(first[0]) == 30 and isinstance(broken, BrokenModel) and "not finite" in str(broken)
 
 
 def draw_settings(rng) -> Settings:

@@ -18,7 +18,8 @@ from these tokens, at positions 0, 1, ... So each token is exactly what the unca
 n_positions / 2 to n_positions tokens. (nanoGPT always shows the last n_positions, which moves every token to another
 position at each step, so that nothing could be kept.)
 
-The device computes step n + 1 while the host reads step n.
+The device computes step n + 1 while the host reads step n. Only where a row begins the host reads first: a CPU would
+compute both at once, and the row's first token would come later.
 
 A tool reads each token of its row, and what it answers is forced: these ids replace the model's next choices, one a
 step. Randomness belongs to a position, so forced tokens use up none of it.
@@ -53,8 +54,8 @@ class Token(NamedTuple):
       log_prob: natural logarithm of the model's own probability of it, before temperature, top_k and top_p; None
         unless the request asks for it.
       likeliest: ids and log-probabilities of the most likely tokens, as many as the request asks for.
-      end: stop: it is one of the request's stop ids. length: it is the last of max_tokens, or of the context. broken: the
-        logits are not finite, and the id is -1; only `step_apart` gives it. "": the row continues.
+      end: stop: it is one of the request's stop ids. length: it is the last of max_tokens, or of the context. broken:
+        the logits are not finite, and the id is -1; only `step_apart` gives it. "": the row continues.
     """
 
     id: int
@@ -146,6 +147,7 @@ class Rows:
         self._state: Any = None  # logits after the last cached token of each row, and the cache
         self._token_B: Any = None  # chosen for the next step, forced tokens aside
         self._filling: _Filling | None = None
+        self._unread_B: Any = None  # tokens of a step in which a row began: the model reads them in the next one
 
     @property
     def free(self) -> list[int]:
@@ -226,7 +228,11 @@ class Rows:
         return self._step(in_pieces=True)
 
     def _step(self, *, in_pieces: bool) -> list[Token | None]:
-        if any(row.is_waiting for row in self._rows) and self._fill(in_pieces):
+        if self._unread_B is not None:
+            self._decode(self._unread_B, 0)
+            self._unread_B = None
+        has_begun = any(row.is_waiting for row in self._rows) and self._fill(in_pieces)
+        if has_begun:
             self._token_B = self._choose(0)
         is_running = [row.is_running for row in self._rows]
         if not any(is_running):
@@ -238,7 +244,10 @@ class Rows:
             self._biases = count_token(self._biases, token_B, np.array(is_running))
         for row in self._rows:
             row.n_left -= row.is_running
-        self._decode_ahead(token_B)
+        if has_begun:
+            self._unread_B = token_B
+        else:
+            self._decode(token_B, 1)
 
         ids, read = np.asarray(token_B).tolist(), [np.asarray(part) for part in scores]
         return [
@@ -391,8 +400,12 @@ class Rows:
         forced_B = np.array(forced, np.int32)
         return jnp.where(forced_B >= 0, forced_B, token_B)
 
-    def _decode_ahead(self, token_B) -> None:
-        """Starts the step after this one, for rows that go on and whose cache has room."""
+    def _decode(self, token_B, n_ahead: int) -> None:
+        """Has the model read a step's tokens, in rows that go on and whose cache has room, and choose the next.
+
+        Args:
+          n_ahead: 1 while the host has not read them, else 0.
+        """
         for row in self._rows:
             row.is_stale |= row.n_left == 0 or row.n_cached == self._n_positions
         if all(row.is_stale for row in self._rows):
@@ -402,7 +415,7 @@ class Rows:
         self._state = decode_step(self._model, self._params, self._state[1], token_B, offset_B)
         for row in self._rows:
             row.n_cached += not row.is_stale
-        self._token_B = self._choose(1)
+        self._token_B = self._choose(n_ahead)
 
 
 def padded_tokens(n_tokens: int) -> int:

@@ -2,8 +2,9 @@
 
 A text that waits gets the first slot that is free, between two steps. Whoever shares the engine, a text is the same to
 the byte: the same compiled step serves all slots, however many of them are at work. A long prompt is computed a piece
-per step, so that the others go on beside it; a text that the model cannot continue ends alone (`Rows.step_apart`). While
-nobody waits and nothing is at work, the cache of finished texts is made ready for their next turn (`Rows.settle`).
+per step, so that the others go on beside it; a text that the model cannot continue ends alone (`Rows.step_apart`).
+While nobody waits and nothing is at work, the cache of finished texts is made ready for their next turn
+(`Rows.settle`).
 """
 
 import collections
