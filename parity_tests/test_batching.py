@@ -150,10 +150,10 @@ def test_a_row_that_breaks_ends_alone(name):
     shared = [token for token in SHARED[:80] if token != 9]
     breaking = Request([*shared, 3, 9, 4] if name == "nanochat" else shared, 60, seed=1, logit_bias=ban)
     short, sharing = Request([1, 2], 80, seed=2, logit_bias=ban), Request([*shared[:70], 5], 20, seed=3, logit_bias=ban)
-    alone = [finish(engine.rows([request, None, None]), 0) for request in (short, sharing)]
-    rows, found, n_steps = engine.rows([breaking, short, None]), [[], [], []], 0
-    while len(rows.free) < 3:
-        for tokens, token in zip(found, rows.step_apart(), strict=True):
+    alone = [finish(engine.rows([request, None, None, None]), 0) for request in (short, sharing)]
+    rows, found, n_steps = engine.rows([breaking, short, None, None]), [[], [], []], 0
+    while len(rows.free) < N_SLOTS:
+        for tokens, token in zip(found, rows.step_apart(), strict=False):
             tokens += [token] if token else []
         if n_steps == (15 if name == "gpt2" else 0):
             rows.start(2, sharing)
@@ -163,7 +163,7 @@ def test_a_row_that_breaks_ends_alone(name):
     again = rows.add(sharing)
     assert again == 0 and finish(rows, again) == alone[1], "in its slot, from its chunk"
     with pytest.raises(InputError, match="not finite"):
-        finish(engine.rows([breaking, short]), 0)
+        finish(engine.rows([breaking, short, None, None]), 0)
 
 
 def test_a_slot_is_chosen_so_that_others_keep_their_texts():
@@ -181,7 +181,7 @@ def test_a_first_token_does_not_wait_for_the_next_step(monkeypatch):
     """The step that begins a row starts no decoding; the next one makes up for it, and is ahead again."""
     config, counts, calls = CONFIGS["gpt2"], [], []
     monkeypatch.setattr(engine_rows, "decode_step", lambda *args: calls.append(1) or decode_step(*args))
-    rows = Engine(config, params_of(config), dtype="float32", n_valid=250).rows([Request([1], 9), None, None])
+    rows = Engine(config, params_of(config), dtype="float32", n_valid=250).rows([Request([1], 9), None, None, None])
     for n_steps in range(7):
         if n_steps == 3:
             rows.start(1, Request([2], 9))

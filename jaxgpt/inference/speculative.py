@@ -11,8 +11,6 @@ import collections
 from collections.abc import Sequence
 from typing import Any
 
-import jax
-import jax.numpy as jnp
 import numpy as np
 
 from jaxgpt.errors import InputError
@@ -191,16 +189,14 @@ class SpeculativeRow:
         return len(window)
 
     def _propose(self, last_1: np.ndarray, n_cached: int) -> tuple[Any, Any]:
-        """Drafted ids [K], and what they were drawn from [K, n_valid]."""
+        """Drafted ids [K], and what they were drawn from, as `check_tokens` takes them."""
         if self._draft is not None:
             draft_K, q_KV, self._draft.cache = draft_tokens(
                 self._draft.model, self._draft.params, self._draft.cache, last_1, np.int32(n_cached),
                 np.int32(len(self._ids)), self._draw, n_draft=self._n_draft, n_valid=self._n_valid, way=self._way,
             )  # fmt: skip
             return draft_K, q_KV
-        found = look_up(self._ids[self._begin :], self._n_draft)
-        draft_K = np.array(found, np.int32)
-        return draft_K, jax.nn.one_hot(draft_K, self._n_valid) if found else jnp.zeros((0, self._n_valid))
+        return np.array(look_up(self._ids[self._begin :], self._n_draft), np.int32), None
 
 
 def open_drafted(trained: Trained, source: str, *, n_draft: int, platform: str = "") -> SpeculativeRow:
