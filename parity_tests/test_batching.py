@@ -1,6 +1,7 @@
 """What a request gets is the same to the bit: alone or among others, in any slot, with reused prefixes or without."""
 
 import asyncio
+import contextlib
 import dataclasses
 import time
 
@@ -9,12 +10,15 @@ import numpy as np
 import pytest
 
 from jaxgpt.config import GPT2Config, MeshConfig, ModdedConfig, NanochatConfig
+from jaxgpt.errors import InputError
+from jaxgpt.inference import rows as engine_rows
 from jaxgpt.inference.engine import Engine
 from jaxgpt.inference.request import Request
+from jaxgpt.inference.row_cache import decode_step
 from jaxgpt.inference.trained import Trained
 from jaxgpt.models import param_shapes
 from jaxgpt.parallel.mesh import make_mesh
-from jaxgpt.serve.backend import QueueFull, Settings
+from jaxgpt.serve.backend import BrokenModel, QueueFull, Settings
 from jaxgpt.serve.batching import Batching
 from parity_tests.helpers.scripted_server import TOKENIZER
 
@@ -70,7 +74,8 @@ REQUESTS = [
 ]
 
 
-def test_rows_are_the_same_alone_and_among_others(engine):
+@pytest.mark.parametrize("is_apart", [False, True], ids=["whole", "in_pieces"])
+def test_rows_are_the_same_alone_and_among_others(engine, is_apart):
     """REQUESTS[1] and [2] share 80 tokens, one whole chunk; [3] slides past the context of two of the families."""
     alone = [finish(rows, 0) for rows in (engine.rows([request, None, None, None]) for request in REQUESTS)]
     rows = engine.rows([None] * N_SLOTS)
@@ -78,11 +83,38 @@ def test_rows_are_the_same_alone_and_among_others(engine):
         rows.add(request)
     tokens = [[] for _ in REQUESTS]
     while len(rows.free) < N_SLOTS:
-        for row, token in enumerate(rows.step()):
+        for row, token in enumerate(rows.step_apart() if is_apart else rows.step()):
             tokens[row] += [token] if token else []
     assert tokens == alone[::-1], "in other slots, beside others"
     rows.start(0, REQUESTS[1])
     assert finish(rows, 0) == alone[1], "from a row that had ended while others went on"
+
+
+def test_a_long_prompt_comes_in_a_chunk_per_step():
+    """Row 0 gets a token in each step. Rows 1 and 2 have one prompt of 3 chunks; that of row 3 is given up half way."""
+    config = CONFIGS["nanochat"]
+    rows = Engine(config, params_of(config), dtype="float32", n_valid=250).rows([Request([1], 60, seed=2)] + [None] * 3)
+    long, given_up = [Request(ids_of(180, 6), 8, seed=1, sample=i) for i in range(2)], Request(ids_of(190, 7), 8)
+    found, n_computed = [[] for _ in range(N_SLOTS)], [0]
+    for n_steps in range(15):
+        if n_steps == 2:
+            rows.start(3, given_up)
+            rows.start(1, long[0])
+        if n_steps == 3:
+            rows.stop(3)
+        if n_steps == 4:
+            rows.start(2, long[1])
+        for tokens, token in zip(found, rows.step_apart(), strict=True):
+            tokens.append(token)
+        n_computed.append(rows.n_prefilled_tokens)
+    assert np.diff(n_computed)[:8].tolist() == [1, 0, 64, 64, 64, 52, 0, 0]
+    assert None not in found[0] and set(found[3]) == {None}
+    for tokens, request in zip(found[1:], long, strict=False):
+        assert tokens[:5] == [None] * 5 and tokens[5:13] == finish(rows_of_one(config, request), 0)
+
+
+def rows_of_one(config, request):
+    return Engine(config, params_of(config), dtype="float32", n_valid=250).rows([request, None, None, None])
 
 
 def test_a_next_turn_computes_only_what_is_new(engine):
@@ -105,6 +137,35 @@ def test_a_next_turn_computes_only_what_is_new(engine):
     assert counts == [143 - 64, 143 - 128, 143]
 
 
+@pytest.mark.parametrize("name", ["gpt2", "nanochat"])
+def test_a_row_that_breaks_ends_alone(name):
+    """gpt2: at position 100, in the middle of its text; nanochat: at id 9, in its prompt. What shares a chunk with it
+    goes on, and so does what continues its text up to there."""
+    config, broken = CONFIGS[name], dict(params_of(CONFIGS[name]))
+    path, i = ("wpe.weight", 100) if name == "gpt2" else ("wte.weight", 9)
+    broken[path] = broken[path].copy()
+    broken[path][i] = np.nan
+    engine = Engine(config, broken, dtype="float32", n_valid=250)
+    ban = ((9, -1e9),)
+    shared = [token for token in SHARED[:80] if token != 9]
+    breaking = Request([*shared, 3, 9, 4] if name == "nanochat" else shared, 60, seed=1, logit_bias=ban)
+    short, sharing = Request([1, 2], 80, seed=2, logit_bias=ban), Request([*shared[:70], 5], 20, seed=3, logit_bias=ban)
+    alone = [finish(engine.rows([request, None, None, None]), 0) for request in (short, sharing)]
+    rows, found, n_steps = engine.rows([breaking, short, None, None]), [[], [], []], 0
+    while len(rows.free) < N_SLOTS:
+        for tokens, token in zip(found, rows.step_apart(), strict=False):
+            tokens += [token] if token else []
+        if n_steps == (15 if name == "gpt2" else 0):
+            rows.start(2, sharing)
+        n_steps += 1
+    assert found[1:] == alone
+    assert found[0].pop() == (-1, False, None, (), "broken") and len(found[0]) == (101 - len(shared)) * (name == "gpt2")
+    again = rows.add(sharing)
+    assert again == 0 and finish(rows, again) == alone[1], "in its slot, from its chunk"
+    with pytest.raises(InputError, match="not finite"):
+        finish(engine.rows([breaking, short, None, None]), 0)
+
+
 def test_a_slot_is_chosen_so_that_others_keep_their_texts():
     config = CONFIGS["gpt2"]
     rows = Engine(config, params_of(config), dtype="float32", n_valid=250).rows([None] * 3)
@@ -116,25 +177,58 @@ def test_a_slot_is_chosen_so_that_others_keep_their_texts():
     assert rows.add(Request(ids_of(70, 9), 1)) == 0, "started longest ago"
 
 
+def test_a_first_token_does_not_wait_for_the_next_step(monkeypatch):
+    """The step that begins a row starts no decoding; the next one makes up for it, and is ahead again."""
+    config, counts, calls = CONFIGS["gpt2"], [], []
+    monkeypatch.setattr(engine_rows, "decode_step", lambda *args: calls.append(1) or decode_step(*args))
+    rows = Engine(config, params_of(config), dtype="float32", n_valid=250).rows([Request([1], 9), None, None, None])
+    for n_steps in range(7):
+        if n_steps == 3:
+            rows.start(1, Request([2], 9))
+        rows.step()
+        counts.append(len(calls))
+    assert np.diff([0, *counts]).tolist() == [0, 2, 1, 0, 2, 1, 1]
+
+
 # the backend
+
+
+@contextlib.contextmanager
+def backend_of(params):
+    mesh = make_mesh(dataclasses.replace(MeshConfig(data=1), platform="cpu"))
+    params = {path: jax.numpy.asarray(leaf) for path, leaf in params.items()}
+    trained = Trained(None, CONFIGS["nanochat"], params, TOKENIZER, "float32", mesh, "fresh")
+    backend = Batching(trained, "fresh", n_slots=N_SLOTS, n_queue=64)
+    yield backend
+    backend.close()
 
 
 @pytest.fixture(scope="module")
 def backend():
-    config = CONFIGS["nanochat"]
-    mesh = make_mesh(dataclasses.replace(MeshConfig(data=1), platform="cpu"))
-    params = {path: jax.numpy.asarray(leaf) for path, leaf in params_of(config).items()}
-    backend = Batching(
-        Trained(None, config, params, TOKENIZER, "float32", mesh, "fresh"), "fresh", n_slots=N_SLOTS, n_queue=64
-    )
-    yield backend
-    backend.close()
+    with backend_of(params_of(CONFIGS["nanochat"])) as backend:
+        yield backend
 
 
 async def read(backend, prompt_ids, settings):
     stream = backend.submit(prompt_ids, settings)
     tokens = [token async for token in stream]
     return tokens, stream.finish_reason
+
+
+def test_a_text_that_breaks_is_told_so_alone():
+    """Id 9 breaks the model."""
+    params = params_of(CONFIGS["nanochat"])
+    params["wte.weight"][9] = np.nan
+    settings = Settings(max_tokens=30, temperature=0, logit_bias={9: -1e9})
+
+    async def run(backend):
+        good = [read(backend, ids, settings) for ids in ([1, 2, 3], [4, 5])]
+        return await asyncio.gather(good[0], read(backend, [1, 9, 3], settings), good[1], return_exceptions=True)
+
+    with backend_of(params) as backend:
+        first, broken, second = asyncio.run(run(backend))
+        assert [first, second] == [asyncio.run(read(backend, ids, settings)) for ids in ([1, 2, 3], [4, 5])]
+    assert len(first[0]) == 30 and isinstance(broken, BrokenModel) and "not finite" in str(broken)
 
 
 def draw_settings(rng) -> Settings:
@@ -197,13 +291,22 @@ def test_cancelling_frees_a_slot_within_one_step(backend):
 
 def test_more_than_the_queue_is_refused(backend):
     async def run():
-        streams = [backend.submit([1], Settings(max_tokens=100)) for _ in range(backend.n_capacity)]
+        streams = [backend.submit([1], Settings(max_tokens=220)) for _ in range(backend.n_capacity)]
         with pytest.raises(QueueFull):
             backend.submit([1], Settings(max_tokens=1))
+        for stream in streams[N_SLOTS:]:
+            stream.cancel()
+        end = time.monotonic() + 60
+        while backend.n_waiting and time.monotonic() < end:
+            await asyncio.sleep(0.01)
+        n_left = backend.n_active, backend.n_waiting
         for stream in streams:
             stream.cancel()
+        while backend.n_active and time.monotonic() < end:
+            await asyncio.sleep(0.01)
+        return n_left
 
-    asyncio.run(run())
+    assert asyncio.run(run()) == (N_SLOTS, 0), "cancelled texts wait for a slot"
 
 
 def test_calls_of_the_calculator_are_answered(backend):

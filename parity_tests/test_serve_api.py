@@ -256,6 +256,9 @@ def test_each_status_has_the_class_of_the_client(served, client):
     with pytest.raises(openai.InternalServerError) as caught:
         ask(client, "break")
     assert "script" not in str(caught.value.body), "what broke is for the log"
+    with pytest.raises(openai.InternalServerError, match="not finite") as caught:
+        ask(client, "overflow")
+    assert caught.value.code == "broken_model"
     assert httpx.get(f"{served[0]}/v1/completions", headers={"Authorization": f"Bearer {KEY}"}).status_code == 405
     for path in ("/v1/nothing", "/page/../../pyproject.toml", "/..%2f..%2fpyproject.toml", "/index.html"):
         answer = httpx.get(served[0] + path, headers={"Authorization": f"Bearer {KEY}"})
@@ -267,6 +270,9 @@ def test_a_fault_after_the_headers_is_an_event_that_raises(client, capfd):
         list(ask(client, "break", stream=True))
     assert error_of(caught)["type"] == "server_error"
     assert "the script breaks" in capfd.readouterr().err
+    with pytest.raises(openai.APIError, match="not finite") as caught:
+        list(ask(client, "overflow", stream=True))
+    assert error_of(caught)["code"] == "broken_model"
 
 
 def test_other_sites_and_other_names_are_refused(served):

@@ -60,7 +60,8 @@ def check_tokens(model: Model, params, cache, last_1, draft_K, q_KV, offset, len
     """One forward over the last token and the drafted ones, and the rule.
 
     Args:
-      draft_K: drafted ids, and what they were drawn from, q_KV [K, n_valid]; K may be 0.
+      draft_K: drafted ids; K may be 0.
+      q_KV: what they were drawn from, [K, n_valid]; None: nothing was drawn, each was certain.
       cache, last_1, offset, length, draw: of the target, as in `draft_tokens`.
 
     Returns:
@@ -72,6 +73,8 @@ def check_tokens(model: Model, params, cache, last_1, draft_K, q_KV, offset, len
     x_1TD, cache = module.decode(tokens_1T, cache, jnp.full(1, offset, jnp.int32))
     logits_TV = module.logits(x_1TD)[0]
     p_TV = token_probs(logits_TV, draw, n_valid=n_valid, way=way)
+    if q_KV is None:
+        q_KV = jax.nn.one_hot(draft_K, n_valid, dtype=p_TV.dtype)
     n_accepted, token = accept(p_TV, q_KV, draft_K, length, draw)
     is_finite_T = jnp.isfinite(logits_TV[:, :n_valid].max(axis=-1))
     token = jnp.where(is_finite_T[n_accepted], token, -1)

@@ -55,10 +55,10 @@ def _set_row(biases: Biases, row, bias_V, presence, frequency) -> Biases:
 
 
 @functools.partial(jax.jit, donate_argnums=0)
-def count_token(biases: Biases, token_B) -> Biases:
-    """Each row has got one more token."""
+def count_token(biases: Biases, token_B, is_running_B) -> Biases:
+    """Each row that is running has got one more token."""
     rows = jnp.arange(token_B.shape[0])
-    return biases._replace(count_BV=biases.count_BV.at[rows, token_B].add(1))
+    return biases._replace(count_BV=biases.count_BV.at[rows, token_B].add(is_running_B.astype(jnp.float32)))
 
 
 @jax.jit

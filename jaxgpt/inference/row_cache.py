@@ -48,10 +48,22 @@ def put_row(state, filled, row):
     return shard_rows(jax.tree.map(put, state, filled))
 
 
-@jax.jit
-def take_row(cache, row):
-    """A copy of one row of a cache, as a cache of one row."""
-    return jax.tree.map(lambda leaf: jax.lax.dynamic_slice_in_dim(leaf, row, 1, axis=0), cache)
+@functools.partial(jax.jit, static_argnames="model")
+def take_row(model: Model, params, cache, row, n_tokens):
+    """A copy of one row of a cache, as a cache of one row that holds its first `n_tokens`, and zeros after them.
+
+    Zeros, because a query gives the keys and values that it does not see no weight, and none of what is not finite is
+    still not finite: a row that broke would break whoever continues its text.
+    """
+    shapes = (jax.eval_shape(lambda n=n: model.bind(params).init_cache(1, n)) for n in (1, 2))
+
+    def take(leaf, one, two):
+        axis = next(i for i, (a, b) in enumerate(zip(one.shape, two.shape, strict=True)) if a != b)
+        is_held_S = jnp.arange(leaf.shape[axis]) < n_tokens
+        is_held = jnp.expand_dims(is_held_S, [i for i in range(leaf.ndim) if i != axis])
+        return jnp.where(is_held, jax.lax.dynamic_slice_in_dim(leaf, row, 1, axis=0), 0)
+
+    return jax.tree.map(take, cache, *shapes)
 
 
 @functools.partial(jax.jit, static_argnames="model", donate_argnames="cache")

@@ -10,12 +10,16 @@ that row has ended. A chunk has the same bits wherever it was computed: the same
 same chunks. So a row gets the same to the bit, with reuse and without. Tokens that a row has generated were computed
 one by one, by another program, and are not shared; `settle` computes them again as chunks while nothing else is to do.
 
+Rows of a server belong to different people, and `step_apart` keeps them apart: a prompt is computed one chunk per step
+while the other rows go on, and a row whose logits are not finite ends alone.
+
 When a row's context is full, the row continues from the last half of its text: its part of the cache is filled anew
 from these tokens, at positions 0, 1, ... So each token is exactly what the uncached model gives for a window of
 n_positions / 2 to n_positions tokens. (nanoGPT always shows the last n_positions, which moves every token to another
 position at each step, so that nothing could be kept.)
 
-The device computes step n + 1 while the host reads step n.
+The device computes step n + 1 while the host reads step n. Only where a row begins the host reads first: a CPU would
+compute both at once, and the row's first token would come later.
 
 A tool reads each token of its row, and what it answers is forced: these ids replace the model's next choices, one a
 step. Randomness belongs to a position, so forced tokens use up none of it.
@@ -39,6 +43,7 @@ CHUNK_TOKENS = 64
 """A prompt is computed in pieces of so many tokens, and its cache is shared in such pieces."""
 MIN_PREFILL_TOKENS = 16
 """Shorter pieces are padded to this."""
+BROKEN = "the model's logits are not finite: its weights are broken; take another checkpoint"
 
 
 class Token(NamedTuple):
@@ -49,15 +54,15 @@ class Token(NamedTuple):
       log_prob: natural logarithm of the model's own probability of it, before temperature, top_k and top_p; None
         unless the request asks for it.
       likeliest: ids and log-probabilities of the most likely tokens, as many as the request asks for.
-      end: stop: it is one of the request's stop ids. length: it is the last of max_tokens, or of the context. "": the
-        row continues.
+      end: stop: it is one of the request's stop ids. length: it is the last of max_tokens, or of the context. broken:
+        the logits are not finite, and the id is -1; only `step_apart` gives it. "": the row continues.
     """
 
     id: int
     is_forced: bool = False
     log_prob: float | None = None
     likeliest: tuple[tuple[int, float], ...] = ()
-    end: Literal["", "stop", "length"] = ""
+    end: Literal["", "stop", "length", "broken"] = ""
 
 
 class _Row:
@@ -78,6 +83,28 @@ class _Row:
         self.ids, self.n_left = list(request.prompt_ids), n_left
         self.n_cached, self.begin, self.is_stale = 0, 0, True
         self.forced: collections.deque[int] = collections.deque()
+
+    @property
+    def is_waiting(self) -> bool:
+        """For its text to be computed."""
+        return self.n_left > 0 and self.is_stale
+
+    @property
+    def is_running(self) -> bool:
+        """It gives a token in this step."""
+        return self.n_left > 0 and not self.is_stale
+
+
+class _Filling(NamedTuple):
+    """A text on its way into the cache.
+
+    Attributes:
+      filled: the state of one row after the text's first `n_done` tokens; before its first chunk it has no logits.
+    """
+
+    text: tuple[int, ...]
+    filled: Any
+    n_done: int
 
 
 class Rows:
@@ -119,6 +146,8 @@ class Rows:
         self.n_prefilled_tokens = 0
         self._state: Any = None  # logits after the last cached token of each row, and the cache
         self._token_B: Any = None  # chosen for the next step, forced tokens aside
+        self._filling: _Filling | None = None
+        self._unread_B: Any = None  # tokens of a step in which a row began: the model reads them in the next one
 
     @property
     def free(self) -> list[int]:
@@ -184,31 +213,53 @@ class Rows:
         Raises:
           InputError: logits are not finite.
         """
-        is_going = [row.n_left > 0 for row in self._rows]
-        if not any(is_going):
-            return [None] * len(self._rows)
-        if any(row.n_left and row.is_stale for row in self._rows):
-            self._fill()
+        tokens = self._step(in_pieces=False)
+        if any(token and token.end == "broken" for token in tokens):
+            raise InputError(BROKEN)
+        return tokens
+
+    def step_apart(self) -> list[Token | None]:
+        """As `step`, for rows that belong to different people.
+
+        While any row gives tokens, a prompt is computed one chunk per step, one prompt at a time: its row gives None
+        meanwhile. So a token waits for one chunk and one decoding step, however long the prompts beside it are. A row
+        whose logits are not finite ends with a token that says so, and the others continue.
+        """
+        return self._step(in_pieces=True)
+
+    def _step(self, *, in_pieces: bool) -> list[Token | None]:
+        if self._unread_B is not None:
+            self._decode(self._unread_B, 0)
+            self._unread_B = None
+        has_begun = any(row.is_waiting for row in self._rows) and self._fill(in_pieces)
+        if has_begun:
             self._token_B = self._choose(0)
+        is_running = [row.is_running for row in self._rows]
+        if not any(is_running):
+            return [None] * len(self._rows)
         is_forced = [bool(row.forced) for row in self._rows]
         token_B = self._force_tokens(self._token_B)
         scores = self._score(token_B)
         if self._is_biased():
-            self._biases = count_token(self._biases, token_B)
+            self._biases = count_token(self._biases, token_B, np.array(is_running))
         for row in self._rows:
-            row.n_left = max(row.n_left - 1, 0)
-        self._decode_ahead(token_B)
+            row.n_left -= row.is_running
+        if has_begun:
+            self._unread_B = token_B
+        else:
+            self._decode(token_B, 1)
 
         ids, read = np.asarray(token_B).tolist(), [np.asarray(part) for part in scores]
         return [
-            self._take(i, ids[i], is_forced[i], read) if going else None for i, going in enumerate(is_going)
+            self._take(i, ids[i], is_forced[i], read) if running else None for i, running in enumerate(is_running)
         ]  # fmt: skip
 
     def _take(self, i: int, token_id: int, is_forced: bool, scores: list[np.ndarray]) -> Token:
         """Adds a token to its row, and shows it to the row's tool."""
         row, n_log_probs = self._rows[i], self._rows[i].request.n_log_probs
         if token_id < 0:
-            raise InputError("the model's logits are not finite: its weights are broken; take another checkpoint")
+            row.n_left = 0
+            return Token(token_id, end="broken")
         row.ids.append(token_id)
         has_stopped = token_id in row.request.stop_ids
         row.n_left = 0 if has_stopped else row.n_left
@@ -245,20 +296,35 @@ class Rows:
             return _Row(Request((0,), 1, temperature=0), 0)
         return _Row(request, room_of(request, n_positions=self._n_positions, n_valid=self._n_valid))
 
-    def _fill(self) -> None:
-        """Fills the cache of stale rows; rows of one text, such as samples of one prompt, from one prefill."""
-        texts: dict[tuple[int, ...], list[int]] = {}
-        for i, row in enumerate(self._rows):
-            if row.n_left and row.is_stale:
-                is_long = len(row.ids) > self._n_positions
-                text = tuple(row.ids[-(self._n_positions // 2) :] if is_long else row.ids)
-                texts.setdefault(text, []).append(i)
-                row.n_cached, row.begin, row.is_stale = len(text), len(row.ids) - len(text), False
-        for text, rows in texts.items():
-            source = max(range(len(self._rows)), key=lambda row: self._n_shared(text, row))
-            filled = self._prefill(text, source, self._n_shared(text, source))
-            for row in rows:
-                self._put(row, filled, text)
+    def _fill(self, in_pieces: bool) -> bool:
+        """Fills the cache of rows that wait; rows of one text, such as samples of one prompt, from one prefill.
+
+        Args:
+          in_pieces: computes one chunk while a row is running, and where none is, one text.
+
+        Returns:
+          Whether a row that waited has its text now.
+        """
+        has_filled = False
+        while waiting := [i for i, row in enumerate(self._rows) if row.is_waiting]:
+            texts = {i: self._text_of(self._rows[i]) for i in waiting}
+            if self._filling is None or self._filling.text not in texts.values():
+                self._filling = self._begin(texts[min(waiting, key=lambda i: self._started[i])])
+            self._filling = text, filled, n_done = self._add_chunk(self._filling)
+            if n_done == len(text):
+                self._filling, has_filled = None, True
+                for i in waiting:
+                    if texts[i] == text:
+                        self._put(i, filled, text)
+                        row = self._rows[i]
+                        row.n_cached, row.begin, row.is_stale = len(text), len(row.ids) - len(text), False
+            if in_pieces and any(row.is_running for row in self._rows):
+                break
+        return has_filled
+
+    def _text_of(self, row: _Row) -> tuple[int, ...]:
+        """What its part of the cache is to hold."""
+        return tuple(row.ids[-(self._n_positions // 2) :] if len(row.ids) > self._n_positions else row.ids)
 
     def settle(self) -> bool:
         """Computes one more chunk of what a row that has ended has generated, for prompts that continue its text.
@@ -270,7 +336,8 @@ class Rows:
             text, n_done = tuple(row.ids[row.begin :]), len(self._chunks[i])
             if row.n_left == 0 and row.n_cached and n_done < self._n_whole(len(text)):
                 text = text[: n_done + CHUNK_TOKENS]
-                self._put(i, self._prefill(text, i, n_done), text)
+                filled = take_row(self._model, self._params, self._state[1], np.int32(i), np.int32(n_done))
+                self._put(i, self._add_chunk(_Filling(text, (None, filled), n_done)).filled, text)
                 return True
         return False
 
@@ -280,20 +347,26 @@ class Rows:
         self._state = put_row(self._state, filled, np.int32(row))
         self._chunks[row] = text[: self._n_whole(len(text))]
 
-    def _prefill(self, text: Sequence[int], source: int, n_held: int):
-        """The state of one row after a text, of which the cache of row `source` holds the first `n_held` tokens."""
+    def _begin(self, text: tuple[int, ...]) -> _Filling:
+        """A text, and what of it is in the cache of a row."""
+        source = max(range(len(self._rows)), key=lambda row: self._n_shared(text, row))
+        n_held = self._n_shared(text, source)
         if n_held:
-            filled = None, take_row(self._state[1], np.int32(source))
+            cache = take_row(self._model, self._params, self._state[1], np.int32(source), np.int32(n_held))
         else:
             n_slots = -(-self._n_positions // CHUNK_TOKENS) * CHUNK_TOKENS
-            filled = None, make_cache(self._model, self._params, n_positions=n_slots)
-        self.n_prefilled_tokens += len(text) - n_held
-        for begin in range(n_held, len(text), CHUNK_TOKENS):
-            piece = text[begin : begin + CHUNK_TOKENS]
-            tokens_1T = np.zeros((1, padded_tokens(len(piece))), np.int32)
-            tokens_1T[0, : len(piece)] = piece
-            filled = prefill(self._model, self._params, filled[1], tokens_1T, np.int32(len(piece)), np.int32(begin))
-        return filled
+            cache = make_cache(self._model, self._params, n_positions=n_slots)
+        return _Filling(text, (None, cache), n_held)
+
+    def _add_chunk(self, filling: _Filling) -> _Filling:
+        """Computes the next chunk."""
+        text, (_, cache), n_done = filling
+        piece = text[n_done : n_done + CHUNK_TOKENS]
+        self.n_prefilled_tokens += len(piece)
+        tokens_1T = np.zeros((1, padded_tokens(len(piece))), np.int32)
+        tokens_1T[0, : len(piece)] = piece
+        filled = prefill(self._model, self._params, cache, tokens_1T, np.int32(len(piece)), np.int32(n_done))
+        return _Filling(text, filled, n_done + len(piece))
 
     def _n_whole(self, n_tokens: int) -> int:
         """How many of a text's tokens are whole chunks in the cache, without its last place, which is not kept."""
@@ -321,15 +394,20 @@ class Rows:
         return token_B
 
     def _force_tokens(self, token_B):
-        if not any(row.forced for row in self._rows):
+        forced = [row.forced.popleft() if row.forced and row.is_running else -1 for row in self._rows]
+        if max(forced) < 0:
             return token_B
-        forced_B = np.array([row.forced.popleft() if row.forced else -1 for row in self._rows], np.int32)
+        forced_B = np.array(forced, np.int32)
         return jnp.where(forced_B >= 0, forced_B, token_B)
 
-    def _decode_ahead(self, token_B) -> None:
-        """Starts the step after this one, for rows that go on and whose cache has room."""
+    def _decode(self, token_B, n_ahead: int) -> None:
+        """Has the model read a step's tokens, in rows that go on and whose cache has room, and choose the next.
+
+        Args:
+          n_ahead: 1 while the host has not read them, else 0.
+        """
         for row in self._rows:
-            row.is_stale = row.n_left == 0 or row.n_cached == self._n_positions
+            row.is_stale |= row.n_left == 0 or row.n_cached == self._n_positions
         if all(row.is_stale for row in self._rows):
             return
         last = self._n_positions - 1  # where rows that have ended write, so that the rest of their cache stays
@@ -337,7 +415,7 @@ class Rows:
         self._state = decode_step(self._model, self._params, self._state[1], token_B, offset_B)
         for row in self._rows:
             row.n_cached += not row.is_stale
-        self._token_B = self._choose(1)
+        self._token_B = self._choose(n_ahead)
 
 
 def padded_tokens(n_tokens: int) -> int:

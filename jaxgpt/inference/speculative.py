@@ -11,8 +11,6 @@ import collections
 from collections.abc import Sequence
 from typing import Any
 
-import jax
-import jax.numpy as jnp
 import numpy as np
 
 from jaxgpt.errors import InputError
@@ -20,7 +18,7 @@ from jaxgpt.inference.acceptance import check_tokens, draft_tokens
 from jaxgpt.inference.engine import Engine
 from jaxgpt.inference.request import Request
 from jaxgpt.inference.row_cache import make_cache, prefill
-from jaxgpt.inference.rows import MIN_PREFILL_TOKENS, Token, n_shared, padded_tokens, room_of
+from jaxgpt.inference.rows import BROKEN, MIN_PREFILL_TOKENS, Token, n_shared, padded_tokens, room_of
 from jaxgpt.inference.sampling import draw_of, way_of
 from jaxgpt.inference.trained import Trained, open_trained
 
@@ -154,7 +152,7 @@ class SpeculativeRow:
         n_before = len(self._ids)
         for token_id in found[: self._n_positions - n_cached]:
             if token_id < 0:
-                raise InputError("the model's logits are not finite: its weights are broken; take another checkpoint")
+                raise InputError(BROKEN)
             has_forced = self._take(token_id)
             if has_forced or self._n_left == 0:
                 break
@@ -191,16 +189,14 @@ class SpeculativeRow:
         return len(window)
 
     def _propose(self, last_1: np.ndarray, n_cached: int) -> tuple[Any, Any]:
-        """Drafted ids [K], and what they were drawn from [K, n_valid]."""
+        """Drafted ids [K], and what they were drawn from, as `check_tokens` takes them."""
         if self._draft is not None:
             draft_K, q_KV, self._draft.cache = draft_tokens(
                 self._draft.model, self._draft.params, self._draft.cache, last_1, np.int32(n_cached),
                 np.int32(len(self._ids)), self._draw, n_draft=self._n_draft, n_valid=self._n_valid, way=self._way,
             )  # fmt: skip
             return draft_K, q_KV
-        found = look_up(self._ids[self._begin :], self._n_draft)
-        draft_K = np.array(found, np.int32)
-        return draft_K, jax.nn.one_hot(draft_K, self._n_valid) if found else jnp.zeros((0, self._n_valid))
+        return np.array(look_up(self._ids[self._begin :], self._n_draft), np.int32), None
 
 
 def open_drafted(trained: Trained, source: str, *, n_draft: int, platform: str = "") -> SpeculativeRow:

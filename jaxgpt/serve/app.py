@@ -23,7 +23,7 @@ from starlette.types import Receive, Scope, Send
 
 from jaxgpt.serve import faults
 from jaxgpt.serve.answers import DONE, Answer, ChatAnswer, TextAnswer, error_event, event, to_json, usage_of
-from jaxgpt.serve.backend import Backend, QueueFull, Unsupported
+from jaxgpt.serve.backend import Backend, BrokenModel, QueueFull, Unsupported
 from jaxgpt.serve.bodies import ChatBody, CompletionBody, read_body
 from jaxgpt.serve.choices import Choice, Piece, run_choices
 from jaxgpt.serve.faults import ApiError
@@ -289,6 +289,8 @@ class _EventStream(Response):
                 await self._write_choices(write)
         except TimeoutError:
             end = error_event(faults.late(deadline_s).body)
+        except BrokenModel as error:
+            end = error_event(faults.broken_model(str(error)).body)
         except Exception:
             traceback.print_exc(file=sys.stderr)
             end = error_event(faults.broken().body)
@@ -352,6 +354,8 @@ def _counted(
             response = await route(request, state)
         except ApiError as error:
             response = error.response()
+        except BrokenModel as error:
+            response = faults.broken_model(str(error)).response()
         except (ClientGone, ClientDisconnect):
             state.meter.count_disconnect()
             response = Response(status_code=499)  # nobody reads it

@@ -71,6 +71,10 @@ class Unsupported(Exception):
         self.name = name
 
 
+class BrokenModel(Exception):
+    """The model cannot continue this text. The message is for the client."""
+
+
 class Stream(Protocol):
     """The tokens of one text, on the event loop that submitted it. The iterator raises what went wrong."""
 

@@ -1,8 +1,10 @@
 """The backend: a thread around the rows of an engine. Each text has a slot, and all slots take a token per step.
 
 A text that waits gets the first slot that is free, between two steps. Whoever shares the engine, a text is the same to
-the byte: the same compiled step serves all slots, however many of them are at work. While nobody waits and nothing is
-at work, the cache of finished texts is made ready for their next turn (`Rows.settle`).
+the byte: the same compiled step serves all slots, however many of them are at work. A long prompt is computed a piece
+per step, so that the others go on beside it; a text that the model cannot continue ends alone (`Rows.step_apart`).
+While nobody waits and nothing is at work, the cache of finished texts is made ready for their next turn
+(`Rows.settle`).
 """
 
 import collections
@@ -17,7 +19,7 @@ from jaxgpt.inference import rows as engine_rows
 from jaxgpt.inference.prompt_scores import score_prompt
 from jaxgpt.inference.request import Request
 from jaxgpt.inference.trained import Trained
-from jaxgpt.serve.backend import QueueFull, Settings, ThreadStream, Token
+from jaxgpt.serve.backend import BrokenModel, QueueFull, Settings, ThreadStream, Token
 
 
 class Work(NamedTuple):
@@ -103,19 +105,22 @@ class Batching:
         for row in [row for row, work in self._at_work.items() if work.stream.is_cancelled]:
             self._rows.stop(row)
             del self._at_work[row]
+        for work in list(self._waiting):
+            if work.stream.is_cancelled:
+                self._waiting.remove(work)
 
     def _admit(self) -> None:
-        """Gives free slots to texts that wait: to those of one prompt, so that texts at work wait for one at most."""
-        first: tuple[int, ...] = ()
+        """Gives free slots to texts that wait. Texts at work wait for one prompt that is scored at most."""
+        has_scored = False
         while self._waiting and len(self._at_work) < self._n_slots:
-            if self._at_work and first and self._waiting[0].prompt_ids != first:
+            if self._at_work and has_scored and self._waiting[0].settings.is_prompt_scored:
                 return
             work = self._waiting.popleft()
             if work.stream.is_cancelled:
                 continue
-            first = work.prompt_ids
             try:
                 if work.settings.is_prompt_scored:
+                    has_scored = True
                     self._push_prompt(work)
                 if work.settings.max_tokens == 0:
                     work.stream.push("length")
@@ -139,14 +144,14 @@ class Batching:
         )  # fmt: skip
 
     def _step(self) -> bool:
-        for row, token in enumerate(self._rows.step()):
+        for row, token in enumerate(self._rows.step_apart()):
             if token is None:
                 continue
             stream = self._at_work[row].stream
-            if token.end != "stop":
+            if token.end in ("", "length"):
                 stream.push(_as_served(token))
             if token.end:
-                stream.push(token.end)
+                stream.push(BrokenModel(engine_rows.BROKEN) if token.end == "broken" else token.end)
                 del self._at_work[row]
         return True
 

@@ -63,6 +63,11 @@ def broken() -> ApiError:
     return ApiError(500, "the server failed at this request; its log says why", kind="server_error")
 
 
+def broken_model(message: str) -> ApiError:
+    """500: this text, and perhaps no other, is beyond the model."""
+    return ApiError(500, message, kind="server_error", code="broken_model")
+
+
 def no_route(request: Request) -> ApiError:
     return ApiError(404, f"no route {request.method} {request.url.path[:80]}", code="not_found")
 

@@ -3,6 +3,7 @@
     say TEXT        TEXT
     slow N          N numbers, STEP_S each
     break           a fault of the engine after two tokens
+    overflow        a model that breaks after two tokens
 Everything else is answered with itself. As a program it serves until a signal comes: `python -m ... PORT`.
 """
 
@@ -18,7 +19,7 @@ from typing import Any
 from jaxgpt import signals
 from jaxgpt.data.tokenizer import BPETokenizer
 from jaxgpt.serve.app import State, make_app
-from jaxgpt.serve.backend import Backend, QueueFull, Settings, ThreadStream, Token
+from jaxgpt.serve.backend import Backend, BrokenModel, QueueFull, Settings, ThreadStream, Token
 from jaxgpt.serve.server import DRAINING, make_server, open_socket, serve
 
 STEP_S = 0.01
@@ -65,7 +66,7 @@ class Scripted:
             self._count(1)
             try:
                 self._generate(*work)
-            except RuntimeError as error:
+            except (RuntimeError, BrokenModel) as error:
                 work[0].push(error)
             finally:
                 self._count(-1)
@@ -87,7 +88,7 @@ class Scripted:
             if stream.is_cancelled:
                 return
             if token_id < 0:
-                raise RuntimeError("the script breaks")
+                raise RuntimeError("the script breaks") if token_id == -1 else BrokenModel("not finite")
             time.sleep(step_s if i else 0)
             stream.push(score(token_id))
         stream.push("stop" if len(ids) < settings.max_tokens else "length")
@@ -104,6 +105,8 @@ def script_of(prompt_ids: Sequence[int], seed: int) -> tuple[list[int], float]:
         return [byte for i in range(int(rest)) for byte in b"%d " % i], STEP_S
     if word == "break":
         return [111, 107, -1], 0.0
+    if word == "overflow":
+        return [111, 107, -2], 0.0
     if word == "seeded":
         return list(b"%d" % seed), 0.0
     return list((rest if word == "say" else question).encode()), 0.0
