@@ -271,28 +271,16 @@ def test_the_loader_alone(config, tmp_path):
     assert "M tokens/s" in done.stdout
 
 
-def test_generation_in_batches(config, tmp_path):
-    path = tmp_path / "g.json"
-    assert (
-        bench.main(["decode", "--batch=1,3", "--weights=int8", "--rounds=1", f"--config={config}", f"--json={path}"])
-        == 0
-    )
-    found = json.loads(path.read_text())["batches"]
-    assert [(one["weights"], one["rows"]) for one in found] == [
-        (kind, n_rows) for kind in ("as stored", "int8") for n_rows in (1, 3)
-    ]
-    for one in found:
-        assert one["ttft_s"] > 0 and one["tokens_per_s"] == pytest.approx(one["rows"] / one["tpot_s"])
-        assert one["cache_bytes"] == one["rows"] * found[0]["cache_bytes"]
-    assert found[0]["weight_bytes"] >= found[2]["weight_bytes"]
-
-
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
         (["nothing"], "bench nothing: no such part; choose one of step, attention"),
         (["--vs=keras"], "--vs=keras is not one of torch, plain"),
-        (["decode", "--vs=torch"], "bench decode has no --vs"),
+        (["--vs=hf"], "--vs=hf is for bench decode --batch; others have torch, plain"),
+        (["decode", "--vs=torch"], "bench decode has no --vs; bench decode --batch 1 --vs torch,nanogpt,hf has"),
+        (["decode", "--batch=1", "--vs=plain"], "--vs=plain is not one of torch, nanogpt, hf"),
+        (["step", "--tokens=3"], "--tokens=3 is for decode --batch; leave it out, or time decode --batch 1"),
+        (["decode", "--batch=1", "--tokens=15", "--prompt-tokens=2"], "--prompt-tokens=2 + --tokens=15 do not fit"),
         (["attention", "--vs=plain"], "bench attention has no --vs plain"),
         (["data", "--profile"], "bench data has no --profile"),
         (["step", "--batch=1"], "bench step has no --batch and --weights; bench decode --batch 1,8 has"),
