@@ -9,6 +9,8 @@ that training logged.
   jaxgpt evaluate --model gpt2 --data data/openwebtext --json
   jaxgpt evaluate --config eval_gpt2 --split both
 
+With --weights int8 or bfloat16 it is the loss of the lighter weights that jaxgpt serve can decode with.
+
 With --core it evaluates on CORE instead, the 22 tasks by which nanochat ranks base models:
 
   jaxgpt evaluate --run runs/d20 --core --core-data eval_bundle
@@ -53,6 +55,7 @@ def read_arguments(args: list[str]) -> argparse.Namespace:
         "--micro-batch-size", type=int, metavar="N", help=f"rows per device (the run's, else {DEFAULT_ROWS})"
     )
     parser.add_argument("--dtype", choices=("bfloat16", "float16", "float32"), help="(the run's; float32 on a CPU)")
+    parser.add_rare("--weights", choices=("bfloat16", "int8"), help="lighter weights, as jaxgpt serve has (as stored)")
     parser.add_argument("--verify", action="store_true", help="hash all of the data again")
     parser.add_argument("--json", action="store_true", help="print one JSON object")
     parser.add_argument("--core", action="store_true", help="evaluate on CORE's tasks in place of --data")
@@ -92,7 +95,7 @@ OF_WRITING = (
 )
 """Flags that say how answers are written: flag, field of `Writing`, type, what it means."""
 FLAGS = {
-    "text": ("data", "tokens", "micro_batch_size"),
+    "text": ("data", "tokens", "micro_batch_size", "weights"),
     "core": ("core_data", "core_tasks", "baselines", "max_per_task", "out"),
     "tasks": (
         "task_input", "task_data", "max_per_task", "out", "allow_code", "allow_unconfined",
@@ -179,6 +182,7 @@ from jaxgpt.config import Config, EvalConfig, MeshConfig, TrainConfig, schedule
 from jaxgpt.data.sources import Source, open_directory
 from jaxgpt.errors import EXIT_DONE, run_verb
 from jaxgpt.inference.trained import Trained, open_source, with_tokenizer_of
+from jaxgpt.inference.weights import with_weights
 from jaxgpt.parallel.mesh import count_batch_devices
 from jaxgpt.run.console import console
 from jaxgpt.run.results import Kind, write_result
@@ -205,6 +209,8 @@ def main(args: list[str]) -> int:
     source = open_directory(directory, like, verify_again=settings.verify, tokenizer_json=tokenizer_json)
     trained = with_tokenizer_of(trained, source)
     config = evaluation_config(trained, source, settings)
+    if settings.weights:
+        trained = with_weights(trained, settings.weights)
     evaluator = make_evaluator(config, trained.mesh)
     splits: list[Literal["train", "val"]] = ["train", "val"] if settings.split == "both" else [settings.split]
     token_bytes = trained.tokenizer.token_bytes() if trained.tokenizer else None
@@ -214,7 +220,7 @@ def main(args: list[str]) -> int:
     began_s = time.perf_counter()
     results = {split: evaluate(trained, evaluator, source, split, config, token_bytes) for split in splits}
     facts = {"model": trained.origin, "data": source.config.dir, "dtype": config.train.dtype}
-    if settings.run is not None:
+    if settings.run is not None and not settings.weights:  # the record is of the run's own weights
         about = {key: facts[key] for key in ("data", "dtype")}
         about |= {"data_sha256": source.digest, "tokens": config.eval.tokens}
         figures = {split: as_dict(result) for split, result in results.items()}

@@ -48,6 +48,7 @@ MISTAKES = {
     ("plan", QUICKSTART, "--devcie=h100"): "--devcie is no flag of plan; did you mean --device?",
     ("plan", QUICKSTART, "--device=h1000"): "--device=h1000 is not known; ",
     ("bench", QUICKSTART, "--round=3"): "--round is no flag of bench; did you mean --rounds?",
+    ("bench", "serve", "--run=r", "--client=3"): "--client is no flag of serve; did you mean --clients?",
     ("compare", "--setps=3"): "--setps is no flag of compare; did you mean --steps?",
     ("tarin",): "tarin is no verb of jaxgpt; did you mean jaxgpt train?",
     ("xyz",): "xyz is no verb of jaxgpt; verbs: train, ",

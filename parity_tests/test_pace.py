@@ -9,6 +9,7 @@ import numpy as np
 from jaxgpt.run import pace as paces
 from jaxgpt.run.pace import Pace
 from jaxgpt.run.spikes import Spikes
+from parity_tests.helpers.clock import Clock
 
 
 def test_spikes_are_found_once_and_noise_is_none():
@@ -29,21 +30,6 @@ def spikes_in(losses, window=128):
 
 def test_a_loss_that_is_not_finite_is_no_spike_and_spoils_no_median():
     assert spikes_in([1.0] * 40 + [float("nan"), float("inf")] * 20 + [1.0] * 40 + [9.0])[-2:] == [False, True]
-
-
-class Clock:
-    """Time that passes in `sleep` alone."""
-
-    def __init__(self):
-        self.now_s = 0.0
-
-    def perf_counter(self):
-        return self.now_s
-
-    monotonic = perf_counter
-
-    def sleep(self, seconds):
-        self.now_s += seconds
 
 
 def walk(pace, times_s, waits_s=None, clock=time):

@@ -7,14 +7,17 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxgpt.config import GPT2Config, MeshConfig, NanochatConfig
+from jaxgpt.config import Config, GPT2Config, MeshConfig, NanochatConfig, TrainConfig
 from jaxgpt.errors import InputError
+from jaxgpt.inference.prompt_scores import score_prompt
 from jaxgpt.inference.request import Request
 from jaxgpt.inference.trained import Trained
 from jaxgpt.inference.weights import with_weights
 from jaxgpt.models import Model, param_shapes
 from jaxgpt.models.int8 import Int8Weight, int8_product, quantize
 from jaxgpt.parallel.mesh import make_mesh
+from jaxgpt.parallel.sharding import put_rows
+from jaxgpt.training.step import make_evaluator
 from parity_tests.helpers.modded_cases import record
 
 CONFIGS = {
@@ -83,6 +86,21 @@ def test_rows_of_int8_are_independent():
 
     together = tokens_of(requests)
     assert together == [tokens_of([None] * i + [r] + [None] * (2 - i))[i] for i, r in enumerate(requests)]
+
+
+@pytest.mark.parametrize("kind", ["int8", "bfloat16"])
+def test_the_loss_of_an_evaluation_is_what_the_engine_says(kind):
+    """Two routes, the chunked loss and the log-probabilities of a prompt, agree better than with the full weights."""
+    full, ids_BT = trained(CONFIGS["gpt2"]), np.random.default_rng(5).integers(96, size=(2, 41))
+    light = with_weights(full, kind)
+    train = TrainConfig(batch_tokens=128, micro_batch_size=2, dtype="float32", loss_chunk_tokens=32)
+    evaluator = make_evaluator(Config(model=full.model, train=train, mesh=MeshConfig(data=1)), full.mesh)
+    with jax.set_mesh(full.mesh):
+        placed = put_rows((ids_BT.astype(np.int32), np.ones((2, 40, 1), np.float32)), 2, full.mesh)
+        nats, full_nats = (float(evaluator.evaluate(model.params, *placed)[0]) for model in (light, full))
+    said = [score_prompt(light.engine(), row.tolist(), 0) for row in ids_BT]
+    wanted = -sum(token.log_prob or 0.0 for tokens in said for token in tokens)
+    assert 2 * abs(nats - wanted) < abs(nats - full_nats), (nats, wanted, full_nats)
 
 
 def test_modded_has_no_int8():

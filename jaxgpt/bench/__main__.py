@@ -2,7 +2,10 @@
 
 Without PART the real training step: its batches, its optimizer. PART is attention, loss, optimizer or decode, at the
 shapes of the config, or data: the loader alone, which must supply ten times what the step uses. decode --batch 1,8
-times prompts and tokens of so many rows at once: to the first token, per token, tokens/s, bytes.
+times prompts and tokens of so many rows at once: to the first token, per token, tokens/s, bytes. There --vs names
+other ways to generate, of which each gets the same weights and prompts in turn: torch, torch_ref with a cache; nanogpt,
+nanoGPT's generate, a whole forward pass per token; hf, Hugging Face generate with a cache. serve times a server under
+a number of clients: jaxgpt bench serve --help.
 
 Programs run in turns, each in a separate process, after compiling and warming up. --vs torch adds torch_ref, eager
 and compiled; --vs plain a GPT in plain PyTorch (for GPT-2 with AdamW); both: --vs torch,plain. --profile traces jaxgpt
@@ -18,6 +21,7 @@ import importlib.util
 import sys
 from pathlib import Path
 
+from jaxgpt.bench.arguments import KINDS, read_counts, read_serve_arguments
 from jaxgpt.config.command_line import parse_args
 from jaxgpt.config.parser import Parser
 from jaxgpt.errors import InputError, answer_early
@@ -26,14 +30,18 @@ from jaxgpt.files import user_file
 
 PARTS = ("step", "attention", "loss", "optimizer", "decode", "data")
 RIVALS = ("torch", "plain")
+WRITERS = ("torch", "nanogpt", "hf")
+"""Other ways to generate, for decode --batch."""
 PARSER = Parser(
     "jaxgpt bench", __doc__, "[PART] --config FILE [--section.field=value ...] [flags]",
     "--config quickstart --vs torch --rounds 4", takes_config=True,
 )  # fmt: skip
-PARSER.add_argument("part", nargs="?", default="step", metavar="PART", help=", ".join(PARTS))
-PARSER.add_argument("--vs", default="", metavar="NAMES", help="against torch, plain or torch,plain")
+PARSER.add_argument("part", nargs="?", default="step", metavar="PART", help=", ".join((*PARTS, "serve")))
+PARSER.add_argument("--vs", default="", metavar="NAMES", help="against torch,plain; decode --batch: torch,nanogpt,hf")
 PARSER.add_argument("--batch", default="", metavar="N,N", help="of decode: times prompts and tokens of so many rows")
 PARSER.add_argument("--weights", default="", metavar="KINDS", help="with --batch, also: bfloat16, int8")
+PARSER.add_rare("--prompt-tokens", type=int, metavar="N", help="with --batch: of a prompt (half a context)")
+PARSER.add_rare("--tokens", type=int, metavar="N", help="with --batch: generated in a turn (64, or what has room)")
 PARSER.add_argument("--rounds", type=int, default=8, metavar="N", help="turns of each program (8)")
 PARSER.add_argument("--steps", type=int, default=0, metavar="N", help="steps of a turn (about a second of them)")
 PARSER.add_argument("--json", type=user_file, metavar="FILE", help="the result (runs/bench/CONFIG-PART.json)")
@@ -44,34 +52,28 @@ PARSER.add_argument("--label", default="", metavar="TEXT", help="what sets this 
 
 def read_arguments(args: list[str]) -> argparse.Namespace:
     """The bench's own options; what is in `settings` goes to each program. The programs it starts read theirs."""
+    if args[:1] == ["serve"]:
+        return read_serve_arguments(args[1:])
     given = PARSER.read(args)
     part = given.part
     if part not in PARTS:
-        raise InputError(f"bench {part}: no such part; choose one of {', '.join(PARTS)}")
-    given.vs = [name for name in given.vs.split(",") if name]
-    for name in given.vs:
-        if name not in RIVALS:
-            raise InputError(f"--vs={name} is not one of {', '.join(RIVALS)}")
-        if importlib.util.find_spec("torch") is None:
-            raise InputError(f"--vs={name} needs PyTorch; {pip_install('torch')}")
-    if given.vs and part in ("decode", "data"):
-        raise InputError(f"bench {part} has no --vs; torch_ref has no such part")
-    if "plain" in given.vs and part != "step":
-        raise InputError(f"bench {part} has no --vs plain; --vs torch does")
+        raise InputError(f"bench {part}: no such part; choose one of {', '.join((*PARTS, 'serve'))}")
+    given.batch = read_counts("--batch", given.batch, "rows", "1,8,32")
+    check_rivals(given)
     if given.profile and part in ("decode", "data"):
         raise InputError(f"bench {part} has no --profile")
-    given.batch = [text for text in given.batch.split(",") if text]
     given.weights = [kind for kind in given.weights.split(",") if kind]
     if (given.batch or given.weights) and not (part == "decode" and given.batch):
         raise InputError(f"bench {part} has no --batch and --weights; bench decode --batch 1,8 has")
     if given.batch and (given.report or given.steps):
         raise InputError("bench decode --batch has no --report and --steps; its figures are in --json")
-    for text in given.batch:
-        if not (text.isascii() and text.isdigit() and 0 < int(text) < 10_000):
-            raise InputError(f"--batch={text} is no number of rows; give some, such as 1,8,32")
     for kind in given.weights:
-        if kind not in ("bfloat16", "int8"):
+        if kind not in KINDS:
             raise InputError(f"--weights={kind} is not bfloat16 or int8; give one, or both with a comma")
+    for flag, value in (("--prompt-tokens", given.prompt_tokens), ("--tokens", given.tokens)):
+        if value is not None and (value < 1 or not given.batch):
+            why = "is below 1" if value < 1 else "is for decode --batch"
+            raise InputError(f"{flag}={value} {why}; leave it out, or time decode --batch 1")
     given.json = given.json or Path("runs/bench", f"{Path(given.config or '').stem}-{part}.json")
     for name in ("rounds", "steps"):
         if getattr(given, name) < (name == "rounds"):
@@ -80,11 +82,35 @@ def read_arguments(args: list[str]) -> argparse.Namespace:
     return given
 
 
+def check_rivals(given: argparse.Namespace) -> None:
+    """Makes `vs` a list. Raises InputError where the part has no such rival, or a library is not installed."""
+    part, rivals = given.part, WRITERS if given.batch else RIVALS
+    given.vs = [name for name in given.vs.split(",") if name]
+    for name in given.vs:
+        if name not in (*RIVALS, *WRITERS) or (given.batch and name not in rivals):
+            raise InputError(f"--vs={name} is not one of {', '.join(rivals)}")
+        if importlib.util.find_spec("torch") is None:
+            raise InputError(f"--vs={name} needs PyTorch; {pip_install('torch')}")
+        if name == "hf" and importlib.util.find_spec("transformers") is None:
+            raise InputError("--vs=hf needs transformers; pip install 'transformers>=4.50'")
+    if given.batch:
+        return
+    if given.vs and part in ("decode", "data"):
+        raise InputError(f"bench {part} has no --vs; bench decode --batch 1 --vs torch,nanogpt,hf has")
+    for name in given.vs:
+        if name not in RIVALS:
+            raise InputError(f"--vs={name} is for bench decode --batch; others have {', '.join(RIVALS)}")
+    if "plain" in given.vs and part != "step":
+        raise InputError(f"bench {part} has no --vs plain; --vs torch does")
+
+
 if __name__ == "__main__" and sys.argv[1:2] != ["worker"]:
     answer_early(read_arguments)
 
 import datetime
+import functools
 import json
+import os
 import shlex
 import time
 from contextlib import ExitStack
@@ -92,6 +118,7 @@ from statistics import median
 
 import numpy as np
 
+from jaxgpt.bench.clients import HEADER, require_room, serve_rows, time_clients
 from jaxgpt.bench.interleave import Program, interleave, serve
 from jaxgpt.bench.record import (
     PROFILE_HEADER,
@@ -107,12 +134,14 @@ from jaxgpt.bench.record import (
     to_table,
     write_page,
 )
+from jaxgpt.bench.served import find_model, started_server
 from jaxgpt.config import Config
 from jaxgpt.config.steps import Plan
 from jaxgpt.data.sources import Source
 from jaxgpt.errors import EXIT_DONE, EXIT_FAILED, run_verb
 from jaxgpt.run.console import console, working
 from jaxgpt.run.opening import open_run
+from jaxgpt.run.progress import Progress, Show
 
 PLAIN = "plain torch"
 TURN_S = 1.0
@@ -129,6 +158,8 @@ def main(args: list[str]) -> int:
     if args[:1] == ["worker"]:
         return work(args[1], args[2:])
     given = read_arguments(args)
+    if args[:1] == ["serve"]:
+        return time_server(given, args)
     config, rest = parse_args(given.settings), given.settings
     run = open_run(config)
     config = run.config.without_stages()
@@ -142,17 +173,7 @@ def main(args: list[str]) -> int:
         "batch_tokens": config.train.batch_tokens,
     }
     if given.batch:
-        from jaxgpt.bench.generation import (  # JAX, which the bench else leaves to others
-            HEADER,
-            table_rows,
-            time_generation,
-        )
-
-        with working("compiling and decoding", is_said=True):
-            record["batches"] = time_generation(
-                config, [int(text) for text in given.batch], [None, *given.weights], given.rounds
-            )
-        console.print(to_table("generation", HEADER, table_rows(record["batches"])))
+        record |= time_decoding(given, config)
     elif given.part == "data":
         record |= time_loader(config, run.source, rest)
     else:
@@ -167,6 +188,69 @@ def work(part: str, rest: list[str]) -> int:
 
     config = parse_args(rest)
     return serve(lambda: prepare(config, part))
+
+
+def time_decoding(given: argparse.Namespace, config: Config) -> Record:
+    """Figures of `decode --batch`, which are printed as a table."""
+    if given.vs:  # in one process with PyTorch, which needs memory of a GPU too
+        os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
+    from jaxgpt.bench.generation import generation_tables, time_generation  # JAX, which the bench else leaves to others
+
+    with working("compiling and decoding", is_said=True) as work:
+        found = time_generation(
+            config, given.batch, [None, *given.weights], given.vs, given.rounds,
+            n_prompt=given.prompt_tokens, n_tokens=given.tokens,
+            say=lambda turn: work.now(f"turn {turn} of {given.rounds}" if turn else "compiling and decoding"),
+        )  # fmt: skip
+    for table in generation_tables(found):
+        console.print(to_table(*table))
+    return found
+
+
+def time_server(given: argparse.Namespace, args: list[str]) -> int:
+    """`bench serve`: a table, and its JSON."""
+    record: Record = {
+        "part": "serve", "command": shlex.join(["jaxgpt", "bench", *args]), "machine": describe_machine(),
+        "date": datetime.datetime.now().astimezone().isoformat(timespec="minutes"),
+    }  # fmt: skip
+    options = [
+        f"--{name}={getattr(given, name)}"
+        for name in ("run", "model", "slots", "weights", "platform")
+        if getattr(given, name) is not None
+    ]
+    with ExitStack() as stack:
+        with working("starting the server"):
+            address = given.url or stack.enter_context(started_server(options))
+        record["model"], n_context = find_model(address)
+        require_room(given.prompts, given.tokens, n_context)
+        progress = stack.enter_context(Progress())
+        record["loads"] = time_loads(given, address, record["model"], progress)
+    console.print(
+        to_table(
+            f"{record['model']}, {given.tokens} tokens each; MB of the server", HEADER, serve_rows(record["loads"])
+        )
+    )
+    write(record, given)
+    return EXIT_DONE
+
+
+def time_loads(given: argparse.Namespace, address: str, model: str, progress: Progress) -> list[Record]:
+    """Figures for each length of prompts and number of clients, after one request of each length to compile."""
+    found = []
+    for n_prompt in given.prompts:
+        for n_clients, n_requests in ((1, 1), *((n, given.requests) for n in given.clients)):
+            bar = progress.bar(f"{n_clients} clients, prompts of {n_prompt} tokens", hides_when_done=True)
+            figures = time_clients(
+                address, model, n_clients=n_clients, n_requests=n_requests, n_prompt=n_prompt, n_tokens=given.tokens,
+                say=functools.partial(show_requests, bar, n_clients * n_requests),
+            )  # fmt: skip
+            found.append(figures)
+        del found[-len(given.clients) - 1]
+    return found
+
+
+def show_requests(bar: Show, n_requests: int, n_done: int) -> None:
+    bar(n_done, n_requests, f"{n_done} of {n_requests} requests")
 
 
 def commands(given: argparse.Namespace, rest: list[str]) -> dict[str, list[str]]:
@@ -255,7 +339,7 @@ def write(record: Record, given: argparse.Namespace) -> None:
     if record.get("note"):
         console.print(record["note"], soft_wrap=True)
     console.print(f"{given.json}" + (f", {png}" if record.get("programs") else ""), soft_wrap=True)
-    if given.report:
+    if record["part"] != "serve" and given.report:
         write_page(given.report, record)
         console.print(f"{given.report}", soft_wrap=True)
 

@@ -13,6 +13,7 @@ import functools
 import jax
 import jax.numpy as jnp
 
+from jaxgpt.models.int8 import Int8Weight, int8_product
 from jaxgpt.models.layers import log_sum_exp, softcap_slope
 from jaxgpt.models.layers import softcap as cap
 
@@ -117,6 +118,8 @@ def _chunk_loss(x_PD, weight_VD, targets, weights, softcap, head, dtype):
     wide = weights[0].dtype
     if head:
         logits_PV = head.logits(x_PD, weight_VD, dtype)
+    elif isinstance(weight_VD, Int8Weight):  # only in evaluations
+        logits_PV = int8_product(x_PD, weight_VD).astype(dtype)
     else:
         logits_PV = jax.lax.dot_general(
             x_PD, weight_VD.astype(x_PD.dtype), (((1,), (1,)), ((), ())), preferred_element_type=dtype

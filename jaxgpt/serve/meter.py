@@ -1,6 +1,6 @@
-"""What the server counts, in Prometheus' text format."""
+"""What the server counts, in Prometheus' text format. Memory and time of its process are among it, on Linux."""
 
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, ProcessCollector, generate_latest
 
 from jaxgpt.serve.backend import Backend
 from jaxgpt.serve.choices import Choice
@@ -13,6 +13,7 @@ class Meter:
 
     def __init__(self, backend: Backend):
         self._registry = registry = CollectorRegistry()
+        ProcessCollector(registry=registry)
         self._requests = Counter("jaxgpt_requests", "Answers", ["route", "status"], registry=registry)
         self._prompt = Counter("jaxgpt_prompt_tokens", "Tokens of prompts", registry=registry)
         self._generated = Counter("jaxgpt_generated_tokens", "Tokens generated", registry=registry)

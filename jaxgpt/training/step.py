@@ -150,10 +150,11 @@ def make_stage(step: Step, config: Config) -> Step:
 
 
 def make_evaluator(config: Config, mesh: Mesh) -> Evaluator:
-    """The evaluation of a config's model alone. Raises InputError as `make_step`, but for parameter groups."""
-    shapes = param_shapes(config.model, param_dtype(config))
-    shardings = shard_params({path: leaf.shape for path, leaf in shapes.items()}, config.model, mesh)
-    return Evaluator(jit_evaluate(config, make_model(config, mesh)[0], shardings, mesh), mesh)
+    """The evaluation of a config's model alone, whose parameters each device holds whole, lighter ones too.
+
+    Raises InputError as `make_step`, but for the splits of parameters and their groups.
+    """
+    return Evaluator(jit_evaluate(config, make_model(config, mesh)[0], replicated(mesh), mesh), mesh)
 
 
 def make_model(config: Config, mesh: Mesh) -> tuple[Model, tuple[str, str]]:
@@ -177,8 +178,8 @@ def jit_train(config: Config, model: Model, transform, shardings: TrainState, me
     )
 
 
-def jit_evaluate(config: Config, model: Model, param_shardings: dict, mesh: Mesh) -> Callable:
-    """`eval_step`, to be compiled for a mesh."""
+def jit_evaluate(config: Config, model: Model, param_shardings: Any, mesh: Mesh) -> Callable:
+    """`eval_step`, to be compiled for a mesh; one sharding, or one for each parameter."""
     precision = jax.default_matmul_precision(config.train.matmul_precision)
     return jax.jit(
         precision(functools.partial(eval_step, config, model)),
