@@ -226,7 +226,8 @@ class Rig:
         }
         self.env = environment() | cache
         for kind in kinds:
-            self._make_data(kind)
+            if not (directory / kind).exists():  # RL has made SFT's
+                self._make_data(kind)
 
     def _make_data(self, kind: str) -> None:
         where = self.directory / kind
