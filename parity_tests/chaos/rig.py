@@ -28,7 +28,7 @@ from parity_tests.helpers.train_runs import TEXT
 N_STEPS = 30
 EVERY = 5
 """Steps between checkpoints; evaluations come at every second one."""
-PATIENCE_S = 150.0
+PATIENCE_S = 300.0
 """After so long a process counts as hung. A run alone takes 4 to 8 s; the machine may be busy."""
 LAUNCHER_S = 15.0
 """A process whose peer has failed is sent SIGTERM after so long: it may wait for minutes for one that never joins."""
