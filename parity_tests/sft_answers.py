@@ -32,6 +32,7 @@ from jaxgpt.config import (
     TrainConfig,
     to_source,
 )
+from jaxgpt.config.steps import PlannedStep
 from jaxgpt.data.batch import Batch
 from jaxgpt.data.bpe import train_bpe
 from jaxgpt.data.chat_batches import ChatReader
@@ -84,8 +85,8 @@ def inverted_mask(pad: int) -> Iterator[None]:
     """All targets count but the assistant's, and the padding."""
     read = ChatReader.read
 
-    def inverted(self, *args) -> Batch:
-        batch = read(self, *args)
+    def inverted(self: ChatReader, planned: PlannedStep, lo: int, hi: int) -> Batch:
+        batch = read(self, planned, lo, hi)
         return Batch(batch.tokens, ((batch.mask == 0) & (batch.tokens[..., 1:] != pad)).astype(np.uint8))
 
     ChatReader.read = inverted
