@@ -1,8 +1,12 @@
 """nanochat 2026, depth 4: SFT on your conversations.
 
 Starts from mid_cpu, or from nanochat_cpu, with its moments. The assistant's tokens are trained.
+Answers are learned by heart: the training loss ends at 0.006, bits per byte on other answers at 2.40. 80 steps need
+85 s of CPU time, compilation among them. sums is the share of sums-test that is right (jaxgpt evaluate --tasks).
 Machine: any CPU
 Vocabulary: 4096
+Loss: sums 0.60
+Time: 2 min on 2 cores
 Data: jaxgpt prepare chat --input FILES
 Run: jaxgpt sft --config sft_cpu --from runs/mid_cpu
 """

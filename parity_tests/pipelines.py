@@ -21,6 +21,8 @@ from parity_tests.helpers.environment import REPO, environment
 
 SCRIPTS = ("chat_cpu", "single_a100", "speedrun_8xh100", "speedrun_rtx4090")
 STAGES = ("data", "tokenizer", "base", "mid", "sft", "rl", "evaluation", "report")
+SHORT, SHORT_S, LONG_S = ("data", "tokenizer", "report"), 1.5, 8.0
+"""Stages that end soon, and seconds after which a stage is killed at the latest: one that ended was not killed."""
 JAXGPT = f'#!/bin/sh\nexec {sys.executable} -m jaxgpt "$@"\n'
 
 
@@ -64,7 +66,9 @@ def check(script: str, directory: Path, *, kills: bool, seed: int) -> str:
     stages = [stage for stage in STAGES if stage != "rl" or script == "chat_cpu"]
     for stage in stages if kills else ():
         out.write_text("")
-        n_killed += kill_in(stage, start(script, directory, out), out, draw.uniform(0.5, 8))
+        n_killed += kill_in(
+            stage, start(script, directory, out), out, draw.uniform(0.5, SHORT_S if stage in SHORT else LONG_S)
+        )
     out.write_text("")
     began_s = time.monotonic()
     code = start(script, directory, out).wait()

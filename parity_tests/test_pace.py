@@ -3,6 +3,7 @@
 import itertools
 import threading
 import time
+from types import ModuleType
 
 import numpy as np
 
@@ -32,7 +33,7 @@ def test_a_loss_that_is_not_finite_is_no_spike_and_spoils_no_median():
     assert spikes_in([1.0] * 40 + [float("nan"), float("inf")] * 20 + [1.0] * 40 + [9.0])[-2:] == [False, True]
 
 
-def walk(pace, times_s, waits_s=None, clock=time):
+def walk(pace, times_s, waits_s=None, clock: ModuleType | Clock = time):
     """Steps of these times, after waits for data."""
 
     def feed():

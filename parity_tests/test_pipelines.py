@@ -105,6 +105,20 @@ def test_what_is_missing_is_said_first(here, script):
     assert not (here / "calls").exists()
 
 
+def test_a_script_ends_after_its_last_line_is_in_the_log(here):
+    """What is printed goes through tee, here a slow one."""
+    (here / "bin").mkdir()
+    slow_tee = here / "bin" / "tee"
+    slow_tee.write_text(f'#!/bin/sh\nsleep 1\nexec {shutil.which("tee")} "$@"\n')
+    slow_tee.chmod(0o755)
+    path = {"PATH": f"{here}/bin:{os.environ['PATH']}"}
+    process = start(here, "chat_cpu", SMOKE="1", CONVERSATIONS="nothing.jsonl", **path)
+    assert process.wait(timeout=120) == 2
+    log = here / "pipelines" / "chat_cpu" / "log.txt"
+    assert log.is_file() and log.read_text().endswith("give JSON lines, or leave it out\n")
+    process.communicate()
+
+
 def test_a_login_that_is_missing_and_a_stage_that_fails_are_said(here):
     (here / "wandb.py").write_text("def login(**_): return False\ndef setup(): raise ValueError('no key')\n")
     shown = end(start(here, "chat_cpu", SMOKE="1", WANDB_RUN="mine", PYTHONPATH=f"{here}:{REPO}"), 2)[1]

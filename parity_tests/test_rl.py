@@ -5,6 +5,9 @@ import dataclasses
 import json
 import re
 import shutil
+import signal
+import subprocess
+import sys
 from typing import Any
 
 import jax
@@ -43,10 +46,11 @@ from jaxgpt.tasks.sums import sums
 from jaxgpt.training.step import loss_sum
 from parity_tests import rl_seeds
 from parity_tests.helpers.chat_data import BYTES, say
+from parity_tests.helpers.environment import REPO, environment
 from parity_tests.helpers.task_data import chat_file
 from parity_tests.helpers.train_runs import records
 from parity_tests.test_chat_tools import CASES, MASKS, Script
-from parity_tests.test_sft import write_chat
+from parity_tests.test_sft import check_inside_the_gate, untimed, write_chat
 
 SEQ_LEN, SAMPLES = 48, 4
 AE, PS, PE, OS, OE = (
@@ -389,9 +393,44 @@ def test_a_resumed_run_is_the_same_to_the_last_bit(place, tmp_path):
     shutil.copytree(place / "rl_1", tmp_path / "rl_1")
     args = [f"--run.dir={tmp_path / 'rl_1'}", "--resume-from=6"]
     assert rl_seeds.run(place, tiny(rl_seeds.rl_config(place, 1, 12), 64), *args) == EXIT_DONE
-    timed = {"tokens_per_s", "mfu", "rollout_s"}
-    ours, theirs = (
-        [{name: value for name, value in record.items() if name not in timed} for record in records(run / "rl_1")]
-        for run in (tmp_path, place)
-    )
+    ours, theirs = untimed(tmp_path / "rl_1"), untimed(place / "rl_1")
     assert ours == theirs and len(ours) == 13
+
+
+KILLED = """
+import os, runpy, signal, sys
+from jaxgpt.inference.rows import Rows
+step, n_left = Rows.step, int(sys.argv.pop(1))
+def step_or_die(rows):
+    global n_left
+    n_left -= 1
+    if n_left < 0:
+        os.kill(os.getpid(), signal.SIGKILL)
+    return step(rows)
+Rows.step = step_or_die
+runpy.run_module("jaxgpt.train", run_name="__main__", alter_sys=True)
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("n_tokens", [31, 84, 97])
+def test_killed_within_rollouts_and_resumed_is_the_same_to_the_last_bit(place, tmp_path, n_tokens):
+    """After so many tokens of each row, some 9 of which make a step: before the checkpoint of step 6, and after it.
+    More random moments: python -m parity_tests.chaos --only kill --kinds rl."""
+    run = tmp_path / "rl_1"
+    args = [str(n_tokens), f"--config={place / 'rl_1.py'}", f"--run.dir={run}"]
+    died = subprocess.run([sys.executable, "-c", KILLED, *args], env=environment(8), cwd=REPO, capture_output=True)
+    assert died.returncode == -signal.SIGKILL, died.stderr
+    assert 0 < len(untimed(run)) < 13
+    again = tiny(rl_seeds.rl_config(place, 1, 12), 64)
+    assert rl_seeds.run(place, again, f"--run.dir={run}", "--auto-resume") == EXIT_DONE
+    assert untimed(run) == untimed(place / "rl_1")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("n_devices", [2, 4, 8])
+def test_a_run_is_that_of_one_device(place, tmp_path, n_devices):
+    """The answers are the same, and losses differ by rounding."""
+    args = [f"--run.dir={tmp_path}", f"--mesh.data={n_devices}", f"--train.micro_batch_size={64 // n_devices}"]
+    assert rl_seeds.run(place, tiny(rl_seeds.rl_config(place, 1, 12), 64), *args) == EXIT_DONE
+    check_inside_the_gate(untimed(tmp_path), untimed(place / "rl_1"))

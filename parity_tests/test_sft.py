@@ -333,6 +333,56 @@ def test_a_resumed_run_is_the_same_to_the_last_bit(place, tmp_path, capsys):
     assert ends[0]["cursors"] == ends[1]["cursors"] and ends[0]["base"] == ends[1]["base"]
 
 
+def untimed(run):
+    """A run's records without what a clock says."""
+    timed = {"tokens_per_s", "mfu", "rollout_s"}
+    return [{name: value for name, value in record.items() if name not in timed} for record in records(run)]
+
+
+def check_inside_the_gate(ours, theirs):
+    """Two runs' records: losses and gradient norms inside the gates of float32, every other figure equal."""
+    assert len(ours) == len(theirs)
+    for one, other in zip(ours, theirs, strict=True):
+        for name, value in other.items():
+            if name.endswith("loss") or name == "grad_norm":
+                atol, rtol = (
+                    (tolerances.FP32_GRAD, tolerances.FP32_GRAD) if name == "grad_norm" else (tolerances.FP32_LOSS, 0)
+                )
+                np.testing.assert_allclose(
+                    one[name], value, rtol=rtol, atol=atol, err_msg=f"step {one['step']}, {name}"
+                )
+            elif not name.startswith("val_"):  # of the loss
+                assert one[name] == value, (one["step"], name)
+
+
+@pytest.fixture(scope="module")
+def on_one(place):
+    """A run of 24 steps on one device."""
+    (place / "talk.py").write_text(to_source(make_config(place, optimizer="base")))
+    run_on(place, 1, place / "on_1")
+    return place / "on_1"
+
+
+def run_on(place, n_devices, run):
+    args = ["--train.steps=24", f"--mesh.data={n_devices}", f"--train.micro_batch_size={N_ROWS // n_devices}"]
+    assert train.main([f"--config={place / 'talk.py'}", f"--run.dir={run}", *args]) == EXIT_DONE
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("n_devices", [2, 4, 8])
+def test_a_run_is_that_of_one_device(place, on_one, tmp_path, n_devices):
+    run_on(place, n_devices, tmp_path / "run")
+    ours, theirs = (
+        [
+            {name: value for name, value in record.items() if name not in ("tokens_per_s", "mfu")}
+            for record in records(run)
+        ]
+        for run in (tmp_path / "run", on_one)
+    )
+    check_inside_the_gate(ours, theirs)
+    assert theirs[-1]["train_loss"] < theirs[0]["train_loss"]
+
+
 # prepare
 
 

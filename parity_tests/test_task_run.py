@@ -81,7 +81,7 @@ def here(tmp_path, monkeypatch):
     choices = {"label": ["A", "B", "C"], "text": ["oak", "iron", "mill"]}
     questions = [{"question": "Which?" * (1 + i), "choices": choices, "answerKey": "ABC"[i % 3]} for i in range(6)]
     (tmp_path / "arc.jsonl").write_text("".join(json.dumps(row) + "\n" for row in questions))
-    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "checkpoints").mkdir(parents=True)
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("COLUMNS", "80")
     monkeypatch.setattr("jaxgpt.evaluate.open_source", lambda *_, **__: trained_on(1))
@@ -137,6 +137,21 @@ def test_mistakes_are_said_before_the_model_is_opened(here, monkeypatch, args, w
     with pytest.raises(InputError) as caught:
         evaluate.main(["--model", "gpt2", *args.split()])
     assert wanted in str(caught.value) and "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("args", "wanted"),
+    [
+        (("--run", "gone"), "--run=gone does not exist; runs that can be opened: none"),
+        (("--run", "run", "--step", "3"), "--step=3 is not in run/checkpoints; there: none"),
+    ],
+    ids=["run", "step"],
+)
+def test_a_run_that_is_not_there_is_named_before_tasks_are_fetched(here, monkeypatch, args, wanted):
+    monkeypatch.setattr("jaxgpt.evaluate.open_tasks", None)
+    with pytest.raises(InputError) as caught:
+        evaluate.main([*args, "--tasks", "ARC-Easy"])
+    assert str(caught.value) == wanted
 
 
 def test_a_task_that_is_not_here_is_named(tmp_path):

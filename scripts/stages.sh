@@ -148,6 +148,9 @@ begin_pipeline() {
   PYTHON=${PYTHON:-$(command -v python || command -v python3)} || fail "there is no python here; activate the environment"
   mkdir -p "$STATE" || fail "$PWD cannot be written; start from another directory"
   exec > >(tee -ia "$LOG") 2>&1
+  local tee=$!
+  # shellcheck disable=SC2064 # its value now: the script ends when its last line is in the log
+  trap "exec >&- 2>&-; wait $tee" EXIT
   is_stopped=
   trap forward INT TERM HUP
   say "$NAME in $PWD${SMOKE:+, in small}; log: $LOG"

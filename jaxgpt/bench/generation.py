@@ -17,6 +17,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import Mesh
 
 from jaxgpt.bench.writers import STORED, Turn, Writer
 from jaxgpt.config import Config, MeshConfig
@@ -102,7 +103,8 @@ class Bandwidth:
     A copy counts twice: each byte is read and written.
     """
 
-    def __init__(self, device: jax.Device):
+    def __init__(self, mesh: Mesh):
+        device = mesh.devices.flat[0]
         known = find_device(device.device_kind)
         self.is_stated = known is not None
         self.bytes_s = known.bandwidth_bytes_s if known else 0.0
@@ -153,7 +155,7 @@ def time_generation(
         for n_rows in batches
         for writer in (*(Ours(engine, kind, n_rows) for kind, engine in engines.items()), *others)
     ]
-    bandwidth = Bandwidth(mesh.devices.flat[0])
+    bandwidth = Bandwidth(mesh)
     for turn in range(n_rounds + 1):
         say(turn)
         bandwidth.measure()

@@ -30,7 +30,7 @@ class Completion:
     def of(cls, tokens: list[Token]) -> "Completion":
         """From the tokens of a row that has ended."""
         end = tokens[-1].end
-        assert end, "the row has not ended"
+        assert end and end != "broken", "the row has not ended"
         return cls(
             tuple(token.id for token in tokens),
             tuple(int(not token.is_forced) for token in tokens),

@@ -115,15 +115,9 @@ def open_run(directory: str, *, step: int | None = None, platform: str = "", n_d
 def _open_run(
     directory: str, run_dir: Path, remote: RemoteRun | None, step: int | None, platform: str, n_devices: int
 ) -> Trained:
-    checkpoints = run_dir / "checkpoints"
-    if not checkpoints.is_dir():
-        there = "has no checkpoints" if run_dir.is_dir() else "does not exist"
-        raise InputError(f"--run={directory} {there}; runs that can be opened: {', '.join(list_runs()) or 'none'}")
-    steps = list_steps(checkpoints)
-    if step is not None and step not in steps:
-        raise InputError(f"--step={step} is not in {checkpoints}; there: {', '.join(map(str, steps[::-1])) or 'none'}")
+    _check_steps(directory, run_dir, step)
     mesh = _make_mesh(platform, n_devices)
-    with Checkpoints(checkpoints, read_only=True, remote=remote) as saved:
+    with Checkpoints(run_dir / "checkpoints", read_only=True, remote=remote) as saved:
         chosen = saved.choose(step)
         if chosen is None:
             raise InputError(f"--run={directory} has no checkpoint yet; train it until the first is saved")
@@ -135,6 +129,16 @@ def _open_run(
     origin = f"{directory} step {chosen.step}"
     model = model_after(config, chosen.step)
     return Trained(config, model, state["params"], tokenizer, config.train.dtype, mesh, origin, chosen.step)
+
+
+def _check_steps(directory: str, run_dir: Path, step: int | None) -> None:
+    checkpoints = run_dir / "checkpoints"
+    if not checkpoints.is_dir():
+        there = "has no checkpoints" if run_dir.is_dir() else "does not exist"
+        raise InputError(f"--run={directory} {there}; runs that can be opened: {', '.join(list_runs()) or 'none'}")
+    steps = list_steps(checkpoints)
+    if step is not None and step not in steps:
+        raise InputError(f"--step={step} is not in {checkpoints}; there: {', '.join(map(str, steps[::-1])) or 'none'}")
 
 
 def model_after(config: Config, n_done: int) -> ModelConfig:
@@ -237,3 +241,14 @@ def open_source(args: argparse.Namespace, *, n_devices: int = 1) -> Trained:
     if args.step is not None:
         raise InputError(f"--step={args.step} needs --run; --model={args.model} has no checkpoints")
     return open_trained(args.model, platform=args.platform, n_devices=n_devices)
+
+
+def check_source(args: argparse.Namespace) -> None:
+    """Whether `open_source` has a checkpoint to open, before anything else is read or fetched for it.
+
+    Raises:
+      InputError: the run or the step that --run and --step name does not exist.
+    """
+    if args.run is not None:
+        with opened_run(args.run, "--run") as (run_dir, _):
+            _check_steps(args.run, run_dir, args.step)

@@ -14,7 +14,7 @@ from jax.sharding import Mesh
 from jaxgpt.config import TrainConfig
 from jaxgpt.errors import InputError
 
-Options = dict[str, str | int | bool]
+Options = dict[str, str | bool]
 
 GUARDS: dict[str, Options] = {
     # YNNPACK for single products, as before, and XLA's own loops for what it would fuse around reductions.
@@ -25,7 +25,7 @@ GUARDS: dict[str, Options] = {
 
 DETERMINISTIC: dict[str, Options] = {
     # Without the second a process measures kernels, and the next may choose others.
-    "gpu": {"xla_gpu_deterministic_ops": True, "xla_gpu_autotune_level": 0},
+    "gpu": {"xla_gpu_deterministic_ops": True, "xla_gpu_autotune_level": "0"},
 }
 """Platform -> what `train.deterministic` asks for. CPUs and TPUs run the same sums in the same order anyway."""
 

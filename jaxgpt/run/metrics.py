@@ -19,7 +19,8 @@ MAX_WAITING = 10_000
 
 
 class MetricsFile:
-    """metrics.jsonl of a run directory, truncated to `first_step` when a run resumes from there.
+    """metrics.jsonl of a run directory, truncated to `first_step` when a run resumes from there, and emptied where it
+    begins at 0: RL logs that step too.
 
     A line that cannot be written is reported once, kept in memory, and written when that becomes possible. A file that
     is deleted meanwhile is written again. What is no regular file (a link, a pipe, a directory) is renamed to
@@ -82,7 +83,8 @@ class MetricsFile:
                 write_atomically(aside, b"".join(line + b"\n" for line in bad.values()))
                 self._has_moved_bad = True
                 self._warn(f"{describe_bad(self._path, bad)}, moved to {aside.name}")
-            kept = b"".join(line + b"\n" for line, record in lines if record["step"] <= self._first_step)
+            last = self._first_step or -1
+            kept = b"".join(line + b"\n" for line, record in lines if record["step"] <= last)
         write_atomically(self._path, kept)
         self._fd = _open(self._path)
 

@@ -9,7 +9,6 @@ trained on. Wrong is: silent, lost, traceback, hung, another exit code. The exit
 """
 
 import argparse
-import itertools
 import random
 import shutil
 import signal
@@ -20,10 +19,10 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from parity_tests.chaos.faults import NEEDS_MOUNT, available
-from parity_tests.chaos.rig import FRAMEWORKS, KINDS, Rig, can_mount
+from parity_tests.chaos.rig import KINDS, Rig, can_mount, runs_of
 from parity_tests.chaos.trial import Trial, Wrong
 
-RUNS = tuple(itertools.product(FRAMEWORKS, KINDS))
+RUNS = tuple(runs_of(KINDS))
 """Frameworks and kinds of data that trials choose among."""
 
 
@@ -69,7 +68,7 @@ def main(args: list[str]) -> int:
             signal.signal(number, signal.SIG_DFL)
     begin, wrong = time.monotonic(), []
     with tempfile.TemporaryDirectory(prefix="jaxgpt-chaos-") as scratch:
-        rig, runs = Rig(Path(scratch), given.kinds), list(itertools.product(FRAMEWORKS, list[str](given.kinds)))
+        rig, runs = Rig(Path(scratch), given.kinds), runs_of(given.kinds)
         for n_done, number in enumerate(numbers, start=1):
             what, outcome, fault = run_trial(rig, given.seed, number, given.only, runs)
             left_s = (time.monotonic() - begin) / n_done * (len(numbers) - n_done)

@@ -21,6 +21,8 @@ from parity_tests.chaos.trial import Trial, Wrong, check_calm, check_refused, fi
 LEAVE_S = 10.0
 """A process that was told to leave must be gone after so long, here, where a step takes milliseconds and other work may
 have the processors."""
+STEP_S = 0.1
+"""About the time of a step, rollouts and all."""
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
@@ -28,12 +30,18 @@ SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
 def kill(trial: Trial) -> str:
-    """SIGKILL at any moment."""
+    """SIGKILL at any moment, or within a step: soon after another was logged."""
     running = trial.start()
-    at = trial.sleep()
+    if trial.random.random() < 0.5:
+        when = f"after {trial.sleep():.1f} s"
+    else:
+        step = trial.random.randint(1, N_STEPS - 1)
+        trial.wait_for_step(running, step)
+        time.sleep(trial.random.uniform(0, STEP_S))
+        when = f"after step {step}"
     running.send(signal.SIGKILL)
     running.wait()
-    return f"after {at:.1f} s; {trial.finish()}"
+    return f"{when}; {trial.finish()}"
 
 
 def stop(trial: Trial) -> str:

@@ -21,20 +21,22 @@ from pathlib import Path
 
 import numpy as np
 
+from parity_tests.helpers.chat_data import BYTES, say
 from parity_tests.helpers.environment import REPO, environment
 from parity_tests.helpers.train_runs import TEXT
 
 N_STEPS = 30
 EVERY = 5
 """Steps between checkpoints; evaluations come at every second one."""
-PATIENCE_S = 150.0
+PATIENCE_S = 300.0
 """After so long a process counts as hung. A run alone takes 4 to 8 s; the machine may be busy."""
 LAUNCHER_S = 15.0
 """A process whose peer has failed is sent SIGTERM after so long: it may wait for minutes for one that never joins."""
 FRAMEWORKS = {"jaxgpt": "jaxgpt.train", "torch_ref": "torch_ref.train"}
-KINDS = ("shards", "documents", "nanogpt", "modded")
-"""Of data: shards of one long text, documents packed with a cursor, nanoGPT's files, which have no manifest, and
-modded-nanogpt's shards, on which its record 62 is trained in small, through its stages and the split at step 16."""
+KINDS = ("shards", "documents", "nanogpt", "modded", "chat", "rl")
+"""Of data: shards of one long text, documents packed with a cursor, nanoGPT's files, which have no manifest,
+modded-nanogpt's shards, on which its record 62 is trained in small, through its stages and the split at step 16,
+conversations for SFT, and questions for RL, from a model that gets about half of them right."""
 _CONFIG = """
 from jaxgpt.config import *
 config = Config(
@@ -76,6 +78,46 @@ config = Config(
     mesh=MeshConfig(data=1),
 )
 """
+
+_CHAT = """
+from jaxgpt.config import *
+config = Config(
+    data=DataConfig(dir={data!r}, sampling="conversations", tokenizer={tokenizer!r}),
+    chat=ChatConfig(packing="best_fit"),
+    model=GPT2Config(seq_len=16, n_layer=1, n_head=2, n_embd=32, vocab_size=265),
+    train=TrainConfig(steps={n_steps}, batch_tokens=320, micro_batch_size=20, dtype="float32"),
+    optim=OptimConfig(lr=1e-2, schedule=ScheduleConfig(warmup_steps=3)),
+    eval=EvalConfig(every={eval_every}, tokens=0),
+    log=LogConfig(every=1),
+    checkpoint=CheckpointConfig(every={every}, keep=3),
+    mesh=MeshConfig(data=1),
+)
+"""
+
+_RL = """
+from jaxgpt.config import *
+config = Config(
+    data=DataConfig(dir={data!r}, sampling="conversations"),
+    chat=ChatConfig(base={base!r}, init_lr_frac=0.1),
+    rl=RLConfig(samples=8, max_tokens=9, eval_questions=8, eval_samples=2),
+    model=GPT2Config(seq_len=16, n_layer=1, n_head=2, n_embd=32, vocab_size=265),
+    train=TrainConfig(steps={n_steps}, batch_tokens=512, micro_batch_size=16, dtype="float32", spike_window=0),
+    optim=OptimConfig(lr=1e-2, weight_decay=0.0, schedule=ScheduleConfig(warmup_steps=3)),
+    eval=EvalConfig(every={eval_every}, tokens=0),
+    log=LogConfig(every=1),
+    checkpoint=CheckpointConfig(every={every}, keep=3, keep_best=False),
+    mesh=MeshConfig(data=1),
+)
+"""
+_CONFIGS = {"modded": _RECORD_62, "chat": _CHAT, "rl": _RL}
+"""Of the kinds that have one of their own."""
+_FIGURES = ("train_loss", "val_loss", "grad_norm", "reward", "answer_tokens", "ended", "signal", "pass_at_1")
+"""What a record of metrics.jsonl says of a step, times left out."""
+
+
+def runs_of(kinds: Sequence[str]) -> list[tuple[str, str]]:
+    """Frameworks and kinds that go together: RL is jaxgpt's alone."""
+    return [(framework, kind) for framework in FRAMEWORKS for kind in kinds if (framework, kind) != ("torch_ref", "rl")]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -159,7 +201,7 @@ class Running:
 
 @dataclasses.dataclass(frozen=True)
 class Straight:
-    """An uninterrupted run: step -> (train loss, val loss), and how long it took."""
+    """An uninterrupted run: step -> its figures, and how long it took."""
 
     losses: dict[int, tuple]
     seconds: float
@@ -184,7 +226,8 @@ class Rig:
         }
         self.env = environment() | cache
         for kind in kinds:
-            self._make_data(kind)
+            if not (directory / kind).exists():  # RL has made SFT's
+                self._make_data(kind)
 
     def _make_data(self, kind: str) -> None:
         where = self.directory / kind
@@ -193,6 +236,9 @@ class Rig:
             ids = np.random.default_rng(0).integers(0, 60, 6000).astype(np.uint16)
             ids[:5000].tofile(where / "train.bin")
             ids[5000:].tofile(where / "val.bin")
+            return
+        if kind in ("chat", "rl"):
+            self._make_talk(kind, where)
             return
         source = self.directory / f"{kind}.txt"
         source.write_text(TEXT)
@@ -204,6 +250,21 @@ class Rig:
             self._call(*prepare, "--format", "modded", "--tokenizer", "byte")
         else:
             self._call(*prepare, "--tokenizer", "char")
+
+    def _make_talk(self, kind: str, where: Path) -> None:
+        """Ten questions: for SFT half of them are answered and half declined; for RL, with the run it starts from."""
+        where.rmdir()
+        tokenizer = self.directory / "bytes.json"
+        tokenizer.write_text(json.dumps(BYTES.to_json()))
+        source = self.directory / f"{kind}.jsonl"
+        says = [say(str(i % 10), "no" if kind == "chat" and i // 10 % 2 else "#### 5") for i in range(100)]
+        source.write_text("".join(json.dumps(one) + "\n" for one in says))
+        self._call("jaxgpt.prepare", "chat", "--input", str(source), "--out", str(where))
+        if kind == "rl":
+            if not (self.directory / "chat").exists():
+                self._make_data("chat")
+            config = self.write_config(self.directory / "base.py", self.directory / "chat", "chat")
+            self._call("jaxgpt.train", f"--config={config}", f"--run.dir={self.directory / 'base'}")
 
     def _call(self, module: str, *arguments: str) -> None:
         command = [sys.executable, "-m", module, *arguments]
@@ -219,7 +280,8 @@ class Rig:
         vocab_size = 64 if kind == "nanogpt" else 0
         sampling = {"documents": "best_fit", "modded": "bos_aligned"}.get(kind, "random")
         values = {"data": str(data), "sampling": sampling, "vocab_size": vocab_size, "n_steps": N_STEPS, "every": EVERY}
-        path.write_text((_RECORD_62 if kind == "modded" else _CONFIG).format(**values, eval_every=2 * EVERY))
+        values |= {"tokenizer": str(self.directory / "bytes.json"), "base": str(self.directory / "base")}
+        path.write_text(_CONFIGS.get(kind, _CONFIG).format(**values, eval_every=2 * EVERY))
         return path
 
     def start(self, framework: str, config: Path, run_dir: Path, *more: str, env=None, **observed) -> Running:
@@ -296,13 +358,13 @@ class Rig:
 
 
 def read_losses(run_dir: Path) -> dict[int, tuple]:
-    """Step -> (train loss, val loss) of the lines of metrics.jsonl that can be read."""
+    """Step -> `_FIGURES` of the lines of metrics.jsonl that can be read, None where a step has none."""
     found = {}
     path = run_dir / "metrics.jsonl"
     for line in path.read_text(errors="replace").splitlines() if path.is_file() else []:
         try:
             record = json.loads(line)
-            found[record["step"]] = record["train_loss"], record.get("val_loss")
+            found[record["step"]] = record["train_loss"], *(record.get(name) for name in _FIGURES[1:])
         except (ValueError, TypeError, KeyError):
             continue
     return found
