@@ -1,4 +1,4 @@
-"""The text of an optimized program, read: its computations, their instructions, how often loops run, where in the source.
+"""The text of an optimized program: its computations, their instructions, trips of loops, places in the source.
 
 Only what planning needs of XLA's text format: names, arrays, operands; attributes stay text. References: XLA's
 documentation "Operation semantics" and its printer of HLO text (`hlo_instruction.cc`).
@@ -25,7 +25,7 @@ _FRAME_TABLES = ("FileNames", "FunctionNames", "FileLocations", "StackFrames")
 
 @dataclass(frozen=True)
 class Array:
-    """One array of an instruction's result. On-chip: kept in a TPU's vector memory, so reading it costs no bandwidth."""
+    """One array of a result. On chip: in a TPU's vector memory, where reading costs no bandwidth."""
 
     dtype: str
     shape: tuple[int, ...]
