@@ -12,6 +12,7 @@ from jaxgpt.plan.forecast import place
 from jaxgpt.plan.kernels import Kernel, Product, list_kernels
 from jaxgpt.plan.timing import COLLECTIVE_S, LINKS, Rates, product_s, rates_of, time_step
 from jaxgpt.plan.topology import parse_topology
+from parity_tests import forecast
 
 PROGRAM = """HloModule step, is_scheduled=true
 
@@ -195,6 +196,14 @@ def test_a_collective_lasts_what_the_work_beside_it_does_not_hide():
     hidden = dataclasses.replace(alone, beside=(0.0, 3350e9 / 2))
     seconds = [timed((one,), "h100x8").step_s for one in (alone, hidden)]
     assert seconds == pytest.approx([1 + COLLECTIVE_S, 0.5 + COLLECTIVE_S])
+
+
+def test_the_error_against_public_step_times_is_small():
+    """Twelve steps of GPT-2, track 3 and nanochat on six cards; python -m parity_tests.forecast prints them."""
+    rows = forecast.read_rows()
+    used, left_out = forecast.medians(rows)
+    assert len(rows) >= 6 and used < 0.15 and left_out < 0.15
+    assert all(abs(error) < 0.35 for pair in forecast.errors(rows) for error in pair)
 
 
 @pytest.mark.parametrize("device", ["a100-40gb", "h200", "b200", "rtx3090", "l4", "t4", "v4x1", "v5e", "v6e"])

@@ -46,15 +46,14 @@ class Rates:
 
 RATES = {
     "a100": Rates(0.86, 0.60, 0.85, 2e-6),
-    "h100": Rates(0.72, 0.50, 0.85, 2e-6),
-    "h200": Rates(0.72, 0.50, 0.85, 2e-6),
-    "b200": Rates(0.72, 0.50, 0.85, 2e-6),
+    "h": Rates(0.66, 0.50, 0.85, 2e-6),
+    "b200": Rates(0.46, 0.30, 0.85, 2e-6),
     "rtx": Rates(0.90, 0.80, 0.88, 2e-6),
-    "l4": Rates(0.60, 0.50, 0.85, 2e-6),
+    "l4": Rates(0.48, 0.48, 0.85, 2e-6),
     "t4": Rates(0.60, 0.40, 0.85, 2e-6),
     "v": Rates(0.85, 0.40, 0.80, 1e-6),
 }
-"""By the beginning of a device's name; v is every TPU."""
+"""By the beginning of a device's name: h is H100 and H200, v every TPU."""
 LINKS = 0.8
 """Fraction of the links' bandwidth that large collectives reach."""
 COLLECTIVE_S = 15e-6
