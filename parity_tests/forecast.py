@@ -3,8 +3,9 @@
 python -m parity_tests.forecast                     table, from the kernels stored in forecast_kernels.json
 python -m parity_tests.forecast --compile [NAME]    compile these programs with today's source and store them
 
-The public figures are PyTorch's, compiled, for the same model, batch and card; the forecast is of this project's
-program. So the error holds both what the forecast misses and how the two programs differ. One rate is fitted for each
+The figures of cards are PyTorch's, compiled, for the same model, batch and card; the forecast is of this project's
+program. So the error holds both what the forecast misses and how the two programs differ. Those of a processor are
+this project's own. One rate is fitted for each
 kind of card, the fraction of the peak that large products reach. Left out: the forecast of each figure with that rate
 fitted to the others alone; where a kind of card has one figure, with the median rate of the other kinds.
 """
@@ -18,18 +19,28 @@ import sys
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
+import jax
+
 from jaxgpt import config as config_lib
 from jaxgpt.config import Config
 from jaxgpt.config.command_line import apply_overrides
+from jaxgpt.config.hardware import Device
+from jaxgpt.config.steps import Plan
+from jaxgpt.parallel.mesh import count_batch_devices, make_mesh
 from jaxgpt.plan.compiler import CompileCache
 from jaxgpt.plan.forecast import place
-from jaxgpt.plan.kernels import Kernel, Product
-from jaxgpt.plan.timing import RATES, rates_of, time_step
+from jaxgpt.plan.kernels import Kernel, Product, list_kernels
+from jaxgpt.plan.timing import RATES, Rates, time_step
 from jaxgpt.plan.topology import CACHE, Topology, parse_topology
+from jaxgpt.training.programs import lower_stage
+from jaxgpt.training.step import make_step
 
 HERE = Path(__file__).parent
 STORE = HERE / "forecast_kernels.json"
-FRACTIONS = tuple(n / 100 for n in range(40, 100, 2))
+EPYC = Topology("2 cores of an EPYC", Device("epyc", (), {"float32": 211e9}, 24 << 30, 24 << 30, 40e9, 0.0, 0.0), 1, "")
+"""Where docs/benchmarks.md was measured, idle: two cores with 32 float32 FLOPs a cycle at 3.3 GHz."""
+PROCESSOR = Rates(products=0.66, attention=0.66, memory=0.85, launch_s=5e-6)
+FRACTIONS = tuple(n / 100 for n in range(40, 122, 2))
 """Of the peak, tried for large products."""
 
 
@@ -46,7 +57,7 @@ class Public:
 
     @property
     def topology(self) -> Topology:
-        return parse_topology(self.device)
+        return EPYC if self.device == EPYC.name else parse_topology(self.device)
 
     @property
     def derived(self) -> Config:
@@ -55,8 +66,12 @@ class Public:
 
     @property
     def kind(self) -> str:
-        """The key of RATES that this card has."""
-        return next(name for name in RATES if self.topology.device.name.startswith(name))
+        """The key of RATES that this card has; a processor's name."""
+        return next((name for name in RATES if self.device.startswith(name)), self.device)
+
+    @property
+    def rates(self) -> Rates:
+        return RATES.get(self.kind, PROCESSOR)
 
 
 def _gpt2(rows: int) -> dict[str, str]:
@@ -65,6 +80,7 @@ def _gpt2(rows: int) -> dict[str, str]:
 
 _RENTED = "GPT-2 124M, torch 2.8, single rented cards (header of a public training script)"
 _SIMPLE = "modded-nanogpt, track 3, logs"
+_HERE = "docs/benchmarks.md: jaxgpt, the least"
 _D20 = {"model.vocab_size": "65536"}
 PUBLIC = (
     Public("GPT-2 124M, 32 rows", "gpt2_124m", "a100-80gb", 2.571, _RENTED, _gpt2(32)),
@@ -81,6 +97,9 @@ PUBLIC = (
            {**_D20, "train.micro_batch_size": "4"}),
     Public("nanochat d32, 8 rows", "speedrun_d20", "h100x8", 1.574, "nanochat, d32 walkthrough",
            {**_D20, "model.depth": "32", "train.micro_batch_size": "8", "train.batch_tokens": "524288"}),
+    Public("quickstart", "quickstart", EPYC.name, 0.105, _HERE, {"model.vocab_size": "96"}),
+    Public("shakespeare_char_cpu", "shakespeare_char_cpu", EPYC.name, 0.0363, _HERE, {"model.vocab_size": "65"}),
+    Public("nanochat_cpu", "nanochat_cpu", EPYC.name, 0.613, _HERE, {"model.vocab_size": "4096"}),
 )  # fmt: skip
 
 
@@ -96,7 +115,7 @@ class Row:
         """With the rates of `timing`, or with another fraction for large products."""
         known = self._seconds
         if products not in known:
-            rates = rates_of(self.public.topology.device)
+            rates = self.public.rates
             if products is not None:
                 rates = dataclasses.replace(rates, products=products)
             known[products] = time_step(self.kernels, self.config, self.public.topology, rates).step_s
@@ -184,8 +203,9 @@ def write_table(rows: list[Row]) -> str:
     used, left = medians(rows)
     kinds = sorted({row.public.kind for row in rows})
     fitted = ", ".join(
-        f"{kind} {fit([row for row in rows if row.public.kind == kind]):.2f} (in use {RATES[kind].products:.2f})"
+        f"{kind} {fit(group):.2f} (in use {group[0].public.rates.products:.2f})"
         for kind in kinds
+        if (group := [row for row in rows if row.public.kind == kind])
     )
     missing = [key_of(public) for public in PUBLIC if public not in [row.public for row in rows]]
     lines += ["", f"Median error {used:.1%}; left out {left:.1%}. Fitted fraction for products: {fitted}."]
@@ -198,9 +218,23 @@ def compile_programs(part: str) -> None:
     stored = json.loads(STORE.read_text(encoding="utf-8")) if STORE.is_file() else {}
     for public in PUBLIC:
         if part in key_of(public):
-            config = place(public.derived, public.topology)
-            stored[key_of(public)] = pack(CompileCache(CACHE).footprints(config, public.topology)[-1].kernels)
+            is_here = public.device == EPYC.name
+            kernels = compile_here(public) if is_here else compile_absent(public)
+            stored[key_of(public)] = pack(kernels)
             write_store(stored)
+
+
+def compile_absent(public: Public) -> tuple[Kernel, ...]:
+    return CompileCache(CACHE).footprints(public.derived, public.topology)[-1].kernels
+
+
+def compile_here(public: Public) -> tuple[Kernel, ...]:
+    """The program of this machine's processor."""
+    config = public.derived
+    mesh = make_mesh(config.mesh, jax.devices("cpu")[:1])
+    with jax.set_mesh(mesh):
+        _, lowered = lower_stage(make_step(config, mesh), Plan(config, count_batch_devices(mesh)), 0)
+        return list_kernels(lowered.compile().as_text(), 1)
 
 
 def write_store(stored: dict[str, list]) -> None:

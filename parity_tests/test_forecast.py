@@ -199,17 +199,19 @@ def test_a_collective_lasts_what_the_work_beside_it_does_not_hide():
 
 
 def test_the_error_against_public_step_times_is_small():
-    """Twelve steps of GPT-2, track 3 and nanochat on six cards; python -m parity_tests.forecast prints them."""
+    """Steps of GPT-2, track 3 and nanochat on six cards and a processor; python -m parity_tests.forecast prints them."""
     rows = forecast.read_rows()
     used, left_out = forecast.medians(rows)
     assert len(rows) >= 6 and used < 0.15 and left_out < 0.15
-    assert all(abs(error) < 0.35 for pair in forecast.errors(rows) for error in pair)
+    assert all(abs(error) < 0.3 for error, _ in forecast.errors(rows))
 
 
-@pytest.mark.parametrize("device", ["a100-40gb", "h200", "b200", "rtx3090", "l4", "t4", "v4x1", "v5e", "v6e"])
+@pytest.mark.parametrize(
+    "device", ["a100-40gb", "h200", "b200", "rtx3090", "rtx4090", "l4", "t4", "v4x1", "v5e", "v6e"]
+)
 def test_every_card_has_rates(device):
     rates = rates_of(parse_topology(device).device)
-    assert 0 < rates.attention <= rates.products < 1 and 0 < rates.memory < 1
+    assert 0 < rates.attention <= rates.products <= 1 and 0 < rates.memory < 1
 
 
 @pytest.mark.parametrize(
