@@ -199,7 +199,7 @@ def test_a_collective_lasts_what_the_work_beside_it_does_not_hide():
 
 
 def test_the_error_against_public_step_times_is_small():
-    """Steps of GPT-2, track 3 and nanochat on six cards and a processor; python -m parity_tests.forecast prints them."""
+    """Of GPT-2, track 3 and nanochat on six cards and a processor; python -m parity_tests.forecast prints them."""
     rows = forecast.read_rows()
     used, left_out = forecast.medians(rows)
     assert len(rows) >= 6 and used < 0.15 and left_out < 0.15

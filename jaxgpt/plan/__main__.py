@@ -1,4 +1,4 @@
-"""Says whether a run fits a GPU or TPU, how fast it can be at best, and how fast it is likely to be.
+"""Says whether a run fits a GPU or TPU, and forecasts its speed.
 
 Compiles the run's real training step for devices that this machine need not have; prints memory, roofline, a forecast
 from the compiled kernels, and price. --kernels shows the costliest ones.
@@ -6,9 +6,9 @@ Devices: a100-40gb, a100-80gb, h100, h200, b200, rtx3090, rtx4090, l4, t4; v4, v
 v5e-256, laid out by --mesh.fsdp and the rest. --device given several times makes one table.
 
 --fit finds the largest micro_batch_size, by stage, under the cheapest remat policy that fits; --max-depth the dial.
---sweep micro_batch_size=2,4,8 remat=none,block is a table and a PNG; --portable configs/*.py says which config compiles
-for which device, and what it sends; --report docs/memory.md writes the recipes that people ask about as a page.
---memory-fraction is the XLA_CLIENT_MEM_FRACTION that the run will have.
+--sweep micro_batch_size=2,4,8 remat=none,block is a table and a PNG, in run.dir or as --png FILE says; --portable
+configs/*.py says which config compiles for which device, and what it sends; --report docs/memory.md writes the recipes
+that people ask about as a page. --memory-fraction is the XLA_CLIENT_MEM_FRACTION that the run will have.
 """
 
 # ruff: noqa: E402 - mistakes are answered before the imports that take seconds
@@ -35,7 +35,7 @@ PARSER.add_argument("--kernels", nargs="?", const=20, type=int, metavar="N", hel
 PARSER.add_argument("--sweep", nargs="+", metavar="X=1,2", help="all combinations of settings, as table and PNG")
 PARSER.add_argument("--portable", nargs="+", metavar="FILE", help="which config compiles for which device")
 PARSER.add_argument("--report", metavar="FILE", type=user_path, help="write the recipes as a page")
-PARSER.add_argument("--png", metavar="FILE", type=user_path, default="", help="picture of --sweep (in run.dir)")
+PARSER.add_rare("--png", metavar="FILE", type=user_path, default="", help="picture of --sweep (in run.dir)")
 PARSER.add_argument("--dollars-per-hour", metavar="N", type=float, help="price of a device")
 PARSER.add_argument("--memory-fraction", metavar="F", type=float, help="XLA_CLIENT_MEM_FRACTION of the run")
 PARSER.add_argument("--cache", metavar="DIR", type=user_path, default=str(CACHE), help="(~/.cache/jaxgpt/plan)")
