@@ -1,13 +1,14 @@
-"""Says whether a run fits a GPU or TPU, and how fast it can be at best.
+"""Says whether a run fits a GPU or TPU, and forecasts its speed.
 
-Compiles the run's real training step for devices that this machine need not have; prints memory, roofline and price.
+Compiles the run's real training step for devices that this machine need not have; prints memory, roofline, a forecast
+from the compiled kernels, and price. --kernels shows the costliest ones.
 Devices: a100-40gb, a100-80gb, h100, h200, b200, rtx3090, rtx4090, l4, t4; v4, v5e, v5p, v6e; counts as in h100x8 or
 v5e-256, laid out by --mesh.fsdp and the rest. --device given several times makes one table.
 
 --fit finds the largest micro_batch_size, by stage, under the cheapest remat policy that fits; --max-depth the dial.
---sweep micro_batch_size=2,4,8 remat=none,block is a table and a PNG; --portable configs/*.py says which config compiles
-for which device, and what it sends; --report docs/memory.md writes the recipes that people ask about as a page.
---memory-fraction is the XLA_CLIENT_MEM_FRACTION that the run will have.
+--sweep micro_batch_size=2,4,8 remat=none,block is a table and a PNG, in run.dir or as --png FILE says; --portable
+configs/*.py says which config compiles for which device, and what it sends; --report docs/memory.md writes the recipes
+that people ask about as a page. --memory-fraction is the XLA_CLIENT_MEM_FRACTION that the run will have.
 """
 
 # ruff: noqa: E402 - mistakes are answered before the imports that take seconds
@@ -30,10 +31,11 @@ PARSER.add_argument(
 PARSER.add_argument("--fit", action="store_true", help="find the largest micro_batch_size, by stage")
 PARSER.add_argument("--max-depth", action="store_true", help="find the deepest nanochat")
 PARSER.add_argument("--estimate", action="store_true", help="without a compiler")
+PARSER.add_argument("--kernels", nargs="?", const=20, type=int, metavar="N", help="table of the costliest kernels (20)")
 PARSER.add_argument("--sweep", nargs="+", metavar="X=1,2", help="all combinations of settings, as table and PNG")
 PARSER.add_argument("--portable", nargs="+", metavar="FILE", help="which config compiles for which device")
 PARSER.add_argument("--report", metavar="FILE", type=user_path, help="write the recipes as a page")
-PARSER.add_argument("--png", metavar="FILE", type=user_path, default="", help="picture of --sweep (in run.dir)")
+PARSER.add_rare("--png", metavar="FILE", type=user_path, default="", help="picture of --sweep (in run.dir)")
 PARSER.add_argument("--dollars-per-hour", metavar="N", type=float, help="price of a device")
 PARSER.add_argument("--memory-fraction", metavar="F", type=float, help="XLA_CLIENT_MEM_FRACTION of the run")
 PARSER.add_argument("--cache", metavar="DIR", type=user_path, default=str(CACHE), help="(~/.cache/jaxgpt/plan)")
@@ -45,6 +47,11 @@ def read_arguments(args: list[str]) -> argparse.Namespace:
         value = getattr(given, name)
         if value is not None and not 0 < value < float("inf"):
             raise InputError(f"--{name.replace('_', '-')}={value:g} is not above 0; choose a positive number")
+    if given.kernels is not None:
+        if given.kernels < 1:
+            raise InputError(f"--kernels={given.kernels} is not above 0; choose a number of rows")
+        if len(given.device) != 1 or given.estimate or given.fit or given.max_depth or given.sweep:
+            raise InputError("--kernels reads one compiled step; give one --device, without a search or --estimate")
     if given.memory_fraction and given.memory_fraction > 1:
         raise InputError(f"--memory-fraction={given.memory_fraction:g} is above 1; it is a part of the card's memory")
     for name in given.device:
@@ -79,6 +86,7 @@ from jaxgpt.plan.compiler import CompileCache
 from jaxgpt.plan.estimate import known_gap
 from jaxgpt.plan.fit import Fit, fit_depth, fit_micro_batch
 from jaxgpt.plan.forecast import Forecast, look, place
+from jaxgpt.plan.kernel_table import describe_timing, print_kernels, seconds
 from jaxgpt.plan.report import draw_sweep, write_page
 from jaxgpt.plan.topology import Topology, missing_plugin
 from jaxgpt.run.console import PlainConsole, console, print_facts, working
@@ -113,7 +121,10 @@ def main(args: list[str]) -> int:
         draw_sweeps(swept, topologies, given.png, config.run.dir)
         return EXIT_DONE
     if len(topologies) == 1:
-        print_forecast(ask(config, topologies[0]), dollars)
+        forecast = ask(config, topologies[0])
+        print_forecast(forecast, dollars)
+        if given.kernels:
+            print_kernels(forecast, given.kernels)
         return EXIT_DONE
     rows = ask_each(config, [(topology.name, {}, topology) for topology in topologies], ask)
     print_table(rows, "device", dollars)
@@ -213,10 +224,6 @@ def fill_vocabulary(config: Config) -> Config:
     return dataclasses.replace(config, model=dataclasses.replace(config.model, vocab_size=n_rows))
 
 
-def seconds(value: float) -> str:
-    return f"{value:.2f} s" if value >= 1 else f"{value * 1e3:.1f} ms"
-
-
 def price(forecast: Forecast, dollars: float | None) -> str:
     return f"${forecast.dollars(dollars):,.0f}" if dollars else ""
 
@@ -264,7 +271,9 @@ def print_forecast(forecast: Forecast, dollars: float | None) -> None:
         + (f"collectives {seconds(bound.collectives_s)}" if one.collectives else f"collectives {nothing_sent}"),
         "collectives": sent or nothing_sent,
         "at best": f"{seconds(bound.step_s)} a step ({bound.limit}), {forecast.tokens_per_s:,.0f} tokens/s",
+        "forecast": describe_timing(forecast),
         "horizon": f"{forecast.n_steps:,} steps, {forecast.n_tokens:,} tokens, at best {forecast.days:.2f} days"
+        + (f", forecast {forecast.likely_days:.2f} days" if forecast.likely_days else "")
         + (f", {price(forecast, dollars)}" if dollars else ""),
     }  # fmt: skip
     print_facts(f"{Path(config.run.dir).name} on {forecast.topology.name}", facts, {"verdict": "bold"})
@@ -272,8 +281,12 @@ def print_forecast(forecast: Forecast, dollars: float | None) -> None:
 
 def print_table(rows: list[tuple[str, Forecast]], title: str, dollars: float | None = None) -> None:
     """Prints several forecasts, one a line."""
-    table = Table(title="GiB per device; times and prices are the least possible", title_justify="left", box=None)
-    names = ("params", "optim", "grads", "activ", "total", "usable", "verdict", "step", "tokens/s", "days")
+    table = Table(
+        title="GiB per device; step, tokens/s and days are the best possible, forecast is a step",
+        title_justify="left",
+        box=None,
+    )
+    names = ("params", "optim", "grads", "activ", "total", "usable", "verdict", "step", "tokens/s", "days", "forecast")
     table.add_column(title, no_wrap=True)
     for name in (*names, *(["price"] if dollars else []), "compile"):
         table.add_column(name, justify="left" if name == "verdict" else "right", no_wrap=True)
@@ -286,7 +299,9 @@ def print_table(rows: list[tuple[str, Forecast]], title: str, dollars: float | N
         table.add_row(
             label, *(f"{part / GIB:.2f}" for part in (*parts, one.total_bytes, forecast.usable_bytes)),
             Text(f"{verdict} {forecast.margin_bytes / GIB:+.1f}", style), seconds(forecast.bound.step_s),
-            f"{forecast.tokens_per_s:,.0f}", f"{forecast.days:.2f}", *([price(forecast, dollars)] if dollars else []),
+            f"{forecast.tokens_per_s:,.0f}", f"{forecast.days:.2f}",
+            seconds(forecast.timing.step_s) if forecast.timing else "",
+            *([price(forecast, dollars)] if dollars else []),
             "ESTIMATE" if forecast.is_estimate else f"{forecast.compile_s:.0f} s",
         )  # fmt: skip
     wide = PlainConsole(width=max(console.width, 160), force_terminal=console.is_terminal, quiet=console.quiet)

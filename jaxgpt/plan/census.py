@@ -13,17 +13,9 @@ import math
 import re
 from dataclasses import dataclass, replace
 
-KINDS = ("all-gather", "reduce-scatter", "all-reduce", "all-to-all", "collective-permute")
-DTYPE_BYTES = {"pred": 1, "s8": 1, "u8": 1, "bf16": 2, "f16": 2, "s16": 2, "u16": 2, "f32": 4, "s32": 4, "u32": 4,
-               "f64": 8, "s64": 8, "u64": 8, "f8e4m3fn": 1, "f8e5m2": 1}  # fmt: skip
+from jaxgpt.plan.hlo import DTYPE_BYTES, Instruction, Program, read_program
 
-_COMPUTATION = re.compile(r"^(ENTRY )?%?([\w.\-]+) .*\{$")
-_COLLECTIVE = re.compile(rf"= (.*?) ({'|'.join(KINDS)})(-start)?\(")
-_ARRAY = re.compile(r"\b([a-z]+\d*\w*)\[([\d,]*)\]")
-_CALLED = re.compile(
-    r"(?:calls|to_apply|called_computations|branch_computations|true_computation|false_computation)"
-    r"=(?:\{([^}]*)\}|%?([\w.\-]+))"
-)
+KINDS = ("all-gather", "reduce-scatter", "all-reduce", "all-to-all", "collective-permute")
 ASYNC_START = 'custom_call_target="AsyncCollectiveStart"'
 FUSED_REDUCE_SCATTER = "all-reduce-scatter"
 """What the TPU compiler calls such a fusion; its all-reduce sends half of what one by itself would."""
@@ -55,9 +47,9 @@ def take_census(hlo: str, n_devices: int) -> list[Collective]:
       hlo: `compiled.as_text()`.
       n_devices: of the mesh; the size of groups that the text does not list.
     """
-    computations, entry = _split(hlo)
+    program = read_program(hlo)
     found: list[Collective] = []
-    _walk(entry, 1, computations, n_devices, found)
+    _walk(program.entry, 1, program, n_devices, found)
     return found
 
 
@@ -92,67 +84,48 @@ def gathered_whole(
     }
 
 
-def _split(hlo: str) -> tuple[dict[str, list[str]], str]:
-    """Name of each computation -> its instructions; and the name of the entry."""
-    computations: dict[str, list[str]] = {}
-    entry, current = "", None
-    for line in hlo.splitlines():
-        if current is None:
-            header = None if line.startswith(" ") else _COMPUTATION.match(line)
-            if header and not line.startswith("HloModule"):
-                current = computations.setdefault(header[2], [])
-                entry = header[2] if header[1] else entry
-        elif line.rstrip() == "}":  # attributes of TPU kernels span lines, some of which begin with a brace
-            current = None
+def _walk(computation: str, count: int, program: Program, n_devices: int, found: list[Collective]) -> None:
+    for one in program.instructions(computation):
+        if one.opcode == "while":
+            _walk(loop_body(one), count * program.trips(one.text), program, n_devices, found)
+        elif one.opcode in ("call", "conditional"):
+            for inner in one.called:
+                _walk(inner, count, program, n_devices, found)
         else:
-            current.append(line)
-    return computations, entry
+            found += [replace(sent, count=count) for sent in read_collectives(one, program, n_devices)]
 
 
-def _walk(name: str, count: int, computations: dict[str, list[str]], n_devices: int, found: list[Collective]) -> None:
-    for line in computations.get(name, ()):
-        collective = _COLLECTIVE.search(line)
-        if collective:
-            found.append(_read(collective, line, count, n_devices))
-            continue
-        called = [part.strip().lstrip("%") for m in _CALLED.finditer(line) for part in (m[1] or m[2]).split(",")]
-        if " while(" in line:
-            body = re.search(r"body=%?([\w.\-]+)", line)
-            assert body, line
-            _walk(body[1], count * _trips(line, computations), computations, n_devices, found)
-        elif " fusion(" in line:
-            for inner in called:
-                if any(ASYNC_START in text for text in computations.get(inner, ())):
-                    _walk(inner, count, computations, n_devices, found)
-                elif inner.startswith(FUSED_REDUCE_SCATTER):
-                    reduced: list[Collective] = []
-                    _walk(inner, count, computations, n_devices, reduced)
-                    found += [replace(one, kind="reduce-scatter", sent_bytes=one.sent_bytes / 2) for one in reduced]
-        elif re.search(r" (call|conditional|async-start)\(", line):
-            for inner in called:
-                _walk(inner, count, computations, n_devices, found)
+def loop_body(loop: Instruction) -> str:
+    """Name of the computation that a while instruction repeats."""
+    body = re.search(r"body=%?([\w.\-]+)", loop.text)
+    assert body, loop.text
+    return body[1]
 
 
-def _trips(line: str, computations: dict[str, list[str]]) -> int:
-    """Trips of a loop: XLA's own count, or the constant that its condition compares with; 1 where neither is seen."""
-    known = re.search(r'known_trip_count"?[:=]\{"n":"(\d+)"', line)
-    if known:
-        return int(known[1])
-    condition = re.search(r"condition=%?([\w.\-]+)", line)
-    text = "\n".join(computations.get(condition[1], ())) if condition else ""
-    constants = re.findall(r"= [su]32\[\]\S* constant\((\d+)\)", text)
-    return int(constants[0]) if len(constants) == 1 and "direction=LT" in text else 1
+def read_collectives(one: Instruction, program: Program, n_devices: int) -> list[Collective]:
+    """What an instruction sends: itself a collective, or one that XLA wraps so that it overlaps with other work."""
+    if one.opcode.removesuffix("-start") in KINDS:
+        return [_read(one, n_devices)]
+    found: list[Collective] = []
+    if one.opcode == "async-start":
+        for inner in one.called:
+            _walk(inner, 1, program, n_devices, found)
+    elif one.opcode == "fusion":
+        for inner in one.called:
+            if any(ASYNC_START in text for text in program.lines.get(inner, ())):
+                _walk(inner, 1, program, n_devices, found)
+            elif inner.startswith(FUSED_REDUCE_SCATTER):
+                reduced: list[Collective] = []
+                _walk(inner, 1, program, n_devices, reduced)
+                found += [replace(one, kind="reduce-scatter", sent_bytes=one.sent_bytes / 2) for one in reduced]
+    return found
 
 
-def _read(collective: re.Match, line: str, count: int, n_devices: int) -> Collective:
-    shape_text, kind, is_start = collective[1], collective[2], bool(collective[3])
-    arrays = [
-        (dtype, tuple(int(size) for size in sizes.split(",") if size))
-        for dtype, sizes in _ARRAY.findall(re.sub(r"/\*.*?\*/", "", shape_text))
-        if dtype in DTYPE_BYTES
-    ]
-    size = _group_size(line, n_devices)
-    n_bytes = sum(math.prod(shape) * DTYPE_BYTES[dtype] for dtype, shape in arrays)
+def _read(one: Instruction, n_devices: int) -> Collective:
+    is_start, kind = one.opcode.endswith("-start"), one.opcode.removesuffix("-start")
+    arrays = [(array.dtype, array.shape) for array in one.arrays]
+    size = _group_size(one.text, n_devices)
+    n_bytes = sum(array.n_bytes for array in one.arrays)
     share = (size - 1) / size
     if kind == "all-reduce":
         sent = 2 * n_bytes * share
@@ -167,7 +140,7 @@ def _read(collective: re.Match, line: str, count: int, n_devices: int) -> Collec
             whole = n_bytes * size if kind == "reduce-scatter" else n_bytes
         sent = whole * share
     results = tuple(arrays[len(arrays) // 2 :] if is_start else arrays) if kind == "all-gather" else ()
-    return Collective(kind, count, size, sent, results)
+    return Collective(kind, 1, size, sent, results)
 
 
 def _group_size(line: str, n_devices: int) -> int:

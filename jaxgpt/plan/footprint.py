@@ -29,6 +29,7 @@ from jaxgpt.files import write_atomically
 from jaxgpt.parallel.compiler_options import compiler_options, explain_option
 from jaxgpt.parallel.mesh import count_batch_devices, make_mesh
 from jaxgpt.plan.census import gathered_whole, summarize, take_census
+from jaxgpt.plan.kernels import Kernel, list_kernels
 from jaxgpt.plan.topology import open_devices, parse_topology
 from jaxgpt.training.programs import lower_stage
 from jaxgpt.training.step import Step, device_bytes, make_step
@@ -51,6 +52,7 @@ class Footprint:
       gathered_whole: parameters that every device holds whole in float32 at some time -> bytes.
       compile_s: seconds the compiler took.
       is_over: the compiler refused, because it did not fit; activations_bytes is what it said it needed.
+      kernels: what one step runs; empty where is_over, and in an estimate.
     """
 
     n_micro: int
@@ -66,6 +68,7 @@ class Footprint:
     gathered_whole: dict[str, int]
     compile_s: float
     is_over: bool = False
+    kernels: tuple[Kernel, ...] = ()
 
     @property
     def total_bytes(self) -> int:
@@ -81,7 +84,9 @@ class Footprint:
     @staticmethod
     def from_json(values: dict[str, Any]) -> "Footprint":
         collectives = tuple(tuple(row) for row in values["collectives"])
-        return Footprint(**{**values, "collectives": collectives, "attention": tuple(values["attention"])})
+        kernels = tuple(map(Kernel.from_json, values["kernels"]))
+        attention = tuple(values["attention"])
+        return Footprint(**{**values, "collectives": collectives, "attention": attention, "kernels": kernels})
 
 
 def compile_run(config: Config, devices: list, remember=None) -> list[Footprint]:
@@ -141,7 +146,8 @@ def compile_footprint(step: Step, config: Config, n_micro: int, lowered) -> Foot
     memory = compiled.memory_analysis()
     inputs_bytes = memory.argument_size_in_bytes - params_bytes - opt_state_bytes
     outputs_bytes = memory.output_size_in_bytes - memory.alias_size_in_bytes
-    census = take_census(compiled.as_text(), step.mesh.size) if step.mesh.size > 1 else []
+    program = compiled.as_text()
+    census = take_census(program, step.mesh.size) if step.mesh.size > 1 else []
     shapes = {path: leaf.shape for path, leaf in state.params.items()}
     return Footprint(
         **common,
@@ -151,6 +157,7 @@ def compile_footprint(step: Step, config: Config, n_micro: int, lowered) -> Foot
         collectives=tuple(summarize(census)),
         gathered_whole=gathered_whole(census, shapes) if step.mesh.shape["fsdp"] > 1 else {},
         compile_s=compile_s,
+        kernels=list_kernels(program, step.mesh.size),
     )
 
 
@@ -187,6 +194,10 @@ def explain(error: Exception, step: Step, config: Config) -> str:
     return f"the compiler for {kind} refused the step: {first}"
 
 
+FORMAT = 2
+"""Of a cached footprint; a field more is another format."""
+
+
 def answer() -> None:
     """Reads {config, device, directory, versions} as JSON; writes footprints, or an error.
 
@@ -200,7 +211,7 @@ def answer() -> None:
         config = config_lib.from_dict(request["config"])
         jax.config.update("jax_enable_x64", config.train.dtype == "float64")
         topology = parse_topology(request["device"])
-        about = json.dumps([topology.device.name, topology.shape, request["versions"]])
+        about = json.dumps([topology.device.name, topology.shape, request["versions"], FORMAT])
         remember = functools.partial(_remember, request["directory"], about) if request["directory"] else None
         found = compile_run(config, open_devices(topology), remember)
         result = {"footprints": [one.to_json() for one in found]}

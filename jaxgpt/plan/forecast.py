@@ -1,4 +1,4 @@
-"""What to expect of a run on a device: does it fit, how fast can it be, how long and how dear is the horizon."""
+"""What to expect of a run on a device: does it fit, how fast can it be and how fast is it likely to be, how dear."""
 
 import dataclasses
 import math
@@ -13,7 +13,8 @@ from jaxgpt.errors import InputError
 from jaxgpt.plan.compiler import CompileCache
 from jaxgpt.plan.estimate import estimate_run
 from jaxgpt.plan.footprint import Footprint
-from jaxgpt.plan.roofline import Bound, bound_step, step_flops
+from jaxgpt.plan.roofline import Bound, bound_step, peak_flops, step_flops
+from jaxgpt.plan.timing import Timing, time_step
 from jaxgpt.plan.topology import Topology
 
 
@@ -27,6 +28,7 @@ class Forecast:
       is_estimate: from first principles; no compiler was asked.
       usable_bytes: of one device.
       most_usable_bytes: with the largest XLA_CLIENT_MEM_FRACTION.
+      timing: of the stage with the largest batch, kernel by kernel; None without a compiled program.
       compile_s: all stages together.
     """
 
@@ -37,6 +39,7 @@ class Forecast:
     usable_bytes: int
     most_usable_bytes: int
     bound: Bound
+    timing: Timing | None
     compile_s: float
 
     @property
@@ -97,9 +100,28 @@ class Forecast:
         """At best, to the horizon."""
         return self.n_tokens / self.tokens_per_s / 86_400
 
+    @property
+    def likely_tokens_per_s(self) -> float | None:
+        """Over all devices, by the forecast; None where there is none."""
+        return max(self.config.stage_batch_tokens()) / self.timing.step_s if self.timing else None
+
+    @property
+    def likely_days(self) -> float | None:
+        """To the horizon, by the forecast; None where there is none."""
+        return self.n_tokens / self.likely_tokens_per_s / 86_400 if self.likely_tokens_per_s else None
+
+    @property
+    def likely_mfu(self) -> float | None:
+        """Model FLOPs, causal, over the devices' peak in the config's dtype, by the forecast."""
+        if self.likely_tokens_per_s is None:
+            return None
+        per_token = flops_per_token(self.config.largest_stage().model, causal=True)
+        peak = peak_flops(self.config, self.topology) * self.topology.n_devices
+        return per_token * self.likely_tokens_per_s / peak
+
     def dollars(self, per_hour: float) -> float:
-        """At best, to the horizon, when one device costs `per_hour`."""
-        return self.days * 24 * per_hour * self.topology.n_devices
+        """To the horizon, by the forecast where there is one, else at best, when one device costs `per_hour`."""
+        return (self.likely_days or self.days) * 24 * per_hour * self.topology.n_devices
 
 
 def place(config: Config, topology: Topology) -> Config:
@@ -142,6 +164,7 @@ def look(config: Config, topology: Topology, cache: CompileCache | None, fractio
         config, topology, attention=attention, state_bytes=(most.params_bytes, most.opt_state_bytes),
         kept_bytes=kept_bytes(config.largest_stage(), attention), collectives=largest.collectives,
     )  # fmt: skip
+    timing = time_step(largest.kernels, config.largest_stage(), topology) if largest.kernels else None
     device = topology.device
     return Forecast(
         config=config,
@@ -151,5 +174,6 @@ def look(config: Config, topology: Topology, cache: CompileCache | None, fractio
         usable_bytes=usable_bytes(device, fraction),
         most_usable_bytes=usable_bytes(device, largest_fraction(device) if device.is_gpu else None),
         bound=bound,
+        timing=timing,
         compile_s=math.fsum(one.compile_s for one in footprints),
     )

@@ -113,7 +113,8 @@ card, on a machine without it
 ({versions}).
 Figures are GiB on one device. Usable is what JAX takes of a GPU (XLA_CLIENT_MEM_FRACTION, {GPU_MEMORY_FRACTION} by
 default; at most all but {GPU_RESERVE_BYTES / GIB:.2f} GiB, which CUDA and its libraries need), or what libtpu shows of
-a TPU. Times are the least that the peaks allow, not forecasts.
+a TPU. "At best" is the least that the peaks allow. The forecast sums the compiled program's kernels at the rates that
+such kernels reach (`jaxgpt/plan/timing.py`); `python -m parity_tests.forecast` compares it with public step times.
 
 ## One card, one host
 
@@ -167,16 +168,20 @@ def _look_at(recipes, ask, fill_vocabulary, configs: Path) -> list[tuple[Recipe,
 
 def _table(rows: list[tuple[Recipe, Forecast | str]]) -> str:
     names = ("recipe", "guessed before", "parameters", "optimizer", "gradients", "activations", "total", "usable",
-             "verdict", "at best, tokens/s", "at best, hours", "compiled in")  # fmt: skip
-    lines = [f"| {' | '.join(names)} |", "|---|---|" + "--:|" * 6 + "---|--:|--:|--:|"]
+             "verdict", "at best, tokens/s", "at best, hours", "forecast, tokens/s", "forecast, hours",
+             "forecast MFU, causal", "compiled in")  # fmt: skip
+    lines = [f"| {' | '.join(names)} |", "|---|---|" + "--:|" * 6 + "---|" + "--:|" * 6]
     for recipe, forecast in rows:
         if isinstance(forecast, str):
-            lines.append(f"| {recipe.title} | {recipe.guess} | | | | | | | {forecast} | | | |")
+            lines.append(f"| {recipe.title} | {recipe.guess} | | | | | | | {forecast} | | | | | | |")
             continue
         one = forecast.footprint
         parts = (one.params_bytes, one.opt_state_bytes, one.gradients_bytes, one.activations_bytes + one.code_bytes)
         sizes = [f"{n / GIB:.2f}" for n in (*parts, one.total_bytes, forecast.usable_bytes)]
-        rest = (f"{forecast.tokens_per_s:,.0f}", f"{forecast.days * 24:,.1f}", f"{forecast.compile_s:.0f} s")
+        likely = (forecast.likely_tokens_per_s, forecast.likely_days, forecast.likely_mfu)
+        tokens_per_s, days, mfu = (0.0 if value is None else value for value in likely)
+        told = (f"{tokens_per_s:,.0f}", f"{days * 24:,.1f}", f"{mfu:.0%}") if forecast.timing else ("", "", "")
+        rest = (f"{forecast.tokens_per_s:,.0f}", f"{forecast.days * 24:,.1f}", *told, f"{forecast.compile_s:.0f} s")
         lines.append(f"| {' | '.join((recipe.title, recipe.guess, *sizes, forecast.verdict, *rest))} |")
     return "\n".join(lines)
 

@@ -94,11 +94,11 @@ def bound_step(
     return Bound(
         compute_s=step_flops(config, attention) / (topology.n_devices * peak_flops(config, topology)),
         memory_s=traffic / topology.device.bandwidth_bytes_s,
-        collectives_s=sum(_transfer_s(row, config, topology) for row in collectives),
+        collectives_s=sum(transfer_s(row, config, topology) for row in collectives),
     )
 
 
-def _transfer_s(row: tuple[str, int, int, float], config: Config, topology: Topology) -> float:
+def transfer_s(row: tuple[str, int, int, float], config: Config, topology: Topology) -> float:
     """Seconds that one row of collectives keeps links or network busy."""
     _, size, _, sent = row
     device = topology.device
