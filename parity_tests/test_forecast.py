@@ -6,6 +6,7 @@ import pytest
 
 from jaxgpt.config import Config, GPT2Config, TrainConfig
 from jaxgpt.config.flops import flops_per_token
+from jaxgpt.config.hardware import GpuDescription
 from jaxgpt.errors import InputError
 from jaxgpt.plan import __main__ as plan
 from jaxgpt.plan.forecast import place
@@ -143,10 +144,15 @@ def timed(kernels, device="h100", config=CONFIG):
     return time_step(kernels, place(config, topology), topology, WHOLE)
 
 
+def cores_of(device):
+    compiler = parse_topology(device).device.compiler
+    assert isinstance(compiler, GpuDescription)
+    return compiler.n_cores
+
+
 def test_the_time_of_a_step_by_hand():
     """A product that fills the card's tiles, an elementwise kernel, many launches."""
-    card = parse_topology("h100").device
-    n_cores = card.compiler.n_cores
+    n_cores = cores_of("h100")
     product = Product(1, 256 * n_cores, 128, 128 * 1023, "bf16")
     kernels = (
         Kernel("product", "", 2, 1000.0, (product,)),
@@ -168,8 +174,7 @@ def test_the_time_of_a_step_by_hand():
 
 
 def test_a_product_with_one_tile_too_many_takes_another_round():
-    topology = parse_topology("a100-40gb")
-    n_cores = topology.device.compiler.n_cores
+    topology, n_cores = parse_topology("a100-40gb"), cores_of("a100-40gb")
     full, more = (
         product_s(Product(1, 256 * tiles, 128, 512, "bf16"), CONFIG, topology, WHOLE)
         for tiles in (n_cores * 2, n_cores * 2 + 1)
