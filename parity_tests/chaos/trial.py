@@ -67,6 +67,20 @@ class Trial:
         time.sleep(seconds)
         return seconds
 
+    def wait_for_a_moment(self, running: Running) -> str:
+        """Waits as `sleep` does, or, as often, until a random step was logged: to start may take longer than all steps.
+
+        Returns:
+          when that is, and the last step that was logged by then.
+        """
+        begin = time.monotonic()
+        if self.random.random() < 0.5:
+            self.sleep()
+        else:
+            self.wait_for_step(running, self.random.randint(1, N_STEPS))
+        step = max(read_losses(self.run_dir), default=0)
+        return f"after {time.monotonic() - begin:.1f} s and step {step}"
+
     def wait_for_step(self, running: Running, step: int) -> None:
         while running.is_alive and max(read_losses(self.run_dir), default=0) < step:
             time.sleep(0.005)
