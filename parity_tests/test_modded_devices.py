@@ -21,19 +21,23 @@ MESHES = {
     4: MeshConfig(data=2, fsdp=2, platform="cpu"),
     8: MeshConfig(data=2, fsdp=2, tensor=2, platform="cpu"),
 }
-LAYERS = {
-    "n_layer": 3, "window_pattern": "SL-", "paired_heads": "P--", "value_embeds": "0--", "skip_from": 0, "skip_to": 2,
-    "backout_from": 1, "n_embd": 64, "bigram_rows": 640,
+MODELS = {
+    "shallow": {
+        "n_layer": 3, "window_pattern": "SL-", "paired_heads": "P--", "value_embeds": "0--", "skip_from": 0,
+        "skip_to": 2, "backout_from": 1, "n_embd": 64, "bigram_rows": 640,
+    },
+    "whole": {"n_embd": 16, "head_dim": 4},
 }  # fmt: skip
-"""Every mechanism once: pairs, a long window with its key offset, a layer without attention, skip and backout."""
+"""Every mechanism once: pairs, a long window with its key offset, a layer without attention, skip and backout. And all
+of the record's layers, as narrow as its gates (12 channels) and pairs (an even number of heads) allow."""
 
 
-def shallow(directory, mesh):
-    """Six steps in float32, of which the first two are tied."""
+def in_six_steps(name, directory, mesh):
+    """A model of MODELS in float32; its first two steps are tied."""
     config = make_config("62", str(directory), dtype="float32", mesh=mesh)
     return dataclasses.replace(
         config,
-        model=dataclasses.replace(config.model, **LAYERS),
+        model=dataclasses.replace(config.model, **MODELS[name]),
         train=dataclasses.replace(config.train, steps=len(STEPS), stages=()),
         optim=dataclasses.replace(
             config.optim, tie_until=2, muon=dataclasses.replace(config.optim.muon, ns_dtype="float32")
@@ -42,10 +46,10 @@ def shallow(directory, mesh):
 
 
 @pytest.fixture(scope="module")
-def reference(tmp_path_factory):
+def reference(name, tmp_path_factory):
     """The directory of the data, the weights, and the mirror's run in one process."""
     directory = write_data(tmp_path_factory.mktemp("62"), "62")
-    config, rng = shallow(directory, MESHES[1]), np.random.default_rng(0)
+    config, rng = in_six_steps(name, directory, MESHES[1]), np.random.default_rng(0)
     params = {
         path: 0.2 * rng.standard_normal(leaf.shape, np.float32) for path, leaf in param_shapes(config.model).items()
     }
@@ -55,11 +59,12 @@ def reference(tmp_path_factory):
 
 
 @pytest.mark.parametrize("n_devices", one_in(4, sorted(MESHES, reverse=True)))
-def test_every_number_of_devices_gives_the_losses(n_devices, reference):
+@pytest.mark.parametrize("name", one_in(2, MODELS), scope="module")
+def test_every_number_of_devices_gives_the_losses(name, n_devices, reference):
     """Rows of one stream, split among devices and microbatches; parameters and moments split as the trainer does."""
     directory, params, theirs = reference
     mesh = MESHES[n_devices]
-    config = shallow(directory, mesh)
+    config = in_six_steps(name, directory, mesh)
     n_batch = mesh.data * mesh.fsdp
     batches = [reading.batch for reading in read_steps(config, STEPS, n_devices=n_batch).values()]
     assert batches[0].tokens.shape == (8 // n_batch, n_batch, 33)

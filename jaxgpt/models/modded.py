@@ -10,10 +10,23 @@ Paired heads: a layer's heads j and j + N/2 share one sequence of two rows a tok
 earlier. A head's rotation goes by its own parity, which for odd N/2 differs from its row in some heads; the originals
 do so.
 
-Otherwise than in the originals: matrices are one per layer and kind ([in, out]; theirs are banks), all parameters are
-float32 (theirs bfloat16, with 16 more bits of mantissa where NorMuon updates them), record 46's first block, which is
-empty, does not exist, and the head's bias of track 3 is a row of weights on a channel that is always 1. Multi-token
-targets and the fp8 head belong to the loss, the tie of embedding and head to the optimizer.
+Otherwise than in the originals:
+- Parameters and sums of gradients are float32, so that the number of devices does not change how they are rounded.
+  Theirs are bfloat16, with 16 more bits of mantissa where NorMuon updates them.
+- Matrices are one per layer and kind, [in, out]. Theirs are banks, which their optimizer splits among GPUs. So that 8
+  GPUs divide it, the bank of MLPs has a twelfth one, of 4,718,592 parameters, that no layer reads, and the lambdas have
+  four more numbers. These do not exist here, nor does record 46's first block, which is empty.
+- Documents begin where a BOS stands, and a row may have any number. Theirs are lists of a fixed length, 128 to 896,
+  because flash attention's programs need one.
+- Cosines and sines are computed from the positions in each step. Theirs are tables of 524,288 rows, overwritten when
+  the windows grow: state that a checkpoint would have to keep. Here a stage's `yarn` is part of the config.
+- The head's bias of track 3 is a row of weights on a channel that is always 1, so that the loss needs no second form.
+- Left out: their kernels for relu^2 with its product, for X X^T and for the capped loss, which run on NVIDIA's cards
+  alone, so that some values are rounded elsewhere; and the steps that they take and undo before training, since every
+  stage is compiled before step 0 without any.
+
+Multi-token targets belong to the loss, the float8 head to `fp8_head`, the tie of embedding and head to `optim.tied`,
+rows to `data.bos_batches`; how NorMuon and Adam differ stands in `optim.muon` and `optim.adam`.
 
 References: https://github.com/KellerJordan/modded-nanogpt (93f0e6b, 25500ab; track 3: f411b3d); value residuals,
 arXiv:2410.17897; relu^2, arXiv:2109.08668; YaRN, arXiv:2309.00071.

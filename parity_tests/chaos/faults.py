@@ -20,9 +20,7 @@ from parity_tests.chaos.trial import Trial, Wrong, check_calm, check_refused, fi
 
 LEAVE_S = 10.0
 """A process that was told to leave must be gone after so long, here, where a step takes milliseconds and other work may
-have the processors."""
-STEP_S = 0.1
-"""About the time of a step, rollouts and all."""
+have the processors; or after what an uninterrupted run took, where that is longer."""
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
@@ -32,23 +30,17 @@ SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 def kill(trial: Trial) -> str:
     """SIGKILL at any moment, or within a step: soon after another was logged."""
     running = trial.start()
-    if trial.random.random() < 0.5:
-        when = f"after {trial.sleep():.1f} s"
-    else:
-        step = trial.random.randint(1, N_STEPS - 1)
-        trial.wait_for_step(running, step)
-        time.sleep(trial.random.uniform(0, STEP_S))
-        when = f"after step {step}"
+    at = trial.wait_for_a_moment(running)
     running.send(signal.SIGKILL)
     running.wait()
-    return f"{when}; {trial.finish()}"
+    return f"{at}; {trial.finish()}"
 
 
 def stop(trial: Trial) -> str:
     """SIGINT, SIGTERM or SIGHUP at any moment."""
     number = trial.random.choice(SIGNALS)
     running = trial.start()
-    at = trial.sleep()
+    at = trial.wait_for_a_moment(running)
     is_early = max(read_losses(trial.run_dir), default=0) < N_STEPS - EVERY
     sent = time.monotonic()
     running.send(number)
@@ -57,9 +49,9 @@ def stop(trial: Trial) -> str:
     check_stopped(trial, ended, number)
     if is_early and ended.code == EXIT_DONE:
         raise Wrong("silent", f"{number.name} had no effect", ended)
-    if left > LEAVE_S:
+    if left > max(LEAVE_S, trial.straight.seconds):
         raise Wrong("hung", f"it left {left:.1f} s after {number.name}", ended)
-    return f"{number.name} after {at:.1f} s: left in {left:.1f} s with {ended.code}; {trial.finish()}"
+    return f"{number.name} {at}: left in {left:.1f} s with {ended.code}; {trial.finish()}"
 
 
 def stop_twice(trial: Trial) -> str:
@@ -75,7 +67,7 @@ def stop_twice(trial: Trial) -> str:
     left = time.monotonic() - sent
     before_ours = () if ended.text or trial.run_dir.exists() else (-first, -second)
     check_calm(ended, EXIT_DONE, EXIT_STOPPED, 128 + first, 128 + second, *before_ours)
-    if left > LEAVE_S / 2:
+    if left > max(LEAVE_S, trial.straight.seconds) / 2:
         raise Wrong("hung", f"it left {left:.1f} s after the second signal", ended)
     names = f"{first.name}, {second.name} after {at:.1f} s"
     return f"{names}: left in {left:.1f} s with {ended.code}; {trial.finish()}"

@@ -28,8 +28,11 @@ from parity_tests.helpers.train_runs import TEXT
 N_STEPS = 30
 EVERY = 5
 """Steps between checkpoints; evaluations come at every second one."""
-PATIENCE_S = 300.0
-"""After so long a process counts as hung. A run alone takes 4 to 8 s; the machine may be busy."""
+FIRST_S = 1800.0
+"""After so long an uninterrupted run counts as hung: it compiles, and nothing says yet how fast the machine is."""
+PATIENCE_S, PATIENCE_RUNS = 150.0, 4
+"""After so many seconds any other process counts as hung, or after so many times what the slowest uninterrupted run
+took, where that is longer. Alone on two cores a run takes 4 to 8 s; on a busy machine it may need minutes."""
 LAUNCHER_S = 15.0
 """A process whose peer has failed is sent SIGTERM after so long: it may wait for minutes for one that never joins."""
 FRAMEWORKS = {"jaxgpt": "jaxgpt.train", "torch_ref": "torch_ref.train"}
@@ -145,6 +148,7 @@ class Running:
       file_kb: no file that it writes may be larger; 0: no limit.
       stdout: where standard output goes; by default it is kept.
       n_lines: standard output is closed after so many lines.
+      patience_s: after so long it counts as hung.
     """
 
     def __init__(
@@ -155,6 +159,7 @@ class Running:
         file_kb: int = 0,
         stdout: int | None = None,
         n_lines: int = 10**9,
+        patience_s: float = PATIENCE_S,
     ):
         if file_kb:
             command = ["/bin/sh", "-c", 'ulimit -f "$0"; exec "$@"', str(2 * file_kb), *command]  # blocks of 512 bytes
@@ -163,6 +168,7 @@ class Running:
             command, env=env, cwd=REPO, stdin=subprocess.DEVNULL, stderr=subprocess.PIPE,
             stdout=subprocess.PIPE if stdout is None else stdout,
         )  # fmt: skip
+        self.patience_s = patience_s
         self._n_lines = n_lines
         self._texts = {"stdout": bytearray(), "stderr": bytearray()}
         self._readers = [threading.Thread(target=self._read, args=(name,), daemon=True) for name in self._texts]
@@ -188,7 +194,7 @@ class Running:
 
     def wait(self) -> Ended:
         try:
-            code = self.process.wait(PATIENCE_S)
+            code = self.process.wait(self.patience_s)
         except subprocess.TimeoutExpired:
             self.process.kill()
             self.process.wait()
@@ -201,10 +207,17 @@ class Running:
 
 @dataclasses.dataclass(frozen=True)
 class Straight:
-    """An uninterrupted run: step -> its figures, and how long it took."""
+    """An uninterrupted run.
+
+    Attributes:
+      losses: step -> its figures.
+      seconds: how long it took, with its programs compiled.
+      slowest_s: how long it took when it compiled them, or the same where that was less.
+    """
 
     losses: dict[int, tuple]
     seconds: float
+    slowest_s: float
 
 
 class Rig:
@@ -216,6 +229,7 @@ class Rig:
 
     def __init__(self, directory: Path, kinds: Sequence[str] = KINDS):
         self.directory = directory
+        self.patience_s = FIRST_S
         self._straight: dict[tuple[str, str, bool], Straight] = {}
         cache = {
             "JAX_ENABLE_COMPILATION_CACHE": "true",
@@ -286,7 +300,7 @@ class Rig:
 
     def start(self, framework: str, config: Path, run_dir: Path, *more: str, env=None, **observed) -> Running:
         command = [sys.executable, "-m", FRAMEWORKS[framework], f"--config={config}", f"--run.dir={run_dir}", *more]
-        return Running(command, self.env | (env or {}), **observed)
+        return Running(command, self.env | (env or {}), **({"patience_s": self.patience_s} | observed))
 
     def start_pair(self, framework: str, config: Path, run_dir: Path, *more: str, other: tuple = ()) -> list[Running]:
         """Two processes that train one model.
@@ -314,7 +328,7 @@ class Rig:
 
     def wait_for_pair(self, pair: list[Running]) -> list[Ended]:
         """Waits for both. As torchrun and srun do, one that failed ends the other, here after `LAUNCHER_S`."""
-        while all(running.is_alive for running in pair) and time.monotonic() < pair[0].begin + PATIENCE_S:
+        while all(running.is_alive for running in pair) and time.monotonic() < pair[0].begin + pair[0].patience_s:
             time.sleep(0.05)
         failed_at = time.monotonic()
         while any(running.process.poll() for running in pair) and time.monotonic() < failed_at + LAUNCHER_S:
@@ -327,9 +341,10 @@ class Rig:
         return [running.wait() for running in pair]
 
     def straight(self, framework: str, kind: str, *, is_pair: bool = False) -> Straight:
-        """The uninterrupted run; trained once, when a trial first needs it."""
+        """The uninterrupted run; trained once, when a trial first needs it. Sets how long others may take."""
         key = framework, kind, is_pair
         if key not in self._straight:
+            self.patience_s, slowest_s = FIRST_S, 0.0
             config = self.write_config(self.directory / f"{kind}.py", self.directory / kind, kind)
             for turn in range(2):  # the second finds its programs compiled
                 run_dir = self.directory / f"straight_{framework}_{kind}_{is_pair}_{turn}"
@@ -337,9 +352,12 @@ class Rig:
                 started = start(framework, config, run_dir)
                 ended = [process.wait() for process in (started if isinstance(started, list) else [started])]
                 assert [one.code for one in ended] == [0] * len(ended), "".join(one.text for one in ended)
+                slowest_s = max(slowest_s, *(one.seconds for one in ended))
                 if is_pair:
                     break
-            self._straight[key] = Straight(read_losses(run_dir), ended[0].seconds)
+            self._straight[key] = Straight(read_losses(run_dir), ended[0].seconds, slowest_s)
+            slowest_s = max(straight.slowest_s for straight in self._straight.values())
+            self.patience_s = max(PATIENCE_S, PATIENCE_RUNS * slowest_s)
         return self._straight[key]
 
     def half_way(self, framework: str, kind: str) -> Path:

@@ -9,6 +9,9 @@ from pathlib import Path
 from jaxgpt.errors import EXIT_BAD_INPUT, EXIT_DONE
 from parity_tests.chaos.rig import N_STEPS, Ended, Rig, Running, list_checkpoints, read_losses
 
+STEP_S = 0.1
+"""About the time of a step, rollouts and all."""
+
 
 class Wrong(AssertionError):
     """An outcome that must not be. `kind` is silent, lost, traceback, hung or code."""
@@ -66,6 +69,21 @@ class Trial:
         seconds = self.random.uniform(0, share * self.straight.seconds)
         time.sleep(seconds)
         return seconds
+
+    def wait_for_a_moment(self, running: Running) -> str:
+        """Waits as `sleep` does, or, as often, until a random step was logged: to start may take longer than all steps.
+
+        Returns:
+          when that is, and the last step that was logged by then.
+        """
+        begin = time.monotonic()
+        if self.random.random() < 0.5:
+            self.sleep()
+        else:
+            self.wait_for_step(running, self.random.randint(1, N_STEPS))
+            time.sleep(self.random.uniform(0, STEP_S))
+        step = max(read_losses(self.run_dir), default=0)
+        return f"after {time.monotonic() - begin:.1f} s and step {step}"
 
     def wait_for_step(self, running: Running, step: int) -> None:
         while running.is_alive and max(read_losses(self.run_dir), default=0) < step:

@@ -2,6 +2,10 @@
 
 None, a 0 or an empty string means "as in the record"; `complete` fills it in before a model is built. A stage of a run
 may change the row length, the windows and `yarn`, which are no parameters.
+
+Left out: mechanisms that only other records have; a record is added together with figures measured on its original
+program, and there are such figures for these three. What is done otherwise than in the originals, and why, stands in
+`models.modded`.
 """
 
 import dataclasses
