@@ -54,7 +54,9 @@ class EverySeventh:
         return [3, 1, 4, 1, 5] if self.n_seen % 12 == 7 else []
 
 
-@pytest.mark.parametrize(("era", "depth", "n_kv_head"), [("2025", 2, 4), ("2026", 4, 2)])
+@pytest.mark.parametrize(
+    ("era", "depth", "n_kv_head"), [("2026", 4, 2), pytest.param("2025", 2, 4, marks=pytest.mark.slow)]
+)
 def test_cached_text_is_that_of_the_uncached_model(era, depth, n_kv_head):
     """120 tokens after prompts longer than two windows: each is the uncached argmax after those before it."""
     config, params = make_model(era, n_kv_head, depth)

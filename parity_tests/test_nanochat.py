@@ -497,7 +497,7 @@ def on_one_device(request):
         return request.param, *train_three_steps(request.param, MeshConfig(data=1), 1)
 
 
-@pytest.mark.parametrize("axes", [(1, 8, 1), (2, 2, 2)], ids=str)
+@pytest.mark.parametrize("axes", [(2, 2, 2), pytest.param((1, 8, 1), marks=pytest.mark.slow)], ids=str)
 def test_eight_devices_equal_one(on_one_device, axes):
     era, theirs, expected = on_one_device
     data, fsdp, tensor = axes

@@ -223,6 +223,7 @@ def test_an_answer_is_remembered_and_a_comment_in_the_config_forgets_nothing(ans
 
 
 @NEEDS_TPU_COMPILER
+@pytest.mark.slow  # test_fsdp_divides_the_state_of_a_gpu_step stays
 def test_fsdp_divides_the_state_of_a_tpu_step(answers):
     part = look(sharded(8), parse_topology("v5e-8"), answers).footprint
     whole = look(sharded(1), parse_topology("h100"), None).footprint
