@@ -17,7 +17,7 @@ from jaxgpt.config import Config, load
 from jaxgpt.config.command_line import field_paths
 from jaxgpt.config.help import describe, field_docs
 from jaxgpt.config.parser import Parser
-from jaxgpt.errors import InputError
+from jaxgpt.errors import GARBAGE_THRESHOLD, InputError
 from parity_tests.helpers.environment import REPO, environment
 
 HEAVY = ("jax", "jaxlib", "torch", "flax", "orbax", "optax", "matplotlib", "pyarrow", "tensorstore", "transformers")
@@ -245,6 +245,15 @@ def test_a_signal_during_imports_is_one_line(how, module, tmp_path):
     process.send_signal(signal.SIGINT)
     _, errors = process.communicate(timeout=60)
     assert (process.returncode, errors) == (130, "SIGINT: interrupted\n")
+
+
+def test_garbage_is_searched_for_less_often_while_jax_is_imported(tmp_path):
+    (tmp_path / "jax.py").write_text("import gc, sys\nprint(gc.get_threshold()[0])\nsys.exit(0)")
+    done = subprocess.run(
+        [sys.executable, "-m", "jaxgpt", "train", QUICKSTART], cwd=tmp_path,
+        env=environment() | {"PYTHONPATH": str(REPO)}, capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert (done.stdout, done.stderr) == (f"{GARBAGE_THRESHOLD}\n", "")
 
 
 def test_a_run_of_the_command_is_the_run_of_the_module(tmp_path):

@@ -30,7 +30,7 @@ from jaxgpt.config import (
 )
 from jaxgpt.config.derive import derive
 from jaxgpt.config.steps import Plan
-from jaxgpt.parallel.compile_cache import CACHE, remember_programs
+from jaxgpt.parallel.compile_cache import CACHE, MIN_COMPILE_S, remember_programs
 from jaxgpt.parallel.mesh import make_mesh
 from jaxgpt.plan.topology import missing_plugin
 from jaxgpt.run import meter
@@ -217,14 +217,18 @@ def test_nothing_is_compiled_after_the_first_step_and_sample(tmp_path, monkeypat
 
 
 def test_programs_are_remembered_where_the_user_says(monkeypatch):
-    name = "jax_compilation_cache_dir"
-    before = jax.config.values[name]
+    names = "jax_compilation_cache_dir", "jax_persistent_cache_min_compile_time_secs"
+    before = [jax.config.values[name] for name in names]
     try:
-        monkeypatch.setenv("JAX_COMPILATION_CACHE_DIR", "elsewhere")
+        for name, value in zip(names, ("elsewhere", 7.0), strict=True):
+            monkeypatch.setenv(name.upper(), str(value))
+            jax.config.update(name, value)
         remember_programs()
-        assert jax.config.values[name] == before
-        monkeypatch.delenv("JAX_COMPILATION_CACHE_DIR")
+        assert [jax.config.values[name] for name in names] == ["elsewhere", 7.0]
+        for name in names:
+            monkeypatch.delenv(name.upper())
         remember_programs()
-        assert jax.config.values[name] == str(CACHE)
+        assert [jax.config.values[name] for name in names] == [str(CACHE), MIN_COMPILE_S]
     finally:
-        jax.config.update(name, before)
+        for name, value in zip(names, before, strict=True):
+            jax.config.update(name, value)
