@@ -27,8 +27,9 @@ compiled, then timed in interleaved rounds. An exponent is a slope in log-log ov
 brackets, the lowest and the highest of a single round.
 
 FLOPs and counted bytes are arithmetic on the config: what time and temporaries should grow like. Temporaries are the
-compiled program's, on one device. CPU time is that of all threads, and of compiling too: a busy machine disturbs it less. Beside the JSON,
-FILE with .png is the picture. --report adds all of it to a page such as docs/benchmarks.md.
+compiled program's, on one device. CPU time is that of all threads, and of compiling it is what stands in the table: a
+busy machine disturbs it less. Beside the JSON, FILE with .png is the picture. --report adds all of it to a page such as
+docs/benchmarks.md.
 """
 KINDS = ("bfloat16", "int8")
 MOST = 10_000
