@@ -9,6 +9,8 @@ from jaxgpt.bench.record import Record, time_text
 from jaxgpt.run.curve import import_pyplot
 
 EXPONENTS_HEADER = ["axis", "fitted over", "time", "CPU time", "FLOPs", "temporaries", "counted", "compiling"]
+MIN_SPAN = 2.0
+"""Least ratio between the ends of a curve that is drawn over its whole height."""
 POINTS_HEADER = ["axis", "value", "median", "least", "CPU time", "temporaries", "compiling"]
 
 
@@ -101,17 +103,24 @@ def draw_axes(axes: dict[str, Record], path: Path) -> None:
     for plot, (name, axis) in zip(grid.flat, axes.items(), strict=False):
         values = [point["value"] for point in axis["points"]]
         other = plot.twinx()
-        for place, key, factor, label, color in (
-            (plot, "step_s", 1e3, "time (ms)", "tab:blue"),
-            (other, "temporary_bytes", 2**-20, "temporaries (MiB)", "tab:orange"),
+        for place, key, factor, label, color, style in (
+            (plot, "step_s", 1e3, "time (ms)", "tab:blue", "-"),
+            (plot, "cpu_s", 1e3, "time, CPU time dashed (ms)", "tab:blue", "--"),
+            (other, "temporary_bytes", 2**-20, "temporaries (MiB)", "tab:orange", "-"),
         ):
             figures = [point[key] * factor for point in axis["points"]]
-            place.plot(values, figures, marker="o", markersize=3, color=color)
+            place.plot(values, figures, marker="o", markersize=3, color=color, linestyle=style)
             place.set_yscale("log")
             place.set_ylabel(label, color=color)
+            if max(figures) < MIN_SPAN * min(figures):  # else what hardly changes looks like a slope
+                place.set_ylim(min(figures) / MIN_SPAN, max(figures) * MIN_SPAN)
         plot.set_xscale("log", base=2)
         fit = axis["exponents"]
-        exponents = [f"{word} ^{fit[key]:.2f}" for word, key in (("time", "step_s"), ("FLOPs", "flops")) if fit[key]]
+        exponents = [
+            f"{word} ^{fit[key]:.2f}"
+            for word, key in (("time", "step_s"), ("CPU", "cpu_s"), ("FLOPs", "flops"))
+            if fit[key]
+        ]
         plot.set(xlabel=name, title=", ".join(exponents))
         plot.grid(alpha=0.3)
     figure.savefig(path, dpi=120)
