@@ -1,6 +1,7 @@
 """A batch is a function of (data, seed, step): however it is cut, whenever it is read."""
 
 import gc
+import sys
 import threading
 import time
 from itertools import pairwise
@@ -10,7 +11,7 @@ import numpy as np
 import pytest
 
 from jaxgpt.data.batches import Batches, eval_rows
-from jaxgpt.data.prefetch import prefetch
+from jaxgpt.data.prefetch import SWITCH_S, prefetch
 from jaxgpt.data.shards import ShardFile, Split, inspect_shard
 from jaxgpt.errors import InputError
 from jaxgpt.prepare.shard_writer import write_shard
@@ -183,6 +184,18 @@ def test_prefetch_yields_the_same_in_order():
     assert list(prefetch(range(100), depth=3)) == list(range(100))
     assert list(prefetch([])) == []
     assert prefetch_threads() == 0
+
+
+@pytest.mark.parametrize(("before_s", "after_s"), [(5e-3, SWITCH_S), (1e-4, 1e-4)], ids=["usual", "shorter"])
+def test_prefetch_lowers_the_switch_interval(before_s, after_s):
+    """So that the loop gets Python's lock soon; who has chosen a shorter one keeps it."""
+    own_s = sys.getswitchinterval()
+    try:
+        sys.setswitchinterval(before_s)
+        assert list(prefetch([1])) == [1]
+        assert sys.getswitchinterval() == pytest.approx(after_s, rel=1e-2)
+    finally:
+        sys.setswitchinterval(own_s)
 
 
 def test_prefetch_works_ahead_by_its_depth():

@@ -5,7 +5,7 @@ shapes of the config, or data: the loader alone, which must supply ten times wha
 times prompts and tokens of so many rows at once: to the first token, per token, tokens/s, bytes. There --vs names
 other ways to generate, of which each gets the same weights and prompts in turn: torch, torch_ref with a cache; nanogpt,
 nanoGPT's generate, a whole forward pass per token; hf, Hugging Face generate with a cache. serve times a server under
-a number of clients: jaxgpt bench serve --help.
+a number of clients: jaxgpt bench serve --help. scaling fits how a step's time and memory grow: bench scaling --help.
 
 Programs run in turns, each in a separate process, after compiling and warming up. --vs torch adds torch_ref, eager
 and compiled; --vs plain a GPT in plain PyTorch (for GPT-2 with AdamW); both: --vs torch,plain. --profile traces jaxgpt
@@ -21,7 +21,7 @@ import importlib.util
 import sys
 from pathlib import Path
 
-from jaxgpt.bench.arguments import KINDS, read_counts, read_serve_arguments
+from jaxgpt.bench.arguments import KINDS, read_counts, read_scaling_arguments, read_serve_arguments
 from jaxgpt.config.command_line import parse_args
 from jaxgpt.config.parser import Parser
 from jaxgpt.errors import InputError, answer_early
@@ -29,6 +29,8 @@ from jaxgpt.extras import pip_install
 from jaxgpt.files import user_file
 
 PARTS = ("step", "attention", "loss", "optimizer", "decode", "data")
+OWN_ARGUMENTS = ("serve", "scaling")
+"""Parts whose arguments are no config."""
 RIVALS = ("torch", "plain")
 WRITERS = ("torch", "nanogpt", "hf")
 """Other ways to generate, for decode --batch."""
@@ -36,7 +38,7 @@ PARSER = Parser(
     "jaxgpt bench", __doc__, "[PART] --config FILE [--section.field=value ...] [flags]",
     "--config quickstart --vs torch --rounds 4", takes_config=True,
 )  # fmt: skip
-PARSER.add_argument("part", nargs="?", default="step", metavar="PART", help=", ".join((*PARTS, "serve")))
+PARSER.add_argument("part", nargs="?", default="step", metavar="PART", help=", ".join((*PARTS, *OWN_ARGUMENTS)))
 PARSER.add_argument("--vs", default="", metavar="NAMES", help="against torch,plain; decode --batch: torch,nanogpt,hf")
 PARSER.add_argument("--batch", default="", metavar="N,N", help="of decode: times prompts and tokens of so many rows")
 PARSER.add_argument("--weights", default="", metavar="KINDS", help="with --batch, also: bfloat16, int8")
@@ -54,10 +56,12 @@ def read_arguments(args: list[str]) -> argparse.Namespace:
     """The bench's own options; what is in `settings` goes to each program. The programs it starts read theirs."""
     if args[:1] == ["serve"]:
         return read_serve_arguments(args[1:])
+    if args[:1] == ["scaling"]:
+        return read_scaling_arguments(args[1:])
     given = PARSER.read(args)
     part = given.part
     if part not in PARTS:
-        raise InputError(f"bench {part}: no such part; choose one of {', '.join((*PARTS, 'serve'))}")
+        raise InputError(f"bench {part}: no such part; choose one of {', '.join((*PARTS, *OWN_ARGUMENTS))}")
     given.batch = read_counts("--batch", given.batch, "rows", "1,8,32")
     check_rivals(given)
     if given.profile and part in ("decode", "data"):
@@ -118,7 +122,9 @@ from statistics import median
 
 import numpy as np
 
+from jaxgpt.bench.axes import BASE, point_config
 from jaxgpt.bench.clients import HEADER, require_room, serve_rows, time_clients
+from jaxgpt.bench.exponents import EXPONENTS_HEADER, POINTS_HEADER, draw_axes, exponent_rows, point_rows
 from jaxgpt.bench.interleave import Program, interleave, serve
 from jaxgpt.bench.record import (
     PROFILE_HEADER,
@@ -160,18 +166,12 @@ def main(args: list[str]) -> int:
     given = read_arguments(args)
     if args[:1] == ["serve"]:
         return time_server(given, args)
+    if args[:1] == ["scaling"]:
+        return time_scaling(given, args)
     config, rest = parse_args(given.settings), given.settings
     run = open_run(config)
     config = run.config.without_stages()
-    record = {
-        "config": given.config,
-        "part": given.part,
-        "label": given.label,
-        "command": shlex.join(["jaxgpt", "bench", *args]),
-        "date": datetime.datetime.now().astimezone().isoformat(timespec="minutes"),
-        "machine": describe_machine(),
-        "batch_tokens": config.train.batch_tokens,
-    }
+    record = head_of(given.config, given.part, given.label, args) | {"batch_tokens": config.train.batch_tokens}
     if given.batch:
         record |= time_decoding(given, config)
     elif given.part == "data":
@@ -180,6 +180,18 @@ def main(args: list[str]) -> int:
         record |= time_programs(given, config, rest)
     write(record, given)
     return EXIT_FAILED if record.get("is_too_slow") else EXIT_DONE
+
+
+def head_of(config: str, part: str, label: str, args: list[str]) -> Record:
+    """What a record begins with: what was measured by which command, when, and on which machine."""
+    return {
+        "config": config,
+        "part": part,
+        "label": label,
+        "command": shlex.join(["jaxgpt", "bench", *args]),
+        "date": datetime.datetime.now().astimezone().isoformat(timespec="minutes"),
+        "machine": describe_machine(),
+    }
 
 
 def work(part: str, rest: list[str]) -> int:
@@ -230,6 +242,30 @@ def time_server(given: argparse.Namespace, args: list[str]) -> int:
             f"{record['model']}, {given.tokens} tokens each; MB of the server", HEADER, serve_rows(record["loads"])
         )
     )
+    write(record, given)
+    return EXIT_DONE
+
+
+def time_scaling(given: argparse.Namespace, args: list[str]) -> int:
+    """`bench scaling`: two tables, their picture, and the JSON of both."""
+    import jax  # here, for the same reason as in `work`
+
+    from jaxgpt.bench.scaling import open_points, prepare_point, time_axes
+
+    record = head_of("gpt2", "scaling", given.label, args)
+    points = open_points(given.axes, given.platform)
+    with working("compiling and timing", is_said=True) as work:
+        axes = time_axes(
+            points,
+            given.rounds,
+            lambda axis, value: prepare_point(point_config(axis, value, given.platform)),
+            say=work.now,
+        )
+    record |= {"versions": {"jax": jax.__version__}, "device": jax.devices()[0].device_kind, "base": BASE, "axes": axes}
+    record["tables"] = [
+        ["exponents", EXPONENTS_HEADER, exponent_rows(axes)],
+        ["points", POINTS_HEADER, point_rows(axes)],
+    ]
     write(record, given)
     return EXIT_DONE
 
@@ -332,15 +368,20 @@ def write(record: Record, given: argparse.Namespace) -> None:
     if record.get("programs"):
         console.print(to_table(title_of(record), *rows_of(record)))
         draw(record, png)
+    for table in record.get("tables", ()):
+        console.print(to_table(*table))
+    if record.get("axes"):
+        draw_axes(record["axes"], png)
     for name, operations in record.get("operations", {}).items():
         console.print(to_table(f"costliest operations of {name}", PROFILE_HEADER, profile_rows(operations)))
     if record.get("ratio") is not None:
         console.print(f"jaxgpt over the best of torch_ref ({record['best_of_torch']}): {record['ratio']:.3f}")
     if record.get("note"):
         console.print(record["note"], soft_wrap=True)
-    console.print(f"{given.json}" + (f", {png}" if record.get("programs") else ""), soft_wrap=True)
+    has_picture = record.get("programs") or record.get("axes")
+    console.print(f"{given.json}" + (f", {png}" if has_picture else ""), soft_wrap=True)
     if record["part"] != "serve" and given.report:
-        write_page(given.report, record)
+        write_page(given.report, record, png if record.get("axes") else None)
         console.print(f"{given.report}", soft_wrap=True)
 
 

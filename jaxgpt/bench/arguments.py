@@ -1,10 +1,11 @@
-"""The arguments of `jaxgpt bench serve`, and numbers in lists. Imports no JAX."""
+"""The arguments of `jaxgpt bench serve` and `bench scaling`, and numbers in lists. Imports no JAX."""
 
 import argparse
 from collections.abc import Sequence
 from pathlib import Path
 from urllib.parse import urlsplit
 
+from jaxgpt.bench.axes import AXES, read_axes
 from jaxgpt.config.parser import Parser
 from jaxgpt.errors import InputError
 from jaxgpt.files import user_file, user_location, user_path
@@ -17,6 +18,18 @@ speaks OpenAI's API. The variable JAXGPT_API_KEY is the key. Prompts are random 
 Time to first token is from the request to the first piece of text, time per token from there to the last one. Memory is
 that of the server's process, by its /metrics. A request that is answered 429 counts as refused; its client waits as
 long as the answer says, then sends its next one.
+"""
+SCALING_DOC = """Fits how the time and the memory of a training step grow with T, width, depth and the like.
+
+The real step of a small GPT-2, on random tokens, with one setting at a time changed: T (tokens of a row), width, depth,
+vocabulary, microbatches, devices (which divide the same rows; a CPU is divided into simulated ones). All points are
+compiled, then timed in interleaved rounds. An exponent is a slope in log-log over the upper half of an axis; in
+brackets, the lowest and the highest of a single round.
+
+FLOPs and counted bytes are arithmetic on the config: what time and temporaries should grow like. Temporaries are the
+compiled program's, on one device. CPU time is that of all threads, and of compiling it is what stands in the table: a
+busy machine disturbs it less. Beside the JSON, FILE with .png is the picture. --report adds all of it to a page such as
+docs/benchmarks.md.
 """
 KINDS = ("bfloat16", "int8")
 MOST = 10_000
@@ -73,4 +86,25 @@ def read_serve_arguments(args: Sequence[str]) -> argparse.Namespace:
             if getattr(given, name) is not None:
                 raise InputError(f"--{name} is of a server that is started here, not of --url; leave it out")
     given.json = given.json or Path("runs/bench/serve.json")
+    return given
+
+
+def read_scaling_arguments(args: Sequence[str]) -> argparse.Namespace:
+    """The arguments after `bench scaling`; `axes` is a list of names.
+
+    Raises:
+      InputError: an axis is none, or a number is too small.
+    """
+    parser = Parser("jaxgpt bench scaling", SCALING_DOC, "[--axes NAME,NAME] [flags]", "--axes T,width --rounds 5")
+    parser.add_argument("--axes", default="", metavar="NAMES", help=f"some of {','.join(AXES)} (all)")
+    parser.add_argument("--rounds", type=int, default=5, metavar="N", help="turns of each point (5)")
+    parser.add_argument("--platform", default="", choices=("cpu", "gpu", "tpu"), help="device (the fastest here)")
+    parser.add_argument("--json", type=user_file, metavar="FILE", help="the result (runs/bench/scaling.json)")
+    parser.add_argument("--report", type=user_file, metavar="FILE", help="add the result to this page")
+    parser.add_argument("--label", default="", metavar="TEXT", help="what sets this result apart on the page")
+    given = parser.read(args)
+    given.axes = read_axes(given.axes)
+    if given.rounds < 1:
+        raise InputError(f"--rounds={given.rounds} is below 1; 5 is usual")
+    given.json = given.json or Path("runs/bench/scaling.json")
     return given

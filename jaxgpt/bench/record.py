@@ -8,6 +8,7 @@ import json
 import os
 import platform
 import re
+import shutil
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from statistics import median, quantiles
@@ -174,7 +175,9 @@ def draw(record: Record, path: Path) -> None:
 
 def title_of(record: Record) -> str:
     """`shakespeare_char_cpu, step`, and the label where it has one."""
-    what = {"step": "one training step", "data": "the loader"}.get(record["part"], record["part"])
+    what = {"step": "one training step", "data": "the loader", "scaling": "how a step scales"}.get(
+        record["part"], record["part"]
+    )
     return f"{Path(record['config']).stem}, {what}" + (f": {record['label']}" if record.get("label") else "")
 
 
@@ -193,21 +196,29 @@ On a GPU the same command does it, once the data is prepared:
 """
 
 
-def write_page(page: Path, record: Record) -> None:
-    """Adds a record to the page: keeps it beside, and writes the page from all that are kept."""
+def write_page(page: Path, record: Record, picture: Path | None = None) -> None:
+    """Adds a record to the page: keeps it beside, and writes the page from all that are kept.
+
+    Args:
+      picture: PNG of the record, kept beside too. What a person wrote about NAME.json, in NAME.md, follows its tables.
+    """
     directory = page.with_suffix("")
     directory.mkdir(parents=True, exist_ok=True)
     name = "-".join(filter(None, [Path(record["config"]).stem, record["part"], record.get("label", "")]))
     name = re.sub(r"[^a-z0-9_]+", "-", name.lower()).strip("-")
+    if picture:
+        record = record | {"picture": f"{name}.png"}
+        shutil.copyfile(picture, directory / record["picture"])
     (directory / f"{name}.json").write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
-    records = [json.loads(path.read_text(encoding="utf-8")) for path in sorted(directory.glob("*.json"))]
-    records.sort(key=lambda r: (Path(r["config"]).stem, r["part"] != "step", r["part"], r["date"]))
-    sections = [_section(record) for record in records]
+    records = [(json.loads(path.read_text(encoding="utf-8")), path) for path in sorted(directory.glob("*.json"))]
+    records.sort(key=lambda r: (Path(r[0]["config"]).stem, r[0]["part"] != "step", r[0]["part"], r[0]["date"]))
+    sections = [_section(record, path) for record, path in records]
     head = PAGE_HEAD.format(directory=directory.name + "/", page=page)
     page.write_text("\n".join([head, *sections]), encoding="utf-8")
 
 
-def _section(record: Record) -> str:
+def _section(record: Record, path: Path) -> str:
+    """A record's part of the page; `path` is of its JSON."""
     machine = record["machine"]
     versions = ", ".join(f"{name} {version}" for name, version in record["versions"].items())
     lines = [
@@ -225,6 +236,13 @@ def _section(record: Record) -> str:
         lines += [f"jaxgpt over the best of torch_ref ({record['best_of_torch']}): **{record['ratio']:.3f}**.", ""]
     if record.get("note"):
         lines += [record["note"], ""]
+    for _, header, rows in record.get("tables", ()):
+        lines += _markdown(header, rows)
+    if record.get("picture"):
+        lines += [f"![{title_of(record)}]({path.parent.name}/{record['picture']})", ""]
+    remark = path.with_suffix(".md")
+    if remark.is_file():
+        lines += [remark.read_text(encoding="utf-8")]
     for name, operations in record.get("operations", {}).items():
         lines += [f"Costliest operations of {name}:", "", *_markdown(PROFILE_HEADER, profile_rows(operations))]
     return "\n".join(lines)

@@ -1,11 +1,15 @@
 """Work done ahead in a thread, so that the next batch is ready when it is needed."""
 
 import queue
+import sys
 import threading
 from collections.abc import Generator, Iterable
 from typing import TypeVar
 
 T = TypeVar("T")
+SWITCH_S = 5e-4
+"""How long a thread that works ahead may hold Python's lock while the training loop waits for it; Python's own 5 ms is
+longer than the host's part of a step."""
 
 
 class _Failure:
@@ -20,7 +24,7 @@ def prefetch(items: Iterable[T], depth: int = 2) -> Generator[T, None, None]:
     """Yields what `items` yields, computed ahead in a thread: up to `depth` items wait, one more is in the making.
 
     An exception in `items` is raised here, in its turn. Closing this generator (`close()`, or dropping it) stops the
-    thread after the item in the making and closes `items`.
+    thread after the item in the making and closes `items`. Python's switch interval is lowered, and stays so.
     """
     assert depth >= 1, depth
     ready: queue.Queue = queue.Queue(depth)
@@ -49,6 +53,8 @@ def prefetch(items: Iterable[T], depth: int = 2) -> Generator[T, None, None]:
             if close:
                 close()
 
+    if sys.getswitchinterval() > SWITCH_S:
+        sys.setswitchinterval(SWITCH_S)
     thread = threading.Thread(target=work, name="prefetch", daemon=True)
     thread.start()
     try:

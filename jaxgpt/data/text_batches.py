@@ -7,8 +7,10 @@ how many hosts share it; a host runs the lanes that it reads from.
 best_fit can use no more than a row of each document, so no more is kept.
 """
 
+import itertools
 from collections.abc import Iterable
 from dataclasses import dataclass
+from operator import attrgetter
 from typing import Any
 
 import numpy as np
@@ -147,12 +149,10 @@ class TextBatches:
     def _cursor(self, lane: int, packer: Stream | BestFit) -> dict[str, Any]:
         (epoch, group, row), token = packer.position()
         file, row_group = self._data.train.place_of(group)
-        runs: list[list[Any]] = []
-        for document in packer.buffered():
-            place = list(self._data.train.place_of(document.group))
-            if not runs or runs[-1][:2] != place:
-                runs.append([*place, []])
-            runs[-1][2].append(document.row)
+        runs = [
+            [*self._data.train.place_of(group), [document.row for document in documents]]
+            for group, documents in itertools.groupby(packer.buffered(), key=attrgetter("group"))
+        ]
         following = {"epoch": epoch, "file": file, "row_group": row_group, "row": row, "token": token}
         return {**self._cursor_head(), "lane": lane, "next": following, "buffer": runs}
 
