@@ -26,7 +26,7 @@ from jaxgpt.config.command_line import parse_args
 from jaxgpt.config.parser import Parser
 from jaxgpt.errors import InputError, answer_early
 from jaxgpt.extras import pip_install
-from jaxgpt.files import user_file
+from jaxgpt.files import is_location, user_file
 
 PARTS = ("step", "attention", "loss", "optimizer", "decode", "data")
 RIVALS = ("torch", "plain")
@@ -209,6 +209,10 @@ def time_decoding(given: argparse.Namespace, config: Config) -> Record:
 
 def time_server(given: argparse.Namespace, args: list[str]) -> int:
     """`bench serve`: a table, and its JSON."""
+    if given.run is not None and not is_location(given.run):
+        from jaxgpt.inference.trained import require_checkpoints  # here: it imports JAX
+
+        require_checkpoints(given.run, Path(given.run))
     record: Record = {
         "part": "serve", "command": shlex.join(["jaxgpt", "bench", *args]), "machine": describe_machine(),
         "date": datetime.datetime.now().astimezone().isoformat(timespec="minutes"),

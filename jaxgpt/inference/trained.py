@@ -115,10 +115,7 @@ def open_run(directory: str, *, step: int | None = None, platform: str = "", n_d
 def _open_run(
     directory: str, run_dir: Path, remote: RemoteRun | None, step: int | None, platform: str, n_devices: int
 ) -> Trained:
-    checkpoints = run_dir / "checkpoints"
-    if not checkpoints.is_dir():
-        there = "has no checkpoints" if run_dir.is_dir() else "does not exist"
-        raise InputError(f"--run={directory} {there}; runs that can be opened: {', '.join(list_runs()) or 'none'}")
+    checkpoints = require_checkpoints(directory, run_dir)
     steps = list_steps(checkpoints)
     if step is not None and step not in steps:
         raise InputError(f"--step={step} is not in {checkpoints}; there: {', '.join(map(str, steps[::-1])) or 'none'}")
@@ -135,6 +132,20 @@ def _open_run(
     origin = f"{directory} step {chosen.step}"
     model = model_after(config, chosen.step)
     return Trained(config, model, state["params"], tokenizer, config.train.dtype, mesh, origin, chosen.step)
+
+
+def require_checkpoints(directory: str, run_dir: Path) -> Path:
+    """Where a run's checkpoints are. Raises InputError where there are none, with the runs that can be opened.
+
+    Args:
+      directory: as the user gave it.
+      run_dir: where it is on this machine.
+    """
+    checkpoints = run_dir / "checkpoints"
+    if not checkpoints.is_dir():
+        there = "has no checkpoints" if run_dir.is_dir() else "does not exist"
+        raise InputError(f"--run={directory} {there}; runs that can be opened: {', '.join(list_runs()) or 'none'}")
+    return checkpoints
 
 
 def model_after(config: Config, n_done: int) -> ModelConfig:
