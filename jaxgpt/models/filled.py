@@ -34,38 +34,38 @@ def filled_attention(q_BTNH, k_BSKH, v_BSKH, offset_B, window):
     size = min(BLOCK, n_slots)
     wide = jnp.promote_types(q_BTNH.dtype, jnp.float32)
     k_BKSH, v_BKSH = k_BSKH.swapaxes(1, 2), v_BSKH.swapaxes(1, 2)
-    q_BTKGH = q_BTNH.reshape(n_rows, n_queries, n_kv_heads, n_shared, head_dim)
-    q_BKQH = q_BTKGH.transpose(0, 2, 3, 1, 4).reshape(n_rows, n_kv_heads, n_shared * n_queries, head_dim)
+    heads = (n_rows, n_queries, n_kv_heads, n_shared, head_dim)
+    q_BKTH = q_BTNH.reshape(heads).transpose(0, 2, 3, 1, 4).reshape(n_rows, n_kv_heads, -1, head_dim)
 
     def attend(row):
-        q_KQH = q_BKQH[row]
-        position_Q = offset_B[row] + jnp.tile(jnp.arange(n_queries), n_shared)
+        q_KTH = q_BKTH[row]
+        position_T = offset_B[row] + jnp.tile(jnp.arange(n_queries), n_shared)
 
         def add_block(i, carry):
-            largest_KQ, sum_KQ, y_KQH = carry
+            largest_KT, sum_KT, y_KTH = carry
             begin = jnp.minimum(i * size, n_slots - size)  # the last block may begin within the one before it
             block = ((row, 0, begin, 0), (1, n_kv_heads, size, head_dim))
             k_KSH, v_KSH = (jax.lax.dynamic_slice(x, *block)[0] for x in (k_BKSH, v_BKSH))
             key_S = begin + jnp.arange(size)
-            distance_QS = position_Q[:, None] - key_S
-            is_seen_QS = (distance_QS >= 0) & (key_S >= i * size)
+            distance_TS = position_T[:, None] - key_S
+            is_seen_TS = (distance_TS >= 0) & (key_S >= i * size)
             if window is not None:
-                is_seen_QS &= distance_QS < window
-            scores_KQS = jnp.einsum("KQH,KSH->KQS", q_KQH, k_KSH, preferred_element_type=wide)
-            scores_KQS = jnp.where(is_seen_QS, scores_KQS * head_dim**-0.5, MASKED)
-            new_KQ = jnp.maximum(largest_KQ, scores_KQS.max(axis=-1))
-            weights_KQS = jnp.where(is_seen_QS, jnp.exp(scores_KQS - new_KQ[..., None]), 0)
-            kept_KQ = jnp.exp(largest_KQ - new_KQ)
-            added_KQH = jnp.einsum("KQS,KSH->KQH", weights_KQS.astype(v_KSH.dtype), v_KSH, preferred_element_type=wide)
-            return new_KQ, sum_KQ * kept_KQ + weights_KQS.sum(axis=-1), y_KQH * kept_KQ[..., None] + added_KQH
+                is_seen_TS &= distance_TS < window
+            scores_KTS = jnp.einsum("KTH,KSH->KTS", q_KTH, k_KSH, preferred_element_type=wide)
+            scores_KTS = jnp.where(is_seen_TS, scores_KTS * head_dim**-0.5, MASKED)
+            new_KT = jnp.maximum(largest_KT, scores_KTS.max(axis=-1))
+            weights_KTS = jnp.where(is_seen_TS, jnp.exp(scores_KTS - new_KT[..., None]), 0)
+            kept_KT = jnp.exp(largest_KT - new_KT)
+            added_KTH = jnp.einsum("KTS,KSH->KTH", weights_KTS.astype(v_KSH.dtype), v_KSH, preferred_element_type=wide)
+            return new_KT, sum_KT * kept_KT + weights_KTS.sum(axis=-1), y_KTH * kept_KT[..., None] + added_KTH
 
         first = 0 if window is None else jnp.maximum(offset_B[row] - (window - 1), 0) // size
         last = (offset_B[row] + n_queries - 1) // size
-        nothing_KQ = jnp.zeros(q_KQH.shape[:2], wide)
-        nothing = (nothing_KQ + MASKED, nothing_KQ, jnp.zeros(q_KQH.shape, wide))
-        _, sum_KQ, y_KQH = jax.lax.fori_loop(first, last + 1, add_block, nothing)
-        return (y_KQH / sum_KQ[..., None]).astype(q_KQH.dtype)
+        nothing_KT = jnp.zeros(q_KTH.shape[:2], wide)
+        nothing = (nothing_KT + MASKED, nothing_KT, jnp.zeros(q_KTH.shape, wide))
+        _, sum_KT, y_KTH = jax.lax.fori_loop(first, last + 1, add_block, nothing)
+        return (y_KTH / sum_KT[..., None]).astype(q_KTH.dtype)
 
-    y_BKQH = jax.lax.map(attend, jnp.arange(n_rows))
-    y_BKGTH = y_BKQH.reshape(n_rows, n_kv_heads, n_shared, n_queries, head_dim)
-    return y_BKGTH.transpose(0, 3, 1, 2, 4).reshape(q_BTNH.shape)
+    y_BKTH = jax.lax.map(attend, jnp.arange(n_rows))
+    y_BTNH = y_BKTH.reshape(n_rows, n_kv_heads, n_shared, n_queries, head_dim).transpose(0, 3, 1, 2, 4)
+    return y_BTNH.reshape(q_BTNH.shape)
