@@ -181,7 +181,7 @@ from jaxgpt.chat.task_run import open_tasks, run_tasks, task_table
 from jaxgpt.config import Config, EvalConfig, MeshConfig, TrainConfig, schedule
 from jaxgpt.data.sources import Source, open_directory
 from jaxgpt.errors import EXIT_DONE, run_verb
-from jaxgpt.inference.trained import Trained, check_source, open_source, with_tokenizer_of
+from jaxgpt.inference.trained import Trained, check_run, open_source, with_tokenizer_of
 from jaxgpt.inference.weights import with_weights
 from jaxgpt.parallel.mesh import count_batch_devices
 from jaxgpt.run.console import console
@@ -262,7 +262,8 @@ def evaluate_on_tasks(settings: argparse.Namespace) -> int:
         Path(settings.task_data or DIRECTORY), read_inputs(settings.task_input, "--task-input"),
         allow_unconfined=settings.allow_unconfined,
     )  # fmt: skip
-    check_source(settings)
+    if settings.run is not None:
+        check_run(settings.run, settings.step)
     tasks = open_tasks(settings.tasks, sources)
     if "HumanEval" in (task.name for task in tasks.values()) and settings.run is None and not settings.allow_code:
         raise InputError(

@@ -123,10 +123,8 @@ def main() -> None:
     given = parser.parse_args()
     text = DataConfig(dir=str(given.text), sampling="best_fit")
     n_ids = max(open_source(data).n_ids for data in (text, DataConfig(dir=str(given.shards))))
-    on_shards, on_text = (
-        narrow_config(directory, n_ids, given.threads, sampling)
-        for directory, sampling in ((given.shards, "random"), (given.text, "best_fit"))
-    )
+    on_shards = narrow_config(given.shards, n_ids, given.threads, "random")
+    on_text = narrow_config(given.text, n_ids, given.threads, "best_fit")
     step = make_step(on_shards, open_devices(on_shards))
     n_arrays = len(jax.tree.leaves(step.state_shapes))
     program = jax.jit(lambda state, tokens, hyper: jax.tree.map(lambda leaf: leaf + 1, state), donate_argnums=0)

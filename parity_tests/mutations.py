@@ -119,11 +119,10 @@ def _attention_scale(plan):
 
 
 def _window(by, plan):
-    def change(q, settings):
-        settings["offset_B"] = jnp.full(1, by)
-        return q
+    def shifted(q, k, v, **settings):
+        return attention._xla(q, k, v, jnp.full(1, by), None, 0.0, None)
 
-    return _patch_attention(plan, change)
+    return plan.patch(gpt2, "attention", shifted)
 
 
 def _softmax_bf16(plan):

@@ -15,7 +15,7 @@ import jax.numpy as jnp
 from jaxgpt.config import schedule
 from jaxgpt.config.families import NanochatConfig
 from jaxgpt.config.families.nanochat import GATE_CHANNELS
-from jaxgpt.models import layers, loss, nanochat
+from jaxgpt.models import attention, layers, loss, nanochat
 from jaxgpt.optim import normuon as norm_muon
 from jaxgpt.optim import orthogonalize
 from parity_tests.mutations import MUON, Mutation, Plan
@@ -24,12 +24,10 @@ from parity_tests.mutations import MUON, Mutation, Plan
 
 
 def _causal(plan: Plan) -> Plan:
-    original = nanochat.attention
+    def shifted(q, k, v, *, window, **settings):
+        return attention._xla(q, k, v, jnp.ones(1, int), window, 0.0, None)
 
-    def attention(q, k, v, *, offset_B, **settings):
-        return original(q, k, v, offset_B=jnp.ones(1, int), **settings)
-
-    return plan.patch(nanochat, "attention", attention)
+    return plan.patch(nanochat, "attention", shifted)
 
 
 def _last_window(plan: Plan) -> Plan:

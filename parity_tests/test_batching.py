@@ -190,6 +190,16 @@ def test_a_first_token_does_not_wait_for_the_next_step(monkeypatch):
     assert np.diff([0, *counts]).tolist() == [0, 2, 1, 0, 2, 1, 1]
 
 
+def test_a_row_that_has_ended_costs_no_more_than_the_chunks_that_stay(monkeypatch):
+    """A step reads a row up to where it stands: of row 0, which ends after 72 tokens, the 64 that later prompts use."""
+    config, places = CONFIGS["gpt2"], []
+    monkeypatch.setattr(engine_rows, "decode_step", lambda *args: places.append(args[-1]) or decode_step(*args))
+    requests = [Request(ids_of(70, 1), 2), Request([1], 9), None, None]
+    rows = Engine(config, params_of(config), dtype="float32", n_valid=250).rows(requests)
+    list(rows)
+    assert places[0].tolist() == [70, 1, 0, 0] and places[-1].tolist() == [64, 8, 0, 0]
+
+
 # the backend
 
 

@@ -140,6 +140,12 @@ def test_refusals(arguments, message):
     assert message in str(caught.value) and "\n" not in str(caught.value)
 
 
+def test_a_run_that_is_missing_is_refused_before_a_server_starts(monkeypatch, tmp_path):
+    monkeypatch.setattr(subprocess, "Popen", lambda *args, **settings: pytest.fail("a process was started"))
+    with pytest.raises(InputError, match=r"--run=\S+/none does not exist; runs that can be opened: "):
+        bench.main(["serve", f"--run={tmp_path / 'none'}"])
+
+
 def test_a_server_that_does_not_start_says_why():
     with (
         pytest.raises(InputError, match="--slots=0 is below 1; generate at least one text"),
@@ -152,11 +158,11 @@ def test_a_server_that_does_not_start_says_why():
 def test_a_run_is_served_and_its_server_ended(tmp_path):
     """The whole command: a run trained here, a server of its own, and no process left."""
     data = write_text(tmp_path, TEXT)
-    sizes = ["--model.n_layer=1", "--model.n_embd=16", "--model.n_head=2", "--model.seq_len=64", "--train.steps=2"]
-    train = ["jaxgpt.train", f"--data.dir={data}", f"--run.dir={tmp_path / 'run'}", *sizes, "--eval.every=0"]
+    model = ["--model.n_layer=1", "--model.n_embd=16", "--model.n_head=2", "--model.seq_len=64"]
+    sizes = ["--train.steps=2", "--train.batch_tokens=128", "--train.micro_batch_size=2", "--eval.every=0"]
+    train = ["jaxgpt.train", "--config=quickstart", f"--data.dir={data}", f"--run.dir={tmp_path / 'run'}"]
     serve = ["jaxgpt.bench", "serve", "--run", str(tmp_path / "run"), "--clients=2", "--prompts=4", "--tokens=8"]
-    batch = ["--train.batch_tokens=128", "--train.micro_batch_size=2", "--train.dtype=float32", "--mesh.data=1"]
-    for command in ([*train, *batch], [*serve, f"--json={tmp_path / 's.json'}"]):
+    for command in ([*train, *model, *sizes], [*serve, f"--json={tmp_path / 's.json'}"]):
         done = subprocess.run(
             [sys.executable, "-m", *command], cwd=REPO, env=environment(), capture_output=True, text=True, timeout=600
         )

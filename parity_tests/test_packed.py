@@ -17,7 +17,7 @@ from jax.sharding import PartitionSpec as P
 from jaxgpt.compare import tolerances
 from jaxgpt.config import Config, GPT2Config, MeshConfig, TrainConfig
 from jaxgpt.errors import InputError
-from jaxgpt.models.attention import attention, choose_attention
+from jaxgpt.models.attention import _xla, attention, choose_attention
 from jaxgpt.models.packed import cached_attention, document_begins, packed_attention
 from jaxgpt.models.packed_scan import choose_block, packed_scan
 from jaxgpt.models.packed_splash import packed_splash
@@ -206,15 +206,15 @@ def test_long_rows_with_windows_go_by_blocks(n_tokens, window):
     inputs = arrays(n_tokens, n_heads=4)
     inputs = [inputs[0], inputs[1][:, :, :2], inputs[2][:, :, :2], inputs[3]]
 
-    def run(mask_window, q, k, v, d_y):
-        y, pull_back = jax.vjp(lambda q, k, v: attention(q, k, v, **mask_window), q, k, v)
+    def run(attend, q, k, v, d_y):
+        y, pull_back = jax.vjp(attend, q, k, v)
         return y, *pull_back(d_y)
 
     with jax.enable_x64(True):
         inputs = [jnp.asarray(x) for x in inputs]
-        blocks = jax.jit(functools.partial(run, {"window": window})).lower(*inputs).compile()
-        masked = jax.jit(functools.partial(run, {"window": window, "offset_B": jnp.zeros(2, int)})).lower(*inputs)
-        masked = masked.compile()
+        blocks = jax.jit(functools.partial(run, functools.partial(attention, window=window))).lower(*inputs).compile()
+        masked = jax.jit(functools.partial(run, lambda q, k, v: _xla(q, k, v, None, window, 0.0, None)))
+        masked = masked.lower(*inputs).compile()
         assert largest_error(blocks(*inputs), [np.asarray(x) for x in masked(*inputs)]) < 1e-12
     assert f"{n_tokens},{n_tokens}]" in str(masked.as_text())
     assert f"{n_tokens},{n_tokens}]" not in str(blocks.as_text())

@@ -221,6 +221,10 @@ def time_decoding(given: argparse.Namespace, config: Config) -> Record:
 
 def time_server(given: argparse.Namespace, args: list[str]) -> int:
     """`bench serve`: a table, and its JSON."""
+    if given.run is not None:
+        from jaxgpt.inference.trained import check_run  # here: it imports JAX
+
+        check_run(given.run)
     record: Record = {
         "part": "serve", "command": shlex.join(["jaxgpt", "bench", *args]), "machine": describe_machine(),
         "date": datetime.datetime.now().astimezone().isoformat(timespec="minutes"),

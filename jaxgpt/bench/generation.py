@@ -238,8 +238,9 @@ def generation_tables(found: dict[str, Any]) -> list[tuple[str, list[str], list[
     for n_rows in dict.fromkeys(one["rows"] for one in found["batches"]):
         timed = [one for one in found["batches"] if one["rows"] == n_rows]
         title = (
-            f"{n_rows} rows, {found['tokens']} tokens after {found['prompt_tokens']}, cache of "
-            f"{timed[0]['cache_bytes'] / 1e6:,.1f} MB; MBU of {bandwidth['bytes_s'] / 1e9:,.1f} GB/s ({source})"
+            f"{n_rows} {'row' if n_rows == 1 else 'rows'}, {found['tokens']} tokens after {found['prompt_tokens']}, "
+            f"cache of {timed[0]['cache_bytes'] / 1e6:,.1f} MB; "
+            f"MBU of {bandwidth['bytes_s'] / 1e9:,.1f} GB/s ({source})"
         )
         rows = [
             [

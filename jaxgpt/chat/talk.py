@@ -15,7 +15,7 @@ from jaxgpt.chat.tools import answer_stop_ids, calculator_tool
 from jaxgpt.data.tokenizer import CHAT_SPECIALS, Tokenizer
 from jaxgpt.errors import InputError
 from jaxgpt.inference.request import Request, check_settings
-from jaxgpt.inference.rows import Token
+from jaxgpt.inference.row import Token
 from jaxgpt.inference.trained import Trained
 
 

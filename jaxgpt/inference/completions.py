@@ -7,7 +7,7 @@ from typing import Literal
 
 from jaxgpt.inference.engine import Engine
 from jaxgpt.inference.request import Request
-from jaxgpt.inference.rows import Token
+from jaxgpt.inference.row import Token
 
 
 @dataclass(frozen=True)

@@ -25,7 +25,8 @@ from jaxgpt.files import user_path
 from jaxgpt.formats.export import export
 from jaxgpt.formats.hugging_face import PRETRAINED
 from jaxgpt.inference.request import Request, check_settings
-from jaxgpt.inference.rows import MIN_PREFILL_TOKENS, Rows
+from jaxgpt.inference.row_cache import MIN_PREFILL_TOKENS
+from jaxgpt.inference.rows import Rows
 from jaxgpt.inference.text_stream import TextStream
 from jaxgpt.inference.trained import Trained, list_runs, open_trained, with_tokenizer_of
 from jaxgpt.models import Model, read_params

@@ -9,7 +9,8 @@ import numpy as np
 
 from jaxgpt.inference.engine import Engine
 from jaxgpt.inference.request import MAX_LOG_PROBS
-from jaxgpt.inference.rows import MIN_PREFILL_TOKENS, Token
+from jaxgpt.inference.row import Token
+from jaxgpt.inference.row_cache import MIN_PREFILL_TOKENS
 from jaxgpt.inference.sampling import score_token
 from jaxgpt.models import Model
 

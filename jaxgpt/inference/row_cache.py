@@ -13,6 +13,14 @@ import jax.numpy as jnp
 from jaxgpt.models import Model
 from jaxgpt.parallel.sharding import shard_rows
 
+MIN_PREFILL_TOKENS = 16
+"""Shorter pieces are padded to this."""
+
+
+def padded_tokens(n_tokens: int) -> int:
+    """How long a prompt is where it is computed, so that prompts of all lengths share a few programs."""
+    return max(MIN_PREFILL_TOKENS, 1 << (n_tokens - 1).bit_length())
+
 
 @functools.partial(jax.jit, static_argnames=("model", "n_positions"))
 def make_cache(model: Model, params, *, n_positions: int):

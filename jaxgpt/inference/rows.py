@@ -25,9 +25,8 @@ A tool reads each token of its row, and what it answers is forced: these ids rep
 step. Randomness belongs to a position, so forced tokens use up none of it.
 """
 
-import collections
 from collections.abc import Sequence
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 import jax.numpy as jnp
 import numpy as np
@@ -35,64 +34,21 @@ import numpy as np
 from jaxgpt.errors import InputError
 from jaxgpt.inference.biases import Biases, bias_logits, count_token, no_biases, with_request
 from jaxgpt.inference.request import MAX_LOG_PROBS, Request
-from jaxgpt.inference.row_cache import decode_step, make_cache, make_state, prefill, put_row, take_row
-from jaxgpt.inference.sampling import choose_token, draw_of, score_token, way_of
+from jaxgpt.inference.row import BROKEN, Row, Token, room_of
+from jaxgpt.inference.row_cache import (
+    decode_step,
+    make_cache,
+    make_state,
+    padded_tokens,
+    prefill,
+    put_row,
+    take_row,
+)
+from jaxgpt.inference.sampling import choose_token, draw_of, score_token
 from jaxgpt.models import Model
 
 CHUNK_TOKENS = 64
 """A prompt is computed in pieces of so many tokens, and its cache is shared in such pieces."""
-MIN_PREFILL_TOKENS = 16
-"""Shorter pieces are padded to this."""
-BROKEN = "the model's logits are not finite: its weights are broken; take another checkpoint"
-
-
-class Token(NamedTuple):
-    """What a row gives in a step.
-
-    Attributes:
-      is_forced: whether it was forced; otherwise the model chose it.
-      log_prob: natural logarithm of the model's own probability of it, before temperature, top_k and top_p; None
-        unless the request asks for it.
-      likeliest: ids and log-probabilities of the most likely tokens, as many as the request asks for.
-      end: stop: it is one of the request's stop ids. length: it is the last of max_tokens, or of the context. broken:
-        the logits are not finite, and the id is -1; only `step_apart` gives it. "": the row continues.
-    """
-
-    id: int
-    is_forced: bool = False
-    log_prob: float | None = None
-    likeliest: tuple[tuple[int, float], ...] = ()
-    end: Literal["", "stop", "length", "broken"] = ""
-
-
-class _Row:
-    """One row on the host.
-
-    Attributes:
-      ids: prompt and what came after it.
-      n_left: tokens that it may still give; 0 once it has ended.
-      n_cached: tokens in its part of the cache.
-      begin: where in ids the cached tokens begin.
-      is_stale: its part of the cache has to be filled anew before its next token.
-      forced: ids that come next, whatever the model says.
-    """
-
-    def __init__(self, request: Request, n_left: int):
-        self.request, self.way = request, way_of(request)
-        self.tool = request.tool() if request.tool else None
-        self.ids, self.n_left = list(request.prompt_ids), n_left
-        self.n_cached, self.begin, self.is_stale = 0, 0, True
-        self.forced: collections.deque[int] = collections.deque()
-
-    @property
-    def is_waiting(self) -> bool:
-        """For its text to be computed."""
-        return self.n_left > 0 and self.is_stale
-
-    @property
-    def is_running(self) -> bool:
-        """It gives a token in this step."""
-        return self.n_left > 0 and not self.is_stale
 
 
 class _Filling(NamedTuple):
@@ -291,10 +247,10 @@ class Rows:
     def _is_biased(self) -> bool:
         return any(row.n_left and row.request.is_biased for row in self._rows)
 
-    def _make_row(self, request: Request | None) -> _Row:
+    def _make_row(self, request: Request | None) -> Row:
         if request is None:
-            return _Row(Request((0,), 1, temperature=0), 0)
-        return _Row(request, room_of(request, n_positions=self._n_positions, n_valid=self._n_valid))
+            return Row(Request((0,), 1, temperature=0), 0)
+        return Row(request, room_of(request, n_positions=self._n_positions, n_valid=self._n_valid))
 
     def _fill(self, in_pieces: bool) -> bool:
         """Fills the cache of rows that wait; rows of one text, such as samples of one prompt, from one prefill.
@@ -322,7 +278,7 @@ class Rows:
                 break
         return has_filled
 
-    def _text_of(self, row: _Row) -> tuple[int, ...]:
+    def _text_of(self, row: Row) -> tuple[int, ...]:
         """What its part of the cache is to hold."""
         return tuple(row.ids[-(self._n_positions // 2) :] if len(row.ids) > self._n_positions else row.ids)
 
@@ -410,40 +366,15 @@ class Rows:
             row.is_stale |= row.n_left == 0 or row.n_cached == self._n_positions
         if all(row.is_stale for row in self._rows):
             return
-        last = self._n_positions - 1  # where rows that have ended write, so that the rest of their cache stays
-        offset_B = np.array([last if row.is_stale else row.n_cached for row in self._rows], np.int32)
-        self._state = decode_step(self._model, self._params, self._state[1], token_B, offset_B)
+        # rows that have ended write behind their whole chunks, which stay; further on, their step would read more
+        offset_B = np.array(
+            [
+                len(chunks) if row.is_stale else row.n_cached
+                for row, chunks in zip(self._rows, self._chunks, strict=True)
+            ],
+            np.int32,
+        )
+        self._state = decode_step(self._model, self._params, self._state[1], token_B, np.array(offset_B, np.int32))
         for row in self._rows:
             row.n_cached += not row.is_stale
         self._token_B = self._choose(n_ahead)
-
-
-def padded_tokens(n_tokens: int) -> int:
-    """How long a prompt is where it is computed, so that prompts of all lengths share a few programs."""
-    return max(MIN_PREFILL_TOKENS, 1 << (n_tokens - 1).bit_length())
-
-
-def room_of(request: Request, *, n_positions: int, n_valid: int) -> int:
-    """How many tokens a request may get from a model of this context, with ids below `n_valid`.
-
-    Raises:
-      InputError: the model cannot serve it.
-    """
-    n_prompt = len(request.prompt_ids)
-    bad_id = next((i for i in request.prompt_ids if not 0 <= i < n_valid), None)
-    if n_prompt > n_positions:
-        raise InputError(f"the prompt has {n_prompt} tokens, more than model.seq_len={n_positions}; shorten it")
-    if bad_id is not None:
-        raise InputError(f"the prompt holds token {bad_id}, outside the vocabulary of {n_valid}")
-    bad_id = next((i for i, _ in request.logit_bias if not 0 <= i < n_valid), None)
-    if bad_id is not None:
-        raise InputError(f"logit_bias has token {bad_id}, outside the vocabulary of {n_valid}")
-    if request.top_k > n_valid:
-        raise InputError(f"top_k={request.top_k} is above the vocabulary of {n_valid}; 0 keeps all tokens")
-    n_room = n_positions - n_prompt + 1  # the last token is not cached
-    return request.max_tokens if request.slides else min(request.max_tokens, n_room)
-
-
-def n_shared(text: Sequence[int], ids: Sequence[int]) -> int:
-    """Ids that both begin with."""
-    return next((n for n, (a, b) in enumerate(zip(text, ids, strict=False)) if a != b), min(len(text), len(ids)))

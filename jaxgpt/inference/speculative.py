@@ -17,8 +17,8 @@ from jaxgpt.errors import InputError
 from jaxgpt.inference.acceptance import check_tokens, draft_tokens
 from jaxgpt.inference.engine import Engine
 from jaxgpt.inference.request import Request
-from jaxgpt.inference.row_cache import make_cache, prefill
-from jaxgpt.inference.rows import BROKEN, MIN_PREFILL_TOKENS, Token, n_shared, padded_tokens, room_of
+from jaxgpt.inference.row import BROKEN, Token, n_shared, room_of
+from jaxgpt.inference.row_cache import MIN_PREFILL_TOKENS, make_cache, padded_tokens, prefill
 from jaxgpt.inference.sampling import draw_of, way_of
 from jaxgpt.inference.trained import Trained, open_trained
 

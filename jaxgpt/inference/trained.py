@@ -243,12 +243,11 @@ def open_source(args: argparse.Namespace, *, n_devices: int = 1) -> Trained:
     return open_trained(args.model, platform=args.platform, n_devices=n_devices)
 
 
-def check_source(args: argparse.Namespace) -> None:
-    """Whether `open_source` has a checkpoint to open, before anything else is read or fetched for it.
+def check_run(directory: str, step: int | None = None) -> None:
+    """Whether a run has a checkpoint to open, before anything else is read or fetched for it.
 
     Raises:
       InputError: the run or the step that --run and --step name does not exist.
     """
-    if args.run is not None:
-        with opened_run(args.run, "--run") as (run_dir, _):
-            _check_steps(args.run, run_dir, args.step)
+    with opened_run(directory, "--run") as (run_dir, _):
+        _check_steps(directory, run_dir, step)

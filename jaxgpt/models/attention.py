@@ -1,8 +1,9 @@
 """Causal attention behind one signature, with three ways to compute it.
 
-`xla` writes the T x S scores out and runs everywhere; long rows with windows it takes in blocks of queries. `cudnn`
-(NVIDIA, flash) and `splash` (TPU, Pallas) never hold them, so their memory grows with T instead of T squared. All three
-agree; tests compare them. Models whose rows are documents have their own three ways, in `packed`.
+`xla` writes the T x S scores out and runs everywhere; long rows with windows it takes in blocks of queries, and on one
+CPU a cache in blocks of keys (`filled`). `cudnn` (NVIDIA, flash) and `splash` (TPU, Pallas) never hold them, so their
+memory grows with T instead of T squared. All three agree; tests compare them. Models whose rows are documents have
+their own three ways, in `packed`.
 The choice is made once, on the host, by `choose_attention`: never silently, the run's header prints it.
 
 References: Vaswani et al., arXiv:1706.03762; Dao et al., arXiv:2205.14135.
@@ -17,6 +18,7 @@ from jaxgpt.config import Config
 from jaxgpt.config.activations import SCAN_FROM
 from jaxgpt.errors import InputError
 from jaxgpt.models.cache import query_positions
+from jaxgpt.models.filled import filled_attention
 from jaxgpt.models.packed import choose_packed
 from jaxgpt.models.packed_scan import MASKED, packed_scan
 from jaxgpt.models.splash import splash
@@ -74,7 +76,8 @@ def attention(
       q_BTNH, k_BSKH, v_BSKH: one dtype; the softmax runs in float32 or wider. K divides N: query head n sees the keys
         and values of head n // (N / K).
       implementation: xla, cudnn or splash.
-      offset_B: position of each row's first query among its keys, with a cache, and then with xla; None: 0.
+      offset_B: position of each row's first query among its keys, with a cache, and then with xla, and on a CPU without
+        a gradient; None: 0.
       window: keys that a query sees, itself included; None: all.
       dropout_rate: on the probabilities, when dropout_key is given; xla only.
 
@@ -99,6 +102,12 @@ def attention(
         k_BSNH, v_BSNH = (_repeat_heads(x, q_BTNH.shape[2]) for x in (k_BSKH, v_BSKH))
         begin_BT = jnp.zeros(q_BTNH.shape[:2], jnp.int32)
         return packed_scan(q_BTNH, k_BSNH, v_BSNH, begin_BT, window=window, scale=q_BTNH.shape[-1] ** -0.5)
+    if offset_B is not None and jax.sharding.get_abstract_mesh().size <= 1:
+        return jax.lax.platform_dependent(
+            q_BTNH, k_BSKH, v_BSKH, offset_B,
+            cpu=functools.partial(filled_attention, window=window),
+            default=lambda *args: _xla(*args, window, dropout_rate, dropout_key),
+        )  # fmt: skip
     return _xla(q_BTNH, k_BSKH, v_BSKH, offset_B, window, dropout_rate, dropout_key)
 
 

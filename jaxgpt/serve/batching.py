@@ -15,7 +15,7 @@ from typing import NamedTuple
 from jaxgpt.chat.tools import calculator_tool
 from jaxgpt.data.tokenizer import CHAT_SPECIALS
 from jaxgpt.errors import InputError
-from jaxgpt.inference import rows as engine_rows
+from jaxgpt.inference import row as engine_row
 from jaxgpt.inference.prompt_scores import score_prompt
 from jaxgpt.inference.request import Request
 from jaxgpt.inference.trained import Trained
@@ -151,10 +151,10 @@ class Batching:
             if token.end in ("", "length"):
                 stream.push(_as_served(token))
             if token.end:
-                stream.push(BrokenModel(engine_rows.BROKEN) if token.end == "broken" else token.end)
+                stream.push(BrokenModel(engine_row.BROKEN) if token.end == "broken" else token.end)
                 del self._at_work[row]
         return True
 
 
-def _as_served(token: engine_rows.Token) -> Token:
+def _as_served(token: engine_row.Token) -> Token:
     return Token(token.id, token.log_prob, token.likeliest)

@@ -300,7 +300,8 @@ class Rig:
 
     def start(self, framework: str, config: Path, run_dir: Path, *more: str, env=None, **observed) -> Running:
         command = [sys.executable, "-m", FRAMEWORKS[framework], f"--config={config}", f"--run.dir={run_dir}", *more]
-        return Running(command, self.env | (env or {}), **({"patience_s": self.patience_s} | observed))
+        observed.setdefault("patience_s", self.patience_s)
+        return Running(command, self.env | (env or {}), **observed)
 
     def start_pair(self, framework: str, config: Path, run_dir: Path, *more: str, other: tuple = ()) -> list[Running]:
         """Two processes that train one model.

@@ -16,7 +16,7 @@ from jaxgpt.chat.talk import Sampling, Talk
 from jaxgpt.chat.terminal import Terminal
 from jaxgpt.errors import EXIT_DONE, run_verb
 from jaxgpt.inference.request import Request
-from jaxgpt.inference.rows import Token
+from jaxgpt.inference.row import Token
 from parity_tests.helpers.chat_data import BYTES
 
 STEP_S = 0.02
