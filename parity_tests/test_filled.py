@@ -36,7 +36,7 @@ def test_blocks_give_what_the_whole_cache_gives(case):
     n_queries, n_kv_heads, window = CASES[case].values()
     q, k, v = inputs(n_queries, n_kv_heads)
     offset = np.array(OFFSETS, np.int32)
-    whole = jax.jit(lambda *args: _xla(*args, window, 0.0, None))(q, k, v, offset)
+    whole = jax.jit(functools.partial(_xla, window=window, dropout_rate=0.0, dropout_key=None))(q, k, v, offset)
     assert np.abs(compiled(window)(q, k, v, offset) - whole).max() < tolerances.FP32_OP * np.abs(whole).max()
 
 

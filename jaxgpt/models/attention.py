@@ -106,7 +106,7 @@ def attention(
         return jax.lax.platform_dependent(
             q_BTNH, k_BSKH, v_BSKH, offset_B,
             cpu=functools.partial(filled_attention, window=window),
-            default=lambda *args: _xla(*args, window, dropout_rate, dropout_key),
+            default=functools.partial(_xla, window=window, dropout_rate=dropout_rate, dropout_key=dropout_key),
         )  # fmt: skip
     return _xla(q_BTNH, k_BSKH, v_BSKH, offset_B, window, dropout_rate, dropout_key)
 
