@@ -281,11 +281,12 @@ def test_each_device_orthogonalizes_its_share(axis):
     params = {f"w{i}": jax.random.normal(jax.random.key(i), (8, 16)) for i in range(10)}
     tx: Any = jaxgpt.optim.muon(0.02)
     expected = tx.update(params, tx.init(params))[0]
-    mesh = make_mesh(MeshConfig(**{"data": 1, axis: 8}))
+    sizes = {"data": (8, 1), "fsdp": (1, 8)}[axis]
+    mesh = make_mesh(MeshConfig(data=sizes[0], fsdp=sizes[1]))
     with jax.set_mesh(mesh):
         placed = jax.device_put(params, replicated(mesh))
         update = jax.jit(tx.update).lower(placed, tx.init(placed)).compile()
         updates = update(placed, tx.init(placed))[0]
-    grams = re.findall(r"= f32\[(\d+),8,8\]\S* dot\(", update.as_text())
+    grams = re.findall(r"= f32\[(\d+),8,8\]\S* dot\(", str(update.as_text()))
     assert grams and set(grams) == {"2"}
     assert all(jnp.allclose(updates[path], expected[path], atol=1e-6) for path in params)
