@@ -140,10 +140,11 @@ def test_no_array_of_tokens_times_vocabulary_on_an_a100(family):
     )  # fmt: skip
     assert done.returncode == 0, done.stderr[-2000:]
     check_logits(done.stdout, 64)
-    if (
-        family == "gpt2"
-    ):  # of so few capped logits, nanochat's, XLA writes the wide ones; of 12,288 x 50,304 it does not
+    if family == "gpt2":
+        # Of so few capped logits, nanochat's, XLA writes the wide ones; of 12,288 x 50,304 it does not.
         assert written(done.stdout, 64 * VOCAB) == {"bf16"}
+        joined = re.findall(r"= bf16\[8,128,384\]\S* concatenate\(", done.stdout)
+        assert len(joined) == MODELS[family].n_layer, "the gradients of q, k and v are joined once"
 
 
 def test_programs_are_those_that_were_asked_for():

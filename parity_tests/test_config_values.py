@@ -1,5 +1,6 @@
 """Every way into a config has the same check of its values: a file, the command line, saved JSON, Python."""
 
+import itertools
 import typing
 
 import numpy as np
@@ -25,6 +26,7 @@ from jaxgpt.config.derive import derive
 from jaxgpt.config.schedule import is_due
 from jaxgpt.config.section import Section, check, field_types, is_section
 from jaxgpt.errors import InputError
+from parity_tests.helpers.environment import REPO
 
 
 class Broken:
@@ -217,3 +219,20 @@ def test_zero_steps_are_derived_or_refused():
         derive(Config(model=GPT2Config(vocab_size=9), train=TrainConfig(steps=0)))
     assert derive(nanochat_2026(depth=4, seq_len=512, micro_batch_size=2)).config.train.steps > 0
     assert not is_due(10, Config(eval=EvalConfig(every=0)).eval.every)
+
+
+@pytest.mark.parametrize("limit", [1, 300, 4096, 8192, 12_288])
+@pytest.mark.parametrize("rows", [1, 3, 12, 20])
+def test_rows_are_cut_into_the_fewest_chunks_within_the_limit_and_evenly(limit, rows):
+    train = TrainConfig(loss_chunk_tokens=limit, micro_batch_size=rows)
+    for seq_len in (1, 17, 1024, 1536):
+        chunk_len = train.loss_chunk_len(seq_len)
+        n_chunks = next(n for n in itertools.count(1) if n * max(limit // rows, 1) >= seq_len)
+        assert 1 <= chunk_len <= max(limit // rows, 1)
+        assert 0 <= n_chunks * chunk_len - seq_len < n_chunks
+
+
+def test_no_shipped_config_pads_its_rows_for_the_loss():
+    for path in sorted((REPO / "configs").glob("*.py")):
+        config = load(path)
+        assert config.model.seq_len % config.train.loss_chunk_len(config.model.seq_len) == 0, path.stem

@@ -109,3 +109,17 @@ def test_what_a_run_writes(dtype, logits_dtype, written):
         params, rows
     )
     assert re.findall(r"(\w+)\[8,72\] = dot_general", str(traced)) == [written]
+
+
+def test_the_head_is_cast_once_for_all_chunks():
+    """Read off the traced gradients: the loop over chunks holds no cast of the head to bfloat16."""
+    x, weight, targets = draw()
+    arrays = jnp.asarray(x, jnp.bfloat16), jnp.asarray(weight, jnp.float32)
+
+    def loss(x, weight):
+        return cross_entropy(x, weight, jnp.asarray(targets), chunk_len=4)[0]
+
+    traced = jax.make_jaxpr(jax.grad(loss, (0, 1)))(*arrays).jaxpr
+    (loop,) = (one for one in traced.eqns if one.primitive.name == "scan")
+    cast = f"bf16[{weight.shape[0]},{weight.shape[1]}] = convert_element_type"
+    assert cast in str(traced) and cast not in str(loop)

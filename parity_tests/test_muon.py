@@ -5,6 +5,7 @@ The literal steps below are a second way to each number: they share neither code
 
 import dataclasses
 import math
+import re
 from typing import Any
 
 import jax
@@ -16,9 +17,11 @@ from flax import nnx
 
 import jaxgpt.optim
 from jaxgpt.compare import tolerances
-from jaxgpt.config import NANOCHAT_2026, MuonConfig, OptimConfig
+from jaxgpt.config import NANOCHAT_2026, MeshConfig, MuonConfig, OptimConfig
 from jaxgpt.config.param_groups import param_groups
 from jaxgpt.optim.optimizer import optimizer
+from jaxgpt.parallel.mesh import make_mesh
+from jaxgpt.parallel.sharding import replicated
 
 N_STEPS = 3
 PATH = "h.0.attn.c_q.weight"
@@ -269,4 +272,21 @@ def test_a_strangers_mesh_is_left_alone(axis):
     with jax.set_mesh(jax.make_mesh((8,), (axis,))):
         placed = jax.device_put(params, jax.NamedSharding(jax.sharding.get_mesh(), jax.P()))
         updates = jax.jit(tx.update)(placed, tx.init(placed))[0]
+    assert all(jnp.allclose(updates[path], expected[path], atol=1e-6) for path in params)
+
+
+@pytest.mark.parametrize("axis", ["data", "fsdp"])
+def test_each_device_orthogonalizes_its_share(axis):
+    """Ten matrices on eight devices: two each, the last six of zeros; and the values of one device."""
+    params = {f"w{i}": jax.random.normal(jax.random.key(i), (8, 16)) for i in range(10)}
+    tx: Any = jaxgpt.optim.muon(0.02)
+    expected = tx.update(params, tx.init(params))[0]
+    sizes = {"data": (8, 1), "fsdp": (1, 8)}[axis]
+    mesh = make_mesh(MeshConfig(data=sizes[0], fsdp=sizes[1]))
+    with jax.set_mesh(mesh):
+        placed = jax.device_put(params, replicated(mesh))
+        update = jax.jit(tx.update).lower(placed, tx.init(placed)).compile()
+        updates = update(placed, tx.init(placed))[0]
+    grams = re.findall(r"= f32\[(\d+),8,8\]\S* dot\(", str(update.as_text()))
+    assert grams and set(grams) == {"2"}
     assert all(jnp.allclose(updates[path], expected[path], atol=1e-6) for path in params)

@@ -149,7 +149,7 @@ def loss_part(config: Config, step: Step, source, is_compiled: bool) -> Timed:
     weight_VD = 0.02 * torch.randn((vocab_size, model.n_embd), device=device, dtype=dtype)
     targets_BT = torch.randint(0, vocab_size, (n_rows, model.seq_len), device=device)
     inputs = [x.requires_grad_() for x in (x_BTD, weight_VD)]
-    chunk_len = max(1, config.train.loss_chunk_tokens // n_rows)
+    chunk_len = config.train.loss_chunk_len(model.seq_len)
     logits_dtype = dtype if config.train.logits_dtype == "compute" else None
     run = functools.partial(cross_entropy, chunk_len=chunk_len, softcap=model.logit_cap, logits_dtype=logits_dtype)
     run = torch.compile(run, dynamic=False) if is_compiled else run

@@ -159,7 +159,7 @@ def _loss(config: Config, step: Step) -> Repeated:
     x_BTD = _normal(0, (n_rows, model.seq_len, model.n_embd), dtype)
     weight_VD = 0.02 * _normal(1, (vocab_size, model.n_embd), next(iter(step.state_shapes.params.values())).dtype)
     targets_BT = jax.random.randint(jax.random.key(2), (n_rows, model.seq_len), 0, vocab_size)
-    chunk_len = max(1, config.train.loss_chunk_tokens // n_rows)
+    chunk_len = config.train.loss_chunk_len(model.seq_len)
     logits_dtype = x_BTD.dtype if config.train.logits_dtype == "compute" else None
 
     def forward_and_backward(x_BTD, weight_VD, targets_BT):

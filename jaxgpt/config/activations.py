@@ -70,9 +70,7 @@ def activations_bytes(config: Config, attention: str, params_bytes: int) -> floa
     model, train = config.model, config.train
     n_bytes = COMPUTE_BYTES[train.dtype]
     n_tokens = train.micro_batch_size * model.seq_len
-    chunk_tokens = (
-        min(max(train.loss_chunk_tokens // train.micro_batch_size, 1), model.seq_len) * train.micro_batch_size
-    )
+    chunk_tokens = train.loss_chunk_len(model.seq_len) * train.micro_batch_size
     vocab = config.model.vocab_size / config.mesh.tensor
     logits_bytes = n_bytes if train.logits_dtype == "compute" else max(n_bytes, 4)
     loss = chunk_tokens * vocab * (logits_bytes + n_bytes) + 4 * vocab * model.n_embd

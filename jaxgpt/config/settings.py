@@ -119,6 +119,16 @@ class TrainConfig(Section):
         for before, after in itertools.pairwise(stage.from_step for stage in self.stages):
             require(before < after, f"train.stages start at {before}, then at {after}; list them in rising order")
 
+    def loss_chunk_len(self, seq_len: int) -> int:
+        """Positions of each row whose logits exist at one time: loss_chunk_tokens, in chunks of one length.
+
+        Rows are cut into as few chunks as the limit permits, and then evenly: cut at the limit, rows of 1024 at 682
+        positions would be padded to 1364, and the head would do a third more work.
+        """
+        limit = max(1, self.loss_chunk_tokens // self.micro_batch_size)
+        n_chunks = math.ceil(seq_len / limit)
+        return math.ceil(seq_len / n_chunks)
+
 
 @dataclass(frozen=True)
 class EvalConfig(Section):

@@ -15,7 +15,7 @@ from flax import nnx
 from jaxgpt.config.families import GPT2Config
 from jaxgpt.models.attention import attention
 from jaxgpt.models.cache import init_heads, query_positions, write_heads
-from jaxgpt.models.layers import Embedding, LayerNorm, Linear, dropout, gelu, head_logits, normal, rematerialise
+from jaxgpt.models.layers import Embedding, LayerNorm, Linear, dropout, gelu, head_logits, normal, rematerialise, split
 from jaxgpt.parallel.sharding import shard_batch
 
 INIT_STD = 0.02
@@ -38,7 +38,7 @@ class CausalSelfAttention(nnx.Module):
         config = self.config
         n_rows, n_queries, n_embd = x_BTD.shape
         heads = (n_rows, n_queries, config.n_head, config.head_dim)
-        q_BTNH, k_BTNH, v_BTNH = (part.reshape(heads) for part in jnp.split(self.c_attn(x_BTD), 3, axis=-1))
+        q_BTNH, k_BTNH, v_BTNH = (part.reshape(heads) for part in split(self.c_attn(x_BTD), 3))
         k_BSNH, v_BSNH = k_BTNH, v_BTNH
         if cache is not None:
             k_BNSH, k_BSNH = write_heads(cache[0], k_BTNH, offset_B)

@@ -5,6 +5,7 @@ they keep their storage dtype (float32) and are cast to that of the activations 
 `layer_norm` and `gelu` spell out torch's defaults (epsilon 1e-5, two-pass variance, erf), which are not Flax's.
 """
 
+import functools
 from typing import Any
 
 import jax
@@ -56,6 +57,27 @@ def _product_backward(inputs, d_y_PO):
 
 
 _product.defvjp(_product_forward, _product_backward)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(1,))
+def split(x, n_parts):
+    """Equal parts along the last axis, whose gradients a GPU joins once.
+
+    XLA for GPUs would join them anew for each product that reads the joined gradient: for the weights and for x.
+    """
+    return jnp.split(x, n_parts, axis=-1)
+
+
+def _split_forward(x, n_parts):
+    return jnp.split(x, n_parts, axis=-1), None
+
+
+def _split_backward(n_parts, _, d_parts):
+    d_x = jnp.concatenate(d_parts, axis=-1)
+    return (jax.lax.platform_dependent(d_x, cuda=jax.lax.optimization_barrier, default=lambda d_x: d_x),)
+
+
+split.defvjp(_split_forward, _split_backward)
 
 
 def layer_norm(x, weight, bias=None, eps=LAYER_NORM_EPS):

@@ -100,7 +100,7 @@ def _pad_to_chunks(x_BTD, targets, weights, chunk_len):
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(4, 5, 6, 7))
 def _summed_loss(x_BTD, weight_VD, targets, weights, chunk_len, softcap, head, dtype):
-    weight_VD = head.round_weight(weight_VD) if head else weight_VD
+    weight_VD = head.round_weight(weight_VD) if head else weight_VD.astype(x_BTD.dtype)
     losses = _map_chunks(
         lambda x_PD, targets, weights: _chunk_loss(x_PD, weight_VD, targets, weights, softcap, head, dtype)[0],
         (x_BTD, targets, weights),
@@ -159,7 +159,7 @@ def _chunk_loss_and_grads(x_PD, weight_VD, targets, weights, softcap, head, dtyp
 def _summed_loss_forward(x_BTD, weight_VD, targets, weights, chunk_len, softcap, head, dtype):
     n_rows, seq_len, n_embd = x_BTD.shape
     zeros_VD = jnp.zeros(weight_VD.shape, weights[0].dtype)
-    head_VD = head.round_weight(weight_VD) if head else weight_VD
+    head_VD = head.round_weight(weight_VD) if head else weight_VD.astype(x_BTD.dtype)  # once, not for each chunk
 
     def add_chunk(d_weight_VD, chunk):
         x_PD, targets, weights = chunk

@@ -57,7 +57,7 @@ def muon(
     """Muon. The settings are those of `jaxgpt.config.MuonConfig`, which explains them.
 
     State and updates keep the dtypes of the parameters; sums are float32 or wider. Matrices of one shape are
-    orthogonalized in one stack, which a mesh axis `fsdp` splits.
+    orthogonalized in one stack, which a mesh axis `fsdp` splits, or `data` where that is 1.
 
     Args:
       learning_rate: a number, or an optax schedule of the steps taken so far.

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 import jax
 import jax.numpy as jnp
 
-from jaxgpt.parallel.sharding import shard_stack
+from jaxgpt.parallel.sharding import gather_stack, shard_stack
 
 NS_COEFFICIENTS = (3.4445, -4.7750, 2.0315)
 """Quintic iteration whose slope at zero is as steep as it can be; it ends in a band around 1, not at 1."""
@@ -40,8 +40,8 @@ def orthogonalize(
 ) -> list[jax.Array]:  # fmt: skip
     """Orthogonalizes each matrix; those of one shape and dtype in one stack.
 
-    Under a mesh with an fsdp axis the stack is split by matrices, which costs three all-to-alls, instead of the two
-    all-reduces per iteration that split matrices would.
+    On several devices the stack is split by matrices. Over fsdp that costs three all-to-alls, instead of the two
+    all-reduces per iteration that split matrices would; over data a gather, instead of the same work on each device.
     """
     iterate = {
         "newton_schulz": functools.partial(newton_schulz, coefficients=NS_COEFFICIENTS),
@@ -53,10 +53,10 @@ def orthogonalize(
         members[direction.shape, direction.dtype].append(i)
     result = list(directions)
     for (_, dtype), indices in members.items():
-        stack_LIO = shard_stack(pad_stack(jnp.stack([directions[i] for i in indices])))
+        stack_LIO = shard_stack(jnp.stack([directions[i] for i in indices]))
         if equilibrate_rows:
             stack_LIO = scale_rows(stack_LIO)
-        stack_LIO = iterate(stack_LIO, steps=ns_steps, dtype=jnp.dtype(ns_dtype)).astype(dtype)
+        stack_LIO = gather_stack(iterate(stack_LIO, steps=ns_steps, dtype=jnp.dtype(ns_dtype))).astype(dtype)
         if renormalize:
             stack_LIO = scale_matrices(stack_LIO)
         for place, i in enumerate(indices):
@@ -80,12 +80,6 @@ def scale_matrices(x_LIO):
     """Rescales each matrix to the Frobenius norm of an orthogonal one of its shape (Muon+)."""
     target = min(x_LIO.shape[1:]) ** 0.5
     return x_LIO * (target / jnp.maximum(frobenius_norm(x_LIO), SCALE_EPS))
-
-
-def pad_stack(stack_LIO):
-    """Zero matrices up to a multiple of the fsdp axis, so that it divides."""
-    n_padding = -stack_LIO.shape[0] % jax.sharding.get_abstract_mesh().shape.get("fsdp", 1)
-    return jnp.pad(stack_LIO, ((0, n_padding), (0, 0), (0, 0))) if n_padding else stack_LIO
 
 
 def newton_schulz(x_LIO, *, steps, dtype, coefficients=NS_COEFFICIENTS):

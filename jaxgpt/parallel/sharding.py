@@ -12,6 +12,7 @@ from collections.abc import Callable
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
@@ -117,15 +118,32 @@ def share(x):
 
 
 def shard_stack(x):
-    """Splits a stack of matrices over fsdp by its first axis, each matrix whole.
+    """Splits a stack of matrices by its first axis, each matrix whole: over fsdp, or over data where fsdp is 1.
 
-    The identity outside a mesh, on one device, and where another program's mesh has no fsdp axis that the compiler
-    may use.
+    Zero matrices are appended where the axis does not divide their number. The identity outside a mesh, on one device,
+    and where another program's mesh has no such axes that the compiler may use.
     """
-    mesh = jax.sharding.get_abstract_mesh()
-    if mesh.size == 1 or "fsdp" not in mesh.auto_axes:
+    axis = _stack_axis()
+    if axis is None:
         return x
-    return jax.lax.with_sharding_constraint(x, P("fsdp", *[None] * (x.ndim - 1)))
+    n_padding = -x.shape[0] % jax.sharding.get_abstract_mesh().shape[axis]
+    if n_padding:
+        x = jnp.pad(x, ((0, n_padding), *[(0, 0)] * (x.ndim - 1)))
+    if axis == "data":  # each device cuts its part off; by itself, the compiler exchanges parts of every matrix
+        x = jax.lax.with_sharding_constraint(x, P())
+    return jax.lax.with_sharding_constraint(x, P(axis))
+
+
+def gather_stack(x):
+    """A stack that `shard_stack` split over data, whole on each device; over fsdp it stays as it is."""
+    return jax.lax.with_sharding_constraint(x, P()) if _stack_axis() == "data" else x
+
+
+def _stack_axis() -> str | None:
+    mesh = jax.sharding.get_abstract_mesh()
+    if mesh.size == 1 or not {*BATCH} <= {*mesh.auto_axes}:
+        return None
+    return "fsdp" if mesh.shape["fsdp"] > 1 else "data"
 
 
 def per_shard(kernel: Callable) -> Callable:

@@ -240,7 +240,7 @@ def loss_sum(config: Config, model: Model, params, batch_BT, mask_BT=None, weigh
 def last_hidden(config: Config, module: Any, batch_BT, dropout_key=None):
     """Hidden states of all but the last token, the head, and how the loss is to be computed from them."""
     x_BTD = module(batch_BT[:, :-1], dropout_key=dropout_key)
-    chunk_len = max(1, config.train.loss_chunk_tokens // config.train.micro_batch_size)
+    chunk_len = config.train.loss_chunk_len(x_BTD.shape[1])
     return x_BTD, module.head_weight(), {"chunk_len": chunk_len, "softcap": config.model.logit_cap}
 
 

@@ -55,7 +55,7 @@ def _targets_ahead(targets_BT, mask_BT, weights_K):
 
 
 def _summed_loss(x_BTD, weight_VD, targets, weights, chunk_len, softcap, head, dtype):
-    weight_VD = head.round_weight(weight_VD) if head else weight_VD
+    weight_VD = head.round_weight(weight_VD) if head else weight_VD.to(x_BTD.dtype)
     chunks = _cut_chunks((x_BTD, targets, weights), chunk_len)
     losses = [
         _chunk_loss(x_PD, weight_VD, targets, weights, softcap, head, dtype)[0] for x_PD, targets, weights in chunks
@@ -95,7 +95,7 @@ def _chunk_loss_and_grads(x_PD, weight_VD, targets, weights, softcap, head, dtyp
 def _summed_loss_forward(x_BTD, weight_VD, targets, weights, chunk_len, softcap, head, dtype):
     n_rows, _, n_embd = x_BTD.shape
     d_weight_VD = torch.zeros(weight_VD.shape, dtype=weights[0].dtype, device=weight_VD.device)
-    head_VD = head.round_weight(weight_VD) if head else weight_VD
+    head_VD = head.round_weight(weight_VD) if head else weight_VD.to(x_BTD.dtype)
     losses, d_x_pieces = [], []
     for x_PD, chunk_targets, chunk_weights in _cut_chunks((x_BTD, targets, weights), chunk_len):
         loss, d_x_PD, d_chunk_VD = _chunk_loss_and_grads(
