@@ -59,12 +59,16 @@ def _product_backward(inputs, d_y_PO):
 _product.defvjp(_product_forward, _product_backward)
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(1,))
-def split(x, n_parts):
+def split(x, n_parts) -> list[Any]:
     """Equal parts along the last axis, whose gradients a GPU joins once.
 
     XLA for GPUs would join them anew for each product that reads the joined gradient: for the weights and for x.
     """
+    return _split(x, n_parts)  # pyright: ignore[reportReturnType] - custom_vjp types its result as an object
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(1,))
+def _split(x, n_parts):
     return jnp.split(x, n_parts, axis=-1)
 
 
@@ -77,7 +81,7 @@ def _split_backward(n_parts, _, d_parts):
     return (jax.lax.platform_dependent(d_x, cuda=jax.lax.optimization_barrier, default=lambda d_x: d_x),)
 
 
-split.defvjp(_split_forward, _split_backward)
+_split.defvjp(_split_forward, _split_backward)
 
 
 def layer_norm(x, weight, bias=None, eps=LAYER_NORM_EPS):
