@@ -66,6 +66,7 @@ RECIPES = (
            {"train.micro_batch_size": "4"}),
     Recipe("record 62, 1 row on a100-40gb", "speedrun_a100", "a100-40gb"),
     Recipe("record 62, 1 row, remat block on rtx4090", "speedrun_rtx4090", "rtx4090", "24 GB should work"),
+    Recipe("record 62, 1 row of 16,384 on v6ex8", "speedrun_v6e8", "v6ex8"),
     Recipe("track 3, 64 rows on h100", "track3", "h100"),
     Recipe("GPT-2 124M on t4, float16", "gpt2_124m", "t4", "",
            {"train.dtype": "float16", "train.attention": "xla", "train.micro_batch_size": "2"}),
