@@ -321,6 +321,7 @@ def test_dropout_is_the_same_when_computed_again(start, remat):
     assert a.shape == (1,) and a == b
 
 
+@pytest.mark.slow  # torch.compile takes a quarter of a minute
 @pytest.mark.filterwarnings("ignore::DeprecationWarning:torch")  # of torch's own code, while it loads its compiler
 def test_compiled_equals_eager(start):
     config = make_config(dtype="float32")
