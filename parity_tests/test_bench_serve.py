@@ -11,7 +11,7 @@ for library in ("starlette", "uvicorn", "pydantic", "prometheus_client"):
     pytest.importorskip(library, reason=f"no {library}; the extras serve and dev have it")
 
 from jaxgpt.bench import __main__ as bench
-from jaxgpt.bench.clients import Answer, ask, make_prompt, percentile, require_room, summarise_answers, time_clients
+from jaxgpt.bench.clients import Answer, ask, make_prompt, require_room, summarise_answers, time_clients
 from jaxgpt.bench.served import connect, find_model, resident_bytes, started_server
 from jaxgpt.errors import Failure, InputError
 from jaxgpt.serve.backend import QueueFull
@@ -89,7 +89,8 @@ def test_figures_of_answers():
 
 @pytest.mark.parametrize(("n", "wanted"), [(1, 1), (19, 19), (20, 19), (21, 20), (100, 95)])
 def test_percentile(n, wanted):
-    assert percentile(range(n, 0, -1), 0.95) == wanted
+    answers = [Answer(float(seconds), 0.0, 1) for seconds in range(n, 0, -1)]
+    assert summarise_answers(answers, 1.0)["ttft_s_p95"] == wanted
 
 
 def test_the_model_is_found(address):

@@ -171,7 +171,9 @@ def main(args: list[str]) -> int:
     config, rest = parse_args(given.settings), given.settings
     run = open_run(config)
     config = run.config.without_stages()
-    record = head_of(given.config, given.part, given.label, args) | {"batch_tokens": config.train.batch_tokens}
+    record = head_of(given.part, args) | {
+        "config": given.config, "label": given.label, "batch_tokens": config.train.batch_tokens,
+    }  # fmt: skip
     if given.batch:
         record |= time_decoding(given, config)
     elif given.part == "data":
@@ -182,12 +184,10 @@ def main(args: list[str]) -> int:
     return EXIT_FAILED if record.get("is_too_slow") else EXIT_DONE
 
 
-def head_of(config: str, part: str, label: str, args: list[str]) -> Record:
-    """What a record begins with: what was measured by which command, when, and on which machine."""
+def head_of(part: str, args: list[str]) -> Record:
+    """What every record has: what was measured, by which command, when, and on which machine."""
     return {
-        "config": config,
         "part": part,
-        "label": label,
         "command": shlex.join(["jaxgpt", "bench", *args]),
         "date": datetime.datetime.now().astimezone().isoformat(timespec="minutes"),
         "machine": describe_machine(),
@@ -225,10 +225,7 @@ def time_server(given: argparse.Namespace, args: list[str]) -> int:
         from jaxgpt.inference.trained import check_run  # here: it imports JAX
 
         check_run(given.run)
-    record: Record = {
-        "part": "serve", "command": shlex.join(["jaxgpt", "bench", *args]), "machine": describe_machine(),
-        "date": datetime.datetime.now().astimezone().isoformat(timespec="minutes"),
-    }  # fmt: skip
+    record = head_of("serve", args)
     options = [
         f"--{name}={getattr(given, name)}"
         for name in ("run", "model", "slots", "weights", "platform")
@@ -256,7 +253,7 @@ def time_scaling(given: argparse.Namespace, args: list[str]) -> int:
 
     from jaxgpt.bench.scaling import open_points, prepare_point, time_axes
 
-    record = head_of("gpt2", "scaling", given.label, args)
+    record = head_of("scaling", args) | {"config": "gpt2", "label": given.label}
     points = open_points(given.axes, given.platform)
     with working("compiling and timing", is_said=True) as work:
         axes = time_axes(

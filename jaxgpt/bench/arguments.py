@@ -12,8 +12,8 @@ from jaxgpt.files import user_file, user_location, user_path
 
 SERVE_DOC = """Times a server: clients ask for streams, each for one text after another.
 
-It starts `jaxgpt serve` for a run, or asks a server that is there already (--url), also one of another program that
-speaks OpenAI's API. The variable JAXGPT_API_KEY is the key. Prompts are random ids, so no prompt is found in the cache.
+It starts `jaxgpt serve` for a run, or asks one that runs elsewhere (--url), which may be any program that speaks
+OpenAI's API. The variable JAXGPT_API_KEY is the key. Prompts are random ids, so no prompt is found in the cache.
 
 Time to first token is from the request to the first piece of text, time per token from there to the last one. Memory is
 that of the server's process, by its /metrics. A request that is answered 429 counts as refused; its client waits as

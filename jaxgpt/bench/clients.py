@@ -14,6 +14,7 @@ from statistics import median
 from typing import Any
 
 import httpx
+import numpy as np
 
 from jaxgpt.bench.served import connect, resident_bytes
 from jaxgpt.errors import Failure, InputError
@@ -136,14 +137,8 @@ def summarise_answers(answers: Sequence[Answer], wall_s: float) -> dict[str, Any
     figures: dict[str, Any] = {"tokens": n_tokens, "tokens_per_s": n_tokens / wall_s, "wall_s": wall_s}
     for name, times in (("ttft_s", first_s), ("tpot_s", token_s)):
         figures[name] = median(times) if times else None
-        figures[f"{name}_p95"] = percentile(times, 0.95) if times else None
+        figures[f"{name}_p95"] = float(np.quantile(times, 0.95, method="inverted_cdf")) if times else None
     return figures
-
-
-def percentile(values: Sequence[float], share: float) -> float:
-    """The least of the values that so large a share of them does not exceed."""
-    ordered = sorted(values)
-    return ordered[max(-(-round(share * 1000) * len(ordered) // 1000) - 1, 0)]
 
 
 def require_room(prompts: Sequence[int], n_tokens: int, n_context: int | None) -> None:

@@ -5,6 +5,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from statistics import median
 
+import numpy as np
+
 from jaxgpt.bench.record import Record, time_text
 from jaxgpt.run.curve import import_pyplot
 
@@ -23,10 +25,7 @@ def fit_exponent(values: Sequence[float], figures: Sequence[float]) -> float:
     """The slope of log(figure) over log(value), by least squares. NaN where a figure is not above 0."""
     if min(figures) <= 0 or len(set(values)) < 2:
         return math.nan
-    x, y = ([math.log(v) for v in row] for row in (values, figures))
-    mean_x, mean_y = sum(x) / len(x), sum(y) / len(y)
-    covariance = sum((a - mean_x) * (b - mean_y) for a, b in zip(x, y, strict=True))
-    return covariance / sum((a - mean_x) ** 2 for a in x)
+    return float(np.polyfit(np.log(values), np.log(figures), 1)[0])
 
 
 def fit_axis(points: Sequence[Record]) -> Record:
@@ -69,7 +68,7 @@ def exponent_rows(axes: dict[str, Record]) -> list[list[str]]:
     """Rows under `EXPONENTS_HEADER`."""
 
     def text(exponent: float | None) -> str:
-        return "" if exponent is None else f"{exponent + 0.0:.2f}"
+        return "" if exponent is None else f"{round(exponent, 2) + 0.0:.2f}"
 
     rows = []
     for name, axis in axes.items():

@@ -1,4 +1,4 @@
-"""A server to time: `jaxgpt serve` in a process that is started and ended here, or one that is there already."""
+"""A server to time: `jaxgpt serve` in a process that is started and ended here, or one that runs elsewhere."""
 
 import contextlib
 import os

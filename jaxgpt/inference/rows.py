@@ -367,14 +367,9 @@ class Rows:
         if all(row.is_stale for row in self._rows):
             return
         # rows that have ended write behind their whole chunks, which stay; further on, their step would read more
-        offset_B = np.array(
-            [
-                len(chunks) if row.is_stale else row.n_cached
-                for row, chunks in zip(self._rows, self._chunks, strict=True)
-            ],
-            np.int32,
-        )
-        self._state = decode_step(self._model, self._params, self._state[1], token_B, np.array(offset_B, np.int32))
+        pairs = zip(self._rows, self._chunks, strict=True)
+        offset_B = np.array([len(chunks) if row.is_stale else row.n_cached for row, chunks in pairs], np.int32)
+        self._state = decode_step(self._model, self._params, self._state[1], token_B, offset_B)
         for row in self._rows:
             row.n_cached += not row.is_stale
         self._token_B = self._choose(n_ahead)

@@ -44,9 +44,7 @@ def filled_attention(q_BTNH, k_BSKH, v_BSKH, offset_B, window):
         def add_block(i, carry):
             largest_KT, sum_KT, y_KTH = carry
             begin = jnp.minimum(i * size, n_slots - size)  # the last block may begin within the one before it
-            where = [
-                jnp.asarray(index, jnp.int32) for index in (row, 0, begin, 0)
-            ]  # one type, with 64 bits enabled too
+            where = [jnp.asarray(index, jnp.int32) for index in (row, 0, begin, 0)]  # of one type under x64 too
             block = (where, (1, n_kv_heads, size, head_dim))
             k_KSH, v_KSH = (jax.lax.dynamic_slice(x, *block)[0] for x in (k_BKSH, v_BKSH))
             key_S = begin + jnp.arange(size)

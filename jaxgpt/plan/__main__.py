@@ -273,7 +273,7 @@ def print_forecast(forecast: Forecast, dollars: float | None) -> None:
         "at best": f"{seconds(bound.step_s)} a step ({bound.limit}), {forecast.tokens_per_s:,.0f} tokens/s",
         "forecast": describe_timing(forecast),
         "horizon": f"{forecast.n_steps:,} steps, {forecast.n_tokens:,} tokens, at best {forecast.days:.2f} days"
-        + (f", forecast {forecast.likely_days:.2f} days" if forecast.likely_days else "")
+        + (f", forecast {forecast.likely.days:.2f} days" if forecast.likely else "")
         + (f", {price(forecast, dollars)}" if dollars else ""),
     }  # fmt: skip
     print_facts(f"{Path(config.run.dir).name} on {forecast.topology.name}", facts, {"verdict": "bold"})

@@ -3,6 +3,7 @@
 import dataclasses
 import math
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from jaxgpt.config import Config, schedule
 from jaxgpt.config.activations import kept_bytes
@@ -16,6 +17,20 @@ from jaxgpt.plan.footprint import Footprint
 from jaxgpt.plan.roofline import Bound, bound_step, peak_flops, step_flops
 from jaxgpt.plan.timing import Timing, time_step
 from jaxgpt.plan.topology import Topology
+
+
+class Likely(NamedTuple):
+    """The speed to expect.
+
+    Attributes:
+      tokens_per_s: over all devices.
+      days: to the horizon.
+      mfu: FLOPs of the model, causal, over the devices' peak in the config's dtype.
+    """
+
+    tokens_per_s: float
+    days: float
+    mfu: float
 
 
 @dataclass(frozen=True)
@@ -101,27 +116,19 @@ class Forecast:
         return self.n_tokens / self.tokens_per_s / 86_400
 
     @property
-    def likely_tokens_per_s(self) -> float | None:
-        """Over all devices, by the forecast; None where there is none."""
-        return max(self.config.stage_batch_tokens()) / self.timing.step_s if self.timing else None
-
-    @property
-    def likely_days(self) -> float | None:
-        """To the horizon, by the forecast; None where there is none."""
-        return self.n_tokens / self.likely_tokens_per_s / 86_400 if self.likely_tokens_per_s else None
-
-    @property
-    def likely_mfu(self) -> float | None:
-        """Model FLOPs, causal, over the devices' peak in the config's dtype, by the forecast."""
-        if self.likely_tokens_per_s is None:
+    def likely(self) -> Likely | None:
+        """By the compiled kernels; None without a compiled program."""
+        if self.timing is None:
             return None
+        tokens_per_s = max(self.config.stage_batch_tokens()) / self.timing.step_s
         per_token = flops_per_token(self.config.largest_stage().model, causal=True)
         peak = peak_flops(self.config, self.topology) * self.topology.n_devices
-        return per_token * self.likely_tokens_per_s / peak
+        return Likely(tokens_per_s, self.n_tokens / tokens_per_s / 86_400, per_token * tokens_per_s / peak)
 
     def dollars(self, per_hour: float) -> float:
         """To the horizon, by the forecast where there is one, else at best, when one device costs `per_hour`."""
-        return (self.likely_days or self.days) * 24 * per_hour * self.topology.n_devices
+        days = self.likely.days if self.likely else self.days
+        return days * 24 * per_hour * self.topology.n_devices
 
 
 def place(config: Config, topology: Topology) -> Config:

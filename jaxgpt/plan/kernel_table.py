@@ -14,11 +14,11 @@ def seconds(value: float) -> str:
 
 def describe_timing(forecast: Forecast) -> str:
     """The forecast on one line: step, tokens/s, MFU, and what takes the time."""
-    timing, tokens_per_s, mfu = forecast.timing, forecast.likely_tokens_per_s, forecast.likely_mfu
-    if not timing or tokens_per_s is None or mfu is None:
+    timing, likely = forecast.timing, forecast.likely
+    if not timing or not likely:
         return "needs a compiled program"
     parts = ", ".join(f"{name} {seconds(value)}" for name, value in timing.seconds_by().items() if value)
-    return f"{seconds(timing.step_s)} a step, {tokens_per_s:,.0f} tokens/s, MFU {mfu:.0%} causal; {parts}"
+    return f"{seconds(timing.step_s)} a step, {likely.tokens_per_s:,.0f} tokens/s, MFU {likely.mfu:.0%} causal; {parts}"
 
 
 def print_kernels(forecast: Forecast, n_rows: int) -> None:

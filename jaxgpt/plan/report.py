@@ -182,10 +182,10 @@ def _table(rows: list[tuple[Recipe, Forecast | str]]) -> str:
         one = forecast.footprint
         parts = (one.params_bytes, one.opt_state_bytes, one.gradients_bytes, one.activations_bytes + one.code_bytes)
         sizes = [f"{n / GIB:.2f}" for n in (*parts, one.total_bytes, forecast.usable_bytes)]
-        likely = (forecast.likely_tokens_per_s, forecast.likely_days, forecast.likely_mfu)
-        tokens_per_s, days, mfu = (0.0 if value is None else value for value in likely)
-        told = (f"{tokens_per_s:,.0f}", f"{days * 24:,.1f}", f"{mfu:.0%}") if forecast.timing else ("", "", "")
-        rest = (f"{forecast.tokens_per_s:,.0f}", f"{forecast.days * 24:,.1f}", *told, f"{forecast.compile_s:.0f} s")
+        likely, speed = forecast.likely, ("", "", "")
+        if likely:
+            speed = (f"{likely.tokens_per_s:,.0f}", f"{likely.days * 24:,.1f}", f"{likely.mfu:.0%}")
+        rest = (f"{forecast.tokens_per_s:,.0f}", f"{forecast.days * 24:,.1f}", *speed, f"{forecast.compile_s:.0f} s")
         lines.append(f"| {' | '.join((recipe.title, recipe.guess, *sizes, forecast.verdict, *rest))} |")
     return "\n".join(lines)
 
