@@ -69,7 +69,7 @@ class Meter:
         return is_new
 
     def settle(self) -> None:
-        """Waits for the step last dispatched. Its record is open for `add` until `resume`."""
+        """Waits for the step last dispatched. Its record is open for `add` until `report` or `resume`."""
         if self._pending:
             self._read(*self._pending)
             self._pending = None
@@ -78,11 +78,15 @@ class Meter:
         """More to say about the settled step, such as val_loss."""
         self._record |= values
 
-    def resume(self) -> None:
-        """Reports the settled step if it is due, and starts the clock again: the time between is not training."""
+    def report(self) -> None:
+        """Writes the settled step's record if it is due. Before a save: no checkpoint may be ahead of the records."""
         if self._record:
             n_done = self._record["step"]
             self._report(is_due=n_done % self._config.log.every == 0 or "val_loss" in self._record)
+
+    def resume(self) -> None:
+        """Reports what is not reported yet, and starts the clock again: the time since `settle` is not training."""
+        self.report()
         self._clock = self._clock_before = time.perf_counter()
         self._n_tokens = self._n_tokens_before = 0
 

@@ -40,7 +40,8 @@ class Saving:
         self._saved.confirm(self._meter.good_step)
 
     def save(self, n_done: int, state: Any, cursors: dict, val_loss: float | None, *, must: bool) -> None:
-        """Saves a state that is good. A failure ends the run only if this is its last save; else it is a warning.
+        """Saves a state that is good, after its step's record. A failure ends the run only if this is its last save;
+        else it is a warning.
 
         A step's loss is that of the parameters before its update, so a state can be finite and give no finite loss:
         its own is computed first.
@@ -52,6 +53,7 @@ class Saving:
         Raises:
           Diverged: the last state gives no finite loss; nothing is saved.
         """
+        self._meter.report()
         n_skipped = self._meter.n_skipped_in_row
         own_loss = self._loss_of(n_done, state.params) if val_loss is None else val_loss
         fault = ""
