@@ -42,7 +42,7 @@ HERE = Path(__file__).parent
 STORE = HERE / "forecast_kernels.json"
 EPYC = Topology("2 cores of an EPYC", Device("epyc", (), {"float32": 211e9}, 24 << 30, 24 << 30, 40e9, 0.0, 0.0), 1, "")
 """Where docs/benchmarks.md was measured, idle: two cores with 32 float32 FLOPs a cycle at 3.3 GHz."""
-PROCESSOR = Rates(products=0.66, attention=0.66, memory=0.85, launch_s=5e-6)
+PROCESSOR = Rates(products=0.72, attention=0.66, memory=0.85, launch_s=5e-6)
 FRACTIONS = tuple(n / 100 for n in range(40, 122, 2))
 """Of the peak, tried for large products."""
 
