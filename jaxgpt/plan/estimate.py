@@ -74,8 +74,6 @@ def known_gap(config: Config, platform: str) -> str:
     """Where docs/memory.md shows this estimate to miss the compiler's figure by more than 15 %, in words; or empty."""
     if platform == "tpu":
         return "on TPUs it was up to a quarter too low"
-    if config.mesh.data > 1 and config.mesh.fsdp > 1:
-        return "with mesh.data and mesh.fsdp both above 1 it was a quarter too low"
     if isinstance(config.model, ModdedConfig) and config.model.is_packed and config.train.micro_batch_size > 1:
         return "with several rows of packed documents at a time it was a quarter too high"
     return ""
