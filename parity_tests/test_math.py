@@ -1,5 +1,7 @@
 """Attention, layers and loss against spelled-out references, torch and properties."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -11,7 +13,7 @@ from jaxgpt.config.flops import flops_per_token
 from jaxgpt.config.softcap import Softcap
 from jaxgpt.errors import InputError
 from jaxgpt.models import Model, init_params, layers, param_shapes
-from jaxgpt.models.attention import attention, choose_attention
+from jaxgpt.models.attention import _xla, attention, choose_attention
 from jaxgpt.models.layers import dropout, gelu, layer_norm, linear
 from jaxgpt.models.loss import cross_entropy
 from jaxgpt.models.splash import splash
@@ -58,6 +60,24 @@ def test_attention_with_offset_is_the_tail_of_the_whole():
     whole = attention(q, k, v)
     tail = attention(q[:, 20:], k, v, offset_B=jnp.full(1, 20))
     assert relative(tail, whole[:, 20:]) < tolerances.FP32_OP
+
+
+@pytest.mark.parametrize("window", [None, 2, 40, 100])
+@pytest.mark.parametrize("T", [64, 130, 300])
+def test_blocks_of_queries_equal_attention_at_once(T, window):
+    """Values and gradients in float64, and no scores of all queries and keys where there are several blocks."""
+    with jax.enable_x64(True):
+        inputs = [*heads(T, dtype=jnp.float64), random(2, T, 3, 16, seed=3, dtype=jnp.float64)]
+
+        def run(attend, q, k, v, d_y):
+            y, pull_back = jax.vjp(attend, q, k, v)
+            return y, *pull_back(d_y)
+
+        at_once = run(lambda q, k, v: _xla(q, k, v, None, window, 0.0, None), *inputs)
+        program = jax.jit(functools.partial(run, functools.partial(attention, window=window))).lower(*inputs).compile()
+        for ours, theirs in zip(program(*inputs), at_once, strict=True):
+            assert relative(ours, theirs) < 1e-13
+    assert (f"{T},{T}]" in str(program.as_text())) == (T == 64)
 
 
 def test_splash_interpreted_equals_xla():

@@ -1,9 +1,9 @@
 """Causal attention behind one signature, with three ways to compute it.
 
-`xla` writes the T x S scores out and runs everywhere; long rows with windows it takes in blocks of queries, and on one
-CPU a cache in blocks of keys (`filled`). `cudnn` (NVIDIA, flash) and `splash` (TPU, Pallas) never hold them, so their
-memory grows with T instead of T squared. All three agree; tests compare them. Models whose rows are documents have
-their own three ways, in `packed`.
+`xla` writes the T x S scores out and runs everywhere; long rows with windows it takes in blocks of queries, on a CPU
+all rows (`causal_blocks`), and on one CPU a cache in blocks of keys (`filled`). `cudnn` (NVIDIA, flash) and `splash`
+(TPU, Pallas) never hold them, so their memory grows with T instead of T squared. All three agree; tests compare them.
+Models whose rows are documents have their own three ways, in `packed`.
 The choice is made once, on the host, by `choose_attention`: never silently, the run's header prints it.
 
 References: Vaswani et al., arXiv:1706.03762; Dao et al., arXiv:2205.14135.
@@ -18,6 +18,7 @@ from jaxgpt.config import Config
 from jaxgpt.config.activations import SCAN_FROM
 from jaxgpt.errors import InputError
 from jaxgpt.models.cache import query_positions
+from jaxgpt.models.causal_blocks import causal_blocks
 from jaxgpt.models.filled import filled_attention
 from jaxgpt.models.packed import choose_packed
 from jaxgpt.models.packed_scan import MASKED, packed_scan
@@ -97,11 +98,16 @@ def attention(
         return per_shard(functools.partial(splash, window=window))(q_BTNH, k_BSNH, v_BSNH)
     assert implementation == "xla", implementation
     has_dropout = dropout_key is not None and dropout_rate > 0
-    n_queries = q_BTNH.shape[1]
-    if offset_B is None and not has_dropout and window is not None and window < n_queries >= SCAN_FROM:
+    if offset_B is None and not has_dropout:
         k_BSNH, v_BSNH = (_repeat_heads(x, q_BTNH.shape[2]) for x in (k_BSKH, v_BSKH))
-        begin_BT = jnp.zeros(q_BTNH.shape[:2], jnp.int32)
-        return packed_scan(q_BTNH, k_BSNH, v_BSNH, begin_BT, window=window, scale=q_BTNH.shape[-1] ** -0.5)
+        if window is not None and window < q_BTNH.shape[1] >= SCAN_FROM:
+            begin_BT = jnp.zeros(q_BTNH.shape[:2], jnp.int32)
+            return packed_scan(q_BTNH, k_BSNH, v_BSNH, begin_BT, window=window, scale=q_BTNH.shape[-1] ** -0.5)
+        return jax.lax.platform_dependent(
+            q_BTNH, k_BSNH, v_BSNH,
+            cpu=functools.partial(causal_blocks, window=window),
+            default=functools.partial(_xla, offset_B=None, window=window, dropout_rate=0.0, dropout_key=None),
+        )  # fmt: skip
     if offset_B is not None and jax.sharding.get_abstract_mesh().size <= 1:
         return jax.lax.platform_dependent(
             q_BTNH, k_BSKH, v_BSKH, offset_B,
