@@ -90,13 +90,16 @@ def random_spans(n_spans, vocab_size, max_tokens):
     return [Span(*span) for span in zip(rows, starts, ends, strict=True)]
 
 
-def test_core_of_imported_weights_is_that_of_a_plain_gpt2(imported):
-    """All tasks that are here, cropped to a short context: batched, one by one, and in NumPy."""
+@pytest.mark.parametrize("max_per_task", [12, pytest.param(0, marks=pytest.mark.slow)], ids=["some", "all"])
+def test_core_of_imported_weights_is_that_of_a_plain_gpt2(imported, max_per_task):
+    """All tasks that are here, cropped to a short context: batched, one by one, and in NumPy. All: 52,400 items."""
     if not BUNDLE.is_dir():
         pytest.skip(f"no {BUNDLE}")
     tasks, (trained, plain_model) = choose_tasks(BUNDLE, ["present"]), imported
     scorer = SpanScorer(trained)
-    batched, plain = (evaluate_core(tasks, BUNDLE, model, BYTES, max_per_task=12) for model in (scorer, plain_model))
+    batched, plain = (
+        evaluate_core(tasks, BUNDLE, model, BYTES, max_per_task=max_per_task) for model in (scorer, plain_model)
+    )
     for ours, theirs in zip(batched, plain, strict=True):
         assert (ours.answers, ours.n_cropped) == (theirs.answers, theirs.n_cropped), ours.name
     assert any(result.n_cropped for result in batched) and {"0", "1"} <= set("".join(r.answers for r in batched))
