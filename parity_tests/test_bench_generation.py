@@ -22,6 +22,7 @@ from jaxgpt.inference.trained import Trained
 from jaxgpt.inference.weights import with_weights
 from jaxgpt.models import param_shapes
 from jaxgpt.parallel.mesh import make_mesh
+from jaxgpt.parallel.sharding import replicated
 from parity_tests.helpers.modded_cases import record
 from parity_tests.helpers.tiers import one_in
 from parity_tests.helpers.train_runs import TEXT, write_text
@@ -100,9 +101,10 @@ def test_a_head_of_its_own_is_read_and_the_table_of_inputs_is_not():
 
 
 def test_figures_of_turns(monkeypatch):
-    """Speed against ours turn by turn, tokens place by place."""
-    config = CONFIGS["gpt2"]
-    engine = Engine(config, jax.tree.map(jnp.asarray, random_params(config)), dtype="float32")
+    """Speed against ours turn by turn, tokens place by place. JAX hands out a mesh's own set of devices: it stays."""
+    config, mesh = CONFIGS["gpt2"], make_mesh(MeshConfig(data=1))
+    params = jax.device_put(random_params(config), replicated(mesh))
+    engine = Engine(config, params, dtype="float32")
 
     class Other:
         name, weights = "other", STORED
@@ -113,6 +115,7 @@ def test_figures_of_turns(monkeypatch):
     assert (found["ttft_s"], found["tpot_s"], found["tokens_per_s"]) == (5.0, 6.5, 1 / 6.5)
     assert found["of_ours"] == pytest.approx((1 / 2 + 3 / 12) / 2) and found["same_tokens"] == 7 / 8
     assert found["mbu"] == pytest.approx(found["step_bytes"] / 6.5 / 100) and found["mfu"] is None
+    assert params["wte.weight"].devices() == {mesh.devices.item()}
 
 
 @pytest.mark.slow

@@ -48,6 +48,7 @@ def start_job(directory: Path, programs: Path, *args: str, **variables: str) -> 
     )  # fmt: skip
 
 
+@pytest.mark.slow
 def test_a_job_that_is_stopped_resumes_and_ends_as_one_process_does(tmp_path):
     """Two processes that srun started; the signal reaches them and the shell. Faults: F11."""
     config = Config(

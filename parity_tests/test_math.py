@@ -62,8 +62,8 @@ def test_attention_with_offset_is_the_tail_of_the_whole():
     assert relative(tail, whole[:, 20:]) < tolerances.FP32_OP
 
 
-@pytest.mark.parametrize("window", [None, 2, 40, 100])
-@pytest.mark.parametrize("T", [64, 130, 300])
+@pytest.mark.parametrize("window", [None, 40])
+@pytest.mark.parametrize("T", [64, 200])
 def test_blocks_of_queries_equal_attention_at_once(T, window):
     """Values and gradients in float64, and no scores of all queries and keys where there are several blocks."""
     with jax.enable_x64(True):

@@ -121,9 +121,11 @@ def directories(tmp_path_factory):
     return {name: write_data(tmp_path_factory.mktemp(name), name) for name in N_STEPS}
 
 
-JAX = pytest.param("jax", marks=pytest.mark.slow)  # compiles for a minute
+SLOW = pytest.mark.slow
+JAX = pytest.param("jax", marks=SLOW)  # compiles for a minute
 RUNS = pytest.mark.parametrize(
-    ("name", "framework"), [pytest.param("62", "jax", marks=pytest.mark.slow), ("62", "torch"), ("46", "torch")]
+    ("name", "framework"),
+    [pytest.param("62", "jax", marks=SLOW), pytest.param("62", "torch", marks=SLOW), ("46", "torch")],
 )
 BOTH = pytest.mark.parametrize("framework", [JAX, "torch"])
 

@@ -187,7 +187,7 @@ def flatten(tree):
     return {f"h.{jax.tree_util.keystr(path, simple=True, separator='.')}": jnp.copy(leaf) for path, leaf in flat}
 
 
-@pytest.mark.parametrize("scale", [0.1, 100.0], ids=["below the clip", "clipped"])
+@pytest.mark.parametrize("scale", [pytest.param(0.1, marks=pytest.mark.slow), 100.0], ids=["below the clip", "clipped"])
 def test_a_chain_trains_a_foreign_module_as_the_product_would(scale):
     """Bit for bit where nothing is clipped; optax's clipping lacks torch's 1e-6."""
     config = OptimConfig(algorithm="muon", grad_clip=1.0, muon=MuonConfig(lr=0.02))

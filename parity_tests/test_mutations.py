@@ -13,7 +13,7 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 N_STEPS = 8
 
 
-@pytest.mark.parametrize("name", one_in(4, MUTATIONS))
+@pytest.mark.parametrize("name", one_in(6, MUTATIONS))
 def test_every_mutation_is_seen(name):
     mutation = MUTATIONS[name]
     trials = make_trials(mutation.recipe, mutation.is_masked, "float64", N_STEPS)

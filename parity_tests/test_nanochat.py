@@ -149,7 +149,7 @@ def test_forward_pass_is_the_literal_one(era, n_kv_head):
     assert np.abs(expected).max() > 2, "the cap has no part in it"
 
 
-@pytest.mark.parametrize("remat", ["dots", "block"])
+@pytest.mark.parametrize("remat", ["dots", pytest.param("block", marks=pytest.mark.slow)])
 @pytest.mark.parametrize("era", ERAS)
 def test_rematerialisation_changes_no_gradient(era, remat):
     config = Config(
@@ -197,6 +197,7 @@ def lambda_errors():
     }
 
 
+@pytest.mark.slow
 def test_lambdas_gradients_in_bfloat16(monkeypatch):
     """And a bfloat16 number in place of the float32 one is outside."""
     errors = lambda_errors()

@@ -29,7 +29,8 @@ def outside(rows):
 
 
 BOTH = [(recipe, dtype) for dtype in N_STEPS for recipe in RECIPES]
-SLOW = {("nanochat2025", "float32"), ("nanochat2025", "bfloat16"), ("muon", "bfloat16"), ("adamw", "float32")}
+SLOW = {("nanochat2025", "float32"), ("nanochat2025", "bfloat16"), ("muon", "bfloat16"), ("adamw", "float32"),
+        ("muon", "float32"), ("nanochat2026", "float32")}  # fmt: skip
 
 
 @pytest.mark.parametrize(
@@ -124,6 +125,7 @@ def test_trace_finds_what_no_layer_has(reference, monkeypatch):
     assert find_first(reference).startswith("update of step 1: ")
 
 
+@pytest.mark.slow
 def test_trace_of_nanochat(monkeypatch):
     """Layers 0 and 2 of 3 have value embeddings."""
     theirs = traced(run_torch, "nanochat2026")

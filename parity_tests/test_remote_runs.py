@@ -313,6 +313,7 @@ def test_a_run_on_a_disk_asks_no_store(tmp_path, monkeypatch):
     assert run_directory(str(tmp_path / "x")) == tmp_path / "x"
 
 
+@pytest.mark.slow
 def test_kills_between_requests(tmp_path):
     """Three kills: after the first commit, in a resumed run's upload, and in its download.
 

@@ -70,7 +70,8 @@ def check_equal(ours, theirs):
         if path.endswith("c_attn.bias"):
             # The true gradient of the key bias is zero; Adam turns its rounding into steps.
             ours, value = (np.delete(array, np.s_[32:64]) for array in (ours, value))
-        assert np.linalg.norm(ours - value) / np.linalg.norm(value) < tolerances.FP32_PARAMS, path
+        limit = tolerances.FP32_PARAMS * (2 if path.startswith("1.nu.") else 1)  # of squares
+        assert np.linalg.norm(ours - value) / np.linalg.norm(value) < limit, path
 
 
 @pytest.fixture(scope="module", params=["adamw", "muon"])

@@ -211,7 +211,7 @@ def figures(
         for row, our_row in zip(turn.ids, our.ids, strict=True)
         for a, b in zip(row, our_row, strict=True)
     ]
-    device = jax.tree.leaves(engine.params)[0].devices().pop()
+    device, *_ = jax.tree.leaves(engine.params)[0].devices()  # the mesh's own set: pop would empty it for all
     dtype = str(jnp.dtype(engine.model.dtype))
     return {
         "program": writer.name,
