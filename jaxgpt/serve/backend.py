@@ -149,17 +149,18 @@ class ThreadStream:
     """
 
     def __init__(self) -> None:
-        self._loop = asyncio.get_running_loop()
+        self.loop = asyncio.get_running_loop()
         self._queue: asyncio.Queue[Token | FinishReason | Exception] = asyncio.Queue()
         self.finish_reason: FinishReason | None = None
         self.is_cancelled = False
 
     def push(self, item: Token | FinishReason | Exception) -> None:
         """A token, the reason of the end, or the fault that ended it. From any thread."""
-        try:
-            self._loop.call_soon_threadsafe(self._queue.put_nowait, item)
-        except RuntimeError:  # the loop is closed: the server has left
-            self.is_cancelled = True
+        push_all([(self, item)])
+
+    def put(self, item: Token | FinishReason | Exception) -> None:
+        """As `push`, on the event loop itself."""
+        self._queue.put_nowait(item)
 
     def cancel(self) -> None:
         self.is_cancelled = True
@@ -177,3 +178,19 @@ class ThreadStream:
             raise item
         self.finish_reason = item
         raise StopAsyncIteration
+
+
+def push_all(pushes: Sequence[tuple[ThreadStream, Token | FinishReason | Exception]]) -> None:
+    """Pushes to streams of one event loop, which is woken once: that costs as much as a token of a small model."""
+    if not pushes:
+        return
+    try:
+        pushes[0][0].loop.call_soon_threadsafe(_put_all, pushes)
+    except RuntimeError:  # the loop is closed: the server has left
+        for stream, _ in pushes:
+            stream.is_cancelled = True
+
+
+def _put_all(pushes: Sequence[tuple[ThreadStream, Token | FinishReason | Exception]]) -> None:
+    for stream, item in pushes:
+        stream.put(item)

@@ -19,7 +19,7 @@ from jaxgpt.inference import row as engine_row
 from jaxgpt.inference.prompt_scores import score_prompt
 from jaxgpt.inference.request import Request
 from jaxgpt.inference.trained import Trained
-from jaxgpt.serve.backend import BrokenModel, QueueFull, Settings, ThreadStream, Token
+from jaxgpt.serve.backend import BrokenModel, FinishReason, QueueFull, Settings, ThreadStream, Token, push_all
 
 
 class Work(NamedTuple):
@@ -144,15 +144,17 @@ class Batching:
         )  # fmt: skip
 
     def _step(self) -> bool:
+        pushes: list[tuple[ThreadStream, Token | FinishReason | Exception]] = []
         for row, token in enumerate(self._rows.step_apart()):
             if token is None:
                 continue
             stream = self._at_work[row].stream
             if token.end in ("", "length"):
-                stream.push(_as_served(token))
+                pushes.append((stream, _as_served(token)))
             if token.end:
-                stream.push(BrokenModel(engine_row.BROKEN) if token.end == "broken" else token.end)
+                pushes.append((stream, BrokenModel(engine_row.BROKEN) if token.end == "broken" else token.end))
                 del self._at_work[row]
+        push_all(pushes)
         return True
 
 
