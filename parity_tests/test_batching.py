@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import dataclasses
+import threading
 import time
 
 import jax
@@ -300,7 +301,11 @@ def test_cancelling_frees_a_slot_within_one_step(backend):
     assert backend.n_active == 0
 
 
-def test_more_than_the_queue_is_refused(backend):
+def test_more_than_the_queue_is_refused(backend, monkeypatch):
+    """The engine takes a step where the test permits one, so no text ends meanwhile."""
+    permits, step = threading.Semaphore(0), backend._rows.step_apart
+    monkeypatch.setattr(backend._rows, "step_apart", lambda: permits.acquire() and step())
+
     async def run():
         streams = [backend.submit([1], Settings(max_tokens=220)) for _ in range(backend.n_capacity)]
         with pytest.raises(QueueFull):
@@ -309,11 +314,13 @@ def test_more_than_the_queue_is_refused(backend):
             stream.cancel()
         end = time.monotonic() + 60
         while backend.n_waiting and time.monotonic() < end:
+            permits.release()
             await asyncio.sleep(0.01)
         n_left = backend.n_active, backend.n_waiting
         for stream in streams:
             stream.cancel()
         while backend.n_active and time.monotonic() < end:
+            permits.release()
             await asyncio.sleep(0.01)
         return n_left
 

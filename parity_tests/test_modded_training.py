@@ -145,6 +145,7 @@ def test_a_record_trains_as_the_original(name, framework, directories):
                 np.testing.assert_allclose(norm_of(tensors, tensor), norm, rtol=STEPS, err_msg=f"{tensor}, {n_done}")
 
 
+@pytest.mark.slow
 @BOTH
 def test_validation_of_record_62_at_both_ends(framework, directories):
     """With the first windows, and with wider ones than in training, for which YaRN changes nothing."""

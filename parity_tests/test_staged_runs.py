@@ -99,7 +99,7 @@ def figures(run_dir):
     return {r["step"]: [r[name] for name in ("train_loss", "grad_norm", "val_loss", "tokens")] for r in records}
 
 
-@pytest.mark.parametrize("loop", ["jax", "torch"])
+@pytest.mark.parametrize("loop", [pytest.param("jax", marks=pytest.mark.slow), "torch"])
 def test_a_run_resumed_before_at_and_after_a_change_is_exact(loop, config_path, tmp_path, monkeypatch, capsys):
     main = {"jax": train.main, "torch": torch_train.main}[loop]
     whole, events = tmp_path / "whole", []

@@ -29,7 +29,7 @@ def causal_blocks(q_BTNH, k_BTNH, v_BTNH, *, window=None):
     parts = []
     for begin in range(0, n_queries, block):
         end = min(begin + block, n_queries)
-        first = 0 if window is None else max(0, begin - window + 1) // SMALLEST * SMALLEST  # odd sizes are slower
+        first = 0 if window is None else max(0, begin - window + 1)
         scores_BNTS = jnp.einsum(
             "BNTH,BNSH->BNTS", q_BNTH[:, :, begin:end], k_BNSH[:, :, first:end], preferred_element_type=wide
         )

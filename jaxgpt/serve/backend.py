@@ -181,7 +181,7 @@ class ThreadStream:
 
 
 def push_all(pushes: Sequence[tuple[ThreadStream, Token | FinishReason | Exception]]) -> None:
-    """Pushes to streams of one event loop, which is woken once: that costs as much as a token of a small model."""
+    """Pushes to streams of one event loop, which is woken once."""
     if not pushes:
         return
     try:
