@@ -308,6 +308,8 @@ def test_more_than_the_queue_is_refused(backend, monkeypatch):
 
     async def run():
         streams = [backend.submit([1], Settings(max_tokens=220)) for _ in range(backend.n_capacity)]
+        while backend.n_active + backend.n_waiting < backend.n_capacity:  # one is on its way into a slot
+            await asyncio.sleep(0.01)
         with pytest.raises(QueueFull):
             backend.submit([1], Settings(max_tokens=1))
         for stream in streams[N_SLOTS:]:
