@@ -302,14 +302,14 @@ def test_cancelling_frees_a_slot_within_one_step(backend):
 
 
 def test_more_than_the_queue_is_refused(backend, monkeypatch):
-    """The engine takes a step where the test permits one, so no text ends meanwhile."""
-    permits, step = threading.Semaphore(0), backend._rows.step_apart
+    """The engine takes a step where the test permits one, so no text ends; one on its way into a slot counts."""
+    permits, step, add = threading.Semaphore(0), backend._rows.step_apart, backend._rows.add
+    monkeypatch.setattr(backend._rows, "add", lambda request: time.sleep(0.1) or add(request))
     monkeypatch.setattr(backend._rows, "step_apart", lambda: permits.acquire() and step())
 
     async def run():
         streams = [backend.submit([1], Settings(max_tokens=220)) for _ in range(backend.n_capacity)]
-        while backend.n_active + backend.n_waiting < backend.n_capacity:  # one is on its way into a slot
-            await asyncio.sleep(0.01)
+        time.sleep(0.05)  # the engine is adding the first one
         with pytest.raises(QueueFull):
             backend.submit([1], Settings(max_tokens=1))
         for stream in streams[N_SLOTS:]:

@@ -115,10 +115,10 @@ class Batching:
         while self._waiting and len(self._at_work) < self._n_slots:
             if self._at_work and has_scored and self._waiting[0].settings.is_prompt_scored:
                 return
-            work = self._waiting.popleft()
-            if work.stream.is_cancelled:
-                continue
+            work = self._waiting[0]  # it counts as waiting until it is at work
             try:
+                if work.stream.is_cancelled:
+                    continue
                 if work.settings.is_prompt_scored:
                     has_scored = True
                     self._push_prompt(work)
@@ -128,6 +128,8 @@ class Batching:
                     self._at_work[self._rows.add(self._request(work))] = work
             except Exception as error:  # belongs to this text
                 work.stream.push(error)
+            finally:
+                self._waiting.popleft()
 
     def _push_prompt(self, work: Work) -> None:
         for token in score_prompt(self._engine, work.prompt_ids, work.settings.n_logprobs or 0):
