@@ -46,7 +46,7 @@ def test_options_by_platform(platform, size, guarded, deterministic):
     assert set(compiler_options(TrainConfig(deterministic=True), mesh)) == guarded | deterministic
     assert compiler_options(TrainConfig(guard_miscompiles=False), mesh) == {}
     split = compiler_options(TrainConfig(guard_miscompiles=False), mesh_of(platform, 8, fsdp=8))
-    assert set(split) == ({"xla_jf_spmd_threshold_for_windowed_einsum_mib"} if platform == "tpu" else set())
+    assert split == options_lib.SPLIT_WEIGHTS.get(platform, {}) and bool(split) == (platform != "cpu")
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float64"])

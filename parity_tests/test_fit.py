@@ -13,7 +13,7 @@ from jaxgpt.parallel.mesh import make_mesh
 from jaxgpt.plan.estimate import estimate_run
 from jaxgpt.plan.fit import fit_depth, fit_micro_batch, largest_true, row_choices
 from jaxgpt.plan.forecast import look, place
-from jaxgpt.plan.roofline import bound_step
+from jaxgpt.plan.roofline import bound_step, reached_links, transfer_s
 from jaxgpt.plan.topology import parse_topology
 from jaxgpt.training.step import make_step
 
@@ -146,6 +146,18 @@ def test_bounds_by_hand():
     across = 15e9 * 16 / 15 / 2 / 8 / 50e9  # half of the array must leave its host, by eight network cards
     assert bound.collectives_s == pytest.approx(max(15e9 / 450e9, across) + 9e9 / 450e9)
     assert bound.limit == "collectives" and bound.step_s == bound.collectives_s
+
+
+@pytest.mark.parametrize(
+    ("name", "size", "part"),
+    [("v5e-256", 16, 1 / 2), ("v5e-256", 32, 1), ("v5e-256", 256, 1), ("v5ex8", 4, 1 / 2), ("v5ex8", 8, 1),
+     ("v5p:2x4x4", 4, 1 / 3), ("v5p:2x4x4", 16, 2 / 3), ("v5p:2x4x4", 32, 1), ("v6e", 1, 1), ("h100x8", 2, 1)],
+)  # fmt: skip
+def test_a_group_on_a_torus_uses_the_links_along_its_axes(name, size, part):
+    topology = parse_topology(name)
+    assert reached_links(size, topology) == pytest.approx(part)
+    seconds = transfer_s(("all-gather", size, 1, 9e9), SMALL, topology)
+    assert seconds == pytest.approx(9e9 / (topology.device.link_bytes_s * part))
 
 
 def test_rematerialised_blocks_cost_a_forward_pass():

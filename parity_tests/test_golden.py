@@ -12,7 +12,7 @@ from jaxgpt.errors import InputError
 from parity_tests import golden
 
 SLOW = (
-    "a100_40gb_d14", "a100_80gb_d16", "a100_80gb_d18", "eval_gpt2", "finetune_shakespeare", "nanochat_d12",
+    "a100_40gb_d14", "a100_80gb_d16", "a100_80gb_d18", "eval_gpt2", "finetune_shakespeare", "gpt2_124m", "nanochat_d12",
     "rtx4090_d20", "shakespeare_char_cpu",
 )  # fmt: skip
 """In miniature nearly one of the others."""

@@ -123,14 +123,11 @@ def directories(tmp_path_factory):
 
 SLOW = pytest.mark.slow
 JAX = pytest.param("jax", marks=SLOW)  # compiles for a minute
-RUNS = pytest.mark.parametrize(
-    ("name", "framework"),
-    [pytest.param("62", "jax", marks=SLOW), pytest.param("62", "torch", marks=SLOW), ("46", "torch")],
-)
 BOTH = pytest.mark.parametrize("framework", [JAX, "torch"])
 
 
-@RUNS
+@SLOW
+@pytest.mark.parametrize(("name", "framework"), [("62", "jax"), ("62", "torch"), ("46", "torch")])
 def test_a_record_trains_as_the_original(name, framework, directories):
     """Rows, three stages with growing windows and YaRN, several targets, NorMuon, Adam in odd steps, the split."""
     trained, wanted = train(framework, name, directories[name]), TRAINING[name]

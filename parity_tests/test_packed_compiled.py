@@ -72,6 +72,7 @@ def compile_all(asked):
     return json.loads(done.stdout)
 
 
+@pytest.mark.slow
 def test_memory_grows_with_the_row_and_the_window():
     asked = [
         (form, device, 1, {"data": 1}, program) for (form, device), figures in FIGURES.items() for program in figures

@@ -84,7 +84,8 @@ def test_docstring_says_what_the_config_is(path):
     assert len(asked_gb) <= 1 and all(needed_gib * 2**30 < n * 1e9 for n in asked_gb)
 
 
-@pytest.mark.parametrize("train", [pytest.param(main, marks=pytest.mark.slow), torch_main], ids=["jaxgpt", "torch_ref"])
+@pytest.mark.slow
+@pytest.mark.parametrize("train", [main, torch_main], ids=["jaxgpt", "torch_ref"])
 def test_lanes_that_do_not_divide_a_later_stage_are_refused_before_compiling(train, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     path = CONFIGS[0].with_name("nanochat_cpu.py")

@@ -205,7 +205,30 @@ def test_devices_that_are_not_there(mesh, message):
         make_mesh(mesh)
 
 
+@dataclasses.dataclass(frozen=True)
+class Chip:
+    """What `make_mesh` asks of a TPU chip."""
+
+    id: int
+    slice_index: int
+    platform: str = "tpu"
+    device_kind: str = "TPU v5 lite"
+    process_index: int = 0
+
+
+def test_slices_hold_whole_copies():
+    chips: list[Any] = [Chip(number, number // 8) for number in range(16)]
+    with pytest.raises(InputError, match=r"mesh.data=1 is no .* 2 TPU slices, .*; --mesh.data=2 --mesh.fsdp=8 is"):
+        make_mesh(MeshConfig(fsdp=16), chips)
+    mesh = make_mesh(MeshConfig(fsdp=4), chips)
+    assert [{chip.slice_index for chip in copy.flat} for copy in mesh.devices] == [{0}, {0}, {1}, {1}]
+    assert make_mesh(MeshConfig(fsdp=8), chips[:8]).shape["fsdp"] == 8
+
+
 def test_sharding_errors_name_the_path():
+    mesh = make_mesh(MeshConfig(data=2, fsdp=2, tensor=2))
+    with pytest.raises(InputError, match=r"tensor=2 x mesh.fsdp=2 does not divide h.0.mlp.c_proj.weight's axis of 6"):
+        shard_params({"h.0.mlp.c_proj.weight": (6, 32)}, GPT2Config(), mesh)
     mesh = make_mesh(MeshConfig(data=1, tensor=8))
     with pytest.raises(InputError, match=r"mesh.tensor=8 does not divide wte.weight's axis of 65; choose a divisor"):
         shard_params({"wte.weight": (65, 32)}, GPT2Config(), mesh)

@@ -13,6 +13,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from jaxgpt.models.int8 import Int8Weight, int8_product
+from jaxgpt.parallel.lookup import take_rows
 
 LAYER_NORM_EPS = 1e-5
 """torch.nn.LayerNorm's default, which GPT-2 and nanoGPT use."""
@@ -251,6 +252,6 @@ class Embedding(nnx.Module):
     def __init__(self, n_rows, n_embd, *, init, param_dtype, rngs):
         self.weight = nnx.Param(init(rngs.params(), (n_rows, n_embd), param_dtype))
 
-    def __call__(self, ids):
-        """Rows by id. Ids were range-checked on the host: JAX would clamp a bad one without a word."""
-        return self.weight[...][ids]
+    def __call__(self, ids, dtype=None):
+        """Rows by id, in `dtype`. Ids were range-checked on the host: JAX would clamp a bad one without a word."""
+        return take_rows(self.weight[...], ids, dtype)

@@ -325,9 +325,9 @@ class Modded(nnx.Module):
 
     def embed(self, tokens_BT, before_B1):
         """Normed token embeddings, each with some of the one before it where the model smears."""
-        x_BTD = self.wte(tokens_BT).astype(self.dtype)
+        x_BTD = self.wte(tokens_BT, self.dtype)
         if self.config.smear:
-            before_B1D = self.wte(jnp.maximum(before_B1, 0)).astype(self.dtype)
+            before_B1D = self.wte(jnp.maximum(before_B1, 0), self.dtype)
             before_B1D = jnp.where(before_B1[..., None] >= 0, before_B1D, 0)
             previous_BTD = jnp.concatenate([before_B1D, x_BTD[:, :-1]], axis=1)
             scale_BT1 = self.smear_lambda[...] * gate(self.smear_gate, x_BTD)
@@ -339,7 +339,7 @@ class Modded(nnx.Module):
         if not self.config.bigram:
             return None
         ids_BT = bigram_ids(tokens_BT, before_BT, positions_BT, self.config.bigram_rows)
-        return shard_batch(self.bigram_embed(ids_BT).astype(self.dtype))
+        return shard_batch(self.bigram_embed(ids_BT, self.dtype))
 
     def rotary_tables(self, positions_BT):
         """Cosines and sines by whether a layer's heads are paired: head n of token t is then at 2 t + n mod 2."""
@@ -375,7 +375,7 @@ class Modded(nnx.Module):
         number = self.config.value_table(layer)
         if number is None:
             return None
-        return shard_batch(self.value_embeds[number](tokens_BT).astype(self.dtype))
+        return shard_batch(self.value_embeds[number](tokens_BT, self.dtype))
 
     def finish(self, x_BTD, kept_BTD):
         """The last norm, after a part of a middle layer's output is taken off; then the bias's channel."""

@@ -192,12 +192,12 @@ class Nanochat(nnx.Module):
         Args:
           before_B1: the id before each row's first one; -1 where there is none. None: there is none.
         """
-        x_BTD = rms_norm(self.wte(tokens_BT).astype(self.dtype))
+        x_BTD = rms_norm(self.wte(tokens_BT, self.dtype))
         if not self.config.smear:
             return shard_batch(x_BTD)
         before_B1D = jnp.zeros_like(x_BTD[:, :1])
         if before_B1 is not None:
-            before_B1D = rms_norm(self.wte(jnp.maximum(before_B1, 0)).astype(self.dtype))
+            before_B1D = rms_norm(self.wte(jnp.maximum(before_B1, 0), self.dtype))
             before_B1D = jnp.where(before_B1[..., None] >= 0, before_B1D, 0)
         previous_BTD = jnp.concatenate([before_B1D, x_BTD[:, :-1]], axis=1)
         gate_BT1 = jax.nn.sigmoid(self.smear_gate(x_BTD[..., : GATE_CHANNELS["smear"]]))
@@ -213,7 +213,7 @@ class Nanochat(nnx.Module):
         """The layer's own embedding of the tokens, [B, T, K x H]; None where it has none."""
         if not self.config.has_value_embed(layer):
             return None
-        return shard_batch(self.value_embeds[str(layer)](tokens_BT).astype(self.dtype))
+        return shard_batch(self.value_embeds[str(layer)](tokens_BT, self.dtype))
 
     def finish(self, x_BTD, middle_BTD):
         """The last norm; in 2026 after some of the middle layer's output is taken off."""

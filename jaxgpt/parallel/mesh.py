@@ -20,7 +20,8 @@ def make_mesh(config: MeshConfig, devices: list | None = None) -> Mesh:
     Without `devices` it also sets this process up for them: see below what a CPU needs.
 
     Raises:
-      InputError: the platform is not available, or the devices do not multiply to the mesh.
+      InputError: the platform is not available, the devices do not multiply to the mesh, or a copy of the model would
+        lie on several TPU slices.
     """
     if devices is None:
         # A CPU runs programs in this thread, the only one for which glibc keeps large blocks.
@@ -48,6 +49,7 @@ def make_mesh(config: MeshConfig, devices: list | None = None) -> Mesh:
         raise InputError(f"{shape}, but there are {len(devices)} ({devices[0].device_kind}); lower one of them")
     if wanted < len(devices) and (not config.data or jax.process_count() > 1):
         raise InputError(f"{shape} of the {len(devices)} available; choose axes that multiply to {len(devices)}")
+    _require_whole_copies(devices[:wanted], data, config)
     grid = np.array(devices[:wanted]).reshape(data, config.fsdp, config.tensor)
     return Mesh(grid, ("data", "fsdp", "tensor"), axis_types=(AxisType.Auto,) * 3)
 
@@ -55,3 +57,14 @@ def make_mesh(config: MeshConfig, devices: list | None = None) -> Mesh:
 def count_batch_devices(mesh: Mesh) -> int:
     """Devices that split the rows of a batch between them."""
     return mesh.shape["data"] * mesh.shape["fsdp"]
+
+
+def _require_whole_copies(devices: list, data: int, config: MeshConfig) -> None:
+    """Several TPU slices hold whole copies of the model; JAX lists their chips slice by slice, as data splits them."""
+    n_slices = len({getattr(device, "slice_index", 0) for device in devices if device.platform == "tpu"})
+    if n_slices > 1 and data % n_slices:
+        whole = f"--mesh.data={n_slices} --mesh.fsdp={len(devices) // n_slices // config.tensor}"
+        raise InputError(
+            f"mesh.data={data} is no multiple of the {n_slices} TPU slices, so weights would be gathered over the "
+            f"network between them; {whole} is a copy on each"
+        )

@@ -7,6 +7,7 @@ rule matches, a rule that no parameter matches, and an axis that does not divide
 References: GSPMD, arXiv:2105.04663; ZeRO, arXiv:1910.02054; Megatron-LM, arXiv:1909.08053.
 """
 
+import math
 import re
 from collections.abc import Callable
 from typing import Any
@@ -14,7 +15,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.sharding import Mesh, NamedSharding
+from jax.sharding import AbstractMesh, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from jaxgpt.config.families import ModelConfig
@@ -38,11 +39,11 @@ def shard_params(shapes: dict[str, tuple[int, ...]], model: ModelConfig, mesh: M
         if rule is None:
             raise KeyError(f"no sharding rule matches the parameter {path} {shape}")
         unused.discard(rule.pattern)
-        for size, axis in zip(shape, rule.axes, strict=False):
-            if axis is not None and size % mesh.shape[axis]:
-                raise InputError(
-                    f"mesh.{axis}={mesh.shape[axis]} does not divide {path}'s axis of {size}; choose a divisor"
-                )
+        for size, axes in zip(shape, rule.axes, strict=False):
+            names = (axes,) if isinstance(axes, str) else axes or ()
+            if size % math.prod(mesh.shape[name] for name in names):
+                split = " x ".join(f"mesh.{name}={mesh.shape[name]}" for name in names if mesh.shape[name] > 1)
+                raise InputError(f"{split} does not divide {path}'s axis of {size}; choose a divisor")
         shardings[path] = NamedSharding(mesh, P(*rule.axes))
     if unused:
         raise KeyError(f"sharding rules that match no parameter: {sorted(unused)}")
@@ -98,22 +99,25 @@ def shard_batch(x):
     return jax.lax.with_sharding_constraint(x, P(BATCH, *[None] * (x.ndim - 1)))
 
 
+def count_row_devices(mesh: AbstractMesh) -> int:
+    """Devices that split rows under the mesh in force; 0 without one, and where the compiler may not use its axes."""
+    return mesh.shape["data"] * mesh.shape["fsdp"] if {*BATCH} <= {*mesh.auto_axes} else 0
+
+
 def shard_rows(tree):
     """Splits the first axis of arrays over the batch axes; the identity where these do not divide it.
 
     Also outside a mesh, and where another program's mesh has no such axes that the compiler may use.
     """
-    mesh = jax.sharding.get_abstract_mesh()
-    if not {*BATCH} <= {*mesh.auto_axes}:
-        return tree
-    n_devices, n_rows = mesh.shape["data"] * mesh.shape["fsdp"], jax.tree.leaves(tree)[0].shape[0]
-    return tree if n_devices == 1 or n_rows % n_devices else jax.tree.map(shard_batch, tree)
+    n_devices = count_row_devices(jax.sharding.get_abstract_mesh())
+    is_even = n_devices > 1 and jax.tree.leaves(tree)[0].shape[0] % n_devices == 0
+    return jax.tree.map(shard_batch, tree) if is_even else tree
 
 
 def share(x):
     """Pins an array to be whole on each device, so that each process can read it; else as `shard_rows`."""
     mesh = jax.sharding.get_abstract_mesh()
-    is_ours = mesh.size > 1 and {*BATCH} <= {*mesh.auto_axes}
+    is_ours = mesh.size > 1 and count_row_devices(mesh) > 0
     return jax.lax.with_sharding_constraint(x, P()) if is_ours else x
 
 
@@ -141,7 +145,7 @@ def gather_stack(x):
 
 def _stack_axis() -> str | None:
     mesh = jax.sharding.get_abstract_mesh()
-    if mesh.size == 1 or not {*BATCH} <= {*mesh.auto_axes}:
+    if mesh.size == 1 or not count_row_devices(mesh):
         return None
     return "fsdp" if mesh.shape["fsdp"] > 1 else "data"
 

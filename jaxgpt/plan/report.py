@@ -77,6 +77,8 @@ PODS = (
            {**_D32, "mesh.fsdp": "8", "train.micro_batch_size": "8"}),
     Recipe("d32 on v5e-256, fsdp 256", "speedrun_d20", "v5e-256", "",
            {**_D32, "mesh.fsdp": "256", "train.micro_batch_size": "2"}),
+    Recipe("d32 on v5e-256, data 16 x fsdp 16", "speedrun_d20", "v5e-256", "",
+           {**_D32, "mesh.fsdp": "16", "train.micro_batch_size": "2"}),
 )  # fmt: skip
 """What one card cannot hold; depth 32 is nanochat's 1,000 dollar model."""
 OTHERS_ON = "h100"

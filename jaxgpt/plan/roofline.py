@@ -7,11 +7,12 @@ Arithmetic: the model's FLOPs (`flops.py`), attention by the half below the diag
 and another forward pass of the blocks under train.remat=block. Memory: weights read for forward and backward, gradient
 sums read and written for each microbatch, what the backward pass finds of the forward written and read once, and
 one pass over parameters, gradients and optimizer state. Collectives: bytes of `census.py` over the links; of groups
-that span hosts, what must cross between hosts over the network.
+that span hosts, what must cross between hosts over the network; on a torus over the links along the axes of the group.
 
 References: Williams et al. 2009, the roofline model.
 """
 
+import math
 from dataclasses import dataclass
 
 from jaxgpt.config import Config
@@ -102,7 +103,7 @@ def transfer_s(row: tuple[str, int, int, float], config: Config, topology: Topol
     """Seconds that one row of collectives keeps links or network busy."""
     _, size, _, sent = row
     device = topology.device
-    linked_s = sent / device.link_bytes_s
+    linked_s = sent / (device.link_bytes_s * reached_links(size, topology))
     n_hosts = -(-topology.n_devices // DEVICES_PER_HOST)
     if not device.is_gpu or n_hosts == 1 or size < 2:
         return linked_s
@@ -114,3 +115,12 @@ def transfer_s(row: tuple[str, int, int, float], config: Config, topology: Topol
         return linked_s
     crossing = sent * size / (size - 1) * (spanned - 1) / spanned / per_host
     return max(linked_s if per_host > 1 else 0.0, crossing / device.network_bytes_s)
+
+
+def reached_links(size: int, topology: Topology) -> float:
+    """The part of its links that a device uses in a group of so many: on a TPU those along the axes the group spans."""
+    axes = [] if topology.device.is_gpu else sorted(n for n in map(int, topology.shape.split("x")) if n > 1)
+    n_spanned = 0
+    while n_spanned < len(axes) and math.prod(axes[len(axes) - n_spanned :]) < size:
+        n_spanned += 1
+    return n_spanned / len(axes) if axes and size > 1 else 1.0

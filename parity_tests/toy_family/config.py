@@ -15,7 +15,7 @@ class ToyConfig(Family):
         ParamRule(r"(wte|lm_head)\.weight", ("tensor", "fsdp")),
         ParamRule(r"look_back"),
         ParamRule(r"h\.\d+\.c_fc\.weight", ("fsdp", "tensor"), is_transposed=True),
-        ParamRule(r"h\.\d+\.c_proj\.weight", ("tensor", "fsdp"), is_transposed=True),
+        ParamRule(r"h\.\d+\.c_proj\.weight", (("tensor", "fsdp"),), is_transposed=True),
     )
 
     family: Literal["toy"] = "toy"

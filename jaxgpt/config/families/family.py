@@ -10,8 +10,8 @@ from jaxgpt.config.section import Section, field_types
 from jaxgpt.config.softcap import Softcap
 from jaxgpt.errors import require
 
-Axes = tuple[str | None, ...]
-"""The mesh axis that splits each axis of a parameter; None, or a missing entry: it is not split."""
+Axes = tuple[str | tuple[str, ...] | None, ...]
+"""The mesh axis, or axes, that split each axis of a parameter; None, or a missing entry: it is not split."""
 
 
 @dataclass(frozen=True)

@@ -16,9 +16,9 @@ class GPT2Config(Family):
         ParamRule(r"wte\.weight", ("tensor", "fsdp")),
         ParamRule(r"wpe\.weight", (None, "fsdp")),
         ParamRule(r"h\.\d+\.attn\.c_attn\.weight", ("fsdp", "tensor"), is_transposed=True),
-        ParamRule(r"h\.\d+\.attn\.c_proj\.weight", ("tensor", "fsdp"), is_transposed=True),
+        ParamRule(r"h\.\d+\.attn\.c_proj\.weight", (("tensor", "fsdp"),), is_transposed=True),
         ParamRule(r"h\.\d+\.mlp\.c_fc\.weight", ("fsdp", "tensor"), is_transposed=True),
-        ParamRule(r"h\.\d+\.mlp\.c_proj\.weight", ("tensor", "fsdp"), is_transposed=True),
+        ParamRule(r"h\.\d+\.mlp\.c_proj\.weight", (("tensor", "fsdp"),), is_transposed=True),
         ParamRule(r"h\.\d+\.(attn|mlp)\.c_\w+\.bias", is_optional=True),
         ParamRule(r"(h\.\d+\.ln_[12]|ln_f)\.(weight|bias)"),
     )

@@ -46,9 +46,9 @@ class NanochatConfig(Family):
         ParamRule(r"(wte|lm_head)\.weight", ("tensor", "fsdp")),
         ParamRule(r"value_embeds\.\d+\.weight", ("tensor", "fsdp"), is_optional=True),
         ParamRule(r"h\.\d+\.attn\.c_[qkv]\.weight", ("fsdp", "tensor"), is_transposed=True),
-        ParamRule(r"h\.\d+\.attn\.c_proj\.weight", ("tensor", "fsdp"), is_transposed=True),
+        ParamRule(r"h\.\d+\.attn\.c_proj\.weight", (("tensor", "fsdp"),), is_transposed=True),
         ParamRule(r"h\.\d+\.mlp\.c_fc\.weight", ("fsdp", "tensor"), is_transposed=True),
-        ParamRule(r"h\.\d+\.mlp\.c_proj\.weight", ("tensor", "fsdp"), is_transposed=True),
+        ParamRule(r"h\.\d+\.mlp\.c_proj\.weight", (("tensor", "fsdp"),), is_transposed=True),
         ParamRule(r"h\.\d+\.attn\.ve_gate\.weight|smear_gate\.weight", is_transposed=True, is_optional=True),
         ParamRule(r"(resid|x0)_lambdas|(smear|backout)_lambda", is_optional=True),
     )
