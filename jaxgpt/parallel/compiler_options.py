@@ -30,7 +30,7 @@ DETERMINISTIC: dict[str, Options] = {
 """Platform -> what `train.deterministic` asks for. CPUs and TPUs run the same sums in the same order anyway."""
 
 SPLIT_WEIGHTS: dict[str, Options] = {
-    # XLA joins gathers up to 30 MiB, which then wait for each other in memory: d32 on 64 H100 takes 14.8 GiB for 6.9.
+    # XLA joins gathers up to 30 MiB, which then wait for each other in memory: d32 on 64 H100 takes 14.8 GiB for 7.5.
     "gpu": {
         "xla_gpu_all_gather_combine_threshold_bytes": str(8 * 2**20),
         "xla_gpu_reduce_scatter_combine_threshold_bytes": str(8 * 2**20),
