@@ -11,6 +11,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from jaxgpt.config.families import ModelConfig
+from jaxgpt.models.draws import Draws
 from jaxgpt.models.gpt2 import GPT2
 from jaxgpt.models.modded import Modded
 from jaxgpt.models.nanochat import Nanochat
@@ -19,18 +20,23 @@ FAMILIES: dict[str, Any] = {"gpt2": GPT2, "nanochat": Nanochat, "modded": Modded
 
 
 def build(
-    config: ModelConfig, *, dtype=jnp.float32, param_dtype=jnp.float32, implementation="xla", remat="none", seed
+    config: ModelConfig, *, dtype=jnp.float32, param_dtype=jnp.float32, implementation="xla", remat="none", draws: Draws
 ) -> nnx.Module:
-    """A model with fresh weights; seed is an integer, traced or not."""
-    rngs = nnx.Rngs(params=jax.random.key(seed))
+    """A model with fresh weights."""
     return FAMILIES[config.family](
-        config, dtype=dtype, param_dtype=param_dtype, implementation=implementation, remat=remat, rngs=rngs
+        config, dtype=dtype, param_dtype=param_dtype, implementation=implementation, remat=remat, draws=draws
     )
 
 
 def init_params(config: ModelConfig, *, param_dtype=jnp.float32, seed=0) -> dict[str, jax.Array]:
-    """Fresh weights by path. Each is the same on any number of devices."""
-    return read_params(build(config, param_dtype=param_dtype, seed=seed))
+    """Fresh weights by path. Each is the same on any number of devices.
+
+    Args:
+      seed: an integer, traced or not.
+    """
+    draws = Draws(seed)
+    jax.eval_shape(lambda: read_params(build(config, param_dtype=param_dtype, draws=draws)))
+    return read_params(build(config, param_dtype=param_dtype, draws=draws.in_loops()))
 
 
 def read_params(module: nnx.Module) -> dict[str, jax.Array]:
@@ -42,7 +48,7 @@ def read_params(module: nnx.Module) -> dict[str, jax.Array]:
 
 def param_shapes(config: ModelConfig, param_dtype=jnp.float32) -> dict[str, jax.ShapeDtypeStruct]:
     """What `init_params` would return, without computing anything."""
-    return jax.eval_shape(lambda: init_params(config, param_dtype=param_dtype))
+    return jax.eval_shape(lambda: read_params(build(config, param_dtype=param_dtype, draws=Draws(0))))
 
 
 class Model:
@@ -57,7 +63,7 @@ class Model:
     def __init__(self, config: ModelConfig, dtype=jnp.float32, implementation="xla", remat="none"):
         self.config, self.dtype, self.implementation, self.remat = config, jnp.dtype(dtype), implementation, remat
         self._module = nnx.eval_shape(
-            lambda: build(config, dtype=self.dtype, implementation=implementation, remat=remat, seed=0)
+            lambda: build(config, dtype=self.dtype, implementation=implementation, remat=remat, draws=Draws(0))
         )
         self._value = (config, self.dtype, implementation, remat)
         self._hash = hash(self._value)  # once: jax.jit asks for it at every call

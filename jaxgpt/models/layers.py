@@ -209,14 +209,22 @@ def rematerialise(function, policy):
     return jax.checkpoint(function, policy=keep)
 
 
+@functools.cache
 def normal(std):
     """An initialiser (key, shape, dtype) -> array drawn from N(0, std)."""
     return lambda key, shape, dtype: std * jax.random.normal(key, shape, dtype)
 
 
+@functools.cache
 def uniform(low, high):
     """An initialiser: uniform in [low, high)."""
     return lambda key, shape, dtype: jax.random.uniform(key, shape, dtype, low, high)
+
+
+@functools.cache
+def scaled(scale, init):
+    """An initialiser: a number times what another one draws."""
+    return lambda key, shape, dtype: scale * init(key, shape, dtype)
 
 
 def zeros(key, shape, dtype):
@@ -227,8 +235,8 @@ def zeros(key, shape, dtype):
 class Linear(nnx.Module):
     """Weight [in, out] as `init` draws it, bias 0."""
 
-    def __init__(self, n_in, n_out, *, bias, init, param_dtype, rngs):
-        self.weight = nnx.Param(init(rngs.params(), (n_in, n_out), param_dtype))
+    def __init__(self, n_in, n_out, *, bias, init, param_dtype, draws):
+        self.weight = nnx.Param(draws.draw(init, (n_in, n_out), param_dtype))
         self.bias = nnx.Param(jnp.zeros((n_out,), param_dtype)) if bias else None
 
     def __call__(self, x):
@@ -249,8 +257,8 @@ class LayerNorm(nnx.Module):
 class Embedding(nnx.Module):
     """Table [rows, n_embd] as `init` draws it."""
 
-    def __init__(self, n_rows, n_embd, *, init, param_dtype, rngs):
-        self.weight = nnx.Param(init(rngs.params(), (n_rows, n_embd), param_dtype))
+    def __init__(self, n_rows, n_embd, *, init, param_dtype, draws):
+        self.weight = nnx.Param(draws.draw(init, (n_rows, n_embd), param_dtype))
 
     def __call__(self, ids, dtype=None):
         """Rows by id, in `dtype`. Ids were range-checked on the host: JAX would clamp a bad one without a word."""

@@ -31,6 +31,7 @@ from jaxgpt.models.layers import (
     rematerialise,
     rms_norm,
     rotary,
+    scaled,
     uniform,
     zeros,
 )
@@ -59,10 +60,10 @@ def matrix_init(config: NanochatConfig, n_in: int, n_out: int):
 class CausalSelfAttention(nnx.Module):
     """Projections for q, k and v, a value embedding where the layer has one, attention in a window."""
 
-    def __init__(self, config: NanochatConfig, layer: int, *, param_dtype, implementation, rngs):
+    def __init__(self, config: NanochatConfig, layer: int, *, param_dtype, implementation, draws):
         n_embd, kv_dim = config.n_embd, config.n_kv_head * config.head_dim
         self.config, self.layer, self.implementation = config, layer, implementation
-        linear = functools.partial(Linear, bias=False, param_dtype=param_dtype, rngs=rngs)
+        linear = functools.partial(Linear, bias=False, param_dtype=param_dtype, draws=draws)
         self.c_q = linear(n_embd, n_embd, init=matrix_init(config, n_embd, n_embd))
         self.c_k = linear(n_embd, kv_dim, init=matrix_init(config, n_embd, kv_dim))
         self.c_v = linear(n_embd, kv_dim, init=matrix_init(config, n_embd, kv_dim))
@@ -100,14 +101,12 @@ class CausalSelfAttention(nnx.Module):
 class MLP(nnx.Module):
     """Four times as wide, relu squared, and back."""
 
-    def __init__(self, config: NanochatConfig, *, param_dtype, rngs):
+    def __init__(self, config: NanochatConfig, *, param_dtype, draws):
         n_embd = config.n_embd
         scale = C_FC_INIT_SCALE if config.init == "uniform" else 1.0
-        init = matrix_init(config, n_embd, 4 * n_embd)
-        self.c_fc = Linear(
-            n_embd, 4 * n_embd, bias=False, init=lambda *args: scale * init(*args), param_dtype=param_dtype, rngs=rngs
-        )
-        self.c_proj = Linear(4 * n_embd, n_embd, bias=False, init=zeros, param_dtype=param_dtype, rngs=rngs)
+        init = scaled(scale, matrix_init(config, n_embd, 4 * n_embd))
+        self.c_fc = Linear(n_embd, 4 * n_embd, bias=False, init=init, param_dtype=param_dtype, draws=draws)
+        self.c_proj = Linear(4 * n_embd, n_embd, bias=False, init=zeros, param_dtype=param_dtype, draws=draws)
 
     def __call__(self, x_BTD):
         h_BTF = jax.nn.relu(self.c_fc(x_BTD))
@@ -117,11 +116,11 @@ class MLP(nnx.Module):
 class Block(nnx.Module):
     """x + attention(norm(x)), then x + mlp(norm(x))."""
 
-    def __init__(self, config: NanochatConfig, layer: int, *, param_dtype, implementation, rngs):
+    def __init__(self, config: NanochatConfig, layer: int, *, param_dtype, implementation, draws):
         self.attn = CausalSelfAttention(
-            config, layer, param_dtype=param_dtype, implementation=implementation, rngs=rngs
+            config, layer, param_dtype=param_dtype, implementation=implementation, draws=draws
         )
-        self.mlp = MLP(config, param_dtype=param_dtype, rngs=rngs)
+        self.mlp = MLP(config, param_dtype=param_dtype, draws=draws)
 
     def __call__(self, x_BTD, value_embed_BTD=None, cache=None, offset_B=None):
         y_BTD, cache = self.attn(rms_norm(x_BTD), value_embed_BTD, cache, offset_B)
@@ -140,16 +139,16 @@ class Nanochat(nnx.Module):
       remat: none, dots or block; what the backward pass finds instead of recomputing.
     """
 
-    def __init__(self, config: NanochatConfig, *, dtype, param_dtype, implementation, remat, rngs):
+    def __init__(self, config: NanochatConfig, *, dtype, param_dtype, implementation, remat, draws):
         assert config.n_embd and config.vocab_size, "config.complete(n_ids) fills in width and vocabulary"
         n_embd, n_layer = config.n_embd, config.n_layer
         self.config, self.dtype, self.remat = config, jnp.dtype(dtype), remat
-        table = functools.partial(Embedding, config.vocab_size, param_dtype=param_dtype, rngs=rngs)
+        table = functools.partial(Embedding, config.vocab_size, param_dtype=param_dtype, draws=draws)
         self.wte = table(n_embd, init=normal(0.8 if config.init == "uniform" else 1.0))
         self.lm_head = table(n_embd, init=normal(HEAD_STD) if config.init == "uniform" else zeros)
         self.h = nnx.List(
             [
-                Block(config, i, param_dtype=param_dtype, implementation=implementation, rngs=rngs)
+                Block(config, i, param_dtype=param_dtype, implementation=implementation, draws=draws)
                 for i in range(n_layer)
             ]
         )
@@ -163,7 +162,12 @@ class Nanochat(nnx.Module):
             self.x0_lambdas = nnx.Param(jnp.linspace(*X0_LAMBDAS_INIT, n_layer, dtype=param_dtype))
         if config.smear:
             self.smear_gate = Linear(
-                GATE_CHANNELS["smear"], 1, bias=False, init=uniform(0.0, GATE_INIT), param_dtype=param_dtype, rngs=rngs
+                GATE_CHANNELS["smear"],
+                1,
+                bias=False,
+                init=uniform(0.0, GATE_INIT),
+                param_dtype=param_dtype,
+                draws=draws,
             )
             self.smear_lambda = nnx.Param(jnp.zeros((1,), param_dtype))
         if config.backout:
