@@ -1,6 +1,7 @@
 """Fresh weights: those that are drawn alike come from one loop, with the bits of draws one by one."""
 
 import functools
+from typing import Any
 
 import jax
 import numpy as np
@@ -11,7 +12,7 @@ from jaxgpt.models import build, init_params, read_params
 from jaxgpt.models.draws import Draws
 
 
-def model(family: str, n_layer: int) -> ModelConfig:
+def model(family: Any, n_layer: int) -> ModelConfig:
     if family == "gpt2":
         return GPT2Config(seq_len=16, n_layer=n_layer, n_head=2, n_embd=32, vocab_size=64)
     if family == "modded":

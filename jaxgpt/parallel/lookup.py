@@ -5,6 +5,7 @@ fsdp, or many devices, the partitioner gathers the whole table in float32 and su
 """
 
 import functools
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -13,7 +14,7 @@ from jax.sharding import PartitionSpec as P
 from jaxgpt.parallel.sharding import BATCH, count_row_devices
 
 
-def take_rows(table_VD, ids, dtype=None):
+def take_rows(table_VD, ids, dtype=None) -> Any:
     """The rows of a table by id, [..., D], in the table's dtype or in `dtype`.
 
     Each device looks up, and in the backward pass adds up, its columns for the rows of the batch that its fsdp group
