@@ -24,7 +24,7 @@ def build(
 ) -> nnx.Module:
     """A model with fresh weights."""
     return FAMILIES[config.family](
-        config, dtype=dtype, param_dtype=param_dtype, implementation=implementation, remat=remat, draws=draws
+        config, dtype=dtype, param_dtype=param_dtype, implementation=implementation, remat=remat, rngs=draws
     )
 
 

@@ -24,14 +24,14 @@ INIT_STD = 0.02
 class CausalSelfAttention(nnx.Module):
     """One projection for q, k and v, causal attention, one projection back."""
 
-    def __init__(self, config: GPT2Config, *, param_dtype, implementation, draws):
+    def __init__(self, config: GPT2Config, *, param_dtype, implementation, rngs):
         n_embd = config.n_embd
         self.config, self.implementation = config, implementation
         self.c_attn = Linear(
-            n_embd, 3 * n_embd, bias=config.bias, init=normal(INIT_STD), param_dtype=param_dtype, draws=draws
+            n_embd, 3 * n_embd, bias=config.bias, init=normal(INIT_STD), param_dtype=param_dtype, rngs=rngs
         )
         std = INIT_STD * (2 * config.n_layer) ** -0.5
-        self.c_proj = Linear(n_embd, n_embd, bias=config.bias, init=normal(std), param_dtype=param_dtype, draws=draws)
+        self.c_proj = Linear(n_embd, n_embd, bias=config.bias, init=normal(std), param_dtype=param_dtype, rngs=rngs)
 
     def __call__(self, x_BTD, cache=None, offset_B=None, *, dropout_key=None):
         """Returns the output and, when a cache (k, v) is given, the cache with this call's keys and values."""
@@ -56,16 +56,14 @@ class CausalSelfAttention(nnx.Module):
 class MLP(nnx.Module):
     """Four times as wide, GELU, and back."""
 
-    def __init__(self, config: GPT2Config, *, param_dtype, draws):
+    def __init__(self, config: GPT2Config, *, param_dtype, rngs):
         n_embd = config.n_embd
         self.config = config
         self.c_fc = Linear(
-            n_embd, 4 * n_embd, bias=config.bias, init=normal(INIT_STD), param_dtype=param_dtype, draws=draws
+            n_embd, 4 * n_embd, bias=config.bias, init=normal(INIT_STD), param_dtype=param_dtype, rngs=rngs
         )
         std = INIT_STD * (2 * config.n_layer) ** -0.5
-        self.c_proj = Linear(
-            4 * n_embd, n_embd, bias=config.bias, init=normal(std), param_dtype=param_dtype, draws=draws
-        )
+        self.c_proj = Linear(4 * n_embd, n_embd, bias=config.bias, init=normal(std), param_dtype=param_dtype, rngs=rngs)
 
     def __call__(self, x_BTD, *, dropout_key=None):
         h_BTF = gelu(self.c_fc(x_BTD), self.config.gelu)
@@ -75,11 +73,11 @@ class MLP(nnx.Module):
 class Block(nnx.Module):
     """x + attention(norm(x)), then x + mlp(norm(x))."""
 
-    def __init__(self, config: GPT2Config, *, param_dtype, implementation, draws):
+    def __init__(self, config: GPT2Config, *, param_dtype, implementation, rngs):
         self.ln_1 = LayerNorm(config.n_embd, bias=config.bias, param_dtype=param_dtype)
-        self.attn = CausalSelfAttention(config, param_dtype=param_dtype, implementation=implementation, draws=draws)
+        self.attn = CausalSelfAttention(config, param_dtype=param_dtype, implementation=implementation, rngs=rngs)
         self.ln_2 = LayerNorm(config.n_embd, bias=config.bias, param_dtype=param_dtype)
-        self.mlp = MLP(config, param_dtype=param_dtype, draws=draws)
+        self.mlp = MLP(config, param_dtype=param_dtype, rngs=rngs)
 
     def __call__(self, x_BTD, cache=None, offset_B=None, *, dropout_key=None):
         attn_key, mlp_key = split_key(dropout_key)
@@ -99,15 +97,15 @@ class GPT2(nnx.Module):
       remat: none, dots or block; what the backward pass finds instead of recomputing.
     """
 
-    def __init__(self, config: GPT2Config, *, dtype, param_dtype, implementation, remat, draws):
+    def __init__(self, config: GPT2Config, *, dtype, param_dtype, implementation, remat, rngs):
         self.config, self.dtype, self.remat = config, jnp.dtype(dtype), remat
         self.wte = Embedding(
-            config.vocab_size, config.n_embd, init=normal(INIT_STD), param_dtype=param_dtype, draws=draws
+            config.vocab_size, config.n_embd, init=normal(INIT_STD), param_dtype=param_dtype, rngs=rngs
         )
-        self.wpe = Embedding(config.seq_len, config.n_embd, init=normal(INIT_STD), param_dtype=param_dtype, draws=draws)
+        self.wpe = Embedding(config.seq_len, config.n_embd, init=normal(INIT_STD), param_dtype=param_dtype, rngs=rngs)
         self.h = nnx.List(
             [
-                Block(config, param_dtype=param_dtype, implementation=implementation, draws=draws)
+                Block(config, param_dtype=param_dtype, implementation=implementation, rngs=rngs)
                 for _ in range(config.n_layer)
             ]
         )

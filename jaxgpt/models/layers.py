@@ -235,8 +235,8 @@ def zeros(key, shape, dtype):
 class Linear(nnx.Module):
     """Weight [in, out] as `init` draws it, bias 0."""
 
-    def __init__(self, n_in, n_out, *, bias, init, param_dtype, draws):
-        self.weight = nnx.Param(draws.draw(init, (n_in, n_out), param_dtype))
+    def __init__(self, n_in, n_out, *, bias, init, param_dtype, rngs):
+        self.weight = nnx.Param(rngs.draw(init, (n_in, n_out), param_dtype))
         self.bias = nnx.Param(jnp.zeros((n_out,), param_dtype)) if bias else None
 
     def __call__(self, x):
@@ -257,8 +257,8 @@ class LayerNorm(nnx.Module):
 class Embedding(nnx.Module):
     """Table [rows, n_embd] as `init` draws it."""
 
-    def __init__(self, n_rows, n_embd, *, init, param_dtype, draws):
-        self.weight = nnx.Param(draws.draw(init, (n_rows, n_embd), param_dtype))
+    def __init__(self, n_rows, n_embd, *, init, param_dtype, rngs):
+        self.weight = nnx.Param(rngs.draw(init, (n_rows, n_embd), param_dtype))
 
     def __call__(self, ids, dtype=None):
         """Rows by id, in `dtype`. Ids were range-checked on the host: JAX would clamp a bad one without a word."""

@@ -115,23 +115,23 @@ class Norm(nnx.Module):
 class Head(Embedding):
     """Output rows, [V, D], in track 3 with a bias."""
 
-    def __init__(self, config: ModdedConfig, *, init, param_dtype, draws):
-        super().__init__(config.vocab_size, config.n_embd, init=init, param_dtype=param_dtype, draws=draws)
+    def __init__(self, config: ModdedConfig, *, init, param_dtype, rngs):
+        super().__init__(config.vocab_size, config.n_embd, init=init, param_dtype=param_dtype, rngs=rngs)
         self.bias = nnx.Param(jnp.zeros((config.vocab_size,), param_dtype)) if config.bias else None
 
 
 class CausalSelfAttention(nnx.Module):
     """Attention within a document and a window."""
 
-    def __init__(self, config: ModdedConfig, layer: int, *, param_dtype, implementation, draws):
+    def __init__(self, config: ModdedConfig, layer: int, *, param_dtype, implementation, rngs):
         n_embd = config.n_embd
         self.config, self.layer, self.implementation = config, layer, implementation
-        square = functools.partial(Linear, n_embd, n_embd, bias=config.bias, param_dtype=param_dtype, draws=draws)
+        square = functools.partial(Linear, n_embd, n_embd, bias=config.bias, param_dtype=param_dtype, rngs=rngs)
         init = matrix_init(config, n_embd, ATTENTION_INIT)
         self.c_q, self.c_k, self.c_v = square(init=init), square(init=init), square(init=init)
         self.c_proj = square(init=zeros)
         to_heads = functools.partial(
-            Linear, GATE_CHANNELS, config.n_head, bias=False, init=zeros, param_dtype=param_dtype, draws=draws
+            Linear, GATE_CHANNELS, config.n_head, bias=False, init=zeros, param_dtype=param_dtype, rngs=rngs
         )
         if config.attn_gates:
             self.gate = to_heads()
@@ -191,9 +191,9 @@ def scaled_linear(module, x_BTD, scale):
 class MLP(nnx.Module):
     """Four times as wide, relu squared, and back."""
 
-    def __init__(self, config: ModdedConfig, *, param_dtype, draws):
+    def __init__(self, config: ModdedConfig, *, param_dtype, rngs):
         n_embd = config.n_embd
-        new = functools.partial(Linear, bias=config.bias, param_dtype=param_dtype, draws=draws)
+        new = functools.partial(Linear, bias=config.bias, param_dtype=param_dtype, rngs=rngs)
         self.c_fc = new(n_embd, 4 * n_embd, init=matrix_init(config, n_embd, MLP_INIT))
         self.c_proj = new(4 * n_embd, n_embd, init=zeros)
 
@@ -205,13 +205,13 @@ class MLP(nnx.Module):
 class Block(nnx.Module):
     """x + attention(norm(x)), where the layer has attention, then x + mlp(norm(x))."""
 
-    def __init__(self, config: ModdedConfig, layer: int, *, param_dtype, implementation, draws):
+    def __init__(self, config: ModdedConfig, layer: int, *, param_dtype, implementation, rngs):
         if config.has_attention(layer):
             self.attn = CausalSelfAttention(
-                config, layer, param_dtype=param_dtype, implementation=implementation, draws=draws
+                config, layer, param_dtype=param_dtype, implementation=implementation, rngs=rngs
             )
         self.has_attention = config.has_attention(layer)
-        self.mlp = MLP(config, param_dtype=param_dtype, draws=draws)
+        self.mlp = MLP(config, param_dtype=param_dtype, rngs=rngs)
         self.norm1, self.norm2 = Norm(config, param_dtype=param_dtype), Norm(config, param_dtype=param_dtype)
 
     def __call__(self, x_BTD, value_embed_BTD, lambdas, tables, begin_BT, cache=None, offset_B=None):
@@ -232,20 +232,20 @@ class Modded(nnx.Module):
       remat: none, dots or block; what the backward pass finds instead of recomputing.
     """
 
-    def __init__(self, config: ModdedConfig, *, dtype, param_dtype, implementation, remat, draws):
+    def __init__(self, config: ModdedConfig, *, dtype, param_dtype, implementation, remat, rngs):
         assert config.n_layer and config.vocab_size, "config.complete(n_ids) fills in layers and vocabulary"
         n_embd, n_layer = config.n_embd, config.n_layer
         self.config, self.dtype, self.remat = config, jnp.dtype(dtype), remat
-        table = functools.partial(Embedding, n_embd=n_embd, param_dtype=param_dtype, draws=draws)
+        table = functools.partial(Embedding, n_embd=n_embd, param_dtype=param_dtype, rngs=rngs)
         is_tied = config.record == "62"
         init = normal(HEAD_STD) if is_tied else zeros
-        self.lm_head = Head(config, init=init, param_dtype=param_dtype, draws=draws)
+        self.lm_head = Head(config, init=init, param_dtype=param_dtype, rngs=rngs)
         self.wte = table(
             config.vocab_size, init=(lambda *_: jnp.copy(self.lm_head.weight[...])) if is_tied else normal(1.0)
         )
         self.h = nnx.List(
             [
-                Block(config, i, param_dtype=param_dtype, implementation=implementation, draws=draws)
+                Block(config, i, param_dtype=param_dtype, implementation=implementation, rngs=rngs)
                 for i in range(n_layer)
             ]
         )
@@ -262,9 +262,7 @@ class Modded(nnx.Module):
         if config.attn_lambdas != "none":
             row = jnp.array(ATTN_LAMBDAS_INIT[config.attn_lambdas], param_dtype)
             self.attn_lambdas = nnx.Param(jnp.tile(row, (n_layer, 1)))
-        to_one = functools.partial(
-            Linear, GATE_CHANNELS, 1, bias=False, init=zeros, param_dtype=param_dtype, draws=draws
-        )
+        to_one = functools.partial(Linear, GATE_CHANNELS, 1, bias=False, init=zeros, param_dtype=param_dtype, rngs=rngs)
         if config.smear:
             self.smear_gate = to_one()
             self.smear_lambda = nnx.Param(jnp.zeros((1,), param_dtype))

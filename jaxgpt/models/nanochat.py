@@ -60,10 +60,10 @@ def matrix_init(config: NanochatConfig, n_in: int, n_out: int):
 class CausalSelfAttention(nnx.Module):
     """Projections for q, k and v, a value embedding where the layer has one, attention in a window."""
 
-    def __init__(self, config: NanochatConfig, layer: int, *, param_dtype, implementation, draws):
+    def __init__(self, config: NanochatConfig, layer: int, *, param_dtype, implementation, rngs):
         n_embd, kv_dim = config.n_embd, config.n_kv_head * config.head_dim
         self.config, self.layer, self.implementation = config, layer, implementation
-        linear = functools.partial(Linear, bias=False, param_dtype=param_dtype, draws=draws)
+        linear = functools.partial(Linear, bias=False, param_dtype=param_dtype, rngs=rngs)
         self.c_q = linear(n_embd, n_embd, init=matrix_init(config, n_embd, n_embd))
         self.c_k = linear(n_embd, kv_dim, init=matrix_init(config, n_embd, kv_dim))
         self.c_v = linear(n_embd, kv_dim, init=matrix_init(config, n_embd, kv_dim))
@@ -101,12 +101,12 @@ class CausalSelfAttention(nnx.Module):
 class MLP(nnx.Module):
     """Four times as wide, relu squared, and back."""
 
-    def __init__(self, config: NanochatConfig, *, param_dtype, draws):
+    def __init__(self, config: NanochatConfig, *, param_dtype, rngs):
         n_embd = config.n_embd
         scale = C_FC_INIT_SCALE if config.init == "uniform" else 1.0
         init = scaled(scale, matrix_init(config, n_embd, 4 * n_embd))
-        self.c_fc = Linear(n_embd, 4 * n_embd, bias=False, init=init, param_dtype=param_dtype, draws=draws)
-        self.c_proj = Linear(4 * n_embd, n_embd, bias=False, init=zeros, param_dtype=param_dtype, draws=draws)
+        self.c_fc = Linear(n_embd, 4 * n_embd, bias=False, init=init, param_dtype=param_dtype, rngs=rngs)
+        self.c_proj = Linear(4 * n_embd, n_embd, bias=False, init=zeros, param_dtype=param_dtype, rngs=rngs)
 
     def __call__(self, x_BTD):
         h_BTF = jax.nn.relu(self.c_fc(x_BTD))
@@ -116,11 +116,11 @@ class MLP(nnx.Module):
 class Block(nnx.Module):
     """x + attention(norm(x)), then x + mlp(norm(x))."""
 
-    def __init__(self, config: NanochatConfig, layer: int, *, param_dtype, implementation, draws):
+    def __init__(self, config: NanochatConfig, layer: int, *, param_dtype, implementation, rngs):
         self.attn = CausalSelfAttention(
-            config, layer, param_dtype=param_dtype, implementation=implementation, draws=draws
+            config, layer, param_dtype=param_dtype, implementation=implementation, rngs=rngs
         )
-        self.mlp = MLP(config, param_dtype=param_dtype, draws=draws)
+        self.mlp = MLP(config, param_dtype=param_dtype, rngs=rngs)
 
     def __call__(self, x_BTD, value_embed_BTD=None, cache=None, offset_B=None):
         y_BTD, cache = self.attn(rms_norm(x_BTD), value_embed_BTD, cache, offset_B)
@@ -139,16 +139,16 @@ class Nanochat(nnx.Module):
       remat: none, dots or block; what the backward pass finds instead of recomputing.
     """
 
-    def __init__(self, config: NanochatConfig, *, dtype, param_dtype, implementation, remat, draws):
+    def __init__(self, config: NanochatConfig, *, dtype, param_dtype, implementation, remat, rngs):
         assert config.n_embd and config.vocab_size, "config.complete(n_ids) fills in width and vocabulary"
         n_embd, n_layer = config.n_embd, config.n_layer
         self.config, self.dtype, self.remat = config, jnp.dtype(dtype), remat
-        table = functools.partial(Embedding, config.vocab_size, param_dtype=param_dtype, draws=draws)
+        table = functools.partial(Embedding, config.vocab_size, param_dtype=param_dtype, rngs=rngs)
         self.wte = table(n_embd, init=normal(0.8 if config.init == "uniform" else 1.0))
         self.lm_head = table(n_embd, init=normal(HEAD_STD) if config.init == "uniform" else zeros)
         self.h = nnx.List(
             [
-                Block(config, i, param_dtype=param_dtype, implementation=implementation, draws=draws)
+                Block(config, i, param_dtype=param_dtype, implementation=implementation, rngs=rngs)
                 for i in range(n_layer)
             ]
         )
@@ -167,7 +167,7 @@ class Nanochat(nnx.Module):
                 bias=False,
                 init=uniform(0.0, GATE_INIT),
                 param_dtype=param_dtype,
-                draws=draws,
+                rngs=rngs,
             )
             self.smear_lambda = nnx.Param(jnp.zeros((1,), param_dtype))
         if config.backout:

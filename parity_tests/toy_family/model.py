@@ -10,23 +10,23 @@ from jaxgpt.parallel.sharding import shard_batch
 
 
 class Block(nnx.Module):
-    def __init__(self, config: ToyConfig, *, param_dtype, draws):
+    def __init__(self, config: ToyConfig, *, param_dtype, rngs):
         n_embd = config.n_embd
-        self.c_fc = Linear(n_embd, 2 * n_embd, bias=False, init=normal(0.1), param_dtype=param_dtype, draws=draws)
-        self.c_proj = Linear(2 * n_embd, n_embd, bias=False, init=normal(0.1), param_dtype=param_dtype, draws=draws)
+        self.c_fc = Linear(n_embd, 2 * n_embd, bias=False, init=normal(0.1), param_dtype=param_dtype, rngs=rngs)
+        self.c_proj = Linear(2 * n_embd, n_embd, bias=False, init=normal(0.1), param_dtype=param_dtype, rngs=rngs)
 
     def __call__(self, x_BTD):
         return shard_batch(x_BTD + self.c_proj(jnp.tanh(self.c_fc(rms_norm(x_BTD)))))
 
 
 class Toy(nnx.Module):
-    def __init__(self, config: ToyConfig, *, dtype, param_dtype, implementation, remat, draws):
+    def __init__(self, config: ToyConfig, *, dtype, param_dtype, implementation, remat, rngs):
         self.config, self.dtype, self.remat = config, jnp.dtype(dtype), remat
         shape = (config.vocab_size, config.n_embd)
-        self.wte = Embedding(*shape, init=normal(0.5), param_dtype=param_dtype, draws=draws)
-        self.lm_head = Embedding(*shape, init=normal(0.1), param_dtype=param_dtype, draws=draws)
+        self.wte = Embedding(*shape, init=normal(0.5), param_dtype=param_dtype, rngs=rngs)
+        self.lm_head = Embedding(*shape, init=normal(0.1), param_dtype=param_dtype, rngs=rngs)
         self.look_back = nnx.Param(jnp.full((config.n_embd,), 0.5, param_dtype))
-        self.h = nnx.List([Block(config, param_dtype=param_dtype, draws=draws) for _ in range(config.n_layer)])
+        self.h = nnx.List([Block(config, param_dtype=param_dtype, rngs=rngs) for _ in range(config.n_layer)])
 
     def __call__(self, tokens_BT, *, dropout_key=None):
         before_BT = jnp.pad(tokens_BT[:, :-1], ((0, 0), (1, 0)))

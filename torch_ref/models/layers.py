@@ -142,5 +142,5 @@ class Embedding(nn.Module):
         super().__init__()
         self.weight = nn.Parameter(init(rngs, (n_rows, n_embd), param_dtype))
 
-    def forward(self, ids):
-        return F.embedding(ids, self.weight)
+    def forward(self, ids, dtype=None):
+        return F.embedding(ids, self.weight).to(dtype or self.weight.dtype)

@@ -246,9 +246,9 @@ class Modded(nn.Module):
         return document_begins(tokens_BT, self.config.bos_id)
 
     def embed(self, tokens_BT, before_B1):
-        x_BTD = self.wte(tokens_BT).to(self.dtype)
+        x_BTD = self.wte(tokens_BT, self.dtype)
         if self.config.smear:
-            before_B1D = self.wte(before_B1.clamp(min=0)).to(self.dtype)
+            before_B1D = self.wte(before_B1.clamp(min=0), self.dtype)
             before_B1D = torch.where(before_B1[..., None] >= 0, before_B1D, 0)
             previous_BTD = torch.cat([before_B1D, x_BTD[:, :-1]], dim=1)
             scale_BT1 = self.smear_lambda * gate(self.smear_gate, x_BTD)
@@ -259,7 +259,7 @@ class Modded(nn.Module):
         if not self.config.bigram:
             return None
         ids_BT = bigram_ids(tokens_BT, before_BT, positions_BT, self.config.bigram_rows)
-        return self.bigram_embed(ids_BT).to(self.dtype)
+        return self.bigram_embed(ids_BT, self.dtype)
 
     def rotary_tables(self, positions_BT):
         config = self.config
@@ -294,7 +294,7 @@ class Modded(nn.Module):
         number = self.config.value_table(layer)
         if number is None:
             return None
-        return self.value_embeds[number](tokens_BT).to(self.dtype)
+        return self.value_embeds[number](tokens_BT, self.dtype)
 
     def finish(self, x_BTD, kept_BTD):
         if self.config.backout_from != -1:

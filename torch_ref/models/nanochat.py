@@ -149,12 +149,12 @@ class Nanochat(nn.Module):
         return self.finish(x_BTD, middle_BTD)
 
     def embed(self, tokens_BT, before_B1=None):
-        x_BTD = rms_norm(self.wte(tokens_BT).to(self.dtype))
+        x_BTD = rms_norm(self.wte(tokens_BT, self.dtype))
         if not self.config.smear:
             return x_BTD
         before_B1D = torch.zeros_like(x_BTD[:, :1])
         if before_B1 is not None:
-            before_B1D = rms_norm(self.wte(before_B1.clamp(min=0)).to(self.dtype))
+            before_B1D = rms_norm(self.wte(before_B1.clamp(min=0), self.dtype))
             before_B1D = torch.where(before_B1[..., None] >= 0, before_B1D, 0)
         previous_BTD = torch.cat([before_B1D, x_BTD[:, :-1]], dim=1)
         gate_BT1 = torch.sigmoid(self.smear_gate(x_BTD[..., : GATE_CHANNELS["smear"]]))
@@ -168,7 +168,7 @@ class Nanochat(nn.Module):
     def value_embed(self, layer: int, tokens_BT):
         if not self.config.has_value_embed(layer):
             return None
-        return self.value_embeds[str(layer)](tokens_BT).to(self.dtype)
+        return self.value_embeds[str(layer)](tokens_BT, self.dtype)
 
     def finish(self, x_BTD, middle_BTD):
         if self.config.backout:
