@@ -257,6 +257,7 @@ def float8_products(program: str) -> list[str]:
 
 
 @pytest.mark.skipif(bool(missing_plugin("gpu")), reason=f"compiling for a GPU takes: {missing_plugin('gpu')}")
+@pytest.mark.slow
 def test_the_h100_multiplies_float8_and_the_a100_is_refused():
     program = compile_for("h100", head_dtype="float8")
     assert float8_products(program) == ["f8e4m3fn x f8e4m3fn", "f8e5m2 x f8e4m3fn"]

@@ -157,6 +157,7 @@ def test_track3(framework):
     close_by_name(norms(both["grads"]), digests.GRADIENTS_TRACK3, FORWARD)
 
 
+@pytest.mark.slow
 @FRAMEWORKS
 def test_record_62_in_bfloat16(framework):
     """The types of a real run: the originals' own gave 1115.40, and gradients within 2.5 %."""

@@ -89,7 +89,11 @@ def test_microbatches_equal_one_batch(algorithm, plain, n_micro):
     check_equal(run(make_config(n_micro=n_micro, algorithm=algorithm), n_micro), plain)
 
 
-@pytest.mark.parametrize(("data", "fsdp", "tensor"), [(8, 1, 1), (1, 8, 1), (2, 2, 2), (4, 1, 2)], ids=lambda n: str(n))
+@pytest.mark.parametrize(
+    ("data", "fsdp", "tensor"),
+    [(1, 8, 1), (2, 2, 2), *(pytest.param(*sizes, marks=pytest.mark.slow) for sizes in ((8, 1, 1), (4, 1, 2)))],
+    ids=str,
+)
 def test_eight_devices_equal_one(algorithm, plain, data, fsdp, tensor):
     mesh = MeshConfig(data=data, fsdp=fsdp, tensor=tensor)
     check_equal(run(make_config(n_devices=data * fsdp, mesh=mesh, algorithm=algorithm)), plain)

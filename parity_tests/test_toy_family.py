@@ -79,7 +79,7 @@ def run(place, *arguments) -> str:
     return done.stdout
 
 
-@pytest.mark.parametrize("package", ["jaxgpt", "torch_ref"])
+@pytest.mark.parametrize("package", ["jaxgpt", pytest.param("torch_ref", marks=pytest.mark.slow)])
 def test_it_trains_in_miniature(place, package):
     run_dir = f"--run.dir=runs/{package}"
     out = run(place, "-m", f"{package}.train", "--config", "toy.py", "--smoke", "--train.dtype=float32", run_dir)
