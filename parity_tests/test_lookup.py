@@ -55,10 +55,12 @@ def test_rows_and_gradient_are_those_of_one_device(data, fsdp, tensor, dtype):
     assert all(one.sent_bytes <= part for one in census if one.kind == "all-reduce")
 
 
-def test_ids_that_all_rows_share_and_another_mesh_are_looked_up_as_they_are():
+def test_what_does_not_divide_and_another_mesh_are_looked_up_as_they_are():
+    """Ids that all rows share, columns that fsdp does not divide, axes that the compiler may not use."""
     table_VD, ids, _ = make_inputs()
     mesh = make_mesh(MeshConfig(data=2, fsdp=4))
     with jax.set_mesh(mesh):
         np.testing.assert_array_equal(take_rows(table_VD, ids[:1]), table_VD[ids[:1]])
+        np.testing.assert_array_equal(take_rows(table_VD[:, :30], ids), table_VD[ids][..., :30])
     with jax.set_mesh(jax.make_mesh((8,), ("fsdp",))):
         np.testing.assert_array_equal(take_rows(jnp.asarray(table_VD), ids), table_VD[ids])

@@ -22,7 +22,8 @@ def take_rows(table_VD, ids, dtype=None) -> Any:
     """
     mesh = jax.sharding.get_abstract_mesh()
     n_devices = count_row_devices(mesh)
-    if n_devices <= mesh.shape.get("data", 1) or ids.shape[0] % n_devices:
+    n_fsdp = mesh.shape["fsdp"] if n_devices else 1
+    if n_fsdp == 1 or ids.shape[0] % n_devices or table_VD.shape[1] % n_fsdp:
         rows = table_VD[ids]
         return rows if dtype is None else rows.astype(dtype)
     return _take(table_VD, ids, jnp.dtype(dtype or table_VD.dtype))
