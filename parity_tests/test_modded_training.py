@@ -122,8 +122,8 @@ def directories(tmp_path_factory):
 
 
 SLOW = pytest.mark.slow
-JAX = pytest.param("jax", marks=SLOW)  # compiles for a minute
-BOTH = pytest.mark.parametrize("framework", [JAX, "torch"])
+BOTH = pytest.mark.parametrize("framework", [pytest.param(name, marks=SLOW) for name in ("jax", "torch")])
+"""Record 62 takes a minute in each framework; test_modded_digests and test_modded_optim have its parts."""
 
 
 @SLOW
@@ -142,7 +142,6 @@ def test_a_record_trains_as_the_original(name, framework, directories):
                 np.testing.assert_allclose(norm_of(tensors, tensor), norm, rtol=STEPS, err_msg=f"{tensor}, {n_done}")
 
 
-@pytest.mark.slow
 @BOTH
 def test_validation_of_record_62_at_both_ends(framework, directories):
     """With the first windows, and with wider ones than in training, for which YaRN changes nothing."""
@@ -204,6 +203,7 @@ def test_record_62_resumes_bit_for_bit(framework, n_done, directories):
     assert (has_sums, bool((params["wte.weight"] == params["lm_head.weight"]).all())) == SAVED[n_done]
 
 
+@SLOW
 def test_two_rows_at_once_give_the_same_losses(directories):
     """As two devices do: four microbatches of two rows, up to the end of the first shard, after which the original
     loses a row. Of jaxgpt, on devices, this is in test_modded_devices.py."""

@@ -14,7 +14,7 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 N_STEPS = 8
 
 
-@pytest.mark.parametrize("name", one_in(40, NANOCHAT_MUTATIONS))
+@pytest.mark.parametrize("name", one_in(80, NANOCHAT_MUTATIONS))
 def test_every_mutation_is_seen(name):
     mutation = NANOCHAT_MUTATIONS[name]
     trials = make_trials(mutation.recipe, mutation.is_masked, "float64", N_STEPS)

@@ -116,6 +116,7 @@ def test_trace_finds_a_bug_in_the_backward_pass(reference, monkeypatch):
     assert find_first(reference).startswith("backward: h.0.mlp.c_fc.weight (")
 
 
+@pytest.mark.slow
 def test_trace_finds_what_no_layer_has(reference, monkeypatch):
     """A call of the model that is not the sum of its layers, and an update."""
     original = gpt2.GPT2.__call__

@@ -47,6 +47,7 @@ def test_smoke(path, tmp_path, monkeypatch, capsys):
     )
 
 
+@pytest.mark.slow
 def test_smoke_replaces_its_own_directory_and_spares_others(tmp_path, monkeypatch):
     """Where --run.dir is given it is that one; else smoke/<name> beside the run's."""
     monkeypatch.chdir(tmp_path)

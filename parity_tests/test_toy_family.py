@@ -102,6 +102,7 @@ def test_it_is_planned(place):
     assert re.search(rf"FLOPs +{flops / 1e6:,.1f} M per token", out)
 
 
+@pytest.mark.slow
 def test_it_agrees_with_its_torch_twin_in_float64(place):
     found = json.loads(run(place, "-c", PARITY))
     assert found["outside"] == [] and found["judged"] >= 8
