@@ -261,5 +261,5 @@ class Embedding(nnx.Module):
         self.weight = nnx.Param(rngs.draw(init, (n_rows, n_embd), param_dtype))
 
     def __call__(self, ids, dtype=None):
-        """Rows by id, in `dtype`. Ids were range-checked on the host: JAX would clamp a bad one without a word."""
+        """Rows by id, in the table's dtype or in `dtype`. Ids were checked on the host: JAX would clamp a bad one."""
         return take_rows(self.weight[...], ids, dtype)

@@ -18,7 +18,8 @@ def take_rows(table_VD, ids, dtype=None) -> Any:
     """The rows of a table by id, [..., D], in the table's dtype or in `dtype`.
 
     Each device looks up, and in the backward pass adds up, its columns for the rows of the batch that its fsdp group
-    holds. So activations travel, not the table; then gradients are summed over data.
+    holds. So activations travel, not the table; then gradients are summed over data. Rows or columns that the devices
+    do not divide, such as positions that all rows share, are left to the partitioner.
     """
     mesh = jax.sharding.get_abstract_mesh()
     n_devices = count_row_devices(mesh)

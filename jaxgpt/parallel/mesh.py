@@ -4,7 +4,7 @@ import os
 
 import jax
 import numpy as np
-from jax.sharding import AxisType, Mesh
+from jax.sharding import AbstractMesh, AxisType, Mesh
 
 from jaxgpt.config import MeshConfig
 from jaxgpt.errors import InputError
@@ -54,7 +54,7 @@ def make_mesh(config: MeshConfig, devices: list | None = None) -> Mesh:
     return Mesh(grid, ("data", "fsdp", "tensor"), axis_types=(AxisType.Auto,) * 3)
 
 
-def count_batch_devices(mesh: Mesh) -> int:
+def count_batch_devices(mesh: Mesh | AbstractMesh) -> int:
     """Devices that split the rows of a batch between them."""
     return mesh.shape["data"] * mesh.shape["fsdp"]
 

@@ -20,6 +20,7 @@ from jax.sharding import PartitionSpec as P
 
 from jaxgpt.config.families import ModelConfig
 from jaxgpt.errors import InputError
+from jaxgpt.parallel.mesh import count_batch_devices
 
 BATCH = ("data", "fsdp")
 """Mesh axes over which the rows of a batch are split."""
@@ -101,7 +102,7 @@ def shard_batch(x):
 
 def count_row_devices(mesh: AbstractMesh) -> int:
     """Devices that split rows under the mesh in force; 0 without one, and where the compiler may not use its axes."""
-    return mesh.shape["data"] * mesh.shape["fsdp"] if {*BATCH} <= {*mesh.auto_axes} else 0
+    return count_batch_devices(mesh) if {*BATCH} <= {*mesh.auto_axes} else 0
 
 
 def shard_rows(tree):
